@@ -1,0 +1,42 @@
+# make demo   set up, then train and evaluate on a data set made on the spot
+# make test   set up, then run the test suite
+# make lint   ruff (check and format) and mypy
+# make setup  the set-up alone: .venv with the pinned requirements
+# make lock   renew requirements.txt from the ranges in pyproject.toml
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+.PHONY: demo test lint setup lock
+.DELETE_ON_ERROR:
+
+demo: setup
+	$(BIN)/python train.py run.dir=runs/demo run.overwrite=true
+	$(BIN)/python evaluate.py checkpoint=runs/demo/checkpoints/last.pt
+	@echo
+	@echo "The run lies in runs/demo. To look at it: $(BIN)/tensorboard --logdir runs"
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: $(READY)
+
+# uv takes torch and torchvision as a pair from one place; plain pip may mix builds that do not fit.
+$(READY): requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement requirements.txt
+	@touch $@
+
+lock: setup
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev \
+	    --no-header --no-annotate pyproject.toml --output-file requirements.txt
