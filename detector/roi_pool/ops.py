@@ -1,5 +1,9 @@
 """The layer as two torch operators, `fast_rcnn::roi_pool` and its backward, so that autograd, torch.compile
-and torch.export see it whole. Their bodies are the reference, which serves every device without own kernels.
+and torch.export see it whole. Devices without kernels of their own are served by the reference.
+
+No rule for autocast is registered, on purpose: the operators then take each tensor as it comes, features in
+whatever precision the backbone gave them (a maximum is exact in all) and RoIs in full precision. A rule would
+cast the RoIs too, and bfloat16 holds pixels above 256 only to the next even one.
 """
 
 from typing import Any
@@ -9,48 +13,57 @@ from torch import Tensor
 
 from detector.roi_pool import reference
 
+# torch.library.custom_op would be shorter, but its first call imports the whole compiler: seconds.
+_library = torch.library.Library("fast_rcnn", "FRAGMENT")
+_library.define(
+    "roi_pool(Tensor features, Tensor rois, SymInt pooled_height, SymInt pooled_width, float spatial_scale, "
+    "bool with_argmax) -> (Tensor pooled, Tensor argmax)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+_library.define(
+    "roi_pool_backward(Tensor grad, Tensor rois, Tensor argmax, SymInt batch_size, SymInt height, "
+    "SymInt width) -> Tensor",
+    tags=torch.Tag.pt2_compliant_tag,
+)
 
-@torch.library.custom_op("fast_rcnn::roi_pool", mutates_args=())
-def roi_pool(
-    features: Tensor,
-    rois: Tensor,
-    pooled_height: int,
-    pooled_width: int,
-    spatial_scale: float,
-    with_argmax: bool,
+
+def _forward_reference(
+    features: Tensor, rois: Tensor, pooled_height: int, pooled_width: int, scale: float, with_argmax: bool
 ) -> tuple[Tensor, Tensor]:
-    """Pooled values (R,C,ph,pw) and, if `with_argmax`, the cell index of each (else an empty tensor)."""
     reference.check_rois(rois, len(features))
-    pooled, argmax = reference.forward(features, rois, (pooled_height, pooled_width), spatial_scale)
+    pooled, argmax = reference.forward(features, rois, (pooled_height, pooled_width), scale)
     return pooled, argmax if with_argmax else argmax.new_empty(0)
 
 
-@torch.library.custom_op("fast_rcnn::roi_pool_backward", mutates_args=())
-def roi_pool_backward(
+# numba and Triton are imported at the first call that needs them: importing the package stays quick.
+def _forward_cpu(
+    features: Tensor, rois: Tensor, pooled_height: int, pooled_width: int, scale: float, with_argmax: bool
+) -> tuple[Tensor, Tensor]:
+    from detector.roi_pool import cpu
+
+    return cpu.forward(features, rois, (pooled_height, pooled_width), scale, with_argmax)
+
+
+def _backward_cpu(
     grad: Tensor, rois: Tensor, argmax: Tensor, batch_size: int, height: int, width: int
 ) -> Tensor:
-    """Gradient for the features (B,C,H,W) from that of the pooled values (R,C,ph,pw)."""
-    return reference.backward(grad, rois, argmax, batch_size, height, width)
+    from detector.roi_pool import cpu
+
+    return cpu.backward(grad, rois, argmax, batch_size, height, width)
 
 
-@roi_pool.register_fake
-def _(
-    features: Tensor,
-    rois: Tensor,
-    pooled_height: int,
-    pooled_width: int,
-    spatial_scale: float,
-    with_argmax: bool,
+def _forward_fake(
+    features: Tensor, rois: Tensor, pooled_height: int, pooled_width: int, scale: float, with_argmax: bool
 ) -> tuple[Tensor, Tensor]:
     _, channels, height, width = features.shape
-    shape = (rois.shape[0], pooled_height, pooled_width, channels)
+    pooled = features.new_empty((rois.shape[0], pooled_height, pooled_width, channels)).permute(0, 3, 1, 2)
     index = reference.argmax_dtype(height, width)
-    pooled = features.new_empty(shape).permute(0, 3, 1, 2)
     return pooled, torch.empty_like(pooled, dtype=index) if with_argmax else pooled.new_empty(0, dtype=index)
 
 
-@roi_pool_backward.register_fake
-def _(grad: Tensor, rois: Tensor, argmax: Tensor, batch_size: int, height: int, width: int) -> Tensor:
+def _backward_fake(
+    grad: Tensor, rois: Tensor, argmax: Tensor, batch_size: int, height: int, width: int
+) -> Tensor:
     return grad.new_empty((batch_size, height, width, grad.shape[1])).permute(0, 3, 1, 2)
 
 
@@ -64,8 +77,18 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     rois, argmax = ctx.saved_tensors
-    grad_features = roi_pool_backward(grad, rois, argmax, ctx.batch_size, ctx.height, ctx.width)
-    return grad_features, None, None, None, None, None
+    return roi_pool_backward(grad, rois, argmax, ctx.batch_size, ctx.height, ctx.width), *[None] * 5
 
 
-roi_pool.register_autograd(_backward, setup_context=_save_for_backward)
+_library.impl("roi_pool", _forward_reference, "CompositeExplicitAutograd")
+_library.impl("roi_pool_backward", reference.backward, "CompositeExplicitAutograd")
+_library.impl("roi_pool", _forward_cpu, "CPU")
+_library.impl("roi_pool_backward", _backward_cpu, "CPU")
+torch.library.register_fake("fast_rcnn::roi_pool", _forward_fake, lib=_library)
+torch.library.register_fake("fast_rcnn::roi_pool_backward", _backward_fake, lib=_library)
+torch.library.register_autograd(
+    "fast_rcnn::roi_pool", _backward, setup_context=_save_for_backward, lib=_library
+)
+
+roi_pool = torch.ops.fast_rcnn.roi_pool.default
+roi_pool_backward = torch.ops.fast_rcnn.roi_pool_backward.default
