@@ -6,6 +6,7 @@ whatever precision the backbone gave them (a maximum is exact in all) and RoIs i
 cast the RoIs too, and bfloat16 holds pixels above 256 only to the next even one.
 """
 
+import importlib
 from typing import Any
 
 import torch
@@ -35,21 +36,22 @@ def _forward_reference(
     return pooled, argmax if with_argmax else argmax.new_empty(0)
 
 
-# numba and Triton are imported at the first call that needs them: importing the package stays quick.
-def _forward_cpu(
-    features: Tensor, rois: Tensor, pooled_height: int, pooled_width: int, scale: float, with_argmax: bool
-) -> tuple[Tensor, Tensor]:
-    from detector.roi_pool import cpu
+def _implement(dispatch_key: str, module: str) -> None:
+    """Register a module's kernels; numba or Triton is imported at the first call that needs it."""
 
-    return cpu.forward(features, rois, (pooled_height, pooled_width), scale, with_argmax)
+    def forward(
+        features: Tensor, rois: Tensor, pooled_height: int, pooled_width: int, scale: float, with_argmax: bool
+    ) -> tuple[Tensor, Tensor]:
+        kernels = importlib.import_module(module)
+        return kernels.forward(features, rois, (pooled_height, pooled_width), scale, with_argmax)
 
+    def backward(
+        grad: Tensor, rois: Tensor, argmax: Tensor, batch_size: int, height: int, width: int
+    ) -> Tensor:
+        return importlib.import_module(module).backward(grad, rois, argmax, batch_size, height, width)
 
-def _backward_cpu(
-    grad: Tensor, rois: Tensor, argmax: Tensor, batch_size: int, height: int, width: int
-) -> Tensor:
-    from detector.roi_pool import cpu
-
-    return cpu.backward(grad, rois, argmax, batch_size, height, width)
+    _library.impl("roi_pool", forward, dispatch_key)
+    _library.impl("roi_pool_backward", backward, dispatch_key)
 
 
 def _forward_fake(
@@ -82,8 +84,8 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, 
 
 _library.impl("roi_pool", _forward_reference, "CompositeExplicitAutograd")
 _library.impl("roi_pool_backward", reference.backward, "CompositeExplicitAutograd")
-_library.impl("roi_pool", _forward_cpu, "CPU")
-_library.impl("roi_pool_backward", _backward_cpu, "CPU")
+_implement("CPU", "detector.roi_pool.cpu")
+_implement("CUDA", "detector.roi_pool.cuda")
 torch.library.register_fake("fast_rcnn::roi_pool", _forward_fake, lib=_library)
 torch.library.register_fake("fast_rcnn::roi_pool_backward", _backward_fake, lib=_library)
 torch.library.register_autograd(

@@ -1,0 +1,183 @@
+"""RoI pooling on CUDA devices: Triton kernels over channels-last maps, neighbouring threads on neighbouring
+channels, so that every access to the maps, the result and the argmax is coalesced.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from detector.roi_pool.reference import CELL_LIMIT, argmax_dtype, coordinate_dtype
+
+_CELL_LIMIT = tl.constexpr(CELL_LIMIT)
+# Bits of a gradient as fixed point: leaves 2**23 additions of the largest one before int64 overflows.
+_FIXED_POINT_BITS = 40
+
+
+@triton.jit
+def _round_half_away(value):  # type: ignore[no-untyped-def]
+    magnitude = tl.minimum(tl.abs(value), _CELL_LIMIT)
+    whole = tl.floor(magnitude)
+    cell = whole.to(tl.int32) + (magnitude - whole >= 0.5).to(tl.int32)
+    return tl.where(value > 0, cell, -cell)
+
+
+@triton.jit
+def _bin_edges(low, high, spatial_scale, i, bins, limit):  # type: ignore[no-untyped-def]
+    """As `reference.bin_edges`, for bin i of one RoI along one axis, in the precision of `low`."""
+    start = _round_half_away(low * spatial_scale)
+    end = _round_half_away(high * spatial_scale)
+    cells = tl.maximum(end - start + 1, 1).to(low.dtype)
+    if low.dtype == tl.float32:  # where a plain / is not correctly rounded
+        size = tl.div_rn(cells, bins.to(tl.float32))
+    else:
+        size = cells / bins.to(low.dtype)
+    first = tl.floor(i.to(low.dtype) * size).to(tl.int32) + start
+    past = tl.ceil((i + 1).to(low.dtype) * size).to(tl.int32) + start
+    return tl.minimum(tl.maximum(first, 0), limit), tl.minimum(tl.maximum(past, 0), limit)
+
+
+@triton.jit
+def _pool(  # type: ignore[no-untyped-def]
+    maps,  # (B, H, W, C)
+    rois,  # (R, 5)
+    scale,  # (1,), a tensor since Triton would pass a Python float in float32
+    pooled,  # (R, ph, pw, C)
+    argmax,  # the same, or unused
+    batch_size,
+    height,
+    width,
+    channels,
+    pooled_height,
+    pooled_width,
+    with_argmax: tl.constexpr,
+    empty: tl.constexpr,
+    block: tl.constexpr,
+):
+    """One program pools one bin of one RoI, `block` channels of it."""
+    bin_index = tl.program_id(0).to(tl.int64)
+    j = tl.program_id(0) % pooled_width
+    i = tl.program_id(0) // pooled_width % pooled_height
+    roi = rois + (tl.program_id(0) // (pooled_width * pooled_height)).to(tl.int64) * 5
+    image = tl.load(roi)
+    x1, y1, x2, y2 = tl.load(roi + 1), tl.load(roi + 2), tl.load(roi + 3), tl.load(roi + 4)
+    # A difference with itself is 0 for finite numbers only.
+    bad = (x1 - x1) + (y1 - y1) + (x2 - x2) + (y2 - y2) != 0
+    bad = bad | (image != image) | (image <= -1) | (image >= batch_size)
+    spatial_scale = tl.load(scale)
+    left, right = _bin_edges(x1, x2, spatial_scale, j, pooled_width, width)
+    top, bottom = _bin_edges(y1, y2, spatial_scale, i, pooled_height, height)
+    is_empty = bad | (bottom <= top) | (right <= left)
+    bottom = tl.where(is_empty, top, bottom)  # nothing is read
+
+    real: tl.constexpr = rois.dtype.element_ty  # at least float32, which holds 16-bit floats exactly
+    channel = tl.program_id(1) * block + tl.arange(0, block)
+    inside = channel < channels
+    image_cells = tl.where(bad, 0.0, image).to(tl.int64) * height * width
+    where = tl.zeros((block,), tl.int32) + (top * width + left)
+    readable = inside & (is_empty == 0)
+    best = tl.load(maps + (image_cells + where) * channels + channel, mask=readable, other=0.0).to(real)
+    for y in range(top, bottom):
+        for x in range(left, right):
+            cell = y * width + x
+            value = tl.load(maps + (image_cells + cell) * channels + channel, mask=inside).to(real)
+            higher = (value > best) | (value != value)  # the last NaN stays
+            best = tl.where(higher, value, best)
+            where = tl.where(higher, cell, where)
+    best = tl.where(bad, float("nan"), best)
+    tl.store(pooled + bin_index * channels + channel, best.to(maps.dtype.element_ty), mask=inside)
+    if with_argmax:
+        where = tl.where(is_empty, empty, where)
+        tl.store(argmax + bin_index * channels + channel, where.to(argmax.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _scatter(  # type: ignore[no-untyped-def]
+    grad,  # (R, ph, pw, C)
+    argmax,  # the same
+    rois,  # (R, 5)
+    sums,  # (B, H, W, C), zeros
+    unit,  # (): gradients are counted in whole units of this size, if `fixed_point`
+    cells,
+    channels,
+    bins,
+    fixed_point: tl.constexpr,
+    empty: tl.constexpr,
+    block: tl.constexpr,
+):
+    """One program adds the gradients of one bin of one RoI to the cells that they came from."""
+    bin_index = tl.program_id(0).to(tl.int64)
+    channel = tl.program_id(1) * block + tl.arange(0, block)
+    inside = channel < channels
+    where = tl.load(argmax + bin_index * channels + channel, mask=inside, other=empty).to(tl.int32)
+    taken = where != empty
+    image = tl.load(rois + bin_index // bins * 5).to(tl.int64)
+    value = tl.load(grad + bin_index * channels + channel, mask=inside, other=0.0)
+    target = sums + (image * cells + where) * channels + channel
+    if fixed_point:
+        units = value.to(tl.float64) / tl.load(unit)
+        value = (units + tl.where(units < 0, -0.5, 0.5)).to(tl.int64)
+    tl.atomic_add(target, value.to(sums.dtype.element_ty), mask=taken, sem="relaxed")
+
+
+def forward(
+    features: Tensor, rois: Tensor, pooled_hw: tuple[int, int], spatial_scale: float, with_argmax: bool
+) -> tuple[Tensor, Tensor]:
+    """Pool (B,C,H,W) features to (R,C,*pooled_hw), with the cell index of each maximum or an empty tensor.
+
+    A RoI with a batch index out of range or a coordinate that is not finite becomes NaN and passes no
+    gradient: an error that names it would have to wait for the device.
+    """
+    batch_size, channels, height, width = features.shape
+    maps = features.permute(0, 2, 3, 1).contiguous()
+    corners = rois.to(coordinate_dtype(features)).contiguous()
+    pooled = maps.new_empty((len(rois), *pooled_hw, channels))
+    index = argmax_dtype(height, width)
+    argmax = torch.empty(pooled.shape if with_argmax else (0,), dtype=index, device=maps.device)
+    scale = torch.full((1,), spatial_scale, dtype=corners.dtype, device=corners.device)
+    if pooled.numel():
+        grid, block = _grid_and_block(pooled)
+        tensors = maps, corners, scale, pooled, argmax
+        sizes = batch_size, height, width, channels, *pooled_hw
+        constants = with_argmax, torch.iinfo(index).max, block
+        with torch.cuda.device_of(maps):
+            # A fused multiply and subtract would round some coordinates to another cell.
+            _pool[grid](*tensors, *sizes, *constants, enable_fp_fusion=False)
+    return pooled.permute(0, 3, 1, 2), argmax.permute(0, 3, 1, 2) if with_argmax else argmax
+
+
+def backward(grad: Tensor, rois: Tensor, argmax: Tensor, batch_size: int, height: int, width: int) -> Tensor:
+    """Add each pooled value's gradient (R,C,ph,pw) to the cell that it came from: (B,C,H,W).
+
+    Floating-point atomics add in any order, so that the last bits differ from run to run. Where torch is
+    asked for deterministic algorithms, gradients are added as integers instead, in units of about 2**-40 of
+    the largest one, finer than float32 resolves.
+    """
+    values = grad.permute(0, 2, 3, 1).contiguous()
+    where = argmax.permute(0, 2, 3, 1).contiguous()
+    fixed_point = torch.are_deterministic_algorithms_enabled()
+    unit = torch.ones((), dtype=torch.float64, device=grad.device)
+    sums_dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
+    shape = (batch_size, height, width, grad.shape[1])
+    sums = torch.zeros(shape, dtype=torch.int64 if fixed_point else sums_dtype, device=grad.device)
+    if values.numel():
+        if fixed_point:
+            low, high = values.aminmax()
+            largest = torch.maximum(-low, high).double()
+            unit = torch.ldexp(unit, largest.frexp().exponent - _FIXED_POINT_BITS)
+            unit = torch.where(largest.isfinite(), unit, torch.nan)  # so that the sums are NaN
+        grid, block = _grid_and_block(values)
+        tensors = values, where, rois.to(torch.float32).contiguous(), sums, unit
+        sizes = height * width, values.shape[3], values.shape[1] * values.shape[2]
+        with torch.cuda.device_of(values):
+            _scatter[grid](*tensors, *sizes, fixed_point, torch.iinfo(where.dtype).max, block)
+    if fixed_point:
+        sums = sums * unit
+    return sums.to(grad.dtype).permute(0, 3, 1, 2)
+
+
+def _grid_and_block(values: Tensor) -> tuple[tuple[int, int], int]:
+    """Launch one program for each bin of (R,ph,pw,C) values and block of channels."""
+    channels = values.shape[3]
+    block = min(triton.next_power_of_2(channels), 512)
+    return (values.numel() // channels, triton.cdiv(channels, block)), block
