@@ -1,0 +1,150 @@
+"""Hierarchical grouping: Uijlings et al., "Selective Search for Object Recognition", IJCV 2013, section 3.1.
+
+The two neighbouring regions that are most similar become one, again and again, until the image is one region.
+Similarities are whole numbers of 1/2^20 and equal ones are ordered by region number: no rounding, no chance.
+"""
+
+import numpy as np
+
+from detector.selective_search.compiled import compiled
+from detector.selective_search.regions import ONE, enlarge
+from detector.selective_search.segmentation import find
+
+
+@compiled
+def group(
+    size: np.ndarray,
+    boxes: np.ndarray,
+    histogram: np.ndarray,
+    pairs: np.ndarray,
+    area: int,
+    use_size: bool,
+    use_fill: bool,
+) -> np.ndarray:
+    """Merge regions into one: boxes (2R - 1, 4) int32, those of the regions first, the whole image last.
+
+    size (R,), boxes (R, 4), histogram (R, B) and pairs (E, 2) are those of `Regions`, the histogram reduced
+    to what shall be compared (B may be 0); use_size and use_fill say whether those similarities count as
+    well; area is that of the image in pixels.
+    """
+    count = size.size
+    # The state of the regions: a merged one goes on under the smaller of the two numbers.
+    size, boxes, histogram = size.copy(), boxes.copy(), histogram.copy()
+    found = np.empty((2 * count - 1, 4), np.int32)
+    for region in range(count):
+        copy_box(boxes, region, found, region)
+    parent = np.arange(count, dtype=np.int32)
+    first, last, following, other = link(pairs, count)
+    best = np.zeros(count, np.int32)  # the most similar neighbour, of equals the smallest number,
+    similarity = np.full(count, -1, np.int64)  # and how similar it is; -1: merged into another
+    met = np.zeros(count, np.int32)
+    waiting = np.arange(count, dtype=np.int32)  # regions whose best neighbour is not known
+    waits = count
+
+    for step in range(count, 2 * count):
+        for w in range(waits):
+            a = waiting[w]
+            similarity[a] = -1
+            i = first[a]
+            while i >= 0:
+                c = find(parent, other[i])
+                if c != a:
+                    new = compare(a, c, size, boxes, histogram, area, use_size, use_fill)
+                    if new > similarity[a] or (new == similarity[a] and c < best[a]):
+                        best[a], similarity[a] = c, new
+                i = following[i]
+        if step == 2 * count - 1:
+            break
+
+        a = np.argmax(similarity)
+        b = best[a]
+        similarity[b] = -1
+        merge(a, b, size, boxes, histogram, parent)
+        copy_box(boxes, a, found, step)
+
+        # a takes over the neighbours of b, each once; who had a or b for its best may have to look again
+        following[last[a]] = first[b]
+        last[a] = last[b]
+        similarity[a] = -1
+        waits = 0
+        previous, i = -1, first[a]
+        while i >= 0:
+            c = find(parent, other[i])
+            if c == a or met[c] == step:
+                if previous < 0:
+                    first[a] = following[i]
+                else:
+                    following[previous] = following[i]
+            else:
+                met[c] = step
+                previous = i
+                new = compare(a, c, size, boxes, histogram, area, use_size, use_fill)
+                if new > similarity[a] or (new == similarity[a] and c < best[a]):
+                    best[a], similarity[a] = c, new
+                if new > similarity[c] or (new == similarity[c] and a <= best[c]):
+                    best[c], similarity[c] = a, new
+                elif best[c] == a or best[c] == b:
+                    waiting[waits] = c
+                    waits += 1
+            i = following[i]
+        last[a] = previous
+    return found
+
+
+@compiled
+def copy_box(boxes: np.ndarray, at: int, found: np.ndarray, to: int) -> None:
+    for i in range(4):  # numba takes seconds to compile an assignment of slices
+        found[to, i] = boxes[at, i]
+
+
+@compiled
+def link(pairs: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Each region's neighbours as a linked list: first, last (R,) and following, other (2E,); -1 ends it."""
+    first, last = np.full(count, -1, np.int32), np.full(count, -1, np.int32)
+    following, other = np.full(2 * len(pairs), -1, np.int32), np.empty(2 * len(pairs), np.int32)
+    for i in range(other.size):
+        a, other[i] = pairs[i >> 1, i & 1], pairs[i >> 1, 1 - (i & 1)]
+        if first[a] < 0:
+            first[a] = i
+        else:
+            following[last[a]] = i
+        last[a] = i
+    return first, last, following, other
+
+
+@compiled
+def merge(
+    a: int, b: int, size: np.ndarray, boxes: np.ndarray, histogram: np.ndarray, parent: np.ndarray
+) -> None:
+    """Merge region b into a; the histogram becomes the average weighted by size (equation 3)."""
+    both = size[a] + size[b]
+    for i in range(histogram.shape[1]):
+        histogram[a, i] = (size[a] * histogram[a, i] + size[b] * histogram[b, i]) // both
+    enlarge(boxes, a, boxes[b, 0], boxes[b, 1], boxes[b, 2], boxes[b, 3])
+    size[a] = both
+    parent[b] = a
+
+
+@compiled
+def compare(
+    a: int,
+    b: int,
+    size: np.ndarray,
+    boxes: np.ndarray,
+    histogram: np.ndarray,
+    area: int,
+    use_size: bool,
+    use_fill: bool,
+) -> int:
+    """Similarity of regions a and b: the sum of the chosen ones of section 3.2.1, each from 0 to ONE."""
+    total = 0
+    for i in range(histogram.shape[1]):  # colour and texture, equations 2 and 4
+        total += min(histogram[a, i], histogram[b, i])
+    both = size[a] + size[b]
+    if use_size:  # equation 5
+        total += ONE - both * ONE // area
+    if use_fill:  # equation 6
+        width = max(boxes[a, 2], boxes[b, 2]) - min(boxes[a, 0], boxes[b, 0])
+        height = max(boxes[a, 3], boxes[b, 3]) - min(boxes[a, 1], boxes[b, 1])
+        total += ONE - (width * height - both) * ONE // area
+    return total

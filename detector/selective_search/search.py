@@ -1,0 +1,155 @@
+"""The public function: diversify over colour spaces, scales and similarities, then order all boxes."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from detector.selective_search.colour import LEVEL, smooth, to_space
+from detector.selective_search.grouping import group
+from detector.selective_search.regions import COLOUR_BINS, coarsen, measure
+from detector.selective_search.segmentation import segment, sorted_edges
+
+LARGEST_SIDE_PX = 16384  # edges are numbered in 32 bits, four for a pixel
+
+
+class Strategy(NamedTuple):
+    """Which similarities are summed (section 3.2.1)."""
+
+    colour: bool
+    texture: bool
+    size: bool
+    fill: bool
+
+
+ALL = Strategy(colour=True, texture=True, size=True, fill=True)
+NO_COLOUR = ALL._replace(colour=False)
+SIZE = Strategy(colour=False, texture=False, size=True, fill=False)
+FILL = Strategy(colour=False, texture=False, size=False, fill=True)
+
+
+class Mode(NamedTuple):
+    """What to diversify over: one hierarchy for each combination (section 3.2)."""
+
+    spaces: tuple[str, ...]
+    ks: tuple[int, ...]
+    strategies: tuple[Strategy, ...]
+    min_size: int = 100  # pixels of the smallest region
+
+
+MODES = {
+    "single": Mode(("hsv",), (200,), (ALL,)),
+    "fast": Mode(("hsv", "lab"), (100, 200, 300, 450), (ALL, NO_COLOUR)),
+    "quality": Mode(
+        ("hsv", "lab", "rgi", "gray", "hue"), (50, 100, 200, 300, 450), (ALL, NO_COLOUR, FILL, SIZE)
+    ),
+}
+
+
+def selective_search(
+    image: npt.NDArray[np.uint8],
+    mode: str = "fast",
+    seed: int = 0,
+    threads: int | None = None,
+    max_side_px: int = 1000,
+) -> npt.NDArray[np.float32]:
+    """Propose boxes for the objects of an image (Uijlings et al., IJCV 2013).
+
+    image: (H, W, 3) RGB or (H, W) gray, uint8. One with a longer side than `max_side_px` is shrunk to it,
+        and the boxes are scaled back. Memory: about 100 bytes for a pixel of the (shrunk) image and each
+        thread.
+    mode: "single", "fast" or "quality", see `MODES`.
+    seed: of the random factors in the order of the boxes.
+    threads: how many colour spaces are worked on at once; None takes every core. The work releases the GIL,
+        so for many images call this with `threads=1` from several Python threads or processes.
+
+    Returns (P, 4) float32 x1 y1 x2 y2 in continuous pixels of the image given, best first, none twice, the
+    whole image among them. They are the same on every machine and for any number of threads.
+
+    Raises ValueError for an image or argument it cannot use.
+    """
+    chosen = check(image, mode, seed, threads, max_side_px)
+    height, width = image.shape[:2]
+    small = shrink(image, max_side_px)
+    rgb = smooth(
+        np.ascontiguousarray(
+            np.broadcast_to(small[..., None], (*small.shape, 3)) if small.ndim == 2 else small
+        )
+    )
+    workers = min(threads or len(os.sched_getaffinity(0)), len(chosen.spaces))
+    if workers == 1:
+        hierarchies = [
+            hierarchy for space in chosen.spaces for hierarchy in hierarchies_of(rgb, space, chosen)
+        ]
+    else:
+        with ThreadPoolExecutor(workers) as pool:
+            per_space = pool.map(lambda space: hierarchies_of(rgb, space, chosen), chosen.spaces)
+            hierarchies = [hierarchy for found in per_space for hierarchy in found]
+    boxes = order(hierarchies, seed).astype(np.float32)
+    scale = np.array([width / small.shape[1], height / small.shape[0]] * 2, np.float32)
+    return boxes * scale
+
+
+def check(image: npt.NDArray[np.uint8], mode: str, seed: int, threads: int | None, max_side_px: int) -> Mode:
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+        what = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
+        raise ValueError(f"image must be a numpy array of uint8 (0 to 255), not {what}: convert it first")
+    if image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)) or image.size == 0:
+        raise ValueError(
+            f"image must be (H, W, 3) RGB or (H, W) gray with H, W >= 1, not of shape {image.shape}"
+        )
+    if mode not in MODES:
+        raise ValueError(f"mode {mode!r} is unknown: choose one of {', '.join(MODES)}")
+    if seed < 0:
+        raise ValueError(f"seed is {seed}: give 0 or more")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads is {threads}: give 1 or more, or None for every core")
+    if not 1 <= max_side_px <= LARGEST_SIDE_PX:
+        raise ValueError(f"max_side_px is {max_side_px}: give a length from 1 to {LARGEST_SIDE_PX} pixels")
+    return MODES[mode]
+
+
+def shrink(image: npt.NDArray[np.uint8], max_side_px: int) -> npt.NDArray[np.uint8]:
+    """Average areas (Pillow's box filter, fixed-point arithmetic) until the longer side is `max_side_px`."""
+    height, width = image.shape[:2]
+    longer = max(height, width)
+    if longer <= max_side_px:
+        return image
+    size = [max(1, (2 * side * max_side_px + longer) // (2 * longer)) for side in (width, height)]
+    return np.asarray(Image.fromarray(image).resize((size[0], size[1]), Image.Resampling.BOX))
+
+
+def hierarchies_of(rgb: npt.NDArray[np.uint16], space: str, mode: Mode) -> list[npt.NDArray[np.int32]]:
+    """Boxes of every hierarchy of one colour space: one of (2R - 1, 4) for each k and strategy."""
+    planes = to_space(rgb, space)
+    height, width = planes.shape[1:]
+    edges, ends = sorted_edges(planes)
+    segments = segment(edges, ends, (height, width), mode.ks[0] * LEVEL, mode.min_size)
+    regions = measure(planes, *segments)
+    hierarchies = []
+    for k in mode.ks:
+        if k > mode.ks[0]:
+            regions = coarsen(regions, k * LEVEL)
+        for strategy in mode.strategies:
+            start = 0 if strategy.colour else len(planes) * COLOUR_BINS
+            stop = regions.histogram.shape[1] if strategy.texture else len(planes) * COLOUR_BINS
+            compared = regions.histogram[:, start : max(start, stop)].copy()
+            use = strategy.size, strategy.fill
+            hierarchies.append(
+                group(regions.size, regions.boxes, compared, regions.pairs, height * width, *use)
+            )
+    return hierarchies
+
+
+def order(hierarchies: Sequence[npt.NDArray[np.int32]], seed: int) -> npt.NDArray[np.int32]:
+    """All boxes once, by position from the top of their hierarchy times a random factor (section 4)."""
+    position = np.concatenate([np.arange(len(boxes), 0, -1, dtype=np.uint64) for boxes in hierarchies])
+    boxes = np.concatenate(hierarchies)
+    factor = np.random.PCG64(seed).random_raw(len(boxes)) >> np.uint64(32)  # a stream numpy promises to keep
+    boxes = boxes[np.argsort(position * factor, kind="stable")]
+    _, first = np.unique(boxes.view("V16").ravel(), return_index=True)
+    return boxes[np.sort(first)]
