@@ -1,0 +1,66 @@
+"""Arithmetic on boxes (x1, y1, x2, y2) in continuous pixels."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# exp of more than this would make a box over 62 times as large as its proposal; it bounds early, wild
+# predictions before they overflow.
+MAX_LOG_RATIO = math.log(1000 / 16)
+
+
+def areas(boxes: Tensor) -> Tensor:
+    """Areas (N,) in square pixels of boxes (N, 4)."""
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+
+
+def overlaps(boxes: Tensor, others: Tensor) -> Tensor:
+    """Intersection over union, (N, M), of boxes (N, 4) and others (M, 4); 0 for boxes without area."""
+    top_left = torch.maximum(boxes[:, None, :2], others[None, :, :2])  # (N, M, 2)
+    bottom_right = torch.minimum(boxes[:, None, 2:], others[None, :, 2:])  # (N, M, 2)
+    intersection = (bottom_right - top_left).clamp(min=0).prod(dim=2)  # (N, M)
+    union = areas(boxes)[:, None] + areas(others)[None, :] - intersection
+    return torch.where(union > 0, intersection / union, torch.zeros_like(union))
+
+
+def clip(boxes: Tensor, image_hw: tuple[int, int]) -> Tensor:
+    """Boxes (..., 4) cut at the borders of an image of size (H, W)."""
+    height, width = image_hw
+    limit = boxes.new_tensor([width, height, width, height])
+    return torch.minimum(boxes.clamp(min=0), limit)
+
+
+class BoxCoder:
+    """Turns the relation of a proposal to a target box into deltas, and back.
+
+    With centres (x, y) and sizes (w, h), proposal p and target t (Girshick et al. 2014, appendix C):
+
+        dx = (t.x - p.x) / p.w / std[0]      dw = log(t.w / p.w) / std[2]
+        dy = (t.y - p.y) / p.h / std[1]      dh = log(t.h / p.h) / std[3]
+
+    Dividing by `std` gives targets of about unit variance (Fast R-CNN, section 2.3).
+    """
+
+    def __init__(self, std: Sequence[float] = (0.1, 0.1, 0.2, 0.2)) -> None:
+        self.std = tuple(std)
+
+    def encode(self, targets: Tensor, proposals: Tensor) -> Tensor:
+        """Deltas (N, 4) that take proposals (N, 4) to targets (N, 4); both must have an area."""
+        target_xy, target_wh = _centre_and_size(targets)
+        xy, wh = _centre_and_size(proposals)
+        deltas = torch.cat([(target_xy - xy) / wh, torch.log(target_wh / wh)], dim=1)
+        return deltas / deltas.new_tensor(self.std)
+
+    def decode(self, deltas: Tensor, proposals: Tensor) -> Tensor:
+        """Boxes (N, K, 4) that deltas (N, K, 4) make of proposals (N, 4), in the proposals' frame."""
+        deltas = deltas * deltas.new_tensor(self.std)
+        xy, wh = _centre_and_size(proposals)
+        xy = xy[:, None] + deltas[..., :2] * wh[:, None]
+        wh = wh[:, None] * deltas[..., 2:].clamp(max=MAX_LOG_RATIO).exp()
+        return torch.cat([xy - wh / 2, xy + wh / 2], dim=-1)
+
+
+def _centre_and_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    return (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]

@@ -1,0 +1,51 @@
+"""From the network's answers to detections."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from detector.boxes import BoxCoder, clip
+from detector.structures import Detections
+
+
+@dataclass(frozen=True)
+class Postprocess:
+    """Which of an image's scored boxes are kept: first the threshold, then suppression, then the best ones."""
+
+    score_threshold: float = 0.05
+    nms_iou: float = 0.3  # of two boxes of a class that overlap more, the lower scored goes
+    max_detections: int = 100  # of an image, over all classes
+
+
+def postprocess(
+    class_logits: Tensor,
+    deltas: Tensor,
+    proposals: Tensor,
+    coder: BoxCoder,
+    image_id: str,
+    image_hw: tuple[int, int],
+    original_hw: tuple[int, int],
+    settings: Postprocess,
+) -> Detections:
+    """Detections of one image, best first, in the original frame.
+
+    class_logits (P, K+1), deltas (P, K, 4) and proposals (P, 4) are in the network frame, where the image has
+    the size `image_hw`.
+    """
+    scores = class_logits.float().softmax(dim=1)[:, 1:]  # (P, K)
+    boxes = clip(coder.decode(deltas.float(), proposals), image_hw)  # (P, K, 4)
+    has_area = (boxes[..., 2:] > boxes[..., :2]).all(dim=2)
+    row, column = torch.nonzero((scores > settings.score_threshold) & has_area, as_tuple=True)
+    scores, boxes, labels = scores[row, column], boxes[row, column], column + 1
+    keep = batched_nms(boxes, scores, labels, settings.nms_iou)[: settings.max_detections]
+    to_original = boxes.new_tensor(
+        [original_hw[1] / image_hw[1], original_hw[0] / image_hw[0]] * 2
+    )  # network -> original, for x and y
+    return Detections(
+        image_id=image_id,
+        boxes=(boxes[keep] * to_original).cpu().numpy(),
+        labels=labels[keep].cpu().numpy(),
+        scores=scores[keep].cpu().numpy(),
+    )

@@ -1,0 +1,11 @@
+"""Everything random is a function of numbers that are known: the run's seed, the iteration, the sample's position.
+
+So a run does not depend on the number of workers, and could be taken up again at any step.
+"""
+
+import numpy as np
+
+
+def seed_of(*numbers: int) -> int:
+    """One seed from several numbers, the same on every machine; near numbers give unrelated seeds."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

@@ -1,0 +1,72 @@
+"""The words of this program, and the records that travel through it.
+
+Letters in shape comments, the same everywhere:
+
+    B images of a batch          K classes (background not counted)
+    G ground truth boxes         C channels
+    P proposals of one image     H, W height and width, of an image or of a feature map
+    R RoIs of a whole batch      N detections of one image
+
+Words:
+
+    box         (x1, y1, x2, y2), float32, continuous pixels: the width is x2 - x1, a box over a whole image is
+                (0, 0, W, H). Files with other conventions are converted where they are read or written.
+    frame       the image that a box's coordinates refer to: the original one as it lies in its file, or the
+                network's, after augmentation and resizing.
+    proposals   boxes (P, 4) that may hold an object, of one image, without a class: what selective search finds.
+    rois        (R, 5): the index of the image in its batch, then a box in the network frame.
+    label       0 is background, 1..K are the classes in the data set's order.
+    deltas      (dx, dy, dw, dh): how a proposal must move and grow to fit the object.
+    scores      class probabilities, after the softmax; `class_logits` before it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """The annotated objects of one image, in the original frame."""
+
+    image_id: str
+    boxes: np.ndarray  # (G, 4) float32
+    labels: np.ndarray  # (G,) int64 in 1..K
+    difficult: np.ndarray  # (G,) bool: VOC's flag; neither a hit nor a miss in scoring
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with its boxes, all in the frame of `image`."""
+
+    image_id: str
+    image: np.ndarray  # (H, W, 3) uint8, RGB
+    gt_boxes: np.ndarray  # (G, 4) float32
+    gt_labels: np.ndarray  # (G,) int64
+    proposals: np.ndarray  # (P, 4) float32
+    original_hw: tuple[int, int]  # size of the image in its file
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples in the network frame, padded at the bottom and the right to one size."""
+
+    image_ids: list[str]
+    positions: list[int]  # place of each sample in the stream of training samples: the seed of its random parts
+    images: torch.Tensor  # (B, 3, H, W) uint8, channels_last
+    image_hws: list[tuple[int, int]]  # sizes before padding
+    original_hws: list[tuple[int, int]]  # sizes of the images in their files
+    gt_boxes: list[torch.Tensor]  # B x (G, 4) float32
+    gt_labels: list[torch.Tensor]  # B x (G,) int64
+    proposals: list[torch.Tensor]  # B x (P, 4) float32
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What was found in one image, best first, in the original frame."""
+
+    image_id: str
+    boxes: np.ndarray  # (N, 4) float32
+    labels: np.ndarray  # (N,) int64 in 1..K
+    scores: np.ndarray  # (N,) float32

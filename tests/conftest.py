@@ -1,0 +1,87 @@
+"""What several tests need: small data sets in VOC layout, composed settings, and the shared material if it is there."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from PIL import Image
+
+from detector.data.shapes import _annotation_xml, draw_scene
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("FAST_RCNN_SHARED", REPOSITORY.parent / "shared"))
+
+
+@pytest.fixture
+def shared() -> Path:
+    """Real photographs and expected values that are no part of the project."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no folder {SHARED} with real data")
+    return SHARED
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+def write_xml(path: Path, objects: Sequence[tuple], size_hw: tuple[int, int] | None = None) -> None:
+    """A VOC annotation with (name, xmin, ymin, xmax, ymax[, difficult]) as they stand in the file."""
+    size = f"<size><width>{size_hw[1]}</width><height>{size_hw[0]}</height></size>" if size_hw else ""
+    lines = [f"<annotation>{size}"]
+    for name, x1, y1, x2, y2, *difficult in objects:
+        flag = f"<difficult>{difficult[0]}</difficult>" if difficult else ""
+        corners = f"<xmin>{x1}</xmin><ymin>{y1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax>"
+        lines.append(f"<object><name>{name}</name>{flag}<bndbox>{corners}</bndbox></object>")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join([*lines, "</annotation>"]))
+
+
+@pytest.fixture
+def make_voc(tmp_path: Path) -> Callable[..., Path]:
+    """Make a data set of gray 60x40 images: make_voc({"train": {"a": [("cat", 1, 1, 20, 20)]}}) -> root."""
+
+    def make(splits: dict[str, dict[str, list[tuple]]], name: str = "set") -> Path:
+        root = tmp_path / name
+        (root / "JPEGImages").mkdir(parents=True)
+        (root / "ImageSets/Main").mkdir(parents=True)
+        for split, images in splits.items():
+            (root / f"ImageSets/Main/{split}.txt").write_text("".join(f"{id}\n" for id in images))
+            for image_id, objects in images.items():
+                write_xml(root / f"Annotations/{image_id}.xml", objects, size_hw=(40, 60))
+                Image.new("RGB", (60, 40), (90, 90, 90)).save(root / f"JPEGImages/{image_id}.jpg")
+        return root
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six training and three test scenes of the shapes data set, in VOC layout. Not to be changed."""
+    root = tmp_path_factory.mktemp("small") / "shapes"
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True)
+    for split, first, count in (("train", 0, 6), ("test", 100, 3)):
+        ids = [f"{split}_{number}" for number in range(count)]
+        (root / f"ImageSets/Main/{split}.txt").write_text("".join(f"{id}\n" for id in ids))
+        for number, image_id in enumerate(ids, start=first):
+            image, objects = draw_scene(np.random.default_rng(number))
+            Image.fromarray(image).save(root / f"JPEGImages/{image_id}.jpg")
+            (root / f"Annotations/{image_id}.xml").write_text(_annotation_xml(image_id, image.shape, objects))
+    return root
+
+
+@pytest.fixture
+def settings() -> Callable[..., dict]:
+    """Composed settings of a program: settings("train", "model=vgg16", "seed=1")."""
+
+    def make(program: str, *overrides: str) -> dict:
+        with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+            return OmegaConf.to_container(compose(program, list(overrides)), resolve=True)
+
+    return make
