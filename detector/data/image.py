@@ -1,0 +1,38 @@
+"""Reading image files: one path for every kind of picture."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from detector.errors import InputError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Decode a file to (H, W, 3) uint8 RGB, upright as its EXIF orientation says.
+
+    Gray and palette images become RGB, transparency is laid on white, 16 bits are scaled to 8.
+    Raises InputError, naming the file, if it is missing, no image, truncated, or too large to be honest.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such image file") from None
+    except UnidentifiedImageError:
+        raise InputError(f"{path}: not an image (readable are {', '.join(FORMATS)})") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: damaged image: {error}") from None
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I"):  # 16-bit gray, which `convert` would clip to its darkest 256 levels
+        gray = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+        return np.repeat(gray[:, :, None], 3, axis=2)
+    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.array(image.convert("RGB"))

@@ -1,0 +1,168 @@
+"""From a reader and its proposals to batches."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from detector.data.transforms import Augment, Resize
+from detector.seeds import seed_of
+from detector.structures import Batch, GroundTruth, Sample
+
+# Padding is this colour, the mean that the network subtracts, so that it reads as nothing.
+PADDING_RGB = (124, 116, 104)
+
+
+class Reader(Protocol):
+    """What a data set has to offer."""
+
+    image_ids: list[str]
+    classes: tuple[str, ...]
+
+    @property
+    def name(self) -> str: ...
+    def __len__(self) -> int: ...
+    def image(self, index: int) -> np.ndarray: ...
+    def image_path(self, index: int) -> Path: ...
+    def ground_truth(self, index: int) -> GroundTruth: ...
+
+
+class Proposals(Protocol):
+    """Boxes (P, 4) by image id."""
+
+    def __getitem__(self, image_id: str) -> np.ndarray: ...
+
+
+class Samples(Dataset):
+    """Samples in the network frame, asked for by (index, position).
+
+    `position` is the sample's place in the stream of training samples: with the seed it decides the augmentation.
+    At most `max_proposals` proposals of an image are used, the first ones. Boxes are cut at the image's border;
+    those wholly outside are dropped, and objects marked difficult too if `use_difficult` is false.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        proposals: Proposals,
+        resize: Resize,
+        augment: Augment | None = None,
+        seed: int = 0,
+        max_proposals: int = 2000,
+        use_difficult: bool = True,
+    ) -> None:
+        self.reader = reader
+        self.proposals = proposals
+        self.resize = resize
+        self.augment = augment
+        self.seed = seed
+        self.max_proposals = max_proposals
+        self.use_difficult = use_difficult
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Sample, int]:
+        index, position = key
+        sample = self.original(index)
+        if self.augment:
+            sample = self.augment(sample, seed_of(self.seed, position))
+        return self.resize(sample), position
+
+    def original(self, index: int) -> Sample:
+        """The sample in the original frame."""
+        image, truth = self.reader.image(index), self.reader.ground_truth(index)
+        gt_boxes, inside = _cut(truth.boxes, image.shape)
+        if not self.use_difficult:
+            inside &= ~truth.difficult
+        proposals, has_area = _cut(self.proposals[truth.image_id][: self.max_proposals], image.shape)
+        return Sample(
+            image_id=truth.image_id,
+            image=image,
+            gt_boxes=gt_boxes[inside],
+            gt_labels=truth.labels[inside],
+            proposals=proposals[has_area],
+            original_hw=image.shape[:2],
+        )
+
+
+def _cut(boxes: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes (N, 4) cut at the image's border, and whether anything is left of each."""
+    limits = np.array([shape[1], shape[0]] * 2, dtype=np.float32)
+    boxes = np.clip(boxes, 0, limits)
+    return boxes, np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
+
+
+class TrainOrder:
+    """The images of each training batch, as lists of (index, position), from `start` to `iterations`.
+
+    Every epoch is a permutation of its own; the batches run on over the end of one. Which images iteration i sees is
+    a function of (seed, i).
+    """
+
+    def __init__(self, size: int, images_per_batch: int, iterations: int, seed: int, start: int = 0) -> None:
+        self.size = size
+        self.images_per_batch = images_per_batch
+        self.iterations = iterations
+        self.seed = seed
+        self.start = start
+
+    def __len__(self) -> int:
+        return self.iterations - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, order = -1, np.zeros(0, dtype=np.int64)
+        for iteration in range(self.start, self.iterations):
+            batch = []
+            for position in range(iteration * self.images_per_batch, (iteration + 1) * self.images_per_batch):
+                if position // self.size != epoch:
+                    epoch = position // self.size
+                    order = np.random.default_rng(seed_of(self.seed, epoch)).permutation(self.size)
+                batch.append((int(order[position % self.size]), position))
+            yield batch
+
+
+def collate(items: list[tuple[Sample, int]]) -> Batch:
+    """Stack samples; images are padded at the bottom and the right to the largest height and width."""
+    samples = [sample for sample, _ in items]
+    height = max(sample.image.shape[0] for sample in samples)
+    width = max(sample.image.shape[1] for sample in samples)
+    images = torch.empty((len(samples), height, width, 3), dtype=torch.uint8)
+    images[:] = torch.tensor(PADDING_RGB, dtype=torch.uint8)
+    for padded, sample in zip(images, samples, strict=True):
+        padded[: sample.image.shape[0], : sample.image.shape[1]] = torch.from_numpy(sample.image)
+    return Batch(
+        image_ids=[sample.image_id for sample in samples],
+        positions=[position for _, position in items],
+        images=images.permute(0, 3, 1, 2),  # channels last in memory
+        image_hws=[sample.image.shape[:2] for sample in samples],
+        original_hws=[sample.original_hw for sample in samples],
+        gt_boxes=[torch.from_numpy(sample.gt_boxes) for sample in samples],
+        gt_labels=[torch.from_numpy(sample.gt_labels) for sample in samples],
+        proposals=[torch.from_numpy(sample.proposals) for sample in samples],
+    )
+
+
+def train_loader(samples: Samples, order: TrainOrder, workers: int) -> DataLoader:
+    """Batches in the given order."""
+    return _loader(samples, order, workers)
+
+
+def eval_loader(samples: Samples, workers: int) -> DataLoader:
+    """Every image once, in the reader's order, one at a time: no result depends on what stood beside it."""
+    return _loader(samples, [[(index, index)] for index in range(len(samples.reader))], workers)
+
+
+def _loader(samples: Samples, batches: TrainOrder | list, workers: int) -> DataLoader:
+    return DataLoader(
+        samples,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=collate,
+        worker_init_fn=_single_threaded_cv2,
+    )
+
+
+def _single_threaded_cv2(worker: int) -> None:
+    cv2.setNumThreads(0)  # the workers themselves fill the cores

@@ -1,0 +1,62 @@
+"""From the original frame to the network's: augmentation, then resizing. Boxes follow their image."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+
+import cv2
+import numpy as np
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for news when imported
+import albumentations as A
+
+from detector.structures import Sample
+
+
+class Augment:
+    """Albumentations on the image, the ground truth and the proposals in one call.
+
+    Boxes are cut at the image's border; those that are left without area disappear. The outcome depends on the seed
+    alone, never on the worker or on what was drawn before.
+    """
+
+    def __init__(self, transforms: Sequence[A.BasicTransform]) -> None:
+        boxes = A.BboxParams("pascal_voc", label_fields=["index"], clip=True, filter_invalid_bboxes=True)
+        self.compose = A.Compose(list(transforms), bbox_params=boxes) if transforms else None
+
+    def __call__(self, sample: Sample, seed: int) -> Sample:
+        if self.compose is None:
+            return sample
+        count = len(sample.gt_boxes)
+        boxes = np.concatenate([sample.gt_boxes, sample.proposals])
+        self.compose.set_random_seed(seed)
+        result = self.compose(image=sample.image, bboxes=boxes, index=np.arange(len(boxes)))
+        boxes = np.asarray(result["bboxes"], dtype=np.float32).reshape(-1, 4)
+        index = np.asarray(result["index"], dtype=np.int64)
+        return replace(
+            sample,
+            image=result["image"],
+            gt_boxes=boxes[index < count],
+            gt_labels=sample.gt_labels[index[index < count]],
+            proposals=boxes[index >= count],
+        )
+
+
+class Resize:
+    """Scale the image so that its short side has `short_side_px`, unless its long side would pass `max_side_px`."""
+
+    def __init__(self, short_side_px: int = 600, max_side_px: int = 1000) -> None:
+        self.short_side_px = short_side_px
+        self.max_side_px = max_side_px
+
+    def __call__(self, sample: Sample) -> Sample:
+        height, width = sample.image.shape[:2]
+        scale = min(self.short_side_px / min(height, width), self.max_side_px / max(height, width))
+        new_height, new_width = max(round(height * scale), 1), max(round(width * scale), 1)
+        scales = np.array([new_width / width, new_height / height] * 2, dtype=np.float32)
+        return replace(
+            sample,
+            image=cv2.resize(sample.image, (new_width, new_height), interpolation=cv2.INTER_LINEAR),
+            gt_boxes=sample.gt_boxes * scales,
+            proposals=sample.proposals * scales,
+        )

@@ -1,0 +1,124 @@
+import logging
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detector.data import generate
+from detector.data.check import check_images, proposal_recall
+from detector.data.generate import generate_proposals, proposals_for, store_path
+from detector.data.proposals import ProposalStore
+from detector.data.voc import VocDataset
+from detector.errors import InputError
+from tests.conftest import REPOSITORY
+
+
+@pytest.fixture
+def reader(small_shapes) -> VocDataset:
+    return VocDataset(small_shapes, "train")
+
+
+def test_generated_proposals_find_the_objects(reader, tmp_path):
+    generate_proposals(reader, tmp_path / "p.safetensors", "fast", workers=2)
+    store = ProposalStore(tmp_path / "p.safetensors")
+    assert store.image_ids == reader.image_ids
+    assert store.image_hw("train_0") == reader.image(0).shape[:2]
+    assert store.generator["mode"] == "fast"
+    assert proposal_recall(reader, store, range(len(reader))) > 0.85
+    assert [path.name for path in tmp_path.iterdir()] == ["p.safetensors"]
+
+
+def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(reader, tmp_path, monkeypatch):
+    generate_proposals(reader, tmp_path / "whole.safetensors", "single", workers=2)
+    search, calls = generate.selective_search, []
+
+    def stops(image, **options):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return search(image, **options)
+
+    monkeypatch.setattr(generate, "selective_search", stops)
+    with pytest.raises(KeyboardInterrupt):
+        generate_proposals(reader, tmp_path / "p.safetensors", "single", workers=1)
+    assert not (tmp_path / "p.safetensors").exists()
+    with pytest.raises(InputError, match="begun with other settings"):
+        generate_proposals(reader, tmp_path / "p.safetensors", "fast", workers=1)
+    generate_proposals(reader, tmp_path / "p.safetensors", "single", workers=1)
+    assert len(calls) == 4 + 3  # three of six images were done
+    assert (tmp_path / "p.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+def test_the_command_survives_being_killed(small_shapes, reader, tmp_path):
+    out = tmp_path / "p.safetensors"
+    command = [sys.executable, "scripts/proposals.py", "generate", "--data", str(small_shapes), "--split", "train",
+               "--out", str(out), "--mode", "quality", "--workers", "1"]  # fmt: skip
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
+    parts = tmp_path / "p.safetensors.unfinished"
+    while process.poll() is None and len(list(parts.glob("*.npz"))) < 2:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not out.exists()
+    done = {path: path.stat().st_mtime_ns for path in parts.glob("*.npz")}
+    assert 2 <= len(done) < 6
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert f"{6 - len(done)} of 6 images left" in result.stdout
+    generate_proposals(reader, tmp_path / "whole.safetensors", "quality", workers=2)
+    assert out.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "is there already" in result.stderr
+
+
+def test_the_kept_file_is_made_once_and_named_after_all_it_depends_on(reader, small_shapes, tmp_path, make_voc, caplog):
+    caplog.set_level(logging.INFO)
+    hws = check_images(reader)
+    proposals_for(reader, hws, None, "single", tmp_path)
+    path = store_path(tmp_path, reader, "single")
+    made = path.stat().st_mtime_ns
+    assert f"-> {path}" in caplog.text
+    assert len(proposals_for(reader, hws, None, "single", tmp_path)) == 6
+    assert path.stat().st_mtime_ns == made
+    names = {path.name, store_path(tmp_path, reader, "fast").name}
+    names.add(store_path(tmp_path, VocDataset(small_shapes, "test"), "single").name)
+    one = VocDataset(make_voc({"train": {"a": [("cat", 1, 1, 9, 9)]}}, "one"), "train")
+    names.add(store_path(tmp_path, one, "single").name)
+    Image.effect_noise((60, 40), 99).save(one.root / "JPEGImages/a.jpg")
+    names.add(store_path(tmp_path, one, "single").name)
+    assert len(names) == 5
+
+
+def test_boxes_in_another_order_are_noticed(reader, tmp_path, caplog):
+    hws = check_images(reader)
+    store = proposals_for(reader, hws, None, "fast", tmp_path)
+    assert "hardly any object" not in caplog.text
+    swapped = [np.asarray(store[id])[:, [1, 0, 3, 2]] * 0.4 for id in reader.image_ids]
+    generate.write_store(tmp_path / "swapped.safetensors", reader.image_ids, swapped, hws, {})
+    proposals_for(reader, hws, str(tmp_path / "swapped.safetensors"), "fast", tmp_path)
+    assert "hardly any object has a proposal" in caplog.text
+
+
+def test_check_names_every_bad_image(make_voc):
+    root = make_voc({"train": {name: [("cat", 1, 1, 9, 9)] for name in "abcd"}})
+    data = (root / "JPEGImages/b.jpg").read_bytes()
+    (root / "JPEGImages/b.jpg").write_bytes(data[:-100])
+    (root / "JPEGImages/d.jpg").unlink()
+    reader = VocDataset(root, "train")
+    with pytest.raises(
+        InputError, match=r"2 of 4 images of set-train cannot be used(.|\n)*b\.jpg: damaged(.|\n)*image 'd'"
+    ):
+        check_images(reader)
+
+
+def test_recall_of_literal_boxes(make_voc):
+    root = make_voc({"train": {"a": [("cat", 1, 1, 10, 10), ("cat", 21, 21, 30, 30)], "b": []}})
+    reader = VocDataset(root, "train")
+    proposals = {"a": np.array([[0, 0, 10, 5], [20, 20, 30, 24.9]], np.float32), "b": np.zeros((0, 4), np.float32)}
+    assert proposal_recall(reader, proposals, [0, 1]) == 0.5
+    assert proposal_recall(reader, proposals, [0], iou=0.4) == 1.0
+    assert proposal_recall(reader, proposals, [1]) == 1.0

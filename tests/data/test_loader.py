@@ -1,0 +1,105 @@
+from collections import Counter
+
+import albumentations as A
+import numpy as np
+import pytest
+import torch
+
+from detector.data.loader import PADDING_RGB, Samples, TrainOrder, collate, eval_loader, train_loader
+from detector.data.transforms import Augment, Resize
+from detector.data.voc import VocDataset
+
+
+class AllOver(dict):
+    """The same proposals for every image."""
+
+    def __missing__(self, image_id):
+        return np.array([[-5, -5, 500, 500], [10, 10, 60, 60], [900, 900, 950, 950], [5, 5, 5, 50]], dtype=np.float32)
+
+
+@pytest.fixture
+def samples(small_shapes) -> Samples:
+    return Samples(
+        VocDataset(small_shapes, "train"), AllOver(), Resize(128, 256), Augment([A.HorizontalFlip(p=0.5)]), seed=3
+    )
+
+
+def test_proposals_are_cut_at_the_border_and_those_outside_dropped(samples):
+    sample = samples.original(0)
+    height, width = sample.image.shape[:2]
+    assert sample.proposals.tolist() == [[0, 0, width, height], [10, 10, 60, 60]]
+
+
+def test_only_the_first_proposals_are_used(samples):
+    samples.max_proposals = 1
+    assert len(samples.original(0).proposals) == 1
+
+
+def test_difficult_objects_can_be_left_out(make_voc):
+    root = make_voc({"train": {"a": [("cat", 1, 1, 20, 20, 1), ("dog", 5, 5, 30, 30)]}})
+    reader = VocDataset(root, "train")
+    assert Samples(reader, AllOver(), Resize()).original(0).gt_labels.tolist() == [1, 2]
+    assert Samples(reader, AllOver(), Resize(), use_difficult=False).original(0).gt_labels.tolist() == [2]
+
+
+def test_objects_outside_the_image_are_left_out(make_voc):
+    root = make_voc({"train": {"a": [("cat", 100, 1, 120, 20), ("dog", 50, 30, 90, 90)]}})
+    sample = Samples(VocDataset(root, "train"), AllOver(), Resize()).original(0)
+    assert (sample.gt_labels.tolist(), sample.gt_boxes.tolist()) == ([2], [[49, 29, 60, 40]])
+
+
+def test_every_epoch_is_a_new_permutation():
+    order = TrainOrder(size=7, images_per_batch=2, iterations=14, seed=0)
+    stream = [key for batch in order for key in batch]
+    assert [position for _, position in stream] == list(range(28))
+    epochs = [[index for index, _ in stream[start : start + 7]] for start in range(0, 28, 7)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+    assert list(TrainOrder(7, 2, 14, seed=1)) != list(order)
+
+
+def test_the_order_can_be_taken_up_anywhere():
+    whole = list(TrainOrder(size=5, images_per_batch=3, iterations=20, seed=4))
+    later = TrainOrder(size=5, images_per_batch=3, iterations=20, seed=4, start=13)
+    assert list(later) == whole[13:]
+    assert len(later) == 7
+
+
+def test_a_batch_larger_than_the_data_set():
+    batch = next(iter(TrainOrder(size=2, images_per_batch=5, iterations=1, seed=0)))
+    assert Counter(index for index, _ in batch).most_common()[0][1] == 3
+
+
+def test_collate_pads_with_the_mean_colour_at_the_bottom_and_the_right(samples):
+    items = [samples[index, index] for index in range(4)]
+    batch = collate(items)
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    assert batch.images.dtype == torch.uint8
+    for index, (sample, _) in enumerate(items):
+        height, width = batch.image_hws[index]
+        assert sample.image.shape[:2] == (height, width)
+        np.testing.assert_array_equal(batch.images[index, :, :height, :width].permute(1, 2, 0), sample.image)
+        outside = torch.cat(
+            [batch.images[index, :, height:].flatten(1), batch.images[index, :, :, width:].flatten(1)], 1
+        )
+        assert (outside == torch.tensor(PADDING_RGB)[:, None]).all()
+    assert batch.positions == [0, 1, 2, 3]
+
+
+def contents(loader):
+    return [(batch.image_ids, batch.images.numpy().tobytes(), torch.cat(batch.gt_boxes).tolist()) for batch in loader]
+
+
+def test_batches_do_not_depend_on_the_number_of_workers(samples):
+    """albumentations 2.0.8 by itself repeats the same draws in each worker and epoch."""
+    order = TrainOrder(len(samples.reader), images_per_batch=2, iterations=9, seed=3)
+    alone, together = contents(train_loader(samples, order, 0)), contents(train_loader(samples, order, 2))
+    assert alone == together
+    by_image = {}
+    for ids, image, _ in contents(train_loader(samples, TrainOrder(6, 1, 60, seed=3), 0)):
+        by_image.setdefault(ids[0], set()).add(image)
+    assert {len(versions) for versions in by_image.values()} == {2}  # flipped, and not
+
+
+def test_evaluation_sees_every_image_once_in_order(samples):
+    assert [ids for ids, _, _ in contents(eval_loader(samples, 0))] == [[f"train_{n}"] for n in range(6)]

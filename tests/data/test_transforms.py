@@ -1,0 +1,67 @@
+import albumentations as A
+import numpy as np
+import pytest
+
+from detector.data.transforms import Augment, Resize
+from detector.structures import Sample
+
+
+def make_sample(height: int = 40, width: int = 60, num_proposals: int = 3) -> Sample:
+    image = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    proposals = np.array([[1, 2, 30, 20], [0, 0, width, height], [50, 30, 60, 40]], dtype=np.float32)[:num_proposals]
+    gt_boxes = np.array([[10, 5, 30, 25], [40, 30, 60, 40]], dtype=np.float32)
+    return Sample("a", image, gt_boxes, np.array([2, 1]), proposals, (height, width))
+
+
+def test_flip_mirrors_image_objects_and_proposals_together():
+    sample = make_sample()
+    flipped = Augment([A.HorizontalFlip(p=1.0)])(sample, seed=0)
+    np.testing.assert_array_equal(flipped.image, sample.image[:, ::-1])
+    np.testing.assert_allclose(flipped.gt_boxes, [[30, 5, 50, 25], [0, 30, 20, 40]], atol=1e-4)
+    np.testing.assert_allclose(flipped.proposals, [[30, 2, 59, 20], [0, 0, 60, 40], [0, 30, 10, 40]], atol=1e-4)
+    assert flipped.gt_labels.tolist() == [2, 1]
+    assert flipped.gt_boxes.dtype == flipped.proposals.dtype == np.float32
+
+
+def test_boxes_cropped_away_take_their_labels_with_them():
+    cropped = Augment([A.Crop(0, 0, 35, 30)])(make_sample(), seed=0)
+    assert cropped.image.shape == (30, 35, 3)
+    np.testing.assert_allclose(cropped.gt_boxes, [[10, 5, 30, 25]], atol=1e-4)
+    assert cropped.gt_labels.tolist() == [2]
+    np.testing.assert_allclose(cropped.proposals, [[1, 2, 30, 20], [0, 0, 35, 30]], atol=1e-4)
+
+
+def test_an_image_without_boxes_stays_one():
+    empty = Sample("a", make_sample().image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64),
+                   np.zeros((0, 4), np.float32), (40, 60))  # fmt: skip
+    out = Augment([A.HorizontalFlip(p=1.0)])(empty, seed=0)
+    assert out.gt_boxes.shape == out.proposals.shape == (0, 4)
+
+
+def test_the_seed_alone_decides():
+    augment = Augment([A.HorizontalFlip(p=0.5), A.RandomBrightnessContrast(p=1.0)])
+    sample = make_sample()
+    first = [augment(sample, seed).image for seed in range(8)]
+    again = [augment(sample, seed).image for seed in reversed(range(8))][::-1]
+    for one, two in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert len({image.tobytes() for image in first}) == 8
+
+
+def test_no_transforms_change_nothing():
+    sample = make_sample()
+    assert Augment([])(sample, seed=3) is sample
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "new_hw"),
+    [(40, 60, (80, 120)), (60, 40, (120, 80)), (20, 60, (67, 200)), (1, 300, (1, 200))],
+)
+def test_resize_to_the_short_side_unless_the_long_one_gets_too_long(height, width, new_hw):
+    sample = make_sample(height, width)
+    resized = Resize(short_side_px=80, max_side_px=200)(sample)
+    assert resized.image.shape == (*new_hw, 3)
+    assert resized.original_hw == (height, width)
+    scales = np.array([new_hw[1] / width, new_hw[0] / height] * 2)
+    np.testing.assert_allclose(resized.gt_boxes, sample.gt_boxes * scales, rtol=1e-5)
+    np.testing.assert_allclose(resized.proposals[1], [0, 0, new_hw[1], new_hw[0]], rtol=1e-5)
