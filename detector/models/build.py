@@ -1,0 +1,36 @@
+"""A Fast R-CNN from the settings of configs/model/."""
+
+from detector.errors import InputError
+from detector.models.backbones import Backbone, ResNetBody, VGG16Body
+from detector.models.fast_rcnn import FastRCNN
+from detector.models.heads import FcHead, Head, Res5Head
+
+
+def build_model(
+    backbone: str,
+    head: str,
+    num_classes: int,
+    pool_size: int = 7,
+    hidden: int = 1024,
+    dropout: float = 0.0,
+    pretrained: bool = False,
+    frozen_stages: int | None = None,
+) -> FastRCNN:
+    """Build `vgg16`, `resnet18` or `resnet50` with the head `fc` or `res5`, untrained.
+
+    pretrained: weights will be loaded, so batch norm is frozen, and so are the first two stages unless
+        `frozen_stages` says otherwise (VGG16: conv1 and conv2, as in section 4.5 of the paper; ResNet: stem, layer1).
+    """
+    depth = {"vgg16": 0, "resnet18": 18, "resnet50": 50}[backbone]
+    if backbone == "vgg16" and head == "res5":
+        raise InputError("model.head=res5 is the last stage of a ResNet; vgg16 takes model.head=fc")
+    body: Backbone = ResNetBody(depth, frozen_norm=pretrained) if depth else VGG16Body()
+    if frozen_stages is None:
+        frozen_stages = 2 if pretrained else 0
+    for stage in body.stages[:frozen_stages]:
+        stage.requires_grad_(False)
+    if head == "res5":
+        top: Head = Res5Head(depth, frozen_norm=pretrained)
+    else:
+        top = FcHead(body.out_channels, pool_size, hidden, dropout)
+    return FastRCNN(body, top, num_classes, pool_size)

@@ -1,0 +1,36 @@
+"""The network of the paper: one backbone pass an image, RoI pooling, a head, and two sibling output layers."""
+
+import torch
+from torch import Tensor, nn
+
+from detector.models.backbones import Backbone
+from detector.models.heads import Head
+from detector.roi_pool import RoIPool
+
+
+class FastRCNN(nn.Module):
+    """Class scores and box deltas for any number of RoIs on a batch of images (Fast R-CNN, section 2, figure 1)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: Backbone, head: Head, num_classes: int, pool_size: int = 7) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.roi_pool = RoIPool(pool_size, spatial_scale=1 / backbone.stride)
+        self.head = head
+        self.cls_score = nn.Linear(head.out_features, num_classes + 1)
+        self.bbox_pred = nn.Linear(head.out_features, num_classes * 4)
+        for layer, std in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):  # section 2.3
+            nn.init.normal_(layer.weight, std=std)
+            nn.init.zeros_(layer.bias)
+        # The mean and spread of ImageNet's images, which torchvision's weights expect.
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1) * 255, persistent=False)
+
+    def forward(self, images: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
+        """images (B, 3, H, W) uint8, rois (R, 5) in their frame -> class_logits (R, K+1), deltas (R, K, 4)."""
+        features = self.backbone((images - self.mean) / self.std)  # (B, C, H/stride, W/stride)
+        pooled = self.roi_pool(features, rois)  # (R, C, pool_size, pool_size)
+        hidden = self.head(pooled)  # (R, out_features)
+        return self.cls_score(hidden), self.bbox_pred(hidden).unflatten(1, (-1, 4))

@@ -1,0 +1,90 @@
+"""Weights from elsewhere: torchvision's, trained on ImageNet, or a file."""
+
+import logging
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+from torch import nn
+from torchvision import models
+
+from detector.errors import InputError, first_few
+
+logger = logging.getLogger(__name__)
+
+IMAGENET = {
+    "vgg16": models.VGG16_Weights.IMAGENET1K_V1,
+    "resnet18": models.ResNet18_Weights.IMAGENET1K_V1,
+    "resnet50": models.ResNet50_Weights.IMAGENET1K_V1,
+}
+
+
+def load_weights(model: nn.Module, backbone: str, weights: str) -> None:
+    """Fill the model from `imagenet` or from a file, and log which layers stay as they were initialised.
+
+    The file holds a classification network's state dict in torchvision's layout, or a checkpoint of this program; of
+    one with other classes all but the two output layers is taken. Raises InputError if the file is not there, is not
+    readable, or fits nowhere.
+    """
+    if weights == "imagenet":
+        source, state = "torchvision's ImageNet weights", _imagenet_state(backbone)
+    else:
+        source, state = weights, read_state(Path(weights))
+    state = state["model"] if isinstance(state.get("model"), dict) else _from_classifier(state)
+    own = model.state_dict()
+    fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
+    if not any(key.startswith("backbone.") for key in fitting):
+        raise InputError(f"model.weights: {source} holds no layer of {backbone}; its first keys: {first_few([*state])}")
+    model.load_state_dict(fitting, strict=False)
+    new = sorted({key.rpartition(".")[0] for key in own if key not in fitting and "num_batches" not in key})
+    logger.info("weights from %s; not in it and trained from scratch: %s", source, first_few(new, 12) or "nothing")
+
+
+def read_state(path: Path) -> dict:
+    """Read a file of tensors and plain values; one that holds anything else, such as code, is refused."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such weights file")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the format has no exception of its own
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{path}: not a file of plain weights ({type(error).__name__}: {reason})") from None
+    if not isinstance(state, dict):
+        raise InputError(f"{path}: holds a {type(state).__name__}, not a dict of tensors")
+    return state
+
+
+def _imagenet_state(backbone: str) -> dict:
+    url = IMAGENET[backbone].url
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    try:
+        return torch.hub.load_state_dict_from_url(
+            url, model_dir=str(folder), map_location="cpu", weights_only=True, check_hash=True
+        )
+    except (URLError, OSError, RuntimeError) as error:
+        raise InputError(
+            f"model.weights=imagenet: {url} cannot be fetched ({error}). Fetch it elsewhere and put it into {folder} "
+            "under the same name, or train from scratch with model.weights=null"
+        ) from None
+
+
+def _from_classifier(state: dict) -> dict:
+    """Names and layouts of torchvision's VGG16 and ResNets, to this program's."""
+    renamed = {}
+    for key, value in state.items():
+        module, _, rest = key.partition(".")
+        if module in ("layer1", "layer2", "layer3"):
+            key = f"backbone.{key}"
+        elif module == "layer4":
+            key = f"head.{key}"
+        elif module in ("conv1", "bn1"):
+            key = f"backbone.stem.{0 if module == 'conv1' else 1}.{rest}"
+        elif module == "features":
+            key = f"backbone.{key}"
+        elif key.startswith(("classifier.0.", "classifier.3.")):
+            layer = "fc6" if key.startswith("classifier.0.") else "fc7"
+            key = f"head.{layer}.{key.rpartition('.')[2]}"
+            if key == "head.fc6.weight":  # (c, h, w) -> (h, w, c): see heads.py
+                value = value.unflatten(1, (-1, 7, 7)).permute(0, 2, 3, 1).flatten(1)
+        renamed[key] = value
+    return renamed

@@ -1,0 +1,120 @@
+import pytest
+import torch
+from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from detector.boxes import BoxCoder
+from detector.errors import InputError
+from detector.losses import multi_task_loss
+from detector.models import build_model
+from detector.models.heads import FcHead
+from detector.targets import RoiTargets
+
+IMAGES = torch.randint(0, 255, (2, 3, 96, 128), dtype=torch.uint8)
+ROIS = torch.tensor([[0, 0, 0, 60, 60], [1, 10, 20, 120, 90], [1, 0, 0, 128, 96.0]])
+BUILDS = [
+    ("vgg16", "fc", 512),
+    ("resnet18", "fc", 256),
+    ("resnet18", "res5", 256),
+    ("resnet50", "fc", 1024),
+    ("resnet50", "res5", 1024),
+]
+
+
+@pytest.mark.parametrize(("backbone", "head", "channels"), BUILDS)
+def test_shapes_and_a_gradient_for_every_parameter(backbone, head, channels):
+    model = build_model(backbone, head, num_classes=3, hidden=32)
+    assert model.backbone(IMAGES.float()).shape == (2, channels, 96 / 16, 128 / 16)
+    assert (model.backbone.out_channels, model.backbone.stride) == (channels, 16)
+    logits, deltas = model(IMAGES, ROIS)
+    assert logits.shape == (3, 4)
+    assert deltas.shape == (3, 3, 4)
+    targets = RoiTargets(ROIS, torch.tensor([1, 2, 3]), torch.ones(3, 4))
+    sum(multi_task_loss(logits, deltas, targets).values()).backward()
+    without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert without == []
+
+
+def test_answers_for_a_roi_do_not_depend_on_the_others():
+    model = build_model("resnet18", "fc", num_classes=2, hidden=16).eval()
+    together = model(IMAGES, ROIS)
+    alone = model(IMAGES, ROIS[1:2])
+    for a, b in zip(together, alone, strict=True):
+        torch.testing.assert_close(a[1:2], b, atol=1e-5, rtol=1e-4)
+
+
+def test_no_rois():
+    logits, deltas = build_model("resnet18", "fc", num_classes=2, hidden=16)(IMAGES, torch.zeros(0, 5))
+    assert (logits.shape, deltas.shape) == ((0, 3), (0, 2, 4))
+
+
+def test_the_flattening_order_is_channels_last():
+    pooled = torch.arange(2 * 3 * 4, dtype=torch.float32).reshape(1, 2, 3, 4)
+    head = FcHead(2, 3, hidden=24)
+    head.fc6 = head.fc7 = nn.Identity()
+    assert head(pooled)[0].tolist() == pooled.permute(0, 2, 3, 1).flatten().tolist()
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "vgg16"])
+def test_pretrained_means_frozen_batch_norm_and_first_stages(backbone):
+    scratch = build_model(backbone, "fc", num_classes=2, hidden=8)
+    assert all(parameter.requires_grad for parameter in scratch.parameters())
+    tuned = build_model(backbone, "fc", num_classes=2, hidden=8, pretrained=True)
+    frozen = {name for name, parameter in tuned.named_parameters() if not parameter.requires_grad}
+    expected = {"resnet18": ("backbone.stem.", "backbone.layer1."),
+                "vgg16": tuple(f"backbone.features.{n}." for n in (0, 2, 5, 7))}[backbone]  # fmt: skip
+    assert frozen == {name for name, _ in tuned.named_parameters() if name.startswith(expected)}
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in tuned.modules())
+    assert any(isinstance(module, FrozenBatchNorm2d) for module in tuned.modules()) == (backbone == "resnet18")
+    free = build_model(backbone, "fc", num_classes=2, hidden=8, pretrained=True, frozen_stages=0)
+    assert all(parameter.requires_grad for parameter in free.parameters())
+
+
+def test_settings_of_the_head_have_their_effect():
+    model = build_model("vgg16", "fc", num_classes=2, pool_size=3, hidden=8, dropout=0.5).train()
+    assert model.head.fc6.weight.shape == (8, 512 * 9)
+    pooled = torch.rand(50, 512, 3, 3)
+    assert not torch.equal(model.head(pooled), model.head(pooled))
+    assert torch.equal(model.eval().head(pooled), model.head(pooled))
+
+
+def test_vgg16_has_no_res5():
+    with pytest.raises(InputError, match="vgg16 takes model.head=fc"):
+        build_model("vgg16", "res5", num_classes=2)
+
+
+def test_two_images_are_overfitted(small_shapes):
+    """With true boxes among the RoIs, the network learns two images by heart: every box right, none too many."""
+    from detector.data.loader import Samples, TrainOrder, eval_loader, train_loader
+    from detector.data.transforms import Resize
+    from detector.data.voc import VocDataset
+    from detector.device import choose_compute
+    from detector.engine import Recipe, evaluate, training_steps
+    from detector.evaluation.voc_ap import score_voc
+    from detector.optim import parameter_groups
+    from detector.postprocess import Postprocess
+    from detector.targets import Sampling
+
+    (small_shapes / "ImageSets/Main/two.txt").write_text("train_0\ntrain_1\n")
+    reader = VocDataset(small_shapes, "two")
+    truths = [reader.ground_truth(index) for index in range(2)]
+    grid = torch.cartesian_prod(*[torch.arange(0, 300, 30.0)] * 2)
+    everywhere = torch.cat([torch.cat([grid, grid + size], dim=1) for size in (40, 80)]).numpy()
+    proposals = {
+        t.image_id: torch.cat([torch.from_numpy(t.boxes), torch.from_numpy(everywhere)]).numpy() for t in truths
+    }
+    samples = Samples(reader, proposals, Resize(160, 300))
+    model = build_model("resnet18", "fc", num_classes=len(reader.classes), hidden=128)
+    compute = choose_compute("cpu", "float32", channels_last=True)
+    compute.place(model)
+    recipe = Recipe(Sampling(), BoxCoder(), Postprocess(), seed=0)
+    optimizer = torch.optim.SGD(parameter_groups(model, 0.01, 5e-4), momentum=0.9)
+    batches = train_loader(samples, TrainOrder(2, 2, 60, seed=0), workers=0)
+    losses = [
+        float(s.values["train/loss"]) for s in training_steps(model, batches, optimizer, lambda i: 1.0, recipe, compute)
+    ]
+    detections, val_losses = evaluate(model, eval_loader(samples, 0), recipe, compute)
+    metrics, _ = score_voc(truths, detections, reader.classes)
+    assert losses[-1] < 0.2 * losses[0]
+    assert metrics["area@0.50"]["mAP"] == 1.0
+    assert val_losses["cls"] < 0.3

@@ -1,0 +1,121 @@
+import functools
+import hashlib
+import http.server
+import threading
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torchvision import models
+
+from detector.checkpoint import load_checkpoint, save_checkpoint
+from detector.errors import InputError
+from detector.models import build_model, weights
+from detector.models.weights import load_weights
+
+
+def classifier(backbone: str) -> torch.nn.Module:
+    return {"vgg16": models.vgg16, "resnet18": models.resnet18}[backbone]().eval()
+
+
+@pytest.mark.parametrize("head", ["fc", "res5"])
+def test_a_resnet_computes_what_the_classifier_computed(tmp_path, head):
+    net = classifier("resnet18")
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.uniform_(-1, 1)
+            module.running_var.uniform_(0.5, 2)
+    torch.save(net.state_dict(), tmp_path / "w.pth")
+    model = build_model("resnet18", head, num_classes=2, hidden=8, pretrained=True).train()
+    load_weights(model, "resnet18", str(tmp_path / "w.pth"))
+    x = torch.rand(1, 3, 64, 64)
+    expected = net.layer3(net.layer2(net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(x)))))))
+    features = model.backbone(x)
+    torch.testing.assert_close(features, expected, atol=1e-4, rtol=1e-4)
+    if head == "res5":
+        torch.testing.assert_close(model.head(features), net.layer4(expected).mean((2, 3)), atol=1e-4, rtol=1e-4)
+
+
+def test_vgg16_s_fully_connected_layers_are_taken_with_their_order_changed(tmp_path):
+    net = classifier("vgg16")
+    torch.save(net.state_dict(), tmp_path / "w.pth")
+    model = build_model("vgg16", "fc", num_classes=2, hidden=4096, pretrained=True).eval()
+    load_weights(model, "vgg16", str(tmp_path / "w.pth"))
+    pooled = torch.rand(2, 512, 7, 7)
+    torch.testing.assert_close(model.head(pooled), net.classifier[:5](pooled.flatten(1)), atol=1e-4, rtol=1e-4)
+    x = torch.rand(1, 3, 32, 32)
+    torch.testing.assert_close(model.backbone(x), net.features[:-1](x), atol=1e-4, rtol=1e-4)
+
+
+def test_a_checkpoint_with_other_classes_gives_all_but_the_output_layers(tmp_path, caplog):
+    caplog.set_level("INFO")
+    trained = build_model("resnet18", "fc", num_classes=5, hidden=8)
+    save_checkpoint(tmp_path / "c.pt", trained, {"seed": 0}, ("a", "b", "c", "d", "e"), iteration=7)
+    model = build_model("resnet18", "fc", num_classes=2, hidden=8, pretrained=True)
+    fresh = model.cls_score.weight.clone()
+    load_weights(model, "resnet18", str(tmp_path / "c.pt"))
+    assert torch.equal(model.head.fc6.weight, trained.head.fc6.weight)
+    assert torch.equal(model.cls_score.weight, fresh)
+    assert "trained from scratch: bbox_pred, cls_score" in caplog.text
+
+
+class Payload:
+    def __reduce__(self):
+        return (open, ("stolen", "w"))
+
+
+def test_bad_files_are_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = build_model("resnet18", "fc", num_classes=2, hidden=8)
+    torch.save(classifier("vgg16").features.state_dict(), tmp_path / "other.pth")
+    torch.save({"model": Payload()}, tmp_path / "evil.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    (tmp_path / "junk.pth").write_bytes(b"junk")
+    cases = {"none": "no such", "junk": "not a file of plain weights", "evil": "not a file of plain weights",
+             "list": "holds a list", "other": "no layer of resnet18"}  # fmt: skip
+    for name, says in cases.items():
+        with pytest.raises(InputError, match=rf"{name}\.pth:? .*{says}"):
+            load_weights(model, "resnet18", f"{name}.pth")
+    assert not (tmp_path / "stolen").exists()
+    with pytest.raises(InputError, match=r"evil\.pth"):
+        load_checkpoint(tmp_path / "evil.pth")
+    with pytest.raises(InputError, match=r"other\.pth: not a checkpoint of this program: it has no classes, config"):
+        load_checkpoint(tmp_path / "other.pth")
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A web server on this machine with the folder `web`."""
+    (tmp_path / "web").mkdir()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "web"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}", tmp_path / "web"
+        running.shutdown()
+
+
+def test_imagenet_weights_are_fetched_once_and_checked(server, tmp_path, monkeypatch):
+    url, web = server
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    net = classifier("resnet18")
+    torch.save(net.state_dict(), web / "net.pth")
+    digest = hashlib.sha256((web / "net.pth").read_bytes()).hexdigest()[:8]
+    name = f"resnet18-{digest}.pth"
+    (web / "net.pth").rename(web / name)
+    monkeypatch.setitem(weights.IMAGENET, "resnet18", SimpleNamespace(url=f"{url}/{name}"))
+    model = build_model("resnet18", "fc", num_classes=2, hidden=8, pretrained=True)
+    load_weights(model, "resnet18", "imagenet")
+    assert torch.equal(model.backbone.stem[0].weight, net.conv1.weight)
+    (web / name).write_bytes(b"junk")
+    load_weights(model, "resnet18", "imagenet")  # the kept file
+    (tmp_path / "home/hub/checkpoints" / name).unlink()
+    with pytest.raises(InputError, match="cannot be fetched .*hash"):
+        load_weights(model, "resnet18", "imagenet")
+
+
+def test_without_a_network_the_error_says_which_file_to_put_where(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setitem(weights.IMAGENET, "vgg16", SimpleNamespace(url="http://127.0.0.1:9/vgg16-12345678.pth"))
+    model = build_model("vgg16", "fc", num_classes=2, hidden=8, pretrained=True)
+    with pytest.raises(InputError, match=r"127.0.0.1:9/vgg16-12345678.pth cannot be fetched .*home/hub/checkpoints"):
+        load_weights(model, "vgg16", "imagenet")
