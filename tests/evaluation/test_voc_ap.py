@@ -1,0 +1,183 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from detector.data.voc import VocDataset
+from detector.evaluation.results import read_result_files
+from detector.evaluation.voc_ap import score_voc
+from detector.structures import Detections, GroundTruth
+
+
+def truth(image_id: str, *objects: tuple) -> GroundTruth:
+    """Objects as (label, x1, y1, x2, y2[, difficult])."""
+    return GroundTruth(
+        image_id,
+        np.array([o[1:5] for o in objects], dtype=np.float32).reshape(-1, 4),
+        np.array([o[0] for o in objects], dtype=np.int64),
+        np.array([len(o) > 5 and o[5] for o in objects], dtype=bool),
+    )
+
+
+def found(image_id: str, *detections: tuple) -> Detections:
+    """Detections as (label, score, x1, y1, x2, y2)."""
+    return Detections(
+        image_id,
+        np.array([d[2:] for d in detections], dtype=np.float32).reshape(-1, 4),
+        np.array([d[0] for d in detections], dtype=np.int64),
+        np.array([d[1] for d in detections], dtype=np.float32),
+    )
+
+
+BOX = (0, 0, 10, 10)
+FAR = (50, 50, 60, 60)
+
+
+def ap(truths, detections, metric="area@0.50", classes=("cat",), **options):
+    return score_voc(truths, detections, classes, **options)[0][metric]["AP"][classes[0]]
+
+
+def test_literal_curve():
+    """A hit, a miss, a hit: precision 1, 1/2, 2/3 at recall 1/2, 1/2, 1."""
+    truths = [truth("a", (1, *BOX), (1, *FAR))]
+    detections = [found("a", (1, 0.9, *BOX), (1, 0.8, 20, 20, 30, 30), (1, 0.7, *FAR))]
+    assert ap(truths, detections) == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
+    assert ap(truths, detections, "11point@0.50") == pytest.approx((6 * 1 + 5 * 2 / 3) / 11)
+
+
+def test_a_second_detection_of_an_object_is_a_miss():
+    detections = [found("a", (1, 0.9, *BOX), (1, 0.8, *BOX))]
+    assert ap([truth("a", (1, *BOX), (1, *FAR))], detections) == pytest.approx(0.5)
+    _, curves = score_voc([truth("a", (1, *BOX), (1, *FAR))], detections, ["cat"])
+    assert curves["0.50"]["cat"].precision.tolist() == [1.0, 0.5]
+
+
+def test_the_best_score_claims_the_object_whatever_the_order():
+    detections = [found("a", (1, 0.5, 0, 0, 10, 9), (1, 0.9, 0, 0, 10, 8))]
+    _, curves = score_voc([truth("a", (1, *BOX))], detections, ["cat"])
+    assert curves["0.50"]["cat"].precision.tolist() == [1.0, 0.5]
+
+
+def test_difficult_objects_are_neither_hits_nor_misses_nor_to_be_found():
+    truths = [truth("a", (1, *BOX), (1, *FAR, True))]
+    detections = [found("a", (1, 0.9, *FAR), (1, 0.8, *FAR), (1, 0.7, *BOX))]
+    assert ap(truths, detections) == 1.0
+
+
+def test_objects_of_another_image_or_class_do_not_count():
+    truths = [truth("a", (1, *BOX)), truth("b", (2, *BOX))]
+    metrics, _ = score_voc(truths, [found("a", (2, 0.9, *BOX)), found("b", (1, 0.9, *BOX))], ["cat", "dog"])
+    assert metrics["area@0.50"]["AP"] == {"cat": 0.0, "dog": 0.0}
+
+
+def test_a_class_without_objects_has_no_ap_and_is_not_in_the_mean():
+    truths = [truth("a", (1, *BOX), (3, *FAR, True))]
+    metrics, _ = score_voc(truths, [found("a", (1, 0.9, *BOX), (2, 0.9, *BOX))], ["cat", "unicorn", "hidden"])
+    assert metrics["area@0.50"] == {"mAP": 1.0, "AP": {"cat": 1.0, "unicorn": None, "hidden": None}}
+    nothing, _ = score_voc([truth("a")], [found("a")], ["cat"])
+    assert nothing["11point@0.50"] == {"mAP": None, "AP": {"cat": None}}
+
+
+def test_no_detections_score_0():
+    assert ap([truth("a", (1, *BOX))], [found("a")]) == 0.0
+    assert ap([truth("a", (1, *BOX))], []) == 0.0
+
+
+def test_an_overlap_of_exactly_the_threshold_is_a_hit_but_not_for_the_devkit():
+    truths, detections = [truth("a", (1, *BOX))], [found("a", (1, 0.9, 0, 0, 10, 5))]
+    assert ap(truths, detections) == 1.0
+    assert ap(truths, detections, devkit=True) == 0.0
+
+
+def test_equal_scores_keep_the_order_of_images():
+    truths = [truth("b"), truth("a", (1, *BOX))]
+    detections = [found("b", (1, 0.5, *BOX)), found("a", (1, 0.5, *BOX))]
+    assert ap(truths, detections) == ap(truths, detections[::-1]) == 0.5
+
+
+def slow_ap(truths, detections, label, overlap):
+    """The rules once more, one detection after the other. Returns both metrics."""
+    claimed = {t.image_id: [False] * len(t.labels) for t in truths}
+    by_id = {t.image_id: t for t in truths}
+    number = {t.image_id: i for i, t in enumerate(truths)}
+    objects = sum(int(((t.labels == label) & ~t.difficult).sum()) for t in truths)
+    rows = [(-s, number[d.image_id], i, d.image_id, b) for d in detections
+            for i, (s, b, of) in enumerate(zip(d.scores, d.boxes, d.labels, strict=True)) if of == label]  # fmt: skip
+    points, hits, tried = [], 0, 0
+    for _, _, _, image_id, box in sorted(rows, key=lambda row: row[:3]):
+        t, best, best_iou = by_id[image_id], -1, 0.0
+        for index in range(len(t.labels)):
+            if t.labels[index] != label:
+                continue
+            x1, y1, x2, y2 = (float(v) for v in t.boxes[index])
+            w, h = min(box[2], x2) - max(box[0], x1), min(box[3], y2) - max(box[1], y1)
+            if w <= 0 or h <= 0:
+                continue
+            inter = float(w) * float(h)
+            iou = inter / ((box[2] - box[0]) * (box[3] - box[1]) + (x2 - x1) * (y2 - y1) - inter)
+            if iou > best_iou:
+                best, best_iou = index, iou
+        if best >= 0 and best_iou >= overlap:
+            if t.difficult[best]:
+                continue
+            hit = not claimed[image_id][best]
+            claimed[image_id][best] = True
+        else:
+            hit = False
+        hits, tried = hits + hit, tried + 1
+        points.append((hits / objects if objects else 0.0, hits / tried))
+    if not objects:
+        return None, None
+    eleven = sum(max([p for r, p in points if r >= level], default=0.0) for level in np.arange(0, 1.1, 0.1)) / 11
+    area, last = 0.0, 0.0
+    for index, (recall, _) in enumerate(points):
+        area += (recall - last) * max(p for _, p in points[index:])
+        last = recall
+    return eleven, area
+
+
+def random_case(generator: np.random.Generator) -> tuple[list[GroundTruth], list[Detections]]:
+    """Boxes on a coarse grid, so that overlaps, thresholds and scores often tie."""
+    truths, detections = [], []
+    for number in range(generator.integers(1, 4)):
+
+        def boxes(count):
+            corner = generator.integers(0, 4, (count, 2)) * 2
+            return np.concatenate([corner, corner + generator.integers(1, 4, (count, 2)) * 2], axis=1)
+
+        g, n = generator.integers(0, 4), generator.integers(0, 6)
+        truths.append(
+            GroundTruth(
+                str(number), boxes(g).astype(np.float32), generator.integers(1, 3, g), generator.random(g) < 0.3
+            )
+        )
+        detections.append(
+            Detections(
+                str(number), boxes(n).astype(np.float32), generator.integers(1, 3, n), generator.integers(1, 6, n) / 8
+            )
+        )
+    return truths, detections
+
+
+def test_10000_random_cases_equal_the_slow_rules():
+    generator = np.random.default_rng(0)
+    for case in range(10_000):
+        truths, detections = random_case(generator)
+        metrics, _ = score_voc(truths, detections, ["cat", "dog"], [0.5])
+        for label, name in ((1, "cat"), (2, "dog")):
+            expected = slow_ap(truths, detections, label, 0.5)
+            got = metrics["11point@0.50"]["AP"][name], metrics["area@0.50"]["AP"][name]
+            assert got == (pytest.approx(expected[0]), pytest.approx(expected[1])), case
+
+
+def test_the_published_evaluator_s_values(shared: Path):
+    root = shared / "golden/voc_eval"
+    expected = json.loads((root / "expected_ap.json").read_text())
+    reader = VocDataset(root, "test").with_classes(tuple(expected["area@0.5"]))
+    truths = [reader.ground_truth(index) for index in range(len(reader))]
+    detections = read_result_files(root / "results", reader.image_ids, reader.classes)
+    metrics, _ = score_voc(truths, detections, reader.classes, [0.5, 0.7], devkit=True)
+    for key, values in expected.items():
+        metric, overlap = key.removeprefix("voc07_").split("@")
+        assert metrics[f"{metric}@{float(overlap):.2f}"]["AP"] == pytest.approx(values, abs=1e-6)
