@@ -1,0 +1,128 @@
+"""From settings to objects: what a config may name, and which values make sense."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from detector.errors import InputError
+
+# A config may come from a stranger, inside a checkpoint too: only classes of these packages are ever made from one.
+ALLOWED = ("detector.", "torch.optim.", "albumentations.")
+
+
+def build(settings: Mapping, **more: Any) -> Any:
+    """Make an object of the class that `_target_` names, with the other settings and `more` as its arguments.
+
+    Raises InputError for anything but a class of `ALLOWED`, and when the class does not take the settings.
+    """
+    arguments = {key: value for key, value in settings.items() if key != "_target_"}
+    target = str(settings.get("_target_"))
+    cls = _find_class(target)
+    try:
+        return cls(**arguments, **more)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{target} does not take {arguments}: {error}") from None
+
+
+def _find_class(target: str) -> type:
+    module, _, name = target.rpartition(".")
+    if target.startswith(ALLOWED):
+        try:
+            found = getattr(importlib.import_module(module), name, None)
+        except ImportError:
+            found = None
+        # Where a class was defined counts too: modules offer what they import, detector.files.os for one.
+        if isinstance(found, type) and f"{found.__module__}.".startswith(ALLOWED):
+            return found
+    raise InputError(f"_target_: {target}: not a class of {', '.join(name.rstrip('.') for name in ALLOWED)}")
+
+
+def flatten(settings: Mapping, prefix: str = "") -> dict[str, str | int | float | bool]:
+    """Settings by dotted name; what is not a number, a text or a flag is written out as text."""
+    flat: dict[str, str | int | float | bool] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value if isinstance(value, str | int | float) else str(value)
+    return flat
+
+
+def _is(kind: type | tuple[type, ...], test: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, kind) and not isinstance(value, bool) and test(value)
+
+
+_positive = (_is(int, lambda value: value > 0), "a whole number above 0")
+_not_negative = (_is(int, lambda value: value >= 0), "a whole number, 0 or more")
+_ratio = (_is((int, float), lambda value: 0 <= value <= 1), "a number from 0 to 1")
+_above_zero = (_is((int, float), lambda value: value > 0), "a number above 0")
+_flag = (lambda value: isinstance(value, bool), "true or false")
+
+
+def _one_of(*choices: str) -> tuple[Callable[[Any], bool], str]:
+    return (lambda value: value in choices), " or ".join(choices)
+
+
+RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "seed": _not_negative,
+    "precision": _one_of("auto", "bfloat16", "float32"),
+    "channels_last": _flag,
+    "workers": _not_negative,
+    "data.short_side_px": _positive,
+    "data.max_side_px": _positive,
+    "data.max_proposals": _positive,
+    "data.use_difficult": _flag,
+    "proposals.mode": _one_of("single", "fast", "quality"),
+    "model.backbone": _one_of("vgg16", "resnet18", "resnet50"),
+    "model.head": _one_of("fc", "res5"),
+    "model.pool_size": _positive,
+    "model.hidden": _positive,
+    "model.dropout": _ratio,
+    "train.iterations": _positive,
+    "train.images_per_batch": _positive,
+    "train.eval_every": _positive,
+    "train.checkpoint_every": _positive,
+    "train.log_every": _positive,
+    "roi.rois_per_image": _positive,
+    "roi.foreground_fraction": _ratio,
+    "roi.foreground_iou": _ratio,
+    "roi.background_iou_low": _ratio,
+    "roi.background_iou_high": _ratio,
+    "detect.score_threshold": _ratio,
+    "detect.nms_iou": _ratio,
+    "detect.max_detections": _positive,
+}
+
+
+def validate(config: Mapping) -> None:
+    """Raise InputError for the first setting with a senseless value, before anything is read or computed."""
+    for key, (sensible, wanted) in RULES.items():
+        node: Any = config
+        for part in key.split("."):
+            node = node.get(part) if isinstance(node, Mapping) else None
+        if not sensible(node):
+            raise InputError(f"{key}={node}: must be {wanted}")
+    roi = config["roi"]
+    if not roi["background_iou_low"] < roi["background_iou_high"] <= roi["foreground_iou"]:
+        raise InputError(
+            f"roi: needs background_iou_low < background_iou_high <= foreground_iou, has {roi['background_iou_low']}, "
+            f"{roi['background_iou_high']}, {roi['foreground_iou']}"
+        )
+    std = roi["delta_std"]
+    if not (isinstance(std, list) and len(std) == 4 and all(map(_above_zero[0], std))):
+        raise InputError(f"roi.delta_std={std}: must be four numbers above 0")
+    validate_metric(config["metric"])
+    classes = config["data"]["classes"]
+    if classes is not None and not (isinstance(classes, list) and all(isinstance(x, str) for x in classes)):
+        raise InputError(f"data.classes={classes}: must be null or a list of names, such as [cat,dog]")
+
+
+def validate_metric(metric: Mapping) -> None:
+    """Raise InputError for senseless settings of `metric`."""
+    overlaps = metric["overlaps"]
+    if not (isinstance(overlaps, list) and overlaps and all(_above_zero[0](x) and x <= 1 for x in overlaps)):
+        raise InputError(
+            f"metric.overlaps={overlaps}: must be a list of numbers above 0 and up to 1, such as [0.5,0.7]"
+        )
+    if not isinstance(metric["devkit"], bool):
+        raise InputError(f"metric.devkit={metric['devkit']}: must be true or false")

@@ -1,0 +1,41 @@
+"""Learning rate schedules: a factor on the base rate, as a function of the iteration."""
+
+import math
+from collections.abc import Sequence
+
+
+class Step:
+    """Linear warm-up from `warmup_factor` to 1, then times `gamma` at each of `steps`.
+
+    `steps` are parts of the run: 0.75 of 40 000 iterations is the paper's drop at 30 000.
+    """
+
+    def __init__(
+        self, iterations: int, steps: Sequence[float], gamma: float, warmup_iterations: int, warmup_factor: float
+    ) -> None:
+        self.milestones = [step * iterations for step in steps]
+        self.gamma = gamma
+        self.warmup_iterations = warmup_iterations
+        self.warmup_factor = warmup_factor
+
+    def __call__(self, iteration: int) -> float:
+        drops = sum(iteration >= milestone for milestone in self.milestones)
+        return self.gamma**drops * _warmup(iteration, self.warmup_iterations, self.warmup_factor)
+
+
+class Cosine:
+    """Linear warm-up from `warmup_factor` to 1, then half a cosine down to 0 at the last iteration."""
+
+    def __init__(self, iterations: int, warmup_iterations: int, warmup_factor: float) -> None:
+        self.iterations = iterations
+        self.warmup_iterations = warmup_iterations
+        self.warmup_factor = warmup_factor
+
+    def __call__(self, iteration: int) -> float:
+        cosine = (1 + math.cos(math.pi * iteration / self.iterations)) / 2
+        return cosine * _warmup(iteration, self.warmup_iterations, self.warmup_factor)
+
+
+def _warmup(iteration: int, warmup_iterations: int, warmup_factor: float) -> float:
+    done = min(iteration / warmup_iterations, 1) if warmup_iterations else 1
+    return warmup_factor + (1 - warmup_factor) * done

@@ -1,0 +1,69 @@
+"""Pictures with boxes on them."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+
+from detector.structures import Batch, Detections, GroundTruth
+from detector.targets import RoiTargets
+
+GROUND_TRUTH_COLOUR = (255, 255, 255)
+BACKGROUND_COLOUR = (130, 130, 130)
+
+
+def class_colour(label: int) -> tuple[int, int, int]:
+    """A colour for a label 1..K; neighbours are far apart on the colour wheel."""
+    hue = (label * 137.5) % 360 / 2  # the golden angle; OpenCV counts hues to 180
+    red, green, blue = cv2.cvtColor(np.array([[[hue, 220, 255]]], dtype=np.uint8), cv2.COLOR_HSV2RGB)[0, 0]
+    return int(red), int(green), int(blue)
+
+
+def draw_boxes(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    colours: Sequence[tuple[int, int, int]],
+    captions: Sequence[str] | None = None,
+    thickness: int = 1,
+) -> np.ndarray:
+    """A copy of the image (H, W, 3) uint8 with boxes (N, 4) in its frame and their captions drawn on it."""
+    picture = np.ascontiguousarray(image).copy()
+    for number, (box, colour) in enumerate(zip(boxes, colours, strict=True)):
+        x1, y1, x2, y2 = (int(value) for value in np.round(box))
+        cv2.rectangle(picture, (x1, y1), (x2 - 1, y2 - 1), colour, thickness)
+        if captions:
+            text = captions[number]
+            (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)
+            y = y1 if y1 > height + 3 else y1 + height + 4
+            cv2.rectangle(picture, (x1, y - height - 4), (x1 + width + 2, y), colour, cv2.FILLED)
+            cv2.putText(picture, text, (x1 + 1, y - 3), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
+    return picture
+
+
+def draw_detections(
+    image: np.ndarray, truth: GroundTruth, detections: Detections, classes: Sequence[str], score_threshold: float = 0.3
+) -> np.ndarray:
+    """Ground truth in white, detections from this score on in their class's colour with its name and score."""
+    picture = draw_boxes(image, truth.boxes, [GROUND_TRUTH_COLOUR] * len(truth.boxes), thickness=2)
+    shown = detections.scores >= score_threshold
+    boxes, labels, scores = detections.boxes[shown], detections.labels[shown], detections.scores[shown]
+    captions = [f"{classes[label - 1]} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
+    return draw_boxes(picture, boxes, [class_colour(label) for label in labels], captions)
+
+
+def draw_batch(batch: Batch, targets: RoiTargets) -> np.ndarray:
+    """The images of a training batch side by side, as the network sees them, with their sampled RoIs.
+
+    Background in gray, foreground in its class's colour, ground truth in white.
+    """
+    pictures = []
+    for index, image in enumerate(batch.images.permute(0, 2, 3, 1).numpy()):
+        mine = targets.rois[:, 0] == index
+        order = torch.argsort((targets.labels[mine] > 0).int(), stable=True)  # foreground on top
+        labels = targets.labels[mine][order].tolist()
+        colours = [class_colour(label) if label else BACKGROUND_COLOUR for label in labels]
+        picture = draw_boxes(image, targets.rois[mine][order, 1:].numpy(), colours)
+        gt_boxes = batch.gt_boxes[index].numpy()
+        pictures.append(draw_boxes(picture, gt_boxes, [GROUND_TRUTH_COLOUR] * len(gt_boxes), thickness=2))
+    return np.concatenate(pictures, axis=1)

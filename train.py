@@ -1,0 +1,146 @@
+"""Train a Fast R-CNN: python train.py [GROUP=CHOICE] [KEY=VALUE ...]; configs/train.yaml lists the settings."""
+
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from detector import compose
+from detector.checkpoint import save_checkpoint
+from detector.cli import log_to_file, run_program
+from detector.config import build, flatten, validate
+from detector.data.loader import Samples, TrainOrder, eval_loader, train_loader
+from detector.device import Compute
+from detector.engine import Recipe, Step, evaluate, training_steps
+from detector.evaluation.report import write_report
+from detector.evaluation.results import ap_table, through_files
+from detector.models import FastRCNN
+from detector.models.weights import load_weights
+from detector.run_folder import new_run_folder
+from detector.tracking import Means, Tracker, peak_memory_mib
+from detector.visualize import draw_batch, draw_detections
+
+logger = logging.getLogger("train")
+
+NUM_PICTURES = 8  # of validation images in TensorBoard, the same ones at every evaluation
+
+
+def main(config: dict) -> None:
+    validate(config)
+    settings, seed = config["train"], config["seed"]
+    compute, recipe = compose.make_compute(config), compose.make_recipe(config)
+
+    train_set, val_set = build(config["data"]["train"]), build(config["data"]["val"])
+    classes = tuple(config["data"]["classes"] or sorted({*train_set.classes, *val_set.classes}))
+    train_set, val_set = train_set.with_classes(classes), val_set.with_classes(classes)
+
+    torch.manual_seed(seed)  # of the initial weights
+    model = compose.make_model(config, len(classes))
+    if config["model"]["weights"] is not None:
+        load_weights(model, config["model"]["backbone"], config["model"]["weights"])
+    compute.place(model)
+    optimizer, schedule = compose.make_optimizer(config, model)
+
+    folder = new_run_folder(config["run"]["dir"])
+    train_samples = compose.make_samples(config, train_set, "train")
+    val_samples = compose.make_samples(config, val_set, "val")
+    order = TrainOrder(len(train_set), settings["images_per_batch"], settings["iterations"], seed)
+    train_batches = train_loader(train_samples, order, config["workers"])
+    val_batches = eval_loader(val_samples, config["workers"])
+
+    log_to_file(folder / "train.log")
+    run = Run(config, folder, Tracker(folder), classes, model, recipe, compute, val_samples, val_batches)
+    logger.info("%d images to train on, %d to validate, classes: %s", len(train_set), len(val_set), ", ".join(classes))
+    logger.info("on %s in %s, learning rate %g -> %s", compute.device, compute.dtype, optimizer.defaults["lr"], folder)
+    with logging_redirect_tqdm(), tqdm(total=settings["iterations"], unit="step", disable=None) as progress:
+        for step in training_steps(model, train_batches, optimizer, schedule, recipe, compute):
+            progress.update()
+            run.after_step(step, progress)
+    run.finish()
+
+
+@dataclass
+class Run:
+    """What happens between the steps: logging, evaluation, checkpoints."""
+
+    config: dict
+    folder: Path
+    tracker: Tracker
+    classes: tuple[str, ...]
+    model: FastRCNN
+    recipe: Recipe
+    compute: Compute
+    val_samples: Samples
+    val_batches: DataLoader
+
+    def __post_init__(self) -> None:
+        self.means = Means()
+        self.best = -math.inf
+        self.main_metric = f"11point@{self.config['metric']['overlaps'][0]:.2f}"
+        text = yaml.safe_dump(self.config, sort_keys=False)
+        (self.folder / "config.yaml").write_text(text)
+        self.tracker.text("config", text)
+
+    def after_step(self, step: Step, progress: tqdm) -> None:
+        settings, iteration = self.config["train"], step.iteration
+        last = iteration == settings["iterations"]
+        self.means.add(step.values)
+        if iteration == 1:
+            self.tracker.image(iteration, "train/rois", draw_batch(step.batch, step.targets))
+        if last or iteration % settings["log_every"] == 0:
+            self.log(step, progress)
+        if last or iteration % settings["eval_every"] == 0:
+            self.evaluate(iteration)
+        if last or iteration % settings["checkpoint_every"] == 0:
+            self.save("last.pt", iteration)
+
+    def log(self, step: Step, progress: tqdm) -> None:
+        values = self.means.take() | {"memory/peak_mib": peak_memory_mib(self.compute.device)}
+        loss = values["train/loss"]
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss} at iteration {step.iteration}, images {', '.join(step.batch.image_ids)}: "
+                "a lower optimizer.lr or a longer warm-up helps most often"
+            )
+        self.tracker.scalars(step.iteration, values)
+        progress.set_postfix(loss=f"{loss:.3f}")
+        if progress.disable:  # no terminal
+            of, seconds = self.config["train"]["iterations"], values["time/step_s"]
+            logger.info("iteration %d of %d: loss %.3f, %.2f s a step", step.iteration, of, loss, seconds)
+
+    def evaluate(self, iteration: int) -> None:
+        detections, losses = evaluate(self.model, self.val_batches, self.recipe, self.compute)
+        detections = through_files(
+            self.folder / "detections", detections, self.classes, self.config["metric"]["devkit"]
+        )
+        reader = self.val_samples.reader
+        truths = [reader.ground_truth(index) for index in range(len(reader))]
+        metrics = write_report(self.folder, truths, detections, self.classes, **self.config["metric"], losses=losses)
+        logger.info("evaluation at iteration %d\n%s", iteration, ap_table(metrics["voc"]))
+        self.tracker.metrics(iteration, metrics)
+        for index in range(0, len(reader), max(len(reader) // NUM_PICTURES, 1))[:NUM_PICTURES]:
+            picture = draw_detections(reader.image(index), truths[index], detections[index], self.classes)
+            self.tracker.image(iteration, f"val/{truths[index].image_id}", picture)
+        self.score = metrics["voc"][self.main_metric]["mAP"]
+        if self.score is None or self.score > self.best:  # without a single object to find, the latest is the best
+            self.best = self.score or -math.inf
+            self.save("best.pt", iteration)
+
+    def save(self, name: str, iteration: int) -> None:
+        save_checkpoint(self.folder / "checkpoints" / name, self.model, self.config, self.classes, iteration)
+
+    def finish(self) -> None:
+        final = {} if self.score is None else {f"hparam/mAP_{self.main_metric.replace('@', '_')}": self.score}
+        self.tracker.hyperparameters(flatten(self.config), final)
+        self.tracker.close()
+        logger.info("done: %s; to look at it: tensorboard --logdir %s", self.folder, self.folder.parent)
+
+
+if __name__ == "__main__":
+    run_program(main, "train")
