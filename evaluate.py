@@ -15,7 +15,7 @@ from detector.engine import evaluate
 from detector.errors import InputError
 from detector.evaluation.report import write_report
 from detector.evaluation.results import ap_table, read_result_files, result_classes, through_files
-from detector.run_folder import new_run_folder
+from detector.run_folder import run_folder
 from detector.structures import Detections
 
 logger = logging.getLogger("evaluate")
@@ -25,13 +25,14 @@ def main(config: dict) -> None:
     if (config["checkpoint"] is None) == (config["detections"] is None):
         raise InputError("give either checkpoint=FILE or detections=FOLDER")
     validate_metric(config["metric"])
+    folder = Path(config["out"]) if config["out"] else None
     if config["checkpoint"] is not None:
-        path = Path(config["checkpoint"])
-        folder = Path(config["out"] or path.resolve().parents[1])
+        path = Path(config["checkpoint"]).resolve()
+        folder = folder or (path.parents[1] if path.parent.name == "checkpoints" else run_folder(None))
         reader, detections, losses = detect(config, load_checkpoint(path), folder)
     else:
-        reader, detections = read_detections(config)
-        folder, losses = Path(config["out"]) if config["out"] else new_run_folder(None), None
+        folder = folder or run_folder(None)
+        reader, detections, losses = *read_detections(config), None
     truths = [reader.ground_truth(index) for index in range(len(reader))]
     metrics = write_report(folder, truths, detections, reader.classes, **config["metric"], losses=losses)
     print(ap_table(metrics["voc"]))

@@ -18,11 +18,12 @@ from detector.config import build, flatten, validate
 from detector.data.loader import Samples, TrainOrder, eval_loader, train_loader
 from detector.device import Compute
 from detector.engine import Recipe, Step, evaluate, training_steps
+from detector.errors import InputError
 from detector.evaluation.report import write_report
 from detector.evaluation.results import ap_table, through_files
 from detector.models import FastRCNN
 from detector.models.weights import load_weights
-from detector.run_folder import new_run_folder
+from detector.run_folder import make_run_folder, run_folder
 from detector.tracking import Means, Tracker, peak_memory_mib
 from detector.visualize import draw_batch, draw_detections
 
@@ -33,11 +34,13 @@ NUM_PICTURES = 8  # of validation images in TensorBoard, the same ones at every 
 
 def main(config: dict) -> None:
     validate(config)
-    settings, seed = config["train"], config["seed"]
+    settings, seed, folder = config["train"], config["seed"], run_folder(config["run"]["dir"])
     compute, recipe = compose.make_compute(config), compose.make_recipe(config)
 
     train_set, val_set = build(config["data"]["train"]), build(config["data"]["val"])
     classes = tuple(config["data"]["classes"] or sorted({*train_set.classes, *val_set.classes}))
+    if not classes:
+        raise InputError("there is no object in any annotation to learn from: is it the right data.train_split?")
     train_set, val_set = train_set.with_classes(classes), val_set.with_classes(classes)
 
     torch.manual_seed(seed)  # of the initial weights
@@ -47,13 +50,13 @@ def main(config: dict) -> None:
     compute.place(model)
     optimizer, schedule = compose.make_optimizer(config, model)
 
-    folder = new_run_folder(config["run"]["dir"])
     train_samples = compose.make_samples(config, train_set, "train")
     val_samples = compose.make_samples(config, val_set, "val")
     order = TrainOrder(len(train_set), settings["images_per_batch"], settings["iterations"], seed)
     train_batches = train_loader(train_samples, order, config["workers"])
     val_batches = eval_loader(val_samples, config["workers"])
 
+    make_run_folder(folder)
     log_to_file(folder / "train.log")
     run = Run(config, folder, Tracker(folder), classes, model, recipe, compute, val_samples, val_batches)
     logger.info("%d images to train on, %d to validate, classes: %s", len(train_set), len(val_set), ", ".join(classes))

@@ -41,7 +41,7 @@ def run_program(main: Callable[[dict], None], config_name: str) -> None:
             try:
                 settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
             except OmegaConfBaseException as error:
-                raise InputError(str(error).splitlines()[0]) from None
+                raise InputError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
             main(settings)  # type: ignore[arg-type]
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)

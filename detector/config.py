@@ -48,6 +48,9 @@ def flatten(settings: Mapping, prefix: str = "") -> dict[str, str | int | float 
     return flat
 
 
+Rule = tuple[Callable[[Any], bool], str]  # a test of a value, and what it wants in words
+
+
 def _is(kind: type | tuple[type, ...], test: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, kind) and not isinstance(value, bool) and test(value)
 
@@ -59,11 +62,16 @@ _above_zero = (_is((int, float), lambda value: value > 0), "a number above 0")
 _flag = (lambda value: isinstance(value, bool), "true or false")
 
 
-def _one_of(*choices: str) -> tuple[Callable[[Any], bool], str]:
+def _one_of(*choices: str) -> Rule:
     return (lambda value: value in choices), " or ".join(choices)
 
 
-RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+def _or_null(rule: Rule) -> Rule:
+    sensible, wanted = rule
+    return (lambda value: value is None or sensible(value)), f"null or {wanted}"
+
+
+RULES: dict[str, Rule] = {
     "seed": _not_negative,
     "precision": _one_of("auto", "bfloat16", "float32"),
     "channels_last": _flag,
@@ -78,6 +86,9 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model.pool_size": _positive,
     "model.hidden": _positive,
     "model.dropout": _ratio,
+    "model.frozen_stages": _or_null(_not_negative),
+    "optimizer.lr": _or_null(_above_zero),
+    "optimizer.weight_decay": (_is((int, float), lambda value: value >= 0), "a number, 0 or more"),
     "train.iterations": _positive,
     "train.images_per_batch": _positive,
     "train.eval_every": _positive,

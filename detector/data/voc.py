@@ -104,8 +104,6 @@ class VocDataset:
         self.classes = tuple(classes)
         if len(set(self.classes)) != len(self.classes):
             raise InputError(f"data.classes: {list(self.classes)} names a class twice")
-        if not self.classes:
-            raise InputError(f"{self.root}: no object in any annotation of split '{self.split}': give data.classes")
         label = {name: number for number, name in enumerate(self.classes, start=1)}
         for annotation in self.annotations:
             for number, name in enumerate(annotation.names, start=1):

@@ -70,6 +70,11 @@ def test_pretrained_means_frozen_batch_norm_and_first_stages(backbone):
     assert all(parameter.requires_grad for parameter in free.parameters())
 
 
+def test_more_frozen_stages_than_there_are():
+    with pytest.raises(InputError, match="frozen_stages=9: resnet18 has 4 stages"):
+        build_model("resnet18", "fc", num_classes=2, frozen_stages=9)
+
+
 def test_settings_of_the_head_have_their_effect():
     model = build_model("vgg16", "fc", num_classes=2, pool_size=3, hidden=8, dropout=0.5).train()
     assert model.head.fc6.weight.shape == (8, 512 * 9)

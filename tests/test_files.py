@@ -1,0 +1,49 @@
+import os
+
+import pytest
+import torch
+
+from detector.checkpoint import load_checkpoint, save_checkpoint
+from detector.errors import InputError
+from detector.files import write_atomically
+from detector.run_folder import make_run_folder, run_folder
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    write_atomically(tmp_path / "f", b"old")
+
+    def no_space(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(tmp_path / "f", b"new")
+    assert (tmp_path / "f").read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+def test_a_checkpoint_holds_weights_settings_classes_and_iteration(tmp_path):
+    model = torch.nn.Linear(2, 3)
+    save_checkpoint(tmp_path / "c/last.pt", model, {"seed": 1, "data": {"classes": None}}, ("cat", "dog"), 12)
+    content = load_checkpoint(tmp_path / "c/last.pt")
+    assert content["config"] == {"seed": 1, "data": {"classes": None}}
+    assert (content["classes"], content["iteration"]) == (["cat", "dog"], 12)
+    assert torch.equal(content["model"]["weight"], model.weight)
+
+
+def test_run_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = run_folder(None)
+    make_run_folder(first)
+    second = run_folder(None)
+    assert first != second
+    assert first.parent.name == second.parent.name == "runs"
+    make_run_folder(run_folder("a/b"))
+    assert run_folder("a/b").is_dir()  # empty still
+    (tmp_path / "a/b/mine.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"run\.dir: a/b is not an empty folder"):
+        run_folder("a/b")
+    with pytest.raises(InputError, match=r"run\.dir: a/b/mine\.txt"):
+        run_folder("a/b/mine.txt")
+    with pytest.raises(InputError, match=r"cannot be made"):
+        make_run_folder(run_folder("a/b/mine.txt/run"))

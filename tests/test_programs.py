@@ -1,0 +1,287 @@
+"""train.py and evaluate.py from end to end, on a few small scenes."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import evaluate
+import train
+from detector.data.generate import generate_proposals
+from detector.data.voc import VocDataset
+from detector.errors import InputError
+from tests.conftest import REPOSITORY
+
+TINY = [
+    "data=voc", "data.train_split=train", "data.short_side_px=96", "data.max_side_px=160", "data.max_proposals=60",
+    "proposals.mode=single", "model.hidden=32", "train.iterations=4", "train.images_per_batch=2", "train.eval_every=2",
+    "train.checkpoint_every=3", "train.log_every=2", "roi.rois_per_image=16", "detect.score_threshold=0.01",
+    "workers=0", "device=cpu", "precision=float32",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def common(small_shapes, tmp_path_factory) -> list[str]:
+    """Overrides that every run of this file begins with."""
+    return [*TINY, f"data.root={small_shapes}", f"proposals.folder={tmp_path_factory.mktemp('proposals')}"]
+
+
+@pytest.fixture(scope="module")
+def run(common, tmp_path_factory) -> Path:
+    """A finished run's folder. Not to be changed."""
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    program("train.py", *common, f"run.dir={folder}", code=0)
+    return folder
+
+
+def program(name: str, *overrides: str, code: int) -> subprocess.CompletedProcess:
+    """Run a program as a user does, and check how it ends."""
+    result = subprocess.run([sys.executable, name, *overrides], cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.returncode == code, result.stdout + result.stderr
+    return result
+
+
+def test_a_run_leaves_what_is_promised(run):
+    for name in (
+        "checkpoints/last.pt",
+        "checkpoints/best.pt",
+        "config.yaml",
+        "metrics.jsonl",
+        "metrics.json",
+        "train.log",
+    ):
+        assert (run / name).is_file(), name
+    checkpoint = torch.load(run / "checkpoints/last.pt", weights_only=True)
+    assert checkpoint["iteration"] == 4
+    assert checkpoint["config"]["data"]["short_side_px"] == 96
+    assert checkpoint["classes"] == ["ball", "crate", "kite", "star"]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [2, 2, 4, 4]
+    logged = {tag for line in lines for tag in line}
+    assert logged >= {
+        "train/loss", "train/loss_cls", "train/loss_box", "train/lr", "train/grad_norm", "roi/foreground_accuracy",
+        "roi/background_accuracy", "roi/foreground_fraction", "time/step_s", "time/data_s", "memory/peak_mib",
+        "val/loss", "val/mAP_11point_0.50", "val/mAP_area_0.50", "val_AP_area_0.50/ball",
+    }  # fmt: skip
+    tags = EventAccumulator(str(run)).Reload().Tags()
+    assert set(tags["images"]) == {"train/rois", "val/test_0", "val/test_1", "val/test_2"}
+    assert logged - {"iteration"} <= set(tags["scalars"])
+    best = torch.load(run / "checkpoints/best.pt", weights_only=True)["iteration"]
+    by_iteration = {line["iteration"]: line["val/mAP_11point_0.50"] for line in lines if "val/loss" in line}
+    assert by_iteration[best] == max(by_iteration.values())
+
+
+def test_evaluating_the_last_checkpoint_gives_the_last_evaluation_of_training(run, tmp_path):
+    in_training = json.loads((run / "metrics.json").read_text())
+    result = program("evaluate.py", f"checkpoint={run}/checkpoints/last.pt", f"out={tmp_path}", "workers=0", code=0)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["voc"]["area@0.50"]["mAP"] > 0
+    for metric, values in in_training["voc"].items():
+        assert metrics["voc"][metric]["mAP"] == pytest.approx(values["mAP"], abs=1e-6)
+        assert metrics["voc"][metric]["AP"] == pytest.approx(values["AP"], abs=1e-6)
+    assert metrics["loss"] == pytest.approx(in_training["loss"], abs=1e-6)
+    assert "mAP" in result.stdout
+    # ... and so do the files of its detections, without a model
+    data = [f"data.root={torch.load(run / 'checkpoints/last.pt', weights_only=True)['config']['data']['root']}"]
+    scored = tmp_path / "scored"
+    program("evaluate.py", f"detections={tmp_path}/detections", "data=voc", *data, f"out={scored}", code=0)
+    again = json.loads((scored / "metrics.json").read_text())
+    assert again["voc"]["area@0.50"]["AP"] == pytest.approx(in_training["voc"]["area@0.50"]["AP"], abs=1e-6)
+
+
+def test_settings_of_evaluation(run, settings, tmp_path, capsys):
+    def score(name: str, *overrides: str) -> dict:
+        config = settings(
+            "evaluate", f"checkpoint={run}/checkpoints/last.pt", f"out={tmp_path / name}", "workers=0", *overrides
+        )
+        evaluate.main(config)
+        return json.loads((tmp_path / name / "metrics.json").read_text())["voc"]
+
+    usual = score("usual", "metric.overlaps=[0.3,0.5]")
+    assert set(usual) == {"11point@0.30", "area@0.30", "11point@0.50", "area@0.50"}
+    root = f"data.root={settings('evaluate', 'data=voc', 'data.root=x')['data']['root']}"
+    assert root == "data.root=x"
+    strict = score("strict", "detect.score_threshold=0.9")
+    assert strict["area@0.50"]["mAP"] < usual["area@0.50"]["mAP"]
+    assert score("few", "detect.max_detections=1")["area@0.50"] != usual["area@0.50"]
+    assert score("small", "data.short_side_px=64")["area@0.50"] != usual["area@0.50"]
+    devkit = score("devkit", "metric.devkit=true")
+    line = (tmp_path / "devkit/detections/comp4_det_test_ball.txt").read_text().splitlines()[0].split()
+    assert [len(value.partition(".")[2]) for value in line[1:]] == [3, 1, 1, 1, 1]
+    assert set(devkit["area@0.50"]["AP"]) == {"ball", "crate", "kite", "star"}
+
+
+def test_a_given_data_set_keeps_the_sizes_of_training(run, settings):
+    trained = torch.load(run / "checkpoints/last.pt", weights_only=True)["config"]
+    merged = evaluate.with_training_settings(settings("evaluate", "data=voc", "data.root=x"), trained)
+    assert merged["data"]["root"] == merged["data"]["val"]["root"] == "x"
+    assert merged["data"]["short_side_px"] == 96
+    merged = evaluate.with_training_settings(settings("evaluate", "data.short_side_px=77"), trained)
+    assert merged["data"]["short_side_px"] == 77
+    assert merged["data"]["root"] == trained["data"]["root"]
+    assert merged["detect"] == trained["detect"]
+
+
+def losses(settings, common, folder: Path, *overrides: str) -> list[float]:
+    train.main(settings("train", *common, f"run.dir={folder}", "train.log_every=1", *overrides))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["train/loss"] for line in lines if "train/loss" in line]
+
+
+def test_the_seed_decides_the_run_and_the_number_of_workers_does_not(settings, common, tmp_path):
+    first = losses(settings, common, tmp_path / "a", "model.dropout=0.5")
+    assert first == losses(settings, common, tmp_path / "b", "model.dropout=0.5", "workers=2")
+    assert first != losses(settings, common, tmp_path / "c", "model.dropout=0.5", "seed=1")
+    states = [torch.load(tmp_path / n / "checkpoints/last.pt", weights_only=True)["model"] for n in "ab"]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["roi.foreground_fraction=0.5", "roi.delta_std=[1,1,1,1]", "augment=none", "data.use_difficult=false",
+     "optimizer.lr=0.5", "schedule=cosine", "precision=bfloat16", "model.pool_size=3", "data.max_proposals=9",
+     "roi.foreground_iou=0.7", "roi.background_iou_low=0.0", "roi.background_iou_high=0.3", "roi.rois_per_image=8",
+     "optimizer.weight_decay=0.5", "optimizer.momentum=0.0", "channels_last=false"],
+)  # fmt: skip
+def test_every_setting_of_training_has_its_effect(settings, common, tmp_path, override, usual_losses):
+    if override == "channels_last=false":  # the same numbers from another layout
+        assert losses(settings, common, tmp_path / "run", override) == pytest.approx(usual_losses, rel=1e-3)
+    else:
+        assert losses(settings, common, tmp_path / "run", override) != usual_losses
+
+
+@pytest.fixture(scope="module")
+def usual_losses(common, tmp_path_factory):
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    folder = tmp_path_factory.mktemp("usual") / "run"
+    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+        overrides = [*common, f"run.dir={folder}", "train.log_every=1"]
+        train.main(OmegaConf.to_container(compose("train", overrides), resolve=True))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["train/loss"] for line in lines if "train/loss" in line]
+
+
+def spoil_xml(root: Path) -> None:
+    (root / "Annotations/test_1.xml").write_text("<annotation><object>")
+
+
+def spoil_class(root: Path) -> None:
+    path = root / "Annotations/test_1.xml"
+    path.write_text(path.read_text().replace("</annotation>", "<object><name>bal</name></object></annotation>"))
+
+
+def spoil_jpeg(root: Path) -> None:
+    path = root / "JPEGImages/train_2.jpg"
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def no_images(root: Path) -> None:
+    (root / "ImageSets/Main/train.txt").write_text("")
+
+
+def no_xml(root: Path) -> None:
+    (root / "Annotations/train_3.xml").unlink()
+
+
+CASES = [
+    (None, ["train.iterations=-3"], "train.iterations=-3: must be a whole number above 0"),
+    (None, ["data.root=/nowhere/at/all"], "there is no folder /nowhere/at/all"),
+    (None, ["device=cuda:7"], "device: 'cuda:7' is not there"),
+    (None, ["data.val_split=trainval"], "no such split; there is test, train"),
+    (no_images, [], "the split has no images"),
+    (no_xml, [], "1 of the 6 images of split 'train' have no XML file: train_3"),
+    (spoil_xml, [], r"test_1\.xml: broken XML"),
+    (spoil_class, ["data.classes=[ball,crate,kite,star]"], r"did you mean 'ball'\?"),
+    (spoil_jpeg, [], r"train_2\.jpg: damaged image"),
+    (None, ["data.train_proposals=/nowhere.safetensors"], "/nowhere.safetensors: no such proposal file"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "overrides", "says"), CASES, ids=[case[2][:30] for case in CASES])
+def test_wrong_input_is_one_error_before_anything_is_written(
+    small_shapes, settings, common, tmp_path, spoil, overrides, says
+):
+    root = tmp_path / "data"
+    shutil.copytree(small_shapes, root)
+    if spoil:
+        spoil(root)
+    with pytest.raises(InputError, match=says):
+        train.main(settings("train", *common, f"data.root={root}", f"run.dir={tmp_path}/run", *overrides))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["train.iteration=3"], "Key 'iteration' is not in struct"),
+        (["data=voc"], "data.root: Missing mandatory value"),
+        (["train.iterations=-3"], "train.iterations=-3: must be a whole number above 0"),
+    ],
+)
+def test_wrong_input_ends_the_program_with_2_and_no_traceback(overrides, says):
+    result = program("train.py", *overrides, code=2)
+    assert says in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_any_other_failure_ends_the_program_with_1(common, tmp_path):
+    result = program("train.py", *common, "optimizer.lr=1e30", f"run.dir={tmp_path}/run", "train.log_every=1", code=1)
+    assert "the loss is nan at iteration" in result.stderr
+
+
+def test_proposals_of_other_images_are_refused(small_shapes, settings, common, tmp_path):
+    generate_proposals(VocDataset(small_shapes, "test"), tmp_path / "p.safetensors", "single", workers=1)
+    with pytest.raises(InputError, match="no proposals for 6 of 6 images: train_0, train_1"):
+        train.main(settings("train", *common, f"data.train_proposals={tmp_path}/p.safetensors"))
+
+
+def test_a_run_folder_with_something_in_it_is_left_alone(settings, common, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(InputError, match="not an empty folder"):
+        train.main(settings("train", *common, f"run.dir={tmp_path}"))
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ([], "give either checkpoint=FILE or detections=FOLDER"),
+        (["checkpoint=/nowhere.pt"], r"/nowhere\.pt: no such"),
+        (["detections=/nowhere"], "needs a data set"),
+        (["checkpoint=LICENSE"], "LICENSE: not a file of plain weights"),
+        (["checkpoint=a", "metric.overlaps=[2]"], "metric.overlaps"),
+    ],
+)
+def test_wrong_input_of_evaluation(settings, monkeypatch, overrides, says):
+    monkeypatch.chdir(REPOSITORY)
+    with pytest.raises(InputError, match=says):
+        evaluate.main(settings("evaluate", *overrides))
+
+
+def test_a_data_set_without_objects_to_find_is_scored_as_such(settings, common, small_shapes, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(small_shapes, root)
+    for path in (root / "Annotations").glob("test_*.xml"):
+        path.write_text("<annotation></annotation>")
+    train.main(settings("train", *common, f"data.root={root}", f"run.dir={tmp_path}/run"))
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["voc"]["area@0.50"]["mAP"] is None
+    assert (tmp_path / "run/checkpoints/best.pt").is_file()
+
+
+def test_images_without_objects_and_proposals_train(settings, common, small_shapes, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(small_shapes, root)
+    for number in range(3):
+        (root / f"Annotations/train_{number}.xml").write_text("<annotation></annotation>")
+        Image.new("RGB", (300, 240)).save(root / f"JPEGImages/train_{number}.jpg")
+    train.main(settings("train", *common, f"data.root={root}", f"run.dir={tmp_path}/run"))
+    assert (tmp_path / "run/checkpoints/last.pt").is_file()

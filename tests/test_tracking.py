@@ -1,0 +1,65 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from detector.tracking import Means, Tracker, peak_memory_mib
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tracker = Tracker(tmp_path)
+    tracker.scalars(3, {"train/loss": 0.5, "train/odd": math.nan})
+    tracker.metrics(
+        4,
+        {"loss": {"cls": 0.25, "box": 0.5}, "voc": {"area@0.50": {"mAP": 0.5, "AP": {"my cat": 0.5, "unicorn": None}}}},
+    )
+    tracker.image(4, "val/a", np.full((5, 6, 3), 9, dtype=np.uint8))
+    tracker.text("config", "seed: 1\nrun: 2")
+    tracker.hyperparameters({"seed": 1, "lr": 0.5}, {"hparam/mAP": 0.75})
+    tracker.close()
+    return tmp_path
+
+
+def test_events_hold_scalars_images_text_and_hyperparameters_in_one_run(folder):
+    assert len(list(folder.rglob("events.*"))) == 1  # add_hparams would make a second
+    events = EventAccumulator(str(folder)).Reload()
+    tags = events.Tags()
+    assert {"train/loss", "val/loss", "val/loss_cls", "val/mAP_area_0.50", "val_AP_area_0.50/my_cat"} <= set(
+        tags["scalars"]
+    )
+    assert "train/odd" not in tags["scalars"]
+    assert events.Scalars("val/loss")[0].value == 0.75
+    assert events.Scalars("train/loss")[0].step == 3
+    assert tags["images"] == ["val/a"]
+    assert b"seed: 1" in events.Tensors("config/text_summary")[0].tensor_proto.string_val[0]
+    plugin = events.summary_metadata["_hparams_/session_start_info"].plugin_data
+    assert plugin.plugin_name == "hparams"
+
+
+def test_the_same_numbers_stand_in_metrics_jsonl(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0] == {"iteration": 3, "train/loss": 0.5, "train/odd": None}
+    assert lines[1]["val/mAP_area_0.50"] == 0.5
+    assert "val_AP_area_0.50/unicorn" not in lines[1]
+
+
+def test_means_leave_out_nan_and_start_anew():
+    means = Means()
+    means.add({"a": torch.tensor(1.0), "b": torch.tensor(math.nan), "c": math.nan})
+    means.add({"a": 3.0, "b": torch.tensor(5.0), "c": math.nan})
+    values = means.take()
+    assert (values["a"], values["b"]) == (2.0, 5.0)
+    assert math.isnan(values["c"])
+    means.add({"a": 7.0})
+    assert means.take() == {"a": 7.0}
+
+
+def test_peak_memory_is_that_of_this_process():
+    before = peak_memory_mib(torch.device("cpu"))
+    block = np.ones(int(before) * 2**20 // 8 + 2**24)
+    assert peak_memory_mib(torch.device("cpu")) > before + 64
+    assert block[0] == 1
