@@ -19,7 +19,9 @@ def order(hierarchies: Sequence[np.ndarray], seed: int) -> np.ndarray:
     boxes = np.concatenate(hierarchies)
     position = np.concatenate([np.arange(len(found), 0, -1) for found in hierarchies])
     votes = (2**30 / np.sqrt(position)).astype(np.int64)  # whole numbers, which add up the same in any order
-    _, first, group = np.unique(boxes.view("V16").ravel(), return_index=True, return_inverse=True)
+    # sides are below 2^16, so one number holds a box
+    key = boxes.astype(np.uint64) @ np.array([1 << 48, 1 << 32, 1 << 16, 1], np.uint64)
+    _, first, group = np.unique(key, return_index=True, return_inverse=True)
     boxes = boxes[first]
     total = np.zeros(len(boxes), np.int64)
     np.add.at(total, group, votes)
@@ -35,19 +37,21 @@ def near_repeats(boxes: np.ndarray) -> np.ndarray:
     count = len(boxes)
     repeats = np.zeros(count, np.bool_)
     area = np.empty(count, np.int64)
-    kept = np.empty(count, np.int64)
-    keeps = 0
+    # The areas of such boxes differ by less than 1 / 0.9, so they lie in the same or neighbouring classes
+    # of area (linked lists, -1 ends one) if a class spans 1.12.
+    newest = np.full(3 + int(np.log(2.0**31) / np.log(1.12)), -1)
+    before = np.empty(count, np.int64)
     for i in range(count):
-        area[i] = np.int64(boxes[i, 2] - boxes[i, 0]) * (boxes[i, 3] - boxes[i, 1])
-        for j in kept[:keeps]:
-            if 10 * min(area[i], area[j]) > 9 * max(area[i], area[j]):  # else the IoU is smaller
+        area[i] = (boxes[i, 2] - boxes[i, 0]) * (boxes[i, 3] - boxes[i, 1])
+        own = 1 + int(np.log(area[i]) / np.log(1.12))
+        for size_class in range(own - 1, own + 2):
+            j = newest[size_class]
+            while j >= 0 and not repeats[i]:
                 width = min(boxes[i, 2], boxes[j, 2]) - max(boxes[i, 0], boxes[j, 0])
                 height = min(boxes[i, 3], boxes[j, 3]) - max(boxes[i, 1], boxes[j, 1])
                 shared = max(width, 0) * max(height, 0)
-                if 10 * shared > 9 * (area[i] + area[j] - shared):
-                    repeats[i] = True
-                    break
+                repeats[i] = 10 * shared > 9 * (area[i] + area[j] - shared)
+                j = before[j]
         if not repeats[i]:
-            kept[keeps] = i
-            keeps += 1
+            before[i], newest[own] = newest[own], i
     return repeats
