@@ -7,16 +7,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from detector.selective_search.colour import TOP
 from detector.selective_search.compiled import compiled
 from detector.selective_search.segmentation import find, join, number, take
 
 COLOUR_BINS = 25
 TEXTURE_BINS = 10
 DIRECTIONS = 8
-# Scharr derivatives of planes in 1/8 levels reach 32640, but edges of photographs stay far below: a tenth bin
-# that begins at a fifth of it spreads texture over all bins.
-TEXTURE_STEP = 800
+# Scharr derivatives of planes in 1/8 levels reach 32640, but those of photographs stay far below: with bins
+# of 2^10 the texture spreads over all of them.
+TEXTURE_SHIFT = 10
 ONE = 1 << 20
 
 
@@ -84,7 +83,7 @@ def histograms(planes: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray
             samples[region] += 1
             for c in range(channels):
                 plane = planes[c]
-                histogram[region, c * COLOUR_BINS + plane[y, x] * COLOUR_BINS // (TOP + 1)] += 1
+                histogram[region, c * COLOUR_BINS + (plane[y, x] * COLOUR_BINS >> 11)] += 1
                 falling = np.int32(plane[down, right]) - np.int32(plane[up, left])
                 rising = np.int32(plane[up, right]) - np.int32(plane[down, left])
                 dx = 3 * (falling + rising) + 10 * (np.int32(plane[y, right]) - np.int32(plane[y, left]))
@@ -95,8 +94,8 @@ def histograms(planes: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray
                     behind = ahead + TEXTURE_BINS
                     if sides[i] < 0:
                         ahead, behind = behind, ahead
-                    length = abs(sides[i]) if i < 2 else abs(sides[i]) * 181 // 256  # 1 / sqrt 2
-                    histogram[region, ahead + min(length // TEXTURE_STEP, TEXTURE_BINS - 1)] += 1
+                    length = abs(sides[i]) if i < 2 else abs(sides[i]) * 181 >> 8  # 1 / sqrt 2
+                    histogram[region, ahead + min(length >> TEXTURE_SHIFT, TEXTURE_BINS - 1)] += 1
                     histogram[region, behind] += 1
     for region in range(count):
         of_colour, of_texture = (

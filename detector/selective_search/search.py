@@ -1,7 +1,6 @@
 """The public function: diversify over colour spaces, scales and similarities, then order all boxes."""
 
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ from PIL import Image
 
 from detector.selective_search.colour import LEVEL, smooth, to_space
 from detector.selective_search.grouping import group
+from detector.selective_search.ordering import order
 from detector.selective_search.regions import COLOUR_BINS, coarsen, measure
 from detector.selective_search.segmentation import segment, sorted_edges
 
@@ -43,9 +43,9 @@ class Mode(NamedTuple):
 
 MODES = {
     "single": Mode(("hsv",), (200,), (ALL,)),
-    "fast": Mode(("hsv", "lab"), (100, 200, 300, 450), (ALL, NO_COLOUR)),
+    "fast": Mode(("hsv", "lab"), (75, 150, 300, 450), (ALL, NO_COLOUR)),
     "quality": Mode(
-        ("hsv", "lab", "rgi", "gray", "hue"), (50, 100, 200, 300, 450), (ALL, NO_COLOUR, FILL, SIZE)
+        ("hsv", "lab", "rgi", "gray", "hue"), (75, 150, 300, 450, 600), (ALL, NO_COLOUR, FILL, SIZE)
     ),
 }
 
@@ -63,7 +63,7 @@ def selective_search(
         and the boxes are scaled back. Memory: about 100 bytes for a pixel of the (shrunk) image and each
         thread.
     mode: "single", "fast" or "quality", see `MODES`.
-    seed: of the random factors in the order of the boxes.
+    seed: of the order of boxes that rank the same.
     threads: how many colour spaces are worked on at once; None takes every core. The work releases the GIL,
         so for many images call this with `threads=1` from several Python threads or processes.
 
@@ -143,13 +143,3 @@ def hierarchies_of(rgb: npt.NDArray[np.uint16], space: str, mode: Mode) -> list[
                 group(regions.size, regions.boxes, compared, regions.pairs, height * width, *use)
             )
     return hierarchies
-
-
-def order(hierarchies: Sequence[npt.NDArray[np.int32]], seed: int) -> npt.NDArray[np.int32]:
-    """All boxes once, by position from the top of their hierarchy times a random factor (section 4)."""
-    position = np.concatenate([np.arange(len(boxes), 0, -1, dtype=np.uint64) for boxes in hierarchies])
-    boxes = np.concatenate(hierarchies)
-    factor = np.random.PCG64(seed).random_raw(len(boxes)) >> np.uint64(32)  # a stream numpy promises to keep
-    boxes = boxes[np.argsort(position * factor, kind="stable")]
-    _, first = np.unique(boxes.view("V16").ravel(), return_index=True)
-    return boxes[np.sort(first)]

@@ -116,10 +116,10 @@ def histogram(planes, mask):
             ]
             scharr = np.array([[-3, 0, 3], [-10, 0, 10], [-3, 0, 3]])
             for c in range(channels):
-                colour[c, planes[y, x, c] * 25 // 2041] += 1
+                colour[c, planes[y, x, c] * 25 // 2048] += 1
                 dx, dy = (near[..., c] * scharr).sum(), (near[..., c] * scharr.T).sum()
                 for i, (side, scale) in enumerate([(dx, 256), (dy, 256), (dx + dy, 181), (dx - dy, 181)]):
-                    texture[c, 2 * i + (side < 0), min(abs(side) * scale // 256 // 800, 9)] += 1
+                    texture[c, 2 * i + (side < 0), min(abs(side) * scale // 256 // 1024, 9)] += 1
                     texture[c, 2 * i + (side >= 0), 0] += 1
     samples = max(samples, 1) * channels
     return np.concatenate([colour.ravel() * ONE // samples, texture.ravel() * ONE // (8 * samples)])

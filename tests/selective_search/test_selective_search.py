@@ -6,10 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from torchvision.ops import box_iou
 
 from detector.selective_search import MODES, colour, search, selective_search
+from detector.selective_search.ordering import near_repeats, order
 from detector.selective_search.regions import first_of_each_pair
 from detector.selective_search.segmentation import segment, sorted_edges
 from tests.selective_search import slow
@@ -51,7 +54,7 @@ def test_a_whole_call_equals_the_slow_implementation(monkeypatch):
     monkeypatch.setitem(MODES, "small", mode)
     image = scene(5, 30, 33)
     slow_ones = [boxes for space in mode.spaces for boxes in slow.hierarchies_of(image, space, mode)]
-    expected = search.order([boxes.astype(np.int32) for boxes in slow_ones], 3)
+    expected = order([boxes.astype(np.int32) for boxes in slow_ones], 3)
     assert len(expected) > 20
     np.testing.assert_array_equal(selective_search(image, "small", seed=3), expected)
 
@@ -166,7 +169,7 @@ def test_a_forked_child_computes_the_same():
 def test_boxes_of_a_known_image():
     boxes = selective_search(scene(0, 150, 200), "fast", seed=0)
     digest = hashlib.sha256(boxes.astype("<f4").tobytes()).hexdigest()
-    assert (len(boxes), digest[:16]) == (127, "2dfa6135fa57b8c6")
+    assert (len(boxes), digest[:16]) == (166, "eeb98cb061a18220")
 
 
 def test_tables_are_far_from_rounding():
@@ -175,11 +178,42 @@ def test_tables_are_far_from_rounding():
         assert np.abs(exact % 1 - 0.5).min() > 1e-8
 
 
-def test_seed_changes_the_order_only():
+# --- the order
+
+
+def test_boxes_that_more_hierarchies_rank_higher_come_first():
+    a, b, c, whole = [0, 0, 4, 4], [5, 5, 9, 9], [2, 7, 6, 9], [0, 0, 10, 10]
+    hierarchies = [np.array(boxes, np.int32) for boxes in ([c, b, a, whole], [c, b, a, whole], [b, c, whole])]
+    # votes: a 2 / sqrt 2 = 1.41, b 2 / sqrt 3 + 1 / sqrt 3 = 1.73, c 2 / sqrt 4 + 1 / sqrt 2 = 1.71
+    assert order(hierarchies, seed=0).tolist() == [whole, b, c, a]
+
+
+def test_near_repeats_of_better_boxes_come_last():
+    whole, inside, other = [0, 0, 100, 100], [0, 0, 100, 91], [0, 0, 100, 90]
+    hierarchies = [np.array([other, inside, whole], np.int32)]
+    assert order(hierarchies, seed=0).tolist() == [whole, other, inside]  # 0.91 repeats, 0.90 does not
+
+
+@given(st.integers(0, 10**6))
+def test_near_repeats_equal_the_plain_definition(seed):
+    rng = np.random.default_rng(seed)
+    corner, size = rng.integers(0, 4, (60, 2)), rng.integers(10, 40, (60, 2))
+    boxes = np.concatenate([corner, corner + size], axis=1).astype(np.int32)
+    kept = []
+    for box in boxes:
+        if not kept or box_iou(torch.tensor(box[None]), torch.tensor(np.array(kept))).max() <= 0.9:
+            kept.append(box)
+    np.testing.assert_array_equal(boxes[~near_repeats(boxes)], kept)
+
+
+def test_seed_changes_the_order_of_equals_only():
+    hierarchies = [np.array([[i, 0, i + 1, 5], [0, 0, 10, 10]], np.int32) for i in range(6)]
+    first, second = order(hierarchies, seed=0).tolist(), order(hierarchies, seed=1).tolist()
+    assert first[0] == second[0] == [0, 0, 10, 10]
+    assert first != second
+    assert sorted(first) == sorted(second)
     image = scene(8, 120, 160)
-    first, second = selective_search(image, seed=0), selective_search(image, seed=1)
-    assert first.tolist() != second.tolist()
-    assert sorted(first.tolist()) == sorted(second.tolist())
+    assert selective_search(image, seed=0).tolist() != selective_search(image, seed=1).tolist()
 
 
 # --- what cannot be used
