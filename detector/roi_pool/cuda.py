@@ -23,6 +23,11 @@ def _round_half_away(value):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def _or_zero(value):  # type: ignore[no-untyped-def]
+    return tl.where(tl.abs(value) < float("inf"), value, 0.0)  # NaN is not below anything
+
+
+@triton.jit
 def _bin_edges(low, high, spatial_scale, i, bins, limit):  # type: ignore[no-untyped-def]
     """As `reference.bin_edges`, for bin i of one RoI along one axis, in the precision of `low`."""
     start = _round_half_away(low * spatial_scale)
@@ -61,9 +66,9 @@ def _pool(  # type: ignore[no-untyped-def]
     roi = rois + (tl.program_id(0) // (pooled_width * pooled_height)).to(tl.int64) * 5
     image = tl.load(roi)
     x1, y1, x2, y2 = tl.load(roi + 1), tl.load(roi + 2), tl.load(roi + 3), tl.load(roi + 4)
-    # A difference with itself is 0 for finite numbers only.
-    bad = (x1 - x1) + (y1 - y1) + (x2 - x2) + (y2 - y2) != 0
+    bad = (_or_zero(x1) != x1) | (_or_zero(y1) != y1) | (_or_zero(x2) != x2) | (_or_zero(y2) != y2)
     bad = bad | (image != image) | (image <= -1) | (image >= batch_size)
+    x1, y1, x2, y2 = _or_zero(x1), _or_zero(y1), _or_zero(x2), _or_zero(y2)
     spatial_scale = tl.load(scale)
     left, right = _bin_edges(x1, x2, spatial_scale, j, pooled_width, width)
     top, bottom = _bin_edges(y1, y2, spatial_scale, i, pooled_height, height)
@@ -111,11 +116,11 @@ def _scatter(  # type: ignore[no-untyped-def]
     inside = channel < channels
     where = tl.load(argmax + bin_index * channels + channel, mask=inside, other=empty).to(tl.int32)
     taken = where != empty
-    image = tl.load(rois + bin_index // bins * 5).to(tl.int64)
+    image = _or_zero(tl.load(rois + bin_index // bins * 5)).to(tl.int64)
     value = tl.load(grad + bin_index * channels + channel, mask=inside, other=0.0)
     target = sums + (image * cells + where) * channels + channel
     if fixed_point:
-        units = value.to(tl.float64) / tl.load(unit)
+        units = _or_zero(value.to(tl.float64) / tl.load(unit))
         value = (units + tl.where(units < 0, -0.5, 0.5)).to(tl.int64)
     tl.atomic_add(target, value.to(sums.dtype.element_ty), mask=taken, sem="relaxed")
 
