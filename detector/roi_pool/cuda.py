@@ -28,15 +28,15 @@ def _or_zero(value):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _bin_edges(low, high, spatial_scale, i, bins, limit):  # type: ignore[no-untyped-def]
+def _bin_edges(low, high, spatial_scale, i, bins: tl.constexpr, limit):  # type: ignore[no-untyped-def]
     """As `reference.bin_edges`, for bin i of one RoI along one axis, in the precision of `low`."""
     start = _round_half_away(low * spatial_scale)
     end = _round_half_away(high * spatial_scale)
     cells = tl.maximum(end - start + 1, 1).to(low.dtype)
     if low.dtype == tl.float32:  # where a plain / is not correctly rounded
-        size = tl.div_rn(cells, bins.to(tl.float32))
+        size = tl.div_rn(cells, tl.full((), bins, tl.float32))
     else:
-        size = cells / bins.to(low.dtype)
+        size = cells / bins
     first = tl.floor(i.to(low.dtype) * size).to(tl.int32) + start
     past = tl.ceil((i + 1).to(low.dtype) * size).to(tl.int32) + start
     return tl.minimum(tl.maximum(first, 0), limit), tl.minimum(tl.maximum(past, 0), limit)
@@ -53,8 +53,8 @@ def _pool(  # type: ignore[no-untyped-def]
     height,
     width,
     channels,
-    pooled_height,
-    pooled_width,
+    pooled_height: tl.constexpr,
+    pooled_width: tl.constexpr,
     with_argmax: tl.constexpr,
     empty: tl.constexpr,
     block: tl.constexpr,
@@ -105,7 +105,7 @@ def _scatter(  # type: ignore[no-untyped-def]
     unit,  # (): gradients are counted in whole units of this size, if `fixed_point`
     cells,
     channels,
-    bins,
+    bins: tl.constexpr,
     fixed_point: tl.constexpr,
     empty: tl.constexpr,
     block: tl.constexpr,
