@@ -23,15 +23,20 @@ def _round_half_away(value):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _bin_edges(low, high, spatial_scale, i, bins, limit):  # type: ignore[no-untyped-def]
+def _or_zero(value):  # type: ignore[no-untyped-def]
+    return tl.where(tl.abs(value) < float("inf"), value, 0.0)  # NaN is not below anything
+
+
+@triton.jit
+def _bin_edges(low, high, spatial_scale, i, bins: tl.constexpr, limit):  # type: ignore[no-untyped-def]
     """As `reference.bin_edges`, for bin i of one RoI along one axis, in the precision of `low`."""
     start = _round_half_away(low * spatial_scale)
     end = _round_half_away(high * spatial_scale)
     cells = tl.maximum(end - start + 1, 1).to(low.dtype)
     if low.dtype == tl.float32:  # where a plain / is not correctly rounded
-        size = tl.div_rn(cells, bins.to(tl.float32))
+        size = tl.div_rn(cells, tl.full((), bins, tl.float32))
     else:
-        size = cells / bins.to(low.dtype)
+        size = cells / bins
     first = tl.floor(i.to(low.dtype) * size).to(tl.int32) + start
     past = tl.ceil((i + 1).to(low.dtype) * size).to(tl.int32) + start
     return tl.minimum(tl.maximum(first, 0), limit), tl.minimum(tl.maximum(past, 0), limit)
@@ -48,8 +53,8 @@ def _pool(  # type: ignore[no-untyped-def]
     height,
     width,
     channels,
-    pooled_height,
-    pooled_width,
+    pooled_height: tl.constexpr,
+    pooled_width: tl.constexpr,
     with_argmax: tl.constexpr,
     empty: tl.constexpr,
     block: tl.constexpr,
@@ -61,9 +66,9 @@ def _pool(  # type: ignore[no-untyped-def]
     roi = rois + (tl.program_id(0) // (pooled_width * pooled_height)).to(tl.int64) * 5
     image = tl.load(roi)
     x1, y1, x2, y2 = tl.load(roi + 1), tl.load(roi + 2), tl.load(roi + 3), tl.load(roi + 4)
-    # A difference with itself is 0 for finite numbers only.
-    bad = (x1 - x1) + (y1 - y1) + (x2 - x2) + (y2 - y2) != 0
+    bad = (_or_zero(x1) != x1) | (_or_zero(y1) != y1) | (_or_zero(x2) != x2) | (_or_zero(y2) != y2)
     bad = bad | (image != image) | (image <= -1) | (image >= batch_size)
+    x1, y1, x2, y2 = _or_zero(x1), _or_zero(y1), _or_zero(x2), _or_zero(y2)
     spatial_scale = tl.load(scale)
     left, right = _bin_edges(x1, x2, spatial_scale, j, pooled_width, width)
     top, bottom = _bin_edges(y1, y2, spatial_scale, i, pooled_height, height)
@@ -100,7 +105,7 @@ def _scatter(  # type: ignore[no-untyped-def]
     unit,  # (): gradients are counted in whole units of this size, if `fixed_point`
     cells,
     channels,
-    bins,
+    bins: tl.constexpr,
     fixed_point: tl.constexpr,
     empty: tl.constexpr,
     block: tl.constexpr,
@@ -111,11 +116,11 @@ def _scatter(  # type: ignore[no-untyped-def]
     inside = channel < channels
     where = tl.load(argmax + bin_index * channels + channel, mask=inside, other=empty).to(tl.int32)
     taken = where != empty
-    image = tl.load(rois + bin_index // bins * 5).to(tl.int64)
+    image = _or_zero(tl.load(rois + bin_index // bins * 5)).to(tl.int64)
     value = tl.load(grad + bin_index * channels + channel, mask=inside, other=0.0)
     target = sums + (image * cells + where) * channels + channel
     if fixed_point:
-        units = value.to(tl.float64) / tl.load(unit)
+        units = _or_zero(value.to(tl.float64) / tl.load(unit))
         value = (units + tl.where(units < 0, -0.5, 0.5)).to(tl.int64)
     tl.atomic_add(target, value.to(sums.dtype.element_ty), mask=taken, sem="relaxed")
 

@@ -73,6 +73,7 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
     features, rois = inputs[:2]
     _, argmax = output
     ctx.mark_non_differentiable(argmax)
+    ctx.set_materialize_grads(False)  # or autograd would fill a tensor of argmax's size with zeros
     ctx.save_for_backward(rois, argmax)
     ctx.batch_size, _, ctx.height, ctx.width = features.shape
 
