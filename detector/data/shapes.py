@@ -64,13 +64,13 @@ def draw_scene(generator: np.random.Generator) -> tuple[np.ndarray, list[dict]]:
     """One image (H, W, 3) uint8 and its objects: name, box (x1, y1, x2, y2) in continuous pixels, difficult."""
     height, width = int(generator.integers(220, 261)), int(generator.integers(290, 351))
     image = _background(generator, height, width)
-    for _ in range(generator.integers(4, 9)):
+    for _ in range(generator.integers(3, 8)):
         _draw_clutter(generator, image)
     covered = np.zeros((height, width), dtype=np.int32)  # number of the object on top, from 1
     drawn = []
     for number in range(1, int(generator.integers(2, 7)) + 1):
         name = str(generator.choice(list(CLASSES)))
-        radius = float(np.exp(generator.uniform(np.log(13), np.log(62))))
+        radius = float(np.exp(generator.uniform(np.log(15), np.log(62))))
         centre = generator.uniform([0.6 * radius] * 2, [width - 0.6 * radius, height - 0.6 * radius])
         mask = _outline_mask(generator, CLASSES[name][0], (height, width), centre, radius)
         if not mask.any() or (covered[mask] > 0).mean() > 0.35:
@@ -141,12 +141,16 @@ def _paint(
     centre: np.ndarray,
     radius: float,
 ) -> None:
-    """Fill the mask with a texture in two shades of a hue: the class's own, or in one of six cases any other."""
-    _, texture, degrees = CLASSES[name or str(generator.choice(list(CLASSES)))]
-    hue = float(degrees)
-    if generator.random() < 1 / 6:
-        texture = str(generator.choice([other for _, other, _ in CLASSES.values()]))
-    if generator.random() < 1 / 6:
+    """Fill the mask with a texture in two shades of a hue: the class's own, or in one of ten cases any other.
+
+    Clutter, which has no name, has the texture of one class and the hue of another.
+    """
+    one, other = generator.permutation(list(CLASSES))[:2]
+    _, texture, _ = CLASSES[name or one]
+    hue = float(CLASSES[name or other][2])
+    if generator.random() < 0.1:
+        texture = str(generator.choice([of_class for _, of_class, _ in CLASSES.values()]))
+    if generator.random() < 0.1:
         hue = float(generator.uniform(0, 360))
     hue = (hue + generator.normal(0, 12)) % 360
     light, dark = generator.uniform(0.75, 1.0), generator.uniform(0.3, 0.5)
