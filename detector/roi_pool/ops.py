@@ -78,7 +78,9 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
     ctx.batch_size, _, ctx.height, ctx.width = features.shape
 
 
-def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 6
     rois, argmax = ctx.saved_tensors
     return roi_pool_backward(grad, rois, argmax, ctx.batch_size, ctx.height, ctx.width), *[None] * 5
 

@@ -169,9 +169,8 @@ def run(arguments: argparse.Namespace) -> None:
     machine = platform.processor() or platform.machine()
     if device != "cpu":
         machine = torch.cuda.get_device_name(device)
-    print(
-        f"{machine}; torch {torch.__version__}, torchvision {torchvision.__version__}; least of {arguments.rounds} rounds\n"
-    )
+    versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}"
+    print(f"{machine}; {versions}; least of {arguments.rounds} rounds\n")
     rows = []
     for threads in arguments.threads:
         torch.set_num_threads(threads)
