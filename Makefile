@@ -13,7 +13,8 @@ READY := $(VENV)/ready
 .DELETE_ON_ERROR:
 
 demo: setup
-	$(BIN)/python train.py run.dir=runs/demo run.overwrite=true
+	rm -rf runs/demo # of the demo before
+	$(BIN)/python train.py run.dir=runs/demo
 	$(BIN)/python evaluate.py checkpoint=runs/demo/checkpoints/last.pt
 	@echo
 	@echo "The run lies in runs/demo. To look at it: $(BIN)/tensorboard --logdir runs"

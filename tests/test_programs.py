@@ -130,7 +130,8 @@ def test_a_given_data_set_keeps_the_sizes_of_training(run, settings):
 
 
 def losses(settings, common, folder: Path, *overrides: str) -> list[float]:
-    train.main(settings("train", *common, f"run.dir={folder}", "train.log_every=1", *overrides))
+    short = ["train.iterations=2", "train.log_every=1"]
+    train.main(settings("train", *common, *short, f"run.dir={folder}", *overrides))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [line["train/loss"] for line in lines if "train/loss" in line]
 
@@ -164,7 +165,7 @@ def usual_losses(common, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("usual") / "run"
     with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
-        overrides = [*common, f"run.dir={folder}", "train.log_every=1"]
+        overrides = [*common, "train.iterations=2", "train.log_every=1", f"run.dir={folder}"]
         train.main(OmegaConf.to_container(compose("train", overrides), resolve=True))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [line["train/loss"] for line in lines if "train/loss" in line]
