@@ -11,7 +11,6 @@ from detector.selective_search.regions import ONE, enlarge
 from detector.selective_search.segmentation import find
 
 
-@compiled
 def group(
     size: np.ndarray,
     boxes: np.ndarray,
@@ -21,26 +20,55 @@ def group(
     use_size: bool,
     use_fill: bool,
 ) -> np.ndarray:
-    """Merge regions into one: boxes (2R - 1, 4) int32, those of the regions first, the whole image last.
+    """Merge regions into one: boxes (2R - 1, 4) int64, those of the regions first, the whole image last.
 
     size (R,), boxes (R, 4), histogram (R, B) and pairs (E, 2) are those of `Regions`, the histogram reduced
     to what shall be compared (B may be 0); use_size and use_fill say whether those similarities count as
     well; area is that of the image in pixels.
     """
-    count = size.size
-    # The state of the regions: a merged one goes on under the smaller of the two numbers.
-    size, boxes, histogram = size.copy(), boxes.copy(), histogram.copy()
-    found = np.empty((2 * count - 1, 4), np.int32)
-    for region in range(count):
-        copy_box(boxes, region, found, region)
-    parent = np.arange(count, dtype=np.int32)
-    first, last, following, other = link(pairs, count)
-    best = np.zeros(count, np.int32)  # the most similar neighbour, of equals the smallest number,
-    similarity = np.full(count, -1, np.int64)  # and how similar it is; -1: merged into another
-    met = np.zeros(count, np.int32)
-    waiting = np.arange(count, dtype=np.int32)  # regions whose best neighbour is not known
-    waits = count
+    found = np.concatenate([boxes, np.empty((len(boxes) - 1, 4), np.int64)])
+    state = size.copy(), boxes.copy(), histogram.copy()
+    merge_all(*state, *neighbour_lists(pairs, len(size)), area, use_size, use_fill, found)
+    return found
 
+
+def neighbour_lists(pairs: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Each region's neighbours as a linked list: first, last (R,) and following, other (2E,); -1 ends it."""
+    owner, other = pairs.ravel().astype(np.int64), pairs[:, ::-1].ravel().astype(np.int64)
+    by_owner = np.argsort(owner, kind="stable")
+    owner, other = owner[by_owner], other[by_owner]
+    following = np.arange(1, len(owner) + 1)
+    following[:-1][owner[1:] != owner[:-1]] = -1
+    following[-1:] = -1
+    regions = np.arange(count)
+    first, last = np.searchsorted(owner, regions), np.searchsorted(owner, regions, side="right") - 1
+    return np.where(first <= last, first, -1), last, following, other
+
+
+@compiled
+def merge_all(
+    size: np.ndarray,
+    boxes: np.ndarray,
+    histogram: np.ndarray,
+    first: np.ndarray,
+    last: np.ndarray,
+    following: np.ndarray,
+    other: np.ndarray,
+    area: int,
+    use_size: bool,
+    use_fill: bool,
+    found: np.ndarray,
+) -> None:
+    """`group` on arrays that it uses up: a merged region goes on under the smaller of the two numbers."""
+    count = size.size
+    parent = np.empty(count, np.int32)
+    best = np.empty(count, np.int64)  # the most similar neighbour, of equals the smallest number,
+    similarity = np.empty(count, np.int64)  # and how similar it is; -1: merged into another
+    met = np.empty(count, np.int64)
+    waiting = np.empty(count, np.int64)  # regions whose best neighbour is not known
+    for a in range(count):
+        parent[a], met[a], waiting[a] = a, 0, a
+    waits = count
     for step in range(count, 2 * count):
         for w in range(waits):
             a = waiting[w]
@@ -56,11 +84,12 @@ def group(
         if step == 2 * count - 1:
             break
 
-        a = np.argmax(similarity)
+        a = int(np.argmax(similarity))
         b = best[a]
         similarity[b] = -1
         merge(a, b, size, boxes, histogram, parent)
-        copy_box(boxes, a, found, step)
+        for i in range(4):  # numba takes seconds to compile an assignment of slices
+            found[step, i] = boxes[a, i]
 
         # a takes over the neighbours of b, each once; who had a or b for its best may have to look again
         following[last[a]] = first[b]
@@ -88,28 +117,6 @@ def group(
                     waits += 1
             i = following[i]
         last[a] = previous
-    return found
-
-
-@compiled
-def copy_box(boxes: np.ndarray, at: int, found: np.ndarray, to: int) -> None:
-    for i in range(4):  # numba takes seconds to compile an assignment of slices
-        found[to, i] = boxes[at, i]
-
-
-@compiled
-def link(pairs: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Each region's neighbours as a linked list: first, last (R,) and following, other (2E,); -1 ends it."""
-    first, last = np.full(count, -1, np.int32), np.full(count, -1, np.int32)
-    following, other = np.full(2 * len(pairs), -1, np.int32), np.empty(2 * len(pairs), np.int32)
-    for i in range(other.size):
-        a, other[i] = pairs[i >> 1, i & 1], pairs[i >> 1, 1 - (i & 1)]
-        if first[a] < 0:
-            first[a] = i
-        else:
-            following[last[a]] = i
-        last[a] = i
-    return first, last, following, other
 
 
 @compiled

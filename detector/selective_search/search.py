@@ -60,8 +60,7 @@ def selective_search(
     """Propose boxes for the objects of an image (Uijlings et al., IJCV 2013).
 
     image: (H, W, 3) RGB or (H, W) gray, uint8. One with a longer side than `max_side_px` is shrunk to it,
-        and the boxes are scaled back. Memory: about 100 bytes for a pixel of the (shrunk) image and each
-        thread.
+        and the boxes are scaled back. Memory: at most about 150 bytes a (shrunk) pixel and thread.
     mode: "single", "fast" or "quality", see `MODES`.
     seed: of the order of boxes that rank the same.
     threads: how many colour spaces are worked on at once; None takes every core. The work releases the GIL,
