@@ -10,6 +10,9 @@ from detector.selective_search.compiled import compiled
 from detector.selective_search.regions import ONE, enlarge
 from detector.selective_search.segmentation import find
 
+State = tuple[np.ndarray, np.ndarray, np.ndarray]  # size, boxes, histogram
+Rule = tuple[int, bool, bool]  # area of the image, whether size and whether fill count
+
 
 def group(
     size: np.ndarray,
@@ -28,7 +31,7 @@ def group(
     """
     found = np.concatenate([boxes, np.empty((len(boxes) - 1, 4), np.int64)])
     state = size.copy(), boxes.copy(), histogram.copy()
-    merge_all(*state, *neighbour_lists(pairs, len(size)), area, use_size, use_fill, found)
+    merge_all(state, neighbour_lists(pairs, len(size)), (area, use_size, use_fill), found)
     return found
 
 
@@ -46,21 +49,10 @@ def neighbour_lists(pairs: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarr
 
 
 @compiled
-def merge_all(
-    size: np.ndarray,
-    boxes: np.ndarray,
-    histogram: np.ndarray,
-    first: np.ndarray,
-    last: np.ndarray,
-    following: np.ndarray,
-    other: np.ndarray,
-    area: int,
-    use_size: bool,
-    use_fill: bool,
-    found: np.ndarray,
-) -> None:
+def merge_all(state: State, lists: tuple[np.ndarray, ...], rule: Rule, found: np.ndarray) -> None:
     """`group` on arrays that it uses up: a merged region goes on under the smaller of the two numbers."""
-    count = size.size
+    first, last, following, other = lists
+    count = state[0].size
     parent = np.empty(count, np.int32)
     best = np.empty(count, np.int64)  # the most similar neighbour, of equals the smallest number,
     similarity = np.empty(count, np.int64)  # and how similar it is; -1: merged into another
@@ -77,7 +69,7 @@ def merge_all(
             while i >= 0:
                 c = find(parent, other[i])
                 if c != a:
-                    new = compare(a, c, size, boxes, histogram, area, use_size, use_fill)
+                    new = compare(a, c, state, rule)
                     if new > similarity[a] or (new == similarity[a] and c < best[a]):
                         best[a], similarity[a] = c, new
                 i = following[i]
@@ -87,9 +79,10 @@ def merge_all(
         a = int(np.argmax(similarity))
         b = best[a]
         similarity[b] = -1
-        merge(a, b, size, boxes, histogram, parent)
+        merge(a, b, state)
+        parent[b] = a
         for i in range(4):  # numba takes seconds to compile an assignment of slices
-            found[step, i] = boxes[a, i]
+            found[step, i] = state[1][a, i]
 
         # a takes over the neighbours of b, each once; who had a or b for its best may have to look again
         following[last[a]] = first[b]
@@ -107,7 +100,7 @@ def merge_all(
             else:
                 met[c] = step
                 previous = i
-                new = compare(a, c, size, boxes, histogram, area, use_size, use_fill)
+                new = compare(a, c, state, rule)
                 if new > similarity[a] or (new == similarity[a] and c < best[a]):
                     best[a], similarity[a] = c, new
                 if new > similarity[c] or (new == similarity[c] and a <= best[c]):
@@ -120,30 +113,21 @@ def merge_all(
 
 
 @compiled
-def merge(
-    a: int, b: int, size: np.ndarray, boxes: np.ndarray, histogram: np.ndarray, parent: np.ndarray
-) -> None:
+def merge(a: int, b: int, state: State) -> None:
     """Merge region b into a; the histogram becomes the average weighted by size (equation 3)."""
+    size, boxes, histogram = state
     both = size[a] + size[b]
     for i in range(histogram.shape[1]):
         histogram[a, i] = (size[a] * histogram[a, i] + size[b] * histogram[b, i]) // both
     enlarge(boxes, a, boxes[b, 0], boxes[b, 1], boxes[b, 2], boxes[b, 3])
     size[a] = both
-    parent[b] = a
 
 
 @compiled
-def compare(
-    a: int,
-    b: int,
-    size: np.ndarray,
-    boxes: np.ndarray,
-    histogram: np.ndarray,
-    area: int,
-    use_size: bool,
-    use_fill: bool,
-) -> int:
+def compare(a: int, b: int, state: State, rule: Rule) -> int:
     """Similarity of regions a and b: the sum of the chosen ones of section 3.2.1, each from 0 to ONE."""
+    size, boxes, histogram = state
+    area, use_size, use_fill = rule
     total = 0
     for i in range(histogram.shape[1]):  # colour and texture, equations 2 and 4
         total += min(histogram[a, i], histogram[b, i])

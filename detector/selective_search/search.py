@@ -79,7 +79,7 @@ def selective_search(
             np.broadcast_to(small[..., None], (*small.shape, 3)) if small.ndim == 2 else small
         )
     )
-    workers = min(threads or len(os.sched_getaffinity(0)), len(chosen.spaces))
+    workers = min(threads or os.cpu_count() or 1, len(chosen.spaces))
     if workers == 1:
         hierarchies = [
             hierarchy for space in chosen.spaces for hierarchy in hierarchies_of(rgb, space, chosen)
