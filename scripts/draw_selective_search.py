@@ -39,9 +39,7 @@ def main() -> None:
         show(axis, mean_colours(image, labels), f"k = {k}: {labels.max() + 1} regions")
     show(axes.flat[5], image, f"the first {BOXES} boxes")
     for i, (x1, y1, x2, y2) in enumerate(selective_search(image)[:BOXES]):
-        axes.flat[5].add_patch(
-            Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=f"C{i % 10}", linewidth=1.2)
-        )
+        axes.flat[5].add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=f"C{i % 10}", linewidth=1.2))
     figure.canvas.draw()
     picture = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])
     picture.quantize(128).save(arguments.output, optimize=True)

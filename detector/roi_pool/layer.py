@@ -44,9 +44,7 @@ def roi_pool(
     """
     pooled_height, pooled_width = (output_size, output_size) if isinstance(output_size, int) else output_size
     if features.dim() != 4 or not features.is_floating_point():
-        raise ValueError(
-            f"features must be floating point (B, C, H, W), got {features.dtype} {tuple(features.shape)}"
-        )
+        raise ValueError(f"features must be floating point (B, C, H, W), got {features.dtype} {tuple(features.shape)}")
     if pooled_height < 1 or pooled_width < 1:
         raise ValueError(f"output_size must be at least 1, got {(pooled_height, pooled_width)}")
     if not (math.isfinite(spatial_scale) and spatial_scale > 0):
@@ -72,9 +70,7 @@ def _stack_boxes(boxes: Sequence[Tensor], features: Tensor) -> Tensor:
     for image, image_boxes in enumerate(boxes):
         if image_boxes.dim() != 2 or image_boxes.shape[1] != 4:
             raise ValueError(f"rois[{image}] must be (P, 4) boxes, got shape {tuple(image_boxes.shape)}")
-    return torch.cat(
-        [nn.functional.pad(image_boxes, (1, 0), value=image) for image, image_boxes in enumerate(boxes)]
-    )
+    return torch.cat([nn.functional.pad(image_boxes, (1, 0), value=image) for image, image_boxes in enumerate(boxes)])
 
 
 class RoIPool(nn.Module):

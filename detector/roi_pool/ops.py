@@ -45,9 +45,7 @@ def _implement(dispatch_key: str, module: str) -> None:
         kernels = importlib.import_module(module)
         return kernels.forward(features, rois, (pooled_height, pooled_width), scale, with_argmax)
 
-    def backward(
-        grad: Tensor, rois: Tensor, argmax: Tensor, batch_size: int, height: int, width: int
-    ) -> Tensor:
+    def backward(grad: Tensor, rois: Tensor, argmax: Tensor, batch_size: int, height: int, width: int) -> Tensor:
         return importlib.import_module(module).backward(grad, rois, argmax, batch_size, height, width)
 
     _library.impl("roi_pool", forward, dispatch_key)
@@ -63,9 +61,7 @@ def _forward_fake(
     return pooled, torch.empty_like(pooled, dtype=index) if with_argmax else pooled.new_empty(0, dtype=index)
 
 
-def _backward_fake(
-    grad: Tensor, rois: Tensor, argmax: Tensor, batch_size: int, height: int, width: int
-) -> Tensor:
+def _backward_fake(grad: Tensor, rois: Tensor, argmax: Tensor, batch_size: int, height: int, width: int) -> Tensor:
     return grad.new_empty((batch_size, height, width, grad.shape[1])).permute(0, 3, 1, 2)
 
 
@@ -91,9 +87,7 @@ _implement("CPU", "detector.roi_pool.cpu")
 _implement("CUDA", "detector.roi_pool.cuda")
 torch.library.register_fake("fast_rcnn::roi_pool", _forward_fake, lib=_library)
 torch.library.register_fake("fast_rcnn::roi_pool_backward", _backward_fake, lib=_library)
-torch.library.register_autograd(
-    "fast_rcnn::roi_pool", _backward, setup_context=_save_for_backward, lib=_library
-)
+torch.library.register_autograd("fast_rcnn::roi_pool", _backward, setup_context=_save_for_backward, lib=_library)
 
 roi_pool = torch.ops.fast_rcnn.roi_pool.default
 roi_pool_backward = torch.ops.fast_rcnn.roi_pool_backward.default

@@ -59,9 +59,7 @@ def bin_edges(start: Tensor, end: Tensor, bins: int, limit: int, dtype: torch.dt
     return first.clamp(0, limit), past.clamp(0, limit)
 
 
-def forward(
-    features: Tensor, rois: Tensor, pooled_hw: tuple[int, int], spatial_scale: float
-) -> tuple[Tensor, Tensor]:
+def forward(features: Tensor, rois: Tensor, pooled_hw: tuple[int, int], spatial_scale: float) -> tuple[Tensor, Tensor]:
     """Pool (B,C,H,W) features over (R,5) RoIs to (R,C,*pooled_hw), and the cell index of each maximum."""
     _, channels, height, width = features.shape
     rois = rois.to(coordinate_dtype(features))

@@ -42,9 +42,7 @@ def smooth(image: np.ndarray) -> np.ndarray:
             padded[width + 2] = padded[width + 3] = padded[width + 1]
             for x in range(width):
                 rows[y, x] = (
-                    far * (padded[x] + padded[x + 4])
-                    + near * (padded[x + 1] + padded[x + 3])
-                    + middle * padded[x + 2]
+                    far * (padded[x] + padded[x + 4]) + near * (padded[x + 1] + padded[x + 3]) + middle * padded[x + 2]
                 )
         for y in range(height):
             above2, above, here = rows[max(y - 2, 0)], rows[max(y - 1, 0)], rows[y]

@@ -10,8 +10,10 @@ from detector.selective_search.compiled import compiled
 from detector.selective_search.regions import ONE, enlarge
 from detector.selective_search.segmentation import find
 
+State = tuple[np.ndarray, np.ndarray, np.ndarray]  # size, boxes, histogram
+Rule = tuple[int, bool, bool]  # area of the image, whether size and whether fill count
 
-@compiled
+
 def group(
     size: np.ndarray,
     boxes: np.ndarray,
@@ -21,26 +23,44 @@ def group(
     use_size: bool,
     use_fill: bool,
 ) -> np.ndarray:
-    """Merge regions into one: boxes (2R - 1, 4) int32, those of the regions first, the whole image last.
+    """Merge regions into one: boxes (2R - 1, 4) int64, those of the regions first, the whole image last.
 
     size (R,), boxes (R, 4), histogram (R, B) and pairs (E, 2) are those of `Regions`, the histogram reduced
     to what shall be compared (B may be 0); use_size and use_fill say whether those similarities count as
     well; area is that of the image in pixels.
     """
-    count = size.size
-    # The state of the regions: a merged one goes on under the smaller of the two numbers.
-    size, boxes, histogram = size.copy(), boxes.copy(), histogram.copy()
-    found = np.empty((2 * count - 1, 4), np.int32)
-    for region in range(count):
-        copy_box(boxes, region, found, region)
-    parent = np.arange(count, dtype=np.int32)
-    first, last, following, other = link(pairs, count)
-    best = np.zeros(count, np.int32)  # the most similar neighbour, of equals the smallest number,
-    similarity = np.full(count, -1, np.int64)  # and how similar it is; -1: merged into another
-    met = np.zeros(count, np.int32)
-    waiting = np.arange(count, dtype=np.int32)  # regions whose best neighbour is not known
-    waits = count
+    found = np.concatenate([boxes, np.empty((len(boxes) - 1, 4), np.int64)])
+    state = size.copy(), boxes.copy(), histogram.copy()
+    merge_all(state, neighbour_lists(pairs, len(size)), (area, use_size, use_fill), found)
+    return found
 
+
+def neighbour_lists(pairs: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Each region's neighbours as a linked list: first, last (R,) and following, other (2E,); -1 ends it."""
+    owner, other = pairs.ravel().astype(np.int64), pairs[:, ::-1].ravel().astype(np.int64)
+    by_owner = np.argsort(owner, kind="stable")
+    owner, other = owner[by_owner], other[by_owner]
+    following = np.arange(1, len(owner) + 1)
+    following[:-1][owner[1:] != owner[:-1]] = -1
+    following[-1:] = -1
+    regions = np.arange(count)
+    first, last = np.searchsorted(owner, regions), np.searchsorted(owner, regions, side="right") - 1
+    return np.where(first <= last, first, -1), last, following, other
+
+
+@compiled
+def merge_all(state: State, lists: tuple[np.ndarray, ...], rule: Rule, found: np.ndarray) -> None:
+    """`group` on arrays that it uses up: a merged region goes on under the smaller of the two numbers."""
+    first, last, following, other = lists
+    count = state[0].size
+    parent = np.empty(count, np.int32)
+    best = np.empty(count, np.int64)  # the most similar neighbour, of equals the smallest number,
+    similarity = np.empty(count, np.int64)  # and how similar it is; -1: merged into another
+    met = np.empty(count, np.int64)
+    waiting = np.empty(count, np.int64)  # regions whose best neighbour is not known
+    for a in range(count):
+        parent[a], met[a], waiting[a] = a, 0, a
+    waits = count
     for step in range(count, 2 * count):
         for w in range(waits):
             a = waiting[w]
@@ -49,18 +69,20 @@ def group(
             while i >= 0:
                 c = find(parent, other[i])
                 if c != a:
-                    new = compare(a, c, size, boxes, histogram, area, use_size, use_fill)
+                    new = compare(a, c, state, rule)
                     if new > similarity[a] or (new == similarity[a] and c < best[a]):
                         best[a], similarity[a] = c, new
                 i = following[i]
         if step == 2 * count - 1:
             break
 
-        a = np.argmax(similarity)
+        a = int(np.argmax(similarity))
         b = best[a]
         similarity[b] = -1
-        merge(a, b, size, boxes, histogram, parent)
-        copy_box(boxes, a, found, step)
+        merge(a, b, state)
+        parent[b] = a
+        for i in range(4):  # numba takes seconds to compile an assignment of slices
+            found[step, i] = state[1][a, i]
 
         # a takes over the neighbours of b, each once; who had a or b for its best may have to look again
         following[last[a]] = first[b]
@@ -78,7 +100,7 @@ def group(
             else:
                 met[c] = step
                 previous = i
-                new = compare(a, c, size, boxes, histogram, area, use_size, use_fill)
+                new = compare(a, c, state, rule)
                 if new > similarity[a] or (new == similarity[a] and c < best[a]):
                     best[a], similarity[a] = c, new
                 if new > similarity[c] or (new == similarity[c] and a <= best[c]):
@@ -88,55 +110,24 @@ def group(
                     waits += 1
             i = following[i]
         last[a] = previous
-    return found
 
 
 @compiled
-def copy_box(boxes: np.ndarray, at: int, found: np.ndarray, to: int) -> None:
-    for i in range(4):  # numba takes seconds to compile an assignment of slices
-        found[to, i] = boxes[at, i]
-
-
-@compiled
-def link(pairs: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Each region's neighbours as a linked list: first, last (R,) and following, other (2E,); -1 ends it."""
-    first, last = np.full(count, -1, np.int32), np.full(count, -1, np.int32)
-    following, other = np.full(2 * len(pairs), -1, np.int32), np.empty(2 * len(pairs), np.int32)
-    for i in range(other.size):
-        a, other[i] = pairs[i >> 1, i & 1], pairs[i >> 1, 1 - (i & 1)]
-        if first[a] < 0:
-            first[a] = i
-        else:
-            following[last[a]] = i
-        last[a] = i
-    return first, last, following, other
-
-
-@compiled
-def merge(
-    a: int, b: int, size: np.ndarray, boxes: np.ndarray, histogram: np.ndarray, parent: np.ndarray
-) -> None:
+def merge(a: int, b: int, state: State) -> None:
     """Merge region b into a; the histogram becomes the average weighted by size (equation 3)."""
+    size, boxes, histogram = state
     both = size[a] + size[b]
     for i in range(histogram.shape[1]):
         histogram[a, i] = (size[a] * histogram[a, i] + size[b] * histogram[b, i]) // both
     enlarge(boxes, a, boxes[b, 0], boxes[b, 1], boxes[b, 2], boxes[b, 3])
     size[a] = both
-    parent[b] = a
 
 
 @compiled
-def compare(
-    a: int,
-    b: int,
-    size: np.ndarray,
-    boxes: np.ndarray,
-    histogram: np.ndarray,
-    area: int,
-    use_size: bool,
-    use_fill: bool,
-) -> int:
+def compare(a: int, b: int, state: State, rule: Rule) -> int:
     """Similarity of regions a and b: the sum of the chosen ones of section 3.2.1, each from 0 to ONE."""
+    size, boxes, histogram = state
+    area, use_size, use_fill = rule
     total = 0
     for i in range(histogram.shape[1]):  # colour and texture, equations 2 and 4
         total += min(histogram[a, i], histogram[b, i])

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from detector.selective_search.compiled import compiled
-from detector.selective_search.segmentation import find, join, number, take
+from detector.selective_search.segmentation import find, join, number
 
 COLOUR_BINS = 25
 TEXTURE_BINS = 10
@@ -23,36 +23,39 @@ class Regions(NamedTuple):
     """R regions and the E pairs of them that touch, the pair with the lightest edge first."""
 
     size: np.ndarray  # (R,) int64, pixels
-    boxes: np.ndarray  # (R, 4) int32, x1 y1 x2 y2
+    boxes: np.ndarray  # (R, 4) int64, x1 y1 x2 y2
     histogram: np.ndarray  # (R, C * (25 + 80)) int32, colour then texture, each normalised to sum up to ONE
     heaviest: np.ndarray  # (R,) int32, Int(C)
     pairs: np.ndarray  # (E, 2) int32, a < b
     weights: np.ndarray  # (E,) int32, the lightest edge between a and b
 
 
-@compiled
 def measure(
     planes: np.ndarray, labels: np.ndarray, heaviest: np.ndarray, neighbours: np.ndarray, weights: np.ndarray
 ) -> Regions:
     """Regions of one segmentation (arguments as `segment` returns them) of the image planes (C, H, W)."""
-    count = heaviest.size
-    height, width = labels.shape
+    count = len(heaviest)
     size = np.zeros(count, np.int64)
-    boxes = empty_boxes(count)
+    boxes = np.tile([labels.shape[1], labels.shape[0], 0, 0], (count, 1))
+    extents(labels, size, boxes)
+    histogram = np.zeros((count, len(planes) * (COLOUR_BINS + DIRECTIONS * TEXTURE_BINS)), np.int32)
+    samples = np.zeros(count, np.int64)
+    histograms(planes, labels, histogram, samples)
+    whole = np.maximum(samples, 1)[:, None] * len(planes)  # a region without a sample resembles none
+    colour, texture = np.split(histogram.astype(np.int64) * ONE, [len(planes) * COLOUR_BINS], axis=1)
+    histogram = np.concatenate([colour // whole, texture // (whole * DIRECTIONS)], axis=1).astype(np.int32)
+    return Regions(size, boxes, histogram, heaviest, *first_of_each_pair(neighbours, weights, count))
+
+
+@compiled
+def extents(labels: np.ndarray, size: np.ndarray, boxes: np.ndarray) -> None:
+    """Count the pixels of each region and make its box reach round them."""
+    height, width = labels.shape
     for y in range(height):
         for x in range(width):
             region = labels[y, x]
             size[region] += 1
             enlarge(boxes, region, x, y, x + 1, y + 1)
-    pairs, weights = first_of_each_pair(neighbours, weights, count)
-    return Regions(size, boxes, histograms(planes, labels, count), heaviest, pairs, weights)
-
-
-@compiled
-def empty_boxes(count: int) -> np.ndarray:
-    boxes = np.zeros((count, 4), np.int32)
-    boxes[:, :2] = 2**30
-    return boxes
 
 
 @compiled
@@ -65,15 +68,13 @@ def enlarge(boxes: np.ndarray, region: int, x1: int, y1: int, x2: int, y2: int) 
 
 
 @compiled
-def histograms(planes: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+def histograms(planes: np.ndarray, labels: np.ndarray, histogram: np.ndarray, samples: np.ndarray) -> None:
     """Colour and texture counts (section 3.2.1) at every second pixel of every second row.
 
     Texture is the derivative to 8 sides. The paper's Gaussian derivatives (sigma 1) are Scharr's here, of
     planes that are smooth already, and the diagonal ones a combination of the other two.
     """
     channels, height, width = planes.shape
-    samples = np.zeros(count, np.int64)
-    histogram = np.zeros((count, channels * (COLOUR_BINS + DIRECTIONS * TEXTURE_BINS)), np.int32)
     sides = np.empty(4, np.int32)
     for y in range(0, height, 2):
         up, down = max(y - 1, 0), min(y + 1, height - 1)
@@ -97,26 +98,16 @@ def histograms(planes: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray
                     length = abs(sides[i]) if i < 2 else abs(sides[i]) * 181 >> 8  # 1 / sqrt 2
                     histogram[region, ahead + min(length >> TEXTURE_SHIFT, TEXTURE_BINS - 1)] += 1
                     histogram[region, behind] += 1
-    for region in range(count):
-        of_colour, of_texture = (
-            max(samples[region], 1) * channels,
-            max(samples[region], 1) * channels * DIRECTIONS,
-        )
-        for i in range(histogram.shape[1]):
-            total = of_colour if i < channels * COLOUR_BINS else of_texture
-            histogram[region, i] = np.int64(histogram[region, i]) * ONE // total
-    return histogram
 
 
 @compiled
-def first_of_each_pair(
-    neighbours: np.ndarray, weights: np.ndarray, count: int
-) -> tuple[np.ndarray, np.ndarray]:
+def first_of_each_pair(neighbours: np.ndarray, weights: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Neighbours (N, 2) without repetition, each with the weight at its first place: pairs (E, 2), (E,)."""
     capacity = 64
     while capacity < 16 * count:  # 8-connected regions have fewer than 4 R pairs
         capacity *= 2
-    seen = np.full(capacity, -1, np.int64)
+    seen = np.empty(capacity, np.int64)
+    seen[:] = -1
     pairs = np.empty((capacity, 2), np.int32)
     pair_weights = np.empty(capacity, np.int32)
     found = 0
@@ -134,37 +125,35 @@ def first_of_each_pair(
     return pairs[:found], pair_weights[:found]
 
 
-@compiled
 def coarsen(fine: Regions, k: int) -> Regions:
     """Segment on with a larger k, from the regions of a finer segmentation instead of from pixels.
 
     Only the lightest edge of a pair can matter: once an edge is refused, one of its two regions stays as it
     is (Felzenszwalb & Huttenlocher, Lemma 1).
     """
-    count = fine.size.size
-    parent = np.arange(count, dtype=np.int32)
-    size, heaviest = fine.size.copy(), fine.heaviest.copy()
-    for i in range(len(fine.pairs)):
-        a, b = find(parent, fine.pairs[i, 0]), find(parent, fine.pairs[i, 1])
-        weight = fine.weights[i]
-        if a != b and weight <= heaviest[a] + k // size[a] and weight <= heaviest[b] + k // size[b]:
-            heaviest[join(parent, size, a, b)] = weight
+    parent = np.arange(len(fine.size), dtype=np.int32)
+    size, heaviest = fine.size.astype(np.int32), fine.heaviest.copy()
+    join_regions(fine.pairs, fine.weights, k, parent, size, heaviest)
     labels, roots = number(parent)
 
-    boxes = empty_boxes(roots.size)
-    total = np.zeros((roots.size, fine.histogram.shape[1]), np.int64)
-    for region in range(count):
-        coarse, box = labels[region], fine.boxes[region]
-        enlarge(boxes, coarse, box[0], box[1], box[2], box[3])
-        for i in range(total.shape[1]):
-            total[coarse, i] += fine.size[region] * fine.histogram[region, i]
-    neighbours = np.empty_like(fine.pairs)
-    for i in range(len(neighbours)):
-        neighbours[i, 0], neighbours[i, 1] = labels[fine.pairs[i, 0]], labels[fine.pairs[i, 1]]
-    pairs, weights = first_of_each_pair(neighbours, fine.weights, roots.size)
-    size = take(size, roots)
-    histogram = np.empty(total.shape, np.int32)
-    for coarse in range(roots.size):
-        for i in range(total.shape[1]):
-            histogram[coarse, i] = total[coarse, i] // size[coarse]
-    return Regions(size, boxes, histogram, take(heaviest, roots), pairs, weights)
+    members = np.argsort(labels, kind="stable")
+    start = np.searchsorted(labels[members], np.arange(len(roots)))
+    weighted = fine.size[:, None] * fine.histogram  # the average weighted by size (Uijlings et al., equation 3)
+    total_size = size[roots].astype(np.int64)
+    histogram = np.add.reduceat(weighted[members], start) // total_size[:, None]
+    low = np.minimum.reduceat(fine.boxes[members, :2], start)
+    high = np.maximum.reduceat(fine.boxes[members, 2:], start)
+    pairs, weights = first_of_each_pair(labels[fine.pairs], fine.weights, len(roots))
+    boxes = np.concatenate([low, high], axis=1)
+    return Regions(total_size, boxes, histogram.astype(np.int32), heaviest[roots], pairs, weights)
+
+
+@compiled
+def join_regions(
+    pairs: np.ndarray, weights: np.ndarray, k: int, parent: np.ndarray, size: np.ndarray, heaviest: np.ndarray
+) -> None:
+    for i in range(len(pairs)):
+        a, b = find(parent, np.int64(pairs[i, 0])), find(parent, np.int64(pairs[i, 1]))
+        weight = weights[i]
+        if a != b and weight <= heaviest[a] + k // size[a] and weight <= heaviest[b] + k // size[b]:
+            heaviest[join(parent, size, a, b)] = weight

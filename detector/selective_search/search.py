@@ -44,9 +44,7 @@ class Mode(NamedTuple):
 MODES = {
     "single": Mode(("hsv",), (200,), (ALL,)),
     "fast": Mode(("hsv", "lab"), (75, 150, 300, 450), (ALL, NO_COLOUR)),
-    "quality": Mode(
-        ("hsv", "lab", "rgi", "gray", "hue"), (75, 150, 300, 450, 600), (ALL, NO_COLOUR, FILL, SIZE)
-    ),
+    "quality": Mode(("hsv", "lab", "rgi", "gray", "hue"), (75, 150, 300, 450, 600), (ALL, NO_COLOUR, FILL, SIZE)),
 }
 
 
@@ -60,8 +58,7 @@ def selective_search(
     """Propose boxes for the objects of an image (Uijlings et al., IJCV 2013).
 
     image: (H, W, 3) RGB or (H, W) gray, uint8. One with a longer side than `max_side_px` is shrunk to it,
-        and the boxes are scaled back. Memory: about 100 bytes for a pixel of the (shrunk) image and each
-        thread.
+        and the boxes are scaled back. Memory: at most about 150 bytes a (shrunk) pixel and thread.
     mode: "single", "fast" or "quality", see `MODES`.
     seed: of the order of boxes that rank the same.
     threads: how many colour spaces are worked on at once; None takes every core. The work releases the GIL,
@@ -76,15 +73,11 @@ def selective_search(
     height, width = image.shape[:2]
     small = shrink(image, max_side_px)
     rgb = smooth(
-        np.ascontiguousarray(
-            np.broadcast_to(small[..., None], (*small.shape, 3)) if small.ndim == 2 else small
-        )
+        np.ascontiguousarray(np.broadcast_to(small[..., None], (*small.shape, 3)) if small.ndim == 2 else small)
     )
-    workers = min(threads or len(os.sched_getaffinity(0)), len(chosen.spaces))
+    workers = min(threads or os.cpu_count() or 1, len(chosen.spaces))
     if workers == 1:
-        hierarchies = [
-            hierarchy for space in chosen.spaces for hierarchy in hierarchies_of(rgb, space, chosen)
-        ]
+        hierarchies = [hierarchy for space in chosen.spaces for hierarchy in hierarchies_of(rgb, space, chosen)]
     else:
         with ThreadPoolExecutor(workers) as pool:
             per_space = pool.map(lambda space: hierarchies_of(rgb, space, chosen), chosen.spaces)
@@ -99,9 +92,7 @@ def check(image: npt.NDArray[np.uint8], mode: str, seed: int, threads: int | Non
         what = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
         raise ValueError(f"image must be a numpy array of uint8 (0 to 255), not {what}: convert it first")
     if image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)) or image.size == 0:
-        raise ValueError(
-            f"image must be (H, W, 3) RGB or (H, W) gray with H, W >= 1, not of shape {image.shape}"
-        )
+        raise ValueError(f"image must be (H, W, 3) RGB or (H, W) gray with H, W >= 1, not of shape {image.shape}")
     if mode not in MODES:
         raise ValueError(f"mode {mode!r} is unknown: choose one of {', '.join(MODES)}")
     if seed < 0:
@@ -139,7 +130,5 @@ def hierarchies_of(rgb: npt.NDArray[np.uint16], space: str, mode: Mode) -> list[
             stop = regions.histogram.shape[1] if strategy.texture else len(planes) * COLOUR_BINS
             compared = regions.histogram[:, start : max(start, stop)].copy()
             use = strategy.size, strategy.fill
-            hierarchies.append(
-                group(regions.size, regions.boxes, compared, regions.pairs, height * width, *use)
-            )
+            hierarchies.append(group(regions.size, regions.boxes, compared, regions.pairs, height * width, *use))
     return hierarchies

@@ -23,7 +23,8 @@ def sorted_edges(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     (MAX_WEIGHT + 1,) int64: edges of weight w lie in ends[w - 1] to ends[w].
     """
     channels, height, width = planes.shape
-    weights = np.full((height, width, 4), MAX_WEIGHT + 1, np.uint16)  # stays so where a neighbour is outside
+    weights = np.empty((height, width, 4), np.uint16)
+    weights[:] = MAX_WEIGHT + 1  # stays so where a neighbour is outside
     squares = np.empty(width, np.float32)
     for y in range(height):
         for d in range(4):
@@ -41,7 +42,8 @@ def sorted_edges(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
                 weights[y, left + x, d] = np.uint16(np.sqrt(squares[x]))
 
     flat = weights.reshape(-1)
-    ends = np.zeros(MAX_WEIGHT + 4, np.int64)
+    ends = np.empty(MAX_WEIGHT + 4, np.int64)
+    ends[:] = 0
     for e in range(flat.size):
         ends[flat[e] + 2] += 1
     for weight in range(1, ends.size):
@@ -63,7 +65,6 @@ def find(parent: np.ndarray, i: int) -> int:
     return i
 
 
-@compiled
 def segment(
     edges: np.ndarray, ends: np.ndarray, shape_hw: tuple[int, int], k: int, min_size: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -73,14 +74,37 @@ def segment(
     small ones were merged into it; and the edges refused, lightest first, all those between two regions among
     them: neighbours (E, 2) int32, weights (E,) int32.
     """
-    height, width = shape_hw
-    offset = np.array([dy * width + dx for dy, dx in NEIGHBOURS])
-    parent = np.arange(height * width, dtype=np.int32)
-    size = np.ones(parent.size, np.int32)
-    heaviest = np.zeros(parent.size, np.int32)
-    limit = np.full(parent.size, k, np.int32)  # Int(C) + k / |C|
-    refused = np.empty(edges.size, np.uint32)
-    weights = np.empty(edges.size, np.int32)
+    pixels = shape_hw[0] * shape_hw[1]
+    offset = np.array([dy * shape_hw[1] + dx for dy, dx in NEIGHBOURS])
+    parent = np.arange(pixels, dtype=np.int32)
+    size = np.ones(pixels, np.int32)
+    heaviest = np.zeros(pixels, np.int32)
+    refused = np.empty(ends[-1], np.uint32)
+    weights = np.empty(ends[-1], np.int32)
+    count = join_similar(edges, ends, offset, k, parent, size, heaviest, refused, weights)
+    refused, weights = refused[:count], weights[:count]
+    join_small(refused, offset, min_size, parent, size)
+    labels, roots = number(parent)
+    pixel = refused >> 2
+    neighbours = np.stack([labels[pixel], labels[pixel + offset[refused & 3]]], axis=1)
+    return labels.reshape(shape_hw), heaviest[roots], neighbours, weights
+
+
+@compiled
+def join_similar(
+    edges: np.ndarray,
+    ends: np.ndarray,
+    offset: np.ndarray,
+    k: int,
+    parent: np.ndarray,
+    size: np.ndarray,
+    heaviest: np.ndarray,
+    refused: np.ndarray,
+    weights: np.ndarray,
+) -> int:
+    """Join pixels to regions by `parent`; the edges that may not join theirs go to `refused`: how many."""
+    limit = np.empty(parent.size, np.int32)  # Int(C) + k / |C|
+    limit[:] = k
     count = start = 0
     for weight in range(ends.size):
         for i in range(start, ends[weight]):
@@ -96,19 +120,16 @@ def segment(
                 refused[count], weights[count] = edges[i], weight
                 count += 1
         start = ends[weight]
+    return count
 
-    for i in range(count):
-        pixel = np.int64(refused[i] >> 2)
-        a, b = find(parent, pixel), find(parent, pixel + offset[refused[i] & 3])
+
+@compiled
+def join_small(refused: np.ndarray, offset: np.ndarray, min_size: int, parent: np.ndarray, size: np.ndarray) -> None:
+    for edge in refused:
+        pixel = np.int64(edge >> 2)
+        a, b = find(parent, pixel), find(parent, pixel + offset[edge & 3])
         if a != b and (size[a] < min_size or size[b] < min_size):
             join(parent, size, a, b)
-
-    labels, roots = number(parent)
-    neighbours = np.empty((count, 2), np.int32)
-    for i in range(count):
-        pixel = np.int64(refused[i] >> 2)
-        neighbours[i, 0], neighbours[i, 1] = labels[pixel], labels[pixel + offset[refused[i] & 3]]
-    return labels.reshape(height, width), take(heaviest, roots), neighbours, weights[:count]
 
 
 @compiled
@@ -125,7 +146,8 @@ def join(parent: np.ndarray, size: np.ndarray, a: int, b: int) -> int:
 def number(parent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Number the trees of a forest by their first member: labels (N,) int32 and roots (R,)."""
     labels = np.empty(parent.size, np.int32)
-    of_root = np.full(parent.size, -1, np.int32)
+    of_root = np.empty(parent.size, np.int32)
+    of_root[:] = -1
     roots = np.empty(parent.size, np.int32)
     count = 0
     for i in range(parent.size):
@@ -136,12 +158,3 @@ def number(parent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             count += 1
         labels[i] = of_root[root]
     return labels, roots[:count]
-
-
-@compiled
-def take(values: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """values[at], which numba compiles faster written out."""
-    result = np.empty(at.size, values.dtype)
-    for i in range(at.size):
-        result[i] = values[at[i]]
-    return result

@@ -43,9 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--channels", type=int, nargs="+", default=[512])
     parser.add_argument("--images", type=int, default=1, help="feature maps, each with its share of the RoIs")
     parser.add_argument("--threads", type=int, nargs="+", default=[torch.get_num_threads()])
-    parser.add_argument(
-        "--dtypes", nargs="+", default=["float32"], choices=["float32", "bfloat16", "float16"]
-    )
+    parser.add_argument("--dtypes", nargs="+", default=["float32"], choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peers", nargs="+", default=["roi_pool", "roi_align"], choices=list(PEERS)[1:])
@@ -180,9 +178,7 @@ def run(arguments: argparse.Namespace) -> None:
                     features = torch.randn(arguments.images, channels, *MAP_HW, device=device)
                     case = {"threads": threads, "dtype": dtype, "channels": channels, "rois": count}
                     features = features.to(getattr(torch, dtype))
-                    rows.append(
-                        case | measure(features, proposals(count, arguments.images, device), arguments)
-                    )
+                    rows.append(case | measure(features, proposals(count, arguments.images, device), arguments))
     show(rows)
     memory = []
     if device == "cpu" and sys.platform == "linux":

@@ -79,9 +79,7 @@ def columns(width):
     return torch.arange(1.0, width + 1).view(1, 1, 1, width)
 
 
-@pytest.mark.parametrize(
-    ("x", "cell"), [(7.99, 0), (8, 1), (23.9, 1), (24, 2), (40, 3), (72, 5), (-7.9, 0), (-8, -1)]
-)
+@pytest.mark.parametrize(("x", "cell"), [(7.99, 0), (8, 1), (23.9, 1), (24, 2), (40, 3), (72, 5), (-7.9, 0), (-8, -1)])
 def test_halves_are_rounded_away_from_zero(x, cell):
     pooled = roi_pool(columns(8), torch.tensor([[0, x, 0, x, 0]]), 1, 1 / 16)
     assert pooled.item() == cell + 1  # at cell -1 the RoI is off the map and gives 0

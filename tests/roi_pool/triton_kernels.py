@@ -108,9 +108,7 @@ def test_deterministic_backward_adds_exactly(dtype, size):
     grad = (torch.randn(argmax.shape, generator=generator) * size).to(dtype).to(DEVICE)
     exact = reference.backward(grad.double(), rois, argmax, 2, 8, 10).float().to(dtype)
     torch.use_deterministic_algorithms(True)
-    found = [
-        cuda.backward(grad[order], rois, argmax[order], 2, 8, 10) for order in (range(6), [5, 3, 1, 0, 2, 4])
-    ]
+    found = [cuda.backward(grad[order], rois, argmax[order], 2, 8, 10) for order in (range(6), [5, 3, 1, 0, 2, 4])]
     poisoned = grad.clone()
     poisoned[0, 0, 0, 0] = NAN
     spread = cuda.backward(poisoned, rois, argmax, 2, 8, 10)

@@ -13,9 +13,7 @@ def smooth(image):
     kernel = np.outer([6, 58, 128, 58, 6], [6, 58, 128, 58, 6])  # sums up to 256^2
     padded = np.pad(image.astype(int), ((2, 2), (2, 2), (0, 0)), mode="edge")
     height, width, _ = image.shape
-    total = sum(
-        kernel[dy, dx] * padded[dy : dy + height, dx : dx + width] for dy in range(5) for dx in range(5)
-    )
+    total = sum(kernel[dy, dx] * padded[dy : dy + height, dx : dx + width] for dy in range(5) for dx in range(5))
     return total * 8 // 65536  # (H, W, 3), eighths of a level
 
 
@@ -111,9 +109,7 @@ def histogram(planes, mask):
             if not mask[y, x]:
                 continue
             samples += 1
-            near = planes[np.clip([y - 1, y, y + 1], 0, height - 1)][
-                :, np.clip([x - 1, x, x + 1], 0, width - 1)
-            ]
+            near = planes[np.clip([y - 1, y, y + 1], 0, height - 1)][:, np.clip([x - 1, x, x + 1], 0, width - 1)]
             scharr = np.array([[-3, 0, 3], [-10, 0, 10], [-3, 0, 3]])
             for c in range(channels):
                 colour[c, planes[y, x, c] * 25 // 2048] += 1

@@ -24,15 +24,11 @@ def scene(seed, height, width, noise=6):
     image = np.full((height, width, 3), rng.integers(0, 256, 3))
     for _ in range(8):
         y, x = rng.integers(0, height), rng.integers(0, width)
-        image[y : y + rng.integers(1, height + 1), x : x + rng.integers(1, width + 1)] = rng.integers(
-            0, 256, 3
-        )
+        image[y : y + rng.integers(1, height + 1), x : x + rng.integers(1, width + 1)] = rng.integers(0, 256, 3)
     return np.clip(image + rng.integers(-noise, noise + 1, image.shape), 0, 255).astype(np.uint8)
 
 
-scenes = st.builds(
-    scene, st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 40), st.sampled_from([0, 6, 60])
-)
+scenes = st.builds(scene, st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 40), st.sampled_from([0, 6, 60]))
 
 
 # --- the same boxes as the slow implementation
