@@ -9,66 +9,92 @@ from pathlib import Path
 from detector import compose
 from detector.checkpoint import load_checkpoint
 from detector.cli import run_program
-from detector.config import build, validate, validate_metric
+from detector.config import validate, validate_metric
 from detector.data.loader import Reader, eval_loader
 from detector.engine import evaluate
 from detector.errors import InputError
 from detector.evaluation.report import write_report
 from detector.evaluation.results import ap_table, read_result_files, result_classes, through_files
-from detector.run_folder import run_folder
+from detector.run_folder import make_run_folder
 from detector.structures import Detections
 
 logger = logging.getLogger("evaluate")
+
+
+AS_IN_TRAINING = ("short_side_px", "max_side_px", "max_proposals")  # unless given, whatever the data set
 
 
 def main(config: dict) -> None:
     if (config["checkpoint"] is None) == (config["detections"] is None):
         raise InputError("give either checkpoint=FILE or detections=FOLDER")
     validate_metric(config["metric"])
-    folder = Path(config["out"]) if config["out"] else None
     if config["checkpoint"] is not None:
-        path = Path(config["checkpoint"]).resolve()
-        folder = folder or (path.parents[1] if path.parent.name == "checkpoints" else run_folder(None))
-        reader, detections, losses = detect(config, load_checkpoint(path), folder)
+        checkpoint = load_checkpoint(Path(config["checkpoint"]))
+        config = with_training_settings(config, checkpoint["config"])
+        validate(config)
+        reader = compose.make_reader(config, "val").with_classes(checkpoint["classes"])
+        folder = output_folder(config, checkpoint["config"], reader)
+        detections, losses = detect(config, checkpoint, reader)
+        detections = through_files(folder / "detections", detections, reader.classes, config["metric"]["devkit"])
+        source = {"checkpoint": config["checkpoint"], "iteration": checkpoint["iteration"]}
     else:
-        folder = folder or run_folder(None)
-        reader, detections, losses = *read_detections(config), None
+        reader, detections = read_detections(config)
+        folder, losses = Path(config["out"]) if config["out"] else make_run_folder(None), None
+        source = {"detections": config["detections"]}
     truths = [reader.ground_truth(index) for index in range(len(reader))]
-    metrics = write_report(folder, truths, detections, reader.classes, **config["metric"], losses=losses)
+    source |= {"data": reader.name, "images": len(reader)}
+    metrics = write_report(folder, truths, detections, reader.classes, **config["metric"], losses=losses, source=source)
     print(ap_table(metrics["voc"]))
     logger.info("%d images of %s; numbers and curves are in %s", len(reader), reader.name, folder)
 
 
-def detect(config: dict, checkpoint: dict, folder: Path) -> tuple[Reader, list[Detections], dict[str, float]]:
-    """Run the network over the validation split: the data set, its detections and the losses."""
-    config = with_training_settings(config, checkpoint["config"])
-    validate(config)
-    classes = tuple(checkpoint["classes"])
-    reader = build(config["data"]["val"]).with_classes(classes)
-    model = compose.make_model(config, len(classes))
+def with_training_settings(config: dict, trained: dict) -> dict:
+    """The settings that were left open, as they were in training."""
+    merged = trained | {key: value for key, value in config.items() if value is not None}
+    for group in ("detect", "proposals"):
+        merged[group] = trained[group] | {key: value for key, value in config[group].items() if value is not None}
+    data = {key: value for key, value in config["data"].items() if value is not None or key not in AS_IN_TRAINING}
+    if config["data"]["reader"] is None:  # the data set of training, perhaps another folder or split of it
+        data = {key: value for key, value in data.items() if value is not None}
+        if data.keys() & {"root", "val_split"}:
+            data = {"val_proposals": None} | data  # those of training are of other images
+        merged["data"] = trained["data"] | data
+    else:
+        merged["data"] = {key: trained["data"][key] for key in AS_IN_TRAINING} | data
+    return merged
+
+
+def output_folder(config: dict, trained: dict, reader: Reader) -> Path:
+    """`out`, or the run's folder for the data of training, or a folder in that for other data."""
+    if config["out"]:
+        return Path(config["out"])
+    path = Path(config["checkpoint"]).resolve()
+    if path.parent.name != "checkpoints":
+        return make_run_folder(None)
+    same = all(config["data"][key] == trained["data"][key] for key in ("reader", "root", "val_split"))
+    return path.parents[1] if same else path.parents[1] / f"evaluate-{reader.name}"
+
+
+def detect(config: dict, checkpoint: dict, reader: Reader) -> tuple[list[Detections], dict[str, float]]:
+    """Run the network over the data set: its detections and the losses."""
+    model = compose.make_model(config, len(reader.classes))
     model.load_state_dict(checkpoint["model"])
     compute = compose.make_compute(config)
     compute.place(model)
     batches = eval_loader(compose.make_samples(config, reader, "val"), config["workers"])
-    detections, losses = evaluate(model, batches, compose.make_recipe(config), compute)
-    return reader, through_files(folder / "detections", detections, classes, config["metric"]["devkit"]), losses
-
-
-def with_training_settings(config: dict, trained: dict) -> dict:
-    """The settings that were left open, as they were in training; all of `data` unless a data set was chosen."""
-    merged = trained | {key: value for key, value in config.items() if value is not None}
-    for group in ("data", "detect", "proposals"):
-        merged[group] = trained[group] | {key: value for key, value in config[group].items() if value is not None}
-    return merged
+    return evaluate(model, batches, compose.make_recipe(config), compute)
 
 
 def read_detections(config: dict) -> tuple[Reader, list[Detections]]:
     """The data set and the detections of result files; a class that has only a file is scored too."""
-    if "val" not in config["data"]:
+    if config["data"]["reader"] is None:
         raise InputError("detections=FOLDER needs a data set to score it on: data=voc data.root=DIR")
-    reader, folder = build(config["data"]["val"]), Path(config["detections"])
-    classes = config["data"]["classes"] or sorted({*reader.classes, *result_classes(folder)})
-    reader = reader.with_classes(classes)
+    reader, folder = compose.make_reader(config, "val"), Path(config["detections"])
+    with_file = result_classes(folder)
+    reader = reader.with_classes(config["data"]["classes"] or sorted({*reader.classes, *with_file}))
+    without = sorted({*reader.classes} - {*with_file})
+    if without:
+        logger.warning("no result file, so no detection, of %s", ", ".join(without))
     return reader, read_result_files(folder, reader.image_ids, reader.classes)
 
 

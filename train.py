@@ -14,7 +14,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from detector import compose
 from detector.checkpoint import save_checkpoint
 from detector.cli import log_to_file, run_program
-from detector.config import build, flatten, validate
+from detector.config import flatten, validate
 from detector.data.loader import Samples, TrainOrder, eval_loader, train_loader
 from detector.device import Compute
 from detector.engine import Recipe, Step, evaluate, training_steps
@@ -23,7 +23,7 @@ from detector.evaluation.report import write_report
 from detector.evaluation.results import ap_table, through_files
 from detector.models import FastRCNN
 from detector.models.weights import load_weights
-from detector.run_folder import make_run_folder, run_folder
+from detector.run_folder import check_run_folder, make_run_folder
 from detector.tracking import Means, Tracker, peak_memory_mib
 from detector.visualize import draw_batch, draw_detections
 
@@ -34,10 +34,11 @@ NUM_PICTURES = 8  # of validation images in TensorBoard, the same ones at every 
 
 def main(config: dict) -> None:
     validate(config)
-    settings, seed, folder = config["train"], config["seed"], run_folder(config["run"]["dir"])
+    check_run_folder(config["run"]["dir"])
+    settings, seed = config["train"], config["seed"]
     compute, recipe = compose.make_compute(config), compose.make_recipe(config)
 
-    train_set, val_set = build(config["data"]["train"]), build(config["data"]["val"])
+    train_set, val_set = compose.make_reader(config, "train"), compose.make_reader(config, "val")
     classes = tuple(config["data"]["classes"] or sorted({*train_set.classes, *val_set.classes}))
     if not classes:
         raise InputError("there is no object in any annotation to learn from: is it the right data.train_split?")
@@ -56,7 +57,7 @@ def main(config: dict) -> None:
     train_batches = train_loader(train_samples, order, config["workers"])
     val_batches = eval_loader(val_samples, config["workers"])
 
-    make_run_folder(folder)
+    folder = make_run_folder(config["run"]["dir"])
     log_to_file(folder / "train.log")
     run = Run(config, folder, Tracker(folder), classes, model, recipe, compute, val_samples, val_batches)
     logger.info("%d images to train on, %d to validate, classes: %s", len(train_set), len(val_set), ", ".join(classes))
@@ -92,16 +93,19 @@ class Run:
 
     def after_step(self, step: Step, progress: tqdm) -> None:
         settings, iteration = self.config["train"], step.iteration
-        last = iteration == settings["iterations"]
+        due = {
+            name: iteration == settings["iterations"] or iteration % settings[f"{name}_every"] == 0
+            for name in ("log", "eval", "checkpoint")
+        }
         self.means.add(step.values)
         if iteration == 1:
             self.tracker.image(iteration, "train/rois", draw_batch(step.batch, step.targets))
-        if last or iteration % settings["log_every"] == 0:
-            self.log(step, progress)
-        if last or iteration % settings["eval_every"] == 0:
-            self.evaluate(iteration)
-        if last or iteration % settings["checkpoint_every"] == 0:
+        if any(due.values()):
+            self.log(step, progress)  # finds a loss that is not finite before weights are saved
+        if due["checkpoint"]:
             self.save("last.pt", iteration)
+        if due["eval"]:
+            self.evaluate(iteration)
 
     def log(self, step: Step, progress: tqdm) -> None:
         values = self.means.take() | {"memory/peak_mib": peak_memory_mib(self.compute.device)}
@@ -124,7 +128,10 @@ class Run:
         )
         reader = self.val_samples.reader
         truths = [reader.ground_truth(index) for index in range(len(reader))]
-        metrics = write_report(self.folder, truths, detections, self.classes, **self.config["metric"], losses=losses)
+        source = {"iteration": iteration, "data": reader.name, "images": len(reader)}
+        metrics = write_report(
+            self.folder, truths, detections, self.classes, **self.config["metric"], losses=losses, source=source
+        )
         logger.info("evaluation at iteration %d\n%s", iteration, ap_table(metrics["voc"]))
         self.tracker.metrics(iteration, metrics)
         for index in range(0, len(reader), max(len(reader) // NUM_PICTURES, 1))[:NUM_PICTURES]:

@@ -26,6 +26,12 @@ def make_compute(config: dict) -> Compute:
     return choose_compute(config["device"], config["precision"], config["channels_last"])
 
 
+def make_reader(config: dict, part: str) -> Reader:
+    """The data set of the part `train` or `val`, with its own classes."""
+    data = config["data"]
+    return build({"_target_": data["reader"]}, root=data["root"], split=data[f"{part}_split"])
+
+
 def make_samples(config: dict, reader: Reader, part: str) -> Samples:
     """Samples of the part `train` (augmented) or `val`, every image checked and with proposals."""
     data, proposals = config["data"], config["proposals"]

@@ -88,6 +88,10 @@ RULES: dict[str, Rule] = {
     "model.dropout": _ratio,
     "model.frozen_stages": _or_null(_not_negative),
     "optimizer.lr": _or_null(_above_zero),
+    "device": (lambda value: isinstance(value, str), "auto, cpu, cuda or cuda:N"),
+    "run.dir": (lambda value: value is None or isinstance(value, str), "null or the name of a folder"),
+    "schedule.warmup_iterations": _not_negative,
+    "schedule.warmup_factor": _ratio,
     "optimizer.weight_decay": (_is((int, float), lambda value: value >= 0), "a number, 0 or more"),
     "train.iterations": _positive,
     "train.images_per_batch": _positive,
@@ -119,6 +123,9 @@ def validate(config: Mapping) -> None:
             f"roi: needs background_iou_low < background_iou_high <= foreground_iou, has {roi['background_iou_low']}, "
             f"{roi['background_iou_high']}, {roi['foreground_iou']}"
         )
+    schedule = config["schedule"]
+    if not (isinstance(schedule.get("steps", []), list) and all(map(_ratio[0], schedule.get("steps", [])))):
+        raise InputError(f"schedule.steps={schedule['steps']}: must be a list of parts of the run, such as [0.75]")
     std = roi["delta_std"]
     if not (isinstance(std, list) and len(std) == 4 and all(map(_above_zero[0], std))):
         raise InputError(f"roi.delta_std={std}: must be four numbers above 0")
@@ -135,5 +142,7 @@ def validate_metric(metric: Mapping) -> None:
         raise InputError(
             f"metric.overlaps={overlaps}: must be a list of numbers above 0 and up to 1, such as [0.5,0.7]"
         )
+    if len({round(value * 100) for value in overlaps}) < len(overlaps) or any(round(x, 2) != x for x in overlaps):
+        raise InputError(f"metric.overlaps={overlaps}: must differ, and have two decimals at most")
     if not isinstance(metric["devkit"], bool):
         raise InputError(f"metric.devkit={metric['devkit']}: must be true or false")

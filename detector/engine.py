@@ -12,7 +12,7 @@ from detector.boxes import BoxCoder
 from detector.device import Compute
 from detector.losses import accuracy, multi_task_loss
 from detector.postprocess import Postprocess, postprocess
-from detector.seeds import seed_of
+from detector.seeds import Stream, seed_of
 from detector.structures import Batch, Detections
 from detector.targets import RoiTargets, Sampling, make_targets, with_batch_index
 
@@ -34,7 +34,7 @@ class Step:
     iteration: int  # from 1
     batch: Batch
     targets: RoiTargets
-    values: dict[str, Tensor | float]  # by TensorBoard tag; tensors, so that nobody waits for the device
+    values: dict[str, Tensor | float]  # by TensorBoard tag; tensors, which are read when they are logged
 
 
 def training_steps(
@@ -46,14 +46,15 @@ def training_steps(
     compute: Compute,
 ) -> Iterator[Step]:
     """Take one optimizer step a batch, and yield it. What the caller does in between is not in the measured times."""
-    base_rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group.setdefault("initial_lr", group["lr"])
     begin = time.perf_counter()
     for iteration, batch in enumerate(batches, start=1):
         waited = time.perf_counter() - begin
-        for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
-            group["lr"] = rate * schedule(iteration - 1)
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * schedule(iteration - 1)
         targets = make_targets(batch, recipe.sampling, recipe.coder, recipe.seed)
-        torch.manual_seed(seed_of(recipe.seed, iteration))  # for dropout
+        torch.manual_seed(seed_of(recipe.seed, Stream.DROPOUT, iteration))
         values = train_step(model, batch.images, targets, optimizer, compute)
         values |= {
             "train/lr": optimizer.param_groups[0]["lr"],

@@ -7,24 +7,29 @@ from pathlib import Path
 from detector.errors import InputError
 
 
-def run_folder(path: str | None) -> Path:
-    """The folder `path`, or a new name runs/DATE_TIME. Raises InputError if there is something in it already."""
-    if path is None:
-        folder = first = Path("runs") / time.strftime("%Y-%m-%d_%H-%M-%S")
-        for number in itertools.count(2):
-            if not folder.exists():
-                break
-            folder = first.with_name(f"{first.name}-{number}")  # another run began in the same second
-        return folder
-    folder = Path(path)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+def check_run_folder(path: str | None) -> None:
+    """Raise InputError if there is something in the folder that was named; nothing is ever overwritten."""
+    folder = Path(path or "")
+    if path is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"run.dir: {folder} is not an empty folder, and nothing is overwritten: name another")
-    return folder
 
 
-def make_run_folder(folder: Path) -> None:
-    """Make it on the disk. Raises InputError if that cannot be."""
+def make_run_folder(path: str | None) -> Path:
+    """Make the folder `path`, or runs/DATE_TIME under a name that no other run has. Raises InputError as above."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if path is not None:
+            Path(path).mkdir(parents=True, exist_ok=True)
+            check_run_folder(path)
+            return Path(path)
+        name = time.strftime("%Y-%m-%d_%H-%M-%S")
+        for number in itertools.count(1):
+            folder = Path("runs") / (name if number == 1 else f"{name}-{number}")
+            folder.parent.mkdir(exist_ok=True)
+            try:
+                folder.mkdir()
+                return folder
+            except FileExistsError:  # another run began in the same second
+                continue
     except OSError as error:
-        raise InputError(f"run.dir: {folder} cannot be made: {error.strerror}") from None
+        raise InputError(f"run.dir: {path or 'runs'} cannot be made: {error.strerror}") from None
+    raise AssertionError("unreachable")

@@ -3,7 +3,18 @@
 So a run does not depend on the number of workers, and could be taken up again at any step.
 """
 
+from enum import IntEnum
+
 import numpy as np
+
+
+class Stream(IntEnum):
+    """What the randomness is for, so that no two uses share it."""
+
+    ORDER = 0
+    AUGMENTATION = 1
+    ROIS = 2
+    DROPOUT = 3
 
 
 def seed_of(*numbers: int) -> int:

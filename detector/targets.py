@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from detector.boxes import BoxCoder, overlaps
-from detector.seeds import seed_of
+from detector.seeds import Stream, seed_of
 from detector.structures import Batch
 
 
@@ -82,7 +82,7 @@ def make_targets(batch: Batch, sampling: Sampling, coder: BoxCoder, seed: int) -
     """Draw the RoIs of a batch; the draw depends on `seed` and each sample's position alone."""
     rois, labels, deltas = [], [], []
     for index, position in enumerate(batch.positions):
-        generator = torch.Generator().manual_seed(seed_of(seed, position))
+        generator = torch.Generator().manual_seed(seed_of(seed, Stream.ROIS, position))
         boxes, roi_labels, matched = sample_rois(
             batch.proposals[index], batch.gt_boxes[index], batch.gt_labels[index], sampling, generator
         )

@@ -14,7 +14,10 @@ from torch.utils.tensorboard.summary import hparams
 
 
 class Means:
-    """Means of values over steps. Tensors are only read when the mean is asked for; NaN stands for no value."""
+    """Means of values over steps. Tensors are only read when the mean is asked for.
+
+    Of the values in `roi/`, NaN stands for none, such as the accuracy on no foreground; elsewhere one NaN shows.
+    """
 
     def __init__(self) -> None:
         self.steps: list[dict[str, Tensor | float]] = []
@@ -28,7 +31,9 @@ class Means:
             tag: torch.stack([torch.as_tensor(step[tag]).float() for step in self.steps]) for tag in self.steps[0]
         }
         self.steps = []
-        return {tag: float(column.nanmean()) for tag, column in columns.items()}
+        return {
+            tag: float(column.nanmean() if tag.startswith("roi/") else column.mean()) for tag, column in columns.items()
+        }
 
 
 def peak_memory_mib(device: torch.device) -> float:

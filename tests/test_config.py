@@ -4,6 +4,7 @@ import torch
 
 from detector import compose
 from detector.config import build, flatten, validate
+from detector.data.shapes import VERSION
 from detector.data.voc import VocDataset
 from detector.errors import InputError
 from tests.conftest import REPOSITORY
@@ -29,15 +30,16 @@ def test_every_config_makes_its_parts(settings, choice):
     assert compose.make_recipe(config).coder.std == tuple(config["roi"]["delta_std"])
 
 
-@pytest.mark.parametrize("choice", sorted(path.stem for path in (REPOSITORY / "configs/data").glob("*.yaml")))
+@pytest.mark.parametrize("choice", ["voc", "voc07", "shapes"])
 def test_every_data_set_is_read_from_its_root(settings, make_voc, choice):
     root = make_voc({split: {split: [("cat", 1, 1, 9, 9)]} for split in ("train", "trainval", "test")})
+    (root / "version").write_text(VERSION)
     config = settings("train", f"data={choice}", f"data.root={root}", "data.classes=[cat]")
     validate(config)
-    reader = build(config["data"]["train"])
+    reader = compose.make_reader(config, "train")
     assert isinstance(reader, VocDataset)
     assert reader.image_ids == [config["data"]["train_split"]]
-    assert build(config["data"]["val"]).image_ids == ["test"]
+    assert compose.make_reader(config, "val").image_ids == ["test"]
 
 
 def test_build_passes_settings_on():
@@ -95,6 +97,11 @@ def test_a_wrong_argument_is_an_input_error():
         ("data.classes=cat", "data.classes=cat: must be null or a list"),
         ("model.backbone=resnet19", "model.backbone=resnet19"),
         ("proposals.mode=best", "proposals.mode=best"),
+        ("metric.overlaps=[0.5,0.501]", "must differ, and have two decimals at most"),
+        ("schedule.steps=[30000]", r"schedule.steps=\[30000\]: must be a list of parts of the run"),
+        ("schedule.warmup_iterations=-5", "schedule.warmup_iterations=-5"),
+        ("device=null", "device=None"),
+        ("run.dir=2024", "run.dir=2024"),
         ("optimizer.lr=-1", "optimizer.lr=-1"),
         ("optimizer.weight_decay=-1", "optimizer.weight_decay=-1"),
         ("model.frozen_stages=-1", "model.frozen_stages=-1: must be null or a whole number"),

@@ -6,7 +6,7 @@ import torch
 from detector.checkpoint import load_checkpoint, save_checkpoint
 from detector.errors import InputError
 from detector.files import write_atomically
-from detector.run_folder import make_run_folder, run_folder
+from detector.run_folder import check_run_folder, make_run_folder
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
@@ -33,17 +33,15 @@ def test_a_checkpoint_holds_weights_settings_classes_and_iteration(tmp_path):
 
 def test_run_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    first = run_folder(None)
-    make_run_folder(first)
-    second = run_folder(None)
+    first, second = make_run_folder(None), make_run_folder(None)
     assert first != second
     assert first.parent.name == second.parent.name == "runs"
-    make_run_folder(run_folder("a/b"))
-    assert run_folder("a/b").is_dir()  # empty still
+    assert make_run_folder("a/b").is_dir()
+    assert make_run_folder("a/b").is_dir()  # empty still
     (tmp_path / "a/b/mine.txt").write_text("mine")
     with pytest.raises(InputError, match=r"run\.dir: a/b is not an empty folder"):
-        run_folder("a/b")
+        check_run_folder("a/b")
     with pytest.raises(InputError, match=r"run\.dir: a/b/mine\.txt"):
-        run_folder("a/b/mine.txt")
+        check_run_folder("a/b/mine.txt")
     with pytest.raises(InputError, match=r"cannot be made"):
-        make_run_folder(run_folder("a/b/mine.txt/run"))
+        make_run_folder("a/b/mine.txt/run")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import evaluate
 import train
 from detector.data.generate import generate_proposals
+from detector.data.proposals import write_store
 from detector.data.voc import VocDataset
 from detector.errors import InputError
 from tests.conftest import REPOSITORY
@@ -63,7 +65,7 @@ def test_a_run_leaves_what_is_promised(run):
     assert checkpoint["config"]["data"]["short_side_px"] == 96
     assert checkpoint["classes"] == ["ball", "crate", "kite", "star"]
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [line["iteration"] for line in lines] == [2, 2, 4, 4]
+    assert [line["iteration"] for line in lines] == [2, 2, 3, 4, 4]
     logged = {tag for line in lines for tag in line}
     assert logged >= {
         "train/loss", "train/loss_cls", "train/loss_box", "train/lr", "train/grad_norm", "roi/foreground_accuracy",
@@ -88,12 +90,18 @@ def test_evaluating_the_last_checkpoint_gives_the_last_evaluation_of_training(ru
         assert metrics["voc"][metric]["AP"] == pytest.approx(values["AP"], abs=1e-6)
     assert metrics["loss"] == pytest.approx(in_training["loss"], abs=1e-6)
     assert "mAP" in result.stdout
+    assert metrics["source"]["iteration"] == 4
     # ... and so do the files of its detections, without a model
-    data = [f"data.root={torch.load(run / 'checkpoints/last.pt', weights_only=True)['config']['data']['root']}"]
-    scored = tmp_path / "scored"
-    program("evaluate.py", f"detections={tmp_path}/detections", "data=voc", *data, f"out={scored}", code=0)
+    scored, root = tmp_path / "scored", trained_settings(run)["data"]["root"]
+    program(
+        "evaluate.py", f"detections={tmp_path}/detections", "data=voc", f"data.root={root}", f"out={scored}", code=0
+    )
     again = json.loads((scored / "metrics.json").read_text())
     assert again["voc"]["area@0.50"]["AP"] == pytest.approx(in_training["voc"]["area@0.50"]["AP"], abs=1e-6)
+
+
+def trained_settings(run: Path) -> dict:
+    return torch.load(run / "checkpoints/last.pt", weights_only=True)["config"]
 
 
 def test_settings_of_evaluation(run, settings, tmp_path, capsys):
@@ -106,8 +114,6 @@ def test_settings_of_evaluation(run, settings, tmp_path, capsys):
 
     usual = score("usual", "metric.overlaps=[0.3,0.5]")
     assert set(usual) == {"11point@0.30", "area@0.30", "11point@0.50", "area@0.50"}
-    root = f"data.root={settings('evaluate', 'data=voc', 'data.root=x')['data']['root']}"
-    assert root == "data.root=x"
     strict = score("strict", "detect.score_threshold=0.9")
     assert strict["area@0.50"]["mAP"] < usual["area@0.50"]["mAP"]
     assert score("few", "detect.max_detections=1")["area@0.50"] != usual["area@0.50"]
@@ -118,15 +124,45 @@ def test_settings_of_evaluation(run, settings, tmp_path, capsys):
     assert set(devkit["area@0.50"]["AP"]) == {"ball", "crate", "kite", "star"}
 
 
-def test_a_given_data_set_keeps_the_sizes_of_training(run, settings):
-    trained = torch.load(run / "checkpoints/last.pt", weights_only=True)["config"]
-    merged = evaluate.with_training_settings(settings("evaluate", "data=voc", "data.root=x"), trained)
-    assert merged["data"]["root"] == merged["data"]["val"]["root"] == "x"
-    assert merged["data"]["short_side_px"] == 96
-    merged = evaluate.with_training_settings(settings("evaluate", "data.short_side_px=77"), trained)
-    assert merged["data"]["short_side_px"] == 77
-    assert merged["data"]["root"] == trained["data"]["root"]
-    assert merged["detect"] == trained["detect"]
+def test_another_data_set_keeps_the_sizes_of_training_and_nothing_of_its_data(run, settings):
+    trained = trained_settings(run)
+    trained["data"]["val_proposals"] = "of_training.mat"
+
+    def merge(*overrides: str) -> dict:
+        return evaluate.with_training_settings(settings("evaluate", *overrides), trained)["data"]
+
+    assert merge() == trained["data"]
+    other = merge("data=voc", "data.root=x")
+    assert (other["root"], other["val_proposals"], other["val_split"]) == ("x", None, "test")
+    assert (other["short_side_px"], other["max_side_px"], other["max_proposals"]) == (96, 160, 60)
+    assert merge("data=voc", "data.root=x", "data.short_side_px=77")["short_side_px"] == 77
+    split = merge("data.val_split=train")
+    assert (split["root"], split["val_split"], split["val_proposals"]) == (trained["data"]["root"], "train", None)
+    assert merge("data.val_split=train", "data.val_proposals=p.mat")["val_proposals"] == "p.mat"
+    assert merge("data.val_proposals=p.mat")["val_proposals"] == "p.mat"
+
+
+def test_evaluating_another_split_leaves_the_run_s_numbers_alone(run, settings, small_shapes, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    before = (tmp_path / "run/metrics.json").read_text()
+    checkpoint = f"checkpoint={tmp_path}/run/checkpoints/last.pt"
+    evaluate.main(settings("evaluate", checkpoint, "data.val_split=train", "workers=0"))
+    assert (tmp_path / "run/metrics.json").read_text() == before
+    metrics = json.loads((tmp_path / "run/evaluate-shapes-train/metrics.json").read_text())
+    assert metrics["source"]["images"] == 6
+    evaluate.main(settings("evaluate", checkpoint, "workers=0"))
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["voc"] == json.loads(before)["voc"]
+
+
+def test_a_mistyped_folder_of_detections_is_no_score_of_0(settings, small_shapes, tmp_path, caplog):
+    where = ["data=voc", f"data.root={small_shapes}", f"out={tmp_path}/out"]
+    with pytest.raises(InputError, match="there is no folder"):
+        evaluate.main(settings("evaluate", "detections=/nowhere", "data.classes=[ball,crate,kite,star]", *where))
+    (tmp_path / "comp4_det_test_unicorn.txt").write_text("")
+    evaluate.main(settings("evaluate", f"detections={tmp_path}", *where))
+    assert "no result file, so no detection, of ball, crate, kite, star" in caplog.text
+    ap = json.loads((tmp_path / "out/metrics.json").read_text())["voc"]["area@0.50"]["AP"]
+    assert (ap["unicorn"], ap["ball"]) == (None, 0.0)
 
 
 def losses(settings, common, folder: Path, *overrides: str) -> list[float]:
@@ -235,8 +271,30 @@ def test_wrong_input_ends_the_program_with_2_and_no_traceback(overrides, says):
 
 
 def test_any_other_failure_ends_the_program_with_1(common, tmp_path):
-    result = program("train.py", *common, "optimizer.lr=1e30", f"run.dir={tmp_path}/run", "train.log_every=1", code=1)
-    assert "the loss is nan at iteration" in result.stderr
+    result = program("train.py", *common, "optimizer.lr=1e30", f"run.dir={tmp_path}/run", "train.log_every=4", code=1)
+    assert "the loss is nan at iteration 2" in result.stderr
+    assert not (tmp_path / "run/checkpoints").exists()  # no weights that are not numbers
+
+
+def test_checkpoints_between_evaluations(settings, common, tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(train, "save_checkpoint", lambda path, *args: saved.append((path.name, args[-1])))
+    train.main(settings("train", *common, f"run.dir={tmp_path}/run", "train.iterations=5"))
+    assert [entry for entry in saved if entry[0] == "last.pt"] == [("last.pt", 3), ("last.pt", 5)]
+
+
+def test_given_proposals_are_the_ones_that_are_used(small_shapes, settings, common, tmp_path):
+    """Without a single box near an object, nothing can be found."""
+    for split in ("train", "test"):
+        reader = VocDataset(small_shapes, split)
+        hws = [reader.image(index).shape[:2] for index in range(len(reader))]
+        corners = [np.array([[0, 0, 4, 4], [4, 0, 8, 4]])] * len(reader)
+        write_store(tmp_path / f"{split}.safetensors", reader.image_ids, corners, hws, {})
+    files = [f"data.train_proposals={tmp_path}/train.safetensors", f"data.val_proposals={tmp_path}/test.safetensors"]
+    train.main(settings("train", *common, *files, f"run.dir={tmp_path}/run"))
+    detections = (tmp_path / "run/detections/comp4_det_test_ball.txt").read_text().splitlines()
+    assert 0 < len(detections) <= 3 * 2
+    assert all(float(line.split()[4]) < 20 for line in detections)
 
 
 def test_proposals_of_other_images_are_refused(small_shapes, settings, common, tmp_path):

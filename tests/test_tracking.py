@@ -47,12 +47,12 @@ def test_the_same_numbers_stand_in_metrics_jsonl(folder):
     assert "val_AP_area_0.50/unicorn" not in lines[1]
 
 
-def test_means_leave_out_nan_and_start_anew():
+def test_means_leave_out_what_no_roi_gave_but_show_a_loss_that_is_nan():
     means = Means()
-    means.add({"a": torch.tensor(1.0), "b": torch.tensor(math.nan), "c": math.nan})
-    means.add({"a": 3.0, "b": torch.tensor(5.0), "c": math.nan})
+    means.add({"a": torch.tensor(1.0), "roi/b": torch.tensor(math.nan), "c": math.nan})
+    means.add({"a": 3.0, "roi/b": torch.tensor(5.0), "c": 1.0})
     values = means.take()
-    assert (values["a"], values["b"]) == (2.0, 5.0)
+    assert (values["a"], values["roi/b"]) == (2.0, 5.0)
     assert math.isnan(values["c"])
     means.add({"a": 7.0})
     assert means.take() == {"a": 7.0}

@@ -16,7 +16,7 @@ from detector.data.check import proposal_recall
 from detector.data.loader import Reader
 from detector.data.proposals import MatProposals, ProposalStore, open_proposals, require_images, write_store
 from detector.errors import InputError
-from detector.files import write_atomically
+from detector.files import locked, write_atomically
 from detector.selective_search import selective_search
 
 logger = logging.getLogger(__name__)
@@ -38,8 +38,7 @@ def proposals_for(
     """
     if file is None:
         path = store_path(folder, reader, mode)
-        if not path.is_file():
-            generate_proposals(reader, path, mode, workers=os.cpu_count() or 1)
+        generate_proposals(reader, path, mode, workers=os.cpu_count() or 1)
     else:
         path = Path(file)
     proposals = open_proposals(path)
@@ -55,31 +54,46 @@ def proposals_for(
 
 
 def store_path(folder: Path, reader: Reader, mode: str) -> Path:
-    """Where the proposals of this data set, made this way, are kept.
+    """Where the proposals of this data set, made this way, are kept; the name depends on all that the boxes do."""
+    return folder / f"{reader.name}-{mode}-{fingerprint(reader, mode)[:12]}.safetensors"
 
-    The name holds a digest of all that the boxes depend on: images (ids and sizes of their files), mode, version.
-    """
-    images = [(id, reader.image_path(index).stat().st_size) for index, id in enumerate(reader.image_ids)]
-    digest = hashlib.sha256(repr((images, mode, SEED, VERSION)).encode()).hexdigest()
-    return folder / f"{reader.name}-{mode}-{digest[:12]}.safetensors"
+
+def fingerprint(reader: Reader, mode: str) -> str:
+    """A digest of the ids and contents of the images, the mode, and the version of the algorithm."""
+    digest = hashlib.sha256(f"{mode} {SEED} {VERSION}".encode())
+    for index, image_id in enumerate(reader.image_ids):
+        with open(reader.image_path(index), "rb") as file:
+            digest.update(f"{image_id} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def generate_proposals(reader: Reader, path: Path, mode: str, workers: int) -> None:
-    """Write the proposals of every image of the data set to the store `path`.
+    """Write the proposals of every image of the data set to the store `path`, unless it is there.
 
     Finished images are kept in the folder `path`.unfinished until all are done; the same call takes them up again.
-    The outcome is the same bytes, whatever the number of workers and of interruptions.
+    The outcome is the same bytes, whatever the number of workers and of interruptions. Of several processes that
+    call this at once, one works and the others wait for it.
     """
     parts = path.with_name(path.name + ".unfinished")
-    settings = f"{mode} {SEED} {VERSION}\n"
-    if parts.is_dir() and (parts / "settings").read_text() != settings:
-        raise InputError(f"{parts}: was begun with other settings: delete it, or finish it with those")
-    write_atomically(parts / "settings", settings.encode())
-    left = [index for index in range(len(reader)) if not _part(parts, index, reader).is_file()]
-    logger.info(
-        "selective search (%s), %d of %d images left, %d threads -> %s", mode, len(left), len(reader), workers, path
-    )
+    made_of = parts / "made_of"
+    with locked(path.with_name(path.name + ".lock")):
+        if path.is_file():
+            return
+        expected = fingerprint(reader, mode)
+        if made_of.is_file() and made_of.read_text() != expected:
+            raise InputError(f"{parts}: was begun for other images or another mode; delete it to begin anew")
+        write_atomically(made_of, expected.encode())
+        left = [index for index in range(len(reader)) if not _part(parts, index, reader).is_file()]
+        counts = f"{len(left)} of {len(reader)} images left"
+        logger.info("selective search (%s), %s, %d threads -> %s", mode, counts, workers, path)
+        _search(reader, left, parts, mode, workers)
+        boxes, image_hws = _read_parts(reader, parts)
+        generator = {"name": "selective search", "mode": mode, "seed": SEED, "version": VERSION}
+        write_store(path, reader.image_ids, boxes, image_hws, generator)
+        shutil.rmtree(parts)
 
+
+def _search(reader: Reader, indices: list[int], parts: Path, mode: str, workers: int) -> None:
     def search(index: int) -> None:
         image = reader.image(index)
         boxes = selective_search(image, mode=mode, seed=SEED, threads=1)
@@ -89,20 +103,22 @@ def generate_proposals(reader: Reader, path: Path, mode: str, workers: int) -> N
 
     with ThreadPoolExecutor(workers) as pool:
         try:
-            for _ in tqdm(pool.map(search, left), total=len(left), unit="image", desc="proposals", disable=None):
+            found = pool.map(search, indices)
+            for _ in tqdm(found, total=len(indices), unit="image", desc="proposals", disable=None):
                 pass
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    done = [np.load(_part(parts, index, reader)) for index in range(len(reader))]
-    write_store(
-        path,
-        reader.image_ids,
-        [item["boxes"] for item in done],
-        [(int(item["image_hw"][0]), int(item["image_hw"][1])) for item in done],
-        {"name": "selective search", "mode": mode, "seed": SEED, "version": VERSION},
-    )
-    shutil.rmtree(parts)
+
+
+def _read_parts(reader: Reader, parts: Path) -> tuple[list[np.ndarray], list[tuple[int, int]]]:
+    boxes, image_hws = [], []
+    for index in range(len(reader)):
+        with np.load(_part(parts, index, reader)) as part:
+            boxes.append(part["boxes"])
+            height, width = part["image_hw"]
+            image_hws.append((int(height), int(width)))
+    return boxes, image_hws
 
 
 def _part(parts: Path, index: int, reader: Reader) -> Path:

@@ -29,7 +29,9 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith("I"):  # 16-bit gray, which `convert` would clip to its darkest 256 levels
+    if image.mode in ("I", "F"):
+        raise ValueError(f"32-bit gray (mode {image.mode}) has no known range: save it with 8 or 16 bits")
+    if image.mode.startswith("I;16"):  # `convert` would clip it to its darkest 256 levels
         gray = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
         return np.repeat(gray[:, :, None], 3, axis=2)
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:

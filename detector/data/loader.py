@@ -1,6 +1,6 @@
 """From a reader and its proposals to batches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -10,11 +10,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from detector.data.transforms import Augment, Resize
-from detector.seeds import seed_of
+from detector.seeds import Stream, seed_of
 from detector.structures import Batch, GroundTruth, Sample
 
 # Padding is this colour, the mean that the network subtracts, so that it reads as nothing.
 PADDING_RGB = (124, 116, 104)
+# The least height and width of a batch, so that every backbone has a feature cell left of the thinnest image.
+MIN_SIDE_PX = 32
 
 
 class Reader(Protocol):
@@ -26,6 +28,7 @@ class Reader(Protocol):
     @property
     def name(self) -> str: ...
     def __len__(self) -> int: ...
+    def with_classes(self, classes: Sequence[str]) -> "Reader": ...
     def image(self, index: int) -> np.ndarray: ...
     def image_path(self, index: int) -> Path: ...
     def ground_truth(self, index: int) -> GroundTruth: ...
@@ -67,7 +70,7 @@ class Samples(Dataset):
         index, position = key
         sample = self.original(index)
         if self.augment:
-            sample = self.augment(sample, seed_of(self.seed, position))
+            sample = self.augment(sample, seed_of(self.seed, Stream.AUGMENTATION, position))
         return self.resize(sample), position
 
     def original(self, index: int) -> Sample:
@@ -118,7 +121,7 @@ class TrainOrder:
             for position in range(iteration * self.images_per_batch, (iteration + 1) * self.images_per_batch):
                 if position // self.size != epoch:
                     epoch = position // self.size
-                    order = np.random.default_rng(seed_of(self.seed, epoch)).permutation(self.size)
+                    order = np.random.default_rng(seed_of(self.seed, Stream.ORDER, epoch)).permutation(self.size)
                 batch.append((int(order[position % self.size]), position))
             yield batch
 
@@ -126,8 +129,8 @@ class TrainOrder:
 def collate(items: list[tuple[Sample, int]]) -> Batch:
     """Stack samples; images are padded at the bottom and the right to the largest height and width."""
     samples = [sample for sample, _ in items]
-    height = max(sample.image.shape[0] for sample in samples)
-    width = max(sample.image.shape[1] for sample in samples)
+    height = max(MIN_SIDE_PX, *(sample.image.shape[0] for sample in samples))
+    width = max(MIN_SIDE_PX, *(sample.image.shape[1] for sample in samples))
     images = torch.empty((len(samples), height, width, 3), dtype=torch.uint8)
     images[:] = torch.tensor(PADDING_RGB, dtype=torch.uint8)
     for padded, sample in zip(images, samples, strict=True):

@@ -111,20 +111,29 @@ class MatProposals:
             raise InputError(f"{self.path}: has no cell arrays `boxes` and `images`, as the original release has")
         try:
             ids = [str(np.ravel(cell)[0]) for cell in content["images"].ravel()]
-            boxes = [np.asarray(cell, dtype=np.float32).reshape(-1, 4) for cell in content["boxes"].ravel()]
-            self._boxes = {id: cell[:, [1, 0, 3, 2]] - (1, 1, 0, 0) for id, cell in zip(ids, boxes, strict=True)}
+            boxes = [_from_release(np.asarray(cell)) for cell in content["boxes"].ravel()]
+            self._boxes = dict(zip(ids, boxes, strict=True))
         except (ValueError, IndexError, TypeError) as error:
             raise InputError(f"{self.path}: `boxes` and `images` do not fit together: {error}") from None
 
     def __getitem__(self, image_id: str) -> np.ndarray:
         """Boxes (P, 4) float32 of an image."""
-        return self._boxes[image_id].astype(np.float32)
+        return self._boxes[image_id]
 
     def __contains__(self, image_id: str) -> bool:
         return image_id in self._boxes
 
     def __len__(self) -> int:
         return len(self._boxes)
+
+
+def _from_release(cell: np.ndarray) -> np.ndarray:
+    """(P, 4) y1 x1 y2 x2, 1-based inclusive -> x1 y1 x2 y2, continuous float32."""
+    if cell.size == 0:
+        return np.zeros((0, 4), dtype=np.float32)
+    if cell.ndim != 2 or cell.shape[1] != 4:
+        raise ValueError(f"a cell of `boxes` has shape {cell.shape}, not (P, 4)")
+    return cell.astype(np.float32)[:, [1, 0, 3, 2]] - np.array([1, 1, 0, 0], dtype=np.float32)
 
 
 def open_proposals(path: str | Path) -> ProposalStore | MatProposals:

@@ -3,6 +3,7 @@
 import copy
 import difflib
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -104,6 +105,9 @@ class VocDataset:
         self.classes = tuple(classes)
         if len(set(self.classes)) != len(self.classes):
             raise InputError(f"data.classes: {list(self.classes)} names a class twice")
+        for name in self.classes:
+            if not 0 < len(name.encode()) <= 100 or any(character in name for character in "/\\\0\n"):
+                raise InputError(f"{self.root}: {name!r} cannot be a class: its name must do as part of a file's name")
         label = {name: number for number, name in enumerate(self.classes, start=1)}
         for annotation in self.annotations:
             for number, name in enumerate(annotation.names, start=1):
@@ -131,7 +135,7 @@ class VocDataset:
 
 
 def read_split(root: Path, split: str) -> list[str]:
-    """Image ids of ImageSets/Main/SPLIT.txt: the first word of each line."""
+    """Image ids of ImageSets/Main/SPLIT.txt, one a line; the -1, 0 or 1 of a class's own split is left out."""
     folder = root / "ImageSets" / "Main"
     if not root.is_dir():
         raise InputError(f"data.root: there is no folder {root} (here is {Path.cwd()})")
@@ -141,7 +145,11 @@ def read_split(root: Path, split: str) -> list[str]:
     if not path.is_file():
         there = sorted(file.stem for file in folder.glob("*.txt"))
         raise InputError(f"{path}: no such split; there is {first_few(there, 20) or 'none'}")
-    ids = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a text in UTF-8: {error}") from None
+    ids = [re.sub(r"\s+(-1|0|1)$", "", line.strip()) for line in lines if line.strip()]
     if not ids:
         raise InputError(f"{path}: the split has no images")
     seen: set[str] = set()
@@ -160,6 +168,8 @@ def read_annotation(path: Path) -> Annotation:
         tree = parse_xml(path)
     except (ParseError, DefusedXmlException, UnicodeDecodeError, LookupError, ValueError) as error:
         raise InputError(f"{path}: broken XML: {error or type(error).__name__}") from None
+    if tree.getroot().tag != "annotation":
+        raise InputError(f"{path}: its root is <{tree.getroot().tag}>, not <annotation>: no VOC annotation file")
     objects = tree.findall("object")  # direct children only: a <part> inside an object is none
     size = tree.find("size")
     width, height = (_number(path, "<size>", size, tag, 0.0) for tag in ("width", "height"))
@@ -170,7 +180,7 @@ def read_annotation(path: Path) -> Annotation:
             [_box(path, f"object {number}", item) for number, item in enumerate(objects, start=1)], dtype=np.float32
         ).reshape(-1, 4),
         difficult=np.array(
-            [_number(path, f"object {n}", item, "difficult", 0.0) == 1 for n, item in enumerate(objects, start=1)],
+            [(item.findtext("difficult") or "").strip() == "1" for item in objects],  # some tools write "Unspecified"
             dtype=bool,
         ),
         image_hw=(int(height), int(width)) if width > 0 and height > 0 else None,

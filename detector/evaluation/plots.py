@@ -22,7 +22,8 @@ def write_precision_recall(folder: Path, curves: Mapping[str, Mapping[str, Curve
                 axes.plot(curve.recall, curve.precision, label=f"IoU {overlap}: AP {area_ap(curve):.3f} (area)")
         if not axes.lines:
             continue
-        axes.set(title=name, xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+        axes.set_title(name, parse_math=False)
+        axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
         axes.grid(alpha=0.3)
         axes.legend(loc="lower left")
         data = io.BytesIO()

@@ -17,13 +17,15 @@ def write_report(
     overlaps: Sequence[float],
     devkit: bool,
     losses: dict[str, float] | None = None,
+    source: dict | None = None,
 ) -> dict:
     """Write `metrics.json` and `precision_recall/` (plots) into `folder`.
 
-    Returns the metrics: `{"voc": ...}` as `score_voc` gives them, and `loss` where there was one.
+    Returns the metrics: `{"voc": ...}` as `score_voc` gives them, `loss` where there was one, and `source`, which says
+    what was scored on what.
     """
     voc, curves = score_voc(truths, detections, classes, overlaps, devkit)
-    metrics = {"voc": voc} | ({"loss": losses} if losses else {})
+    metrics = {"voc": voc} | ({"loss": losses} if losses else {}) | ({"source": source} if source else {})
     write_precision_recall(folder / "precision_recall", curves)
     write_metrics(folder / "metrics.json", metrics)
     return metrics

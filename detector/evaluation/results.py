@@ -2,9 +2,9 @@
 
 import json
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 
@@ -63,7 +63,7 @@ def read_result_files(folder: Path, image_ids: Sequence[str], classes: Sequence[
     for label, name in enumerate(classes, start=1):
         path = folder / RESULT_FILE.format(name)
         for line_number, line in enumerate(path.read_text().splitlines() if path.is_file() else [], start=1):
-            image_id, *values = line.split()
+            image_id, *values = line.rsplit(maxsplit=5) or [""]  # an id may hold spaces
             try:
                 row = [float(value) for value in values]
             except ValueError:
@@ -110,5 +110,5 @@ def _number(value: float | None) -> str:
 
 
 def file_name(name: str) -> str:
-    """A class's name as part of a file name."""
-    return re.sub(r"[^\w.-]", "_", name)
+    """A class's name as part of a file's name; different names stay different."""
+    return quote(name, safe=" ")

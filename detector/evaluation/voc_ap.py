@@ -41,9 +41,9 @@ def score_voc(
     and curves by overlap ("0.50") and class. A class without an object has the AP None and is not in the mean; the
     mean over no class is None.
 
-    devkit: a hit needs an overlap > threshold, as in the Python code that published numbers come from, where this
-        program takes one >= threshold, as the challenge defines it. That code reads rounded values from files: to
-        have its exact numbers, score what went `through_files` (results.py).
+    devkit: count as the Python code that published numbers come from: a hit needs an overlap > threshold, where the
+        challenge and this program take one >= threshold; and see `eleven_point_ap`. That code reads rounded values
+        from files: to have its exact numbers, score what went `through_files` (results.py).
     """
     matches = match(truths, detections, num_classes=len(classes))
     metrics: dict = {}
@@ -51,8 +51,11 @@ def score_voc(
     for overlap in overlaps:
         at = f"{overlap:.2f}"
         curves[at] = {name: matches[index].curve(overlap, devkit) for index, name in enumerate(classes)}
-        for metric, average in (("11point", eleven_point_ap), ("area", area_ap)):
-            ap = {name: average(curve) for name, curve in curves[at].items()}
+        for metric in ("11point", "area"):
+            ap = {
+                name: area_ap(curve) if metric == "area" else eleven_point_ap(curve, devkit)
+                for name, curve in curves[at].items()
+            }
             defined = [value for value in ap.values() if value is not None]
             metrics[f"{metric}@{at}"] = {"mAP": float(np.mean(defined)) if defined else None, "AP": ap}
     return metrics, curves
@@ -146,11 +149,16 @@ def _pair_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     return intersection / (area - intersection)
 
 
-def eleven_point_ap(curve: Curve) -> float | None:
-    """Mean over recall 0, 0.1, .. 1 of the best precision at that recall or beyond; None without objects."""
+def eleven_point_ap(curve: Curve, devkit: bool = False) -> float | None:
+    """Mean over recall 0, 0.1, .. 1 of the best precision at that recall or beyond; None without objects.
+
+    devkit: the steps of the published code, whose 0.3, 0.6 and 0.7 lie a rounding error above, so that a recall of
+        exactly 3 in 10 does not reach 0.3.
+    """
     if curve.num_objects == 0:
         return None
-    best = [curve.precision[curve.recall >= recall].max(initial=0.0) for recall in np.arange(0.0, 1.1, 0.1)]
+    steps = np.arange(0.0, 1.1, 0.1) if devkit else np.arange(11) / 10
+    best = [curve.precision[curve.recall >= recall].max(initial=0.0) for recall in steps]
     return float(np.mean(best))
 
 

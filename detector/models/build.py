@@ -27,6 +27,8 @@ def build_model(
     body: Backbone = ResNetBody(depth, frozen_norm=pretrained) if depth else VGG16Body()
     if frozen_stages is None:
         frozen_stages = 2 if pretrained else 0
+    if frozen_stages and not pretrained:
+        raise InputError(f"model.frozen_stages={frozen_stages}: without model.weights there is nothing worth freezing")
     if frozen_stages > len(body.stages):
         raise InputError(f"model.frozen_stages={frozen_stages}: {backbone} has {len(body.stages)} stages")
     for stage in body.stages[:frozen_stages]:

@@ -33,8 +33,9 @@ def load_weights(model: nn.Module, backbone: str, weights: str) -> None:
     state = state["model"] if isinstance(state.get("model"), dict) else _from_classifier(state)
     own = model.state_dict()
     fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
-    if not any(key.startswith("backbone.") for key in fitting):
-        raise InputError(f"model.weights: {source} holds no layer of {backbone}; its first keys: {first_few([*state])}")
+    lacking = [key for key in own if key.startswith("backbone.") and "num_batches" not in key and key not in fitting]
+    if lacking:
+        raise InputError(f"model.weights: {source} does not fit {backbone}: it lacks {first_few(lacking)}")
     model.load_state_dict(fitting, strict=False)
     new = sorted({key.rpartition(".")[0] for key in own if key not in fitting and "num_batches" not in key})
     logger.info("weights from %s; not in it and trained from scratch: %s", source, first_few(new, 12) or "nothing")

@@ -28,7 +28,7 @@ def test_generated_proposals_find_the_objects(reader, tmp_path):
     assert store.image_hw("train_0") == reader.image(0).shape[:2]
     assert store.generator["mode"] == "fast"
     assert proposal_recall(reader, store, range(len(reader))) > 0.85
-    assert [path.name for path in tmp_path.iterdir()] == ["p.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.safetensors", "p.safetensors.lock"]
 
 
 def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(reader, tmp_path, monkeypatch):
@@ -45,11 +45,46 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(reader, tmp_path, mo
     with pytest.raises(KeyboardInterrupt):
         generate_proposals(reader, tmp_path / "p.safetensors", "single", workers=1)
     assert not (tmp_path / "p.safetensors").exists()
-    with pytest.raises(InputError, match="begun with other settings"):
-        generate_proposals(reader, tmp_path / "p.safetensors", "fast", workers=1)
+    for other, mode in ((reader, "fast"), (VocDataset(reader.root, "test"), "single")):
+        with pytest.raises(InputError, match="begun for other images or another mode; delete it"):
+            generate_proposals(other, tmp_path / "p.safetensors", mode, workers=1)
     generate_proposals(reader, tmp_path / "p.safetensors", "single", workers=1)
     assert len(calls) == 4 + 3  # three of six images were done
     assert (tmp_path / "p.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+def test_more_images_than_a_process_may_have_files_open(small_shapes, tmp_path):
+    root = tmp_path / "many"
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True)
+    ids = [f"{number:03d}" for number in range(100)]
+    (root / "ImageSets/Main/train.txt").write_text("\n".join(ids))
+    for image_id in ids:
+        Image.new("RGB", (12, 10)).save(root / f"JPEGImages/{image_id}.jpg")
+        (root / f"Annotations/{image_id}.xml").write_text("<annotation></annotation>")
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64));"
+        "sys.argv[1:] = ['generate', '--data', sys.argv[1], '--split', 'train', '--out', sys.argv[2]];"
+        "from scripts.proposals import main; main()"
+    )
+    command = [sys.executable, "-c", code, str(root), str(tmp_path / "p.safetensors")]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert len(ProposalStore(tmp_path / "p.safetensors")) == 100
+
+
+def test_of_two_processes_one_works_and_the_other_waits(small_shapes, tmp_path):
+    code = (
+        "import sys; from pathlib import Path;"
+        "from detector.data import generate; from detector.data.voc import VocDataset;"
+        "search = generate.selective_search; calls = [];"
+        "generate.selective_search = lambda *a, **b: calls.append(1) or search(*a, **b);"
+        "generate.generate_proposals(VocDataset(sys.argv[1], 'train'), Path(sys.argv[2]), 'single', 1);"
+        "print(len(calls))"
+    )
+    command = [sys.executable, "-c", code, str(small_shapes), str(tmp_path / "p.safetensors")]
+    both = [subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert sorted(process.communicate()[0].strip() for process in both) == ["0", "6"]
 
 
 def test_the_command_survives_being_killed(small_shapes, reader, tmp_path):
@@ -88,7 +123,10 @@ def test_the_kept_file_is_made_once_and_named_after_all_it_depends_on(reader, sm
     names.add(store_path(tmp_path, VocDataset(small_shapes, "test"), "single").name)
     one = VocDataset(make_voc({"train": {"a": [("cat", 1, 1, 9, 9)]}}, "one"), "train")
     names.add(store_path(tmp_path, one, "single").name)
-    Image.effect_noise((60, 40), 99).save(one.root / "JPEGImages/a.jpg")
+    path = one.root / "JPEGImages/a.jpg"
+    data = bytearray(path.read_bytes())
+    data[-10] ^= 1  # another picture, in a file of the same size
+    path.write_bytes(data)
     names.add(store_path(tmp_path, one, "single").name)
     assert len(names) == 5
 

@@ -28,6 +28,12 @@ def test_16_bits_keep_their_high_byte(tmp_path, suffix):
     assert save(tmp_path, deep, f"deep.{suffix}")[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_32_bits_have_no_known_range(tmp_path, mode):
+    with pytest.raises(InputError, match=r"deep\.tif: .*32-bit gray"):
+        save(tmp_path, Image.new(mode, (4, 3)), "deep.tif")
+
+
 def test_exif_orientation_is_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held upright

@@ -4,6 +4,7 @@ import albumentations as A
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from detector.data.loader import PADDING_RGB, Samples, TrainOrder, collate, eval_loader, train_loader
 from detector.data.transforms import Augment, Resize
@@ -84,6 +85,16 @@ def test_collate_pads_with_the_mean_colour_at_the_bottom_and_the_right(samples):
         )
         assert (outside == torch.tensor(PADDING_RGB)[:, None]).all()
     assert batch.positions == [0, 1, 2, 3]
+
+
+def test_the_thinnest_image_leaves_a_feature_cell(make_voc):
+    root = make_voc({"train": {"a": []}})
+    Image.new("RGB", (300, 2)).save(root / "JPEGImages/a.jpg")
+    (root / "Annotations/a.xml").write_text("<annotation></annotation>")
+    samples = Samples(VocDataset(root, "train"), AllOver(), Resize(64, 100))
+    batch = collate([samples[0, 0]])
+    assert batch.images.shape == (1, 3, 32, 100)
+    assert batch.image_hws == [(1, 100)]
 
 
 def contents(loader):

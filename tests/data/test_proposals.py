@@ -58,10 +58,11 @@ def test_damaged_stores_are_named(tmp_path, store):
         open_proposals(tmp_path / "p.pkl")
 
 
-def write_mat(path, ids=IDS, boxes=BOXES, names=("boxes", "images")):
+def write_mat(path, ids=IDS, boxes=BOXES, names=("boxes", "images"), order=(1, 0, 3, 2)):
     cells, images = np.empty((1, len(boxes)), dtype=object), np.empty((len(ids), 1), dtype=object)
     for number, item in enumerate(boxes):  # continuous x1 y1 x2 y2 -> 1-based inclusive y1 x1 y2 x2
-        cells[0, number] = (item + (1, 1, 0, 0))[:, [1, 0, 3, 2]].astype(np.uint16)
+        base = [1, 1, 0, 0, 0][: len(order)]
+        cells[0, number] = (item + base)[:, list(order)].astype(np.uint16)
     for number, item in enumerate(ids):
         images[number, 0] = item
     scipy.io.savemat(path, dict(zip(names, (cells, images), strict=True)))
@@ -85,12 +86,14 @@ def test_a_coordinate_of_0_in_a_mat_does_not_wrap_around(tmp_path):
 def test_bad_mat_files_are_named(tmp_path):
     write_mat(tmp_path / "names.mat", names=("b", "i"))
     write_mat(tmp_path / "short.mat", ids=["a"])
+    write_mat(tmp_path / "wide.mat", boxes=[np.ones((4, 5))] * 3, order=[0, 1, 2, 3, 4])
     (tmp_path / "junk.mat").write_bytes(b"junk" * 100)
     (tmp_path / "new.mat").write_bytes(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + b"\x89HDF\r\n\x1a\n")
     cases = {
         "names": "has no cell arrays",
         "short": "do not fit",
         "junk": "not a readable",
+        "wide": r"shape \(4, 5\)",
         "new": "v7.3",
         "no": "no such",
     }

@@ -1,8 +1,10 @@
 import numpy as np
+import pytest
 
 from detector.data import shapes
 from detector.data.shapes import CLASSES, ShapesDataset, draw_scene
 from detector.data.voc import VocDataset
+from detector.errors import InputError
 
 
 def test_scenes_are_functions_of_the_generator():
@@ -36,6 +38,9 @@ def test_the_data_set_is_made_once_and_only_whole(tmp_path, monkeypatch):
     ShapesDataset(tmp_path / "shapes", "train")
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     assert [path.name for path in tmp_path.iterdir()] == ["shapes"]
+    monkeypatch.setattr(shapes, "VERSION", "2")
+    with pytest.raises(InputError, match=r"not the shapes of this version \(2\): delete"):
+        ShapesDataset(tmp_path / "shapes", "train")
 
 
 def test_annotations_match_the_drawing(tmp_path, monkeypatch):

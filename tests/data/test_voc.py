@@ -21,8 +21,11 @@ def test_fractions_and_zero_coordinates_are_kept(tmp_path):
 
 
 def test_difficult_is_1_only_where_it_says_so(tmp_path):
-    write_xml(tmp_path / "a.xml", [("cat", 1, 1, 2, 2, 1), ("cat", 1, 1, 2, 2, 0), ("cat", 1, 1, 2, 2)])
-    assert read_annotation(tmp_path / "a.xml").difficult.tolist() == [True, False, False]
+    write_xml(
+        tmp_path / "a.xml",
+        [("cat", 1, 1, 2, 2, 1), ("cat", 1, 1, 2, 2, 0), ("cat", 1, 1, 2, 2), ("cat", 1, 1, 2, 2, "Unspecified")],
+    )
+    assert read_annotation(tmp_path / "a.xml").difficult.tolist() == [True, False, False, False]
 
 
 def test_parts_of_an_object_are_no_objects(tmp_path):
@@ -39,6 +42,7 @@ def test_parts_of_an_object_are_no_objects(tmp_path):
     [
         ("<annotation><object>", "broken XML"),
         ("", "broken XML"),
+        ("<html></html>", "its root is <html>, not <annotation>"),
         ("<annotation><object><name>cat</name></object></annotation>", "object 1 has no <bndbox>"),
         ("<annotation><object><bndbox/></object></annotation>", "object 1 has no <name>"),
         ('<!DOCTYPE a [<!ENTITY b "x">]><annotation>&b;</annotation>', "broken XML"),
@@ -80,6 +84,22 @@ def test_a_split_file_may_hold_a_second_column(make_voc):
     root = make_voc({"train": {"a": [("cat", 1, 1, 2, 2)]}})
     (root / "ImageSets/Main/cat_train.txt").write_text("a  1\n\n")
     assert VocDataset(root, "cat_train").image_ids == ["a"]
+
+
+def test_a_split_file_from_anywhere(make_voc):
+    root = make_voc({"train": {"IMG 1": [("cat", 1, 1, 2, 2)], "b.c": []}})
+    (root / "ImageSets/Main/odd.txt").write_bytes(b"\xef\xbb\xbfIMG 1\r\nb.c -1\r\n")
+    assert VocDataset(root, "odd").image_ids == ["IMG 1", "b.c"]
+    assert VocDataset(root, "odd").image(1).shape == (40, 60, 3)
+    (root / "ImageSets/Main/odd.txt").write_bytes(b"\xff\xfea")
+    with pytest.raises(InputError, match=r"odd\.txt: not a text in UTF-8"):
+        VocDataset(root, "odd")
+
+
+@pytest.mark.parametrize("name", ["a/b", "..\\b", "x" * 101])
+def test_a_class_that_is_no_file_name_is_refused(make_voc, name):
+    with pytest.raises(InputError, match="cannot be a class"):
+        VocDataset(make_voc({"train": {"a": [(name, 1, 1, 2, 2)]}}), "train")
 
 
 def test_errors_of_a_data_set_name_what_is_wrong(make_voc, tmp_path):

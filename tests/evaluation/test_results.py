@@ -47,7 +47,15 @@ def test_the_devkit_scores_rounded_values(tmp_path):
     assert through_files(tmp_path, detections, ["cat"], devkit=True)[0].scores.tolist() == [0.123]
 
 
-@pytest.mark.parametrize("line", ["a 0.5 1 2 3", "a 0.5 1 2 3 4 5", "a high 1 2 3 4", "a nan 1 2 3 4"])
+def test_ids_with_spaces(tmp_path):
+    write_result_files(
+        tmp_path, [some_detections("IMG 1", 2), some_detections("IMG 2", 3)], ["cat", "dog"], devkit=True
+    )
+    again = read_result_files(tmp_path, ["IMG 1", "IMG 2"], ["cat", "dog"])
+    assert [len(item.scores) for item in again] == [2, 3]
+
+
+@pytest.mark.parametrize("line", ["a 0.5 1 2 3", "0.5 1 2 3 4", "a high 1 2 3 4", "a nan 1 2 3 4"])
 def test_bad_lines_are_named(tmp_path, line):
     (tmp_path / "comp4_det_test_cat.txt").write_text(f"a 0.5 1 2 3 4\n{line}\n")
     with pytest.raises(InputError, match=r"comp4_det_test_cat\.txt, line 2: not `image_id"):
@@ -73,7 +81,7 @@ def test_the_report(tmp_path):
     assert metrics["voc"]["area@0.90"]["mAP"] == 0.0
     assert metrics["loss"] == {"cls": 1.0}
     plots = list((tmp_path / "precision_recall").iterdir())
-    assert [path.name for path in plots] == ["traffic_light.png"]
+    assert [path.name for path in plots] == ["traffic%2Flight.png"]
     assert plots[0].read_bytes().startswith(b"\x89PNG")
     table = ap_table(metrics["voc"])
     assert "no object" in table

@@ -90,6 +90,13 @@ def test_an_overlap_of_exactly_the_threshold_is_a_hit_but_not_for_the_devkit():
     assert ap(truths, detections, devkit=True) == 0.0
 
 
+def test_a_recall_of_exactly_3_in_10_reaches_the_step_at_0_3_but_not_for_the_devkit():
+    objects = [(1, 20 * n, 0, 20 * n + 10, 10) for n in range(10)]
+    detections = [found("a", *[(1, 0.9, *box) for _, *box in objects[:3]])]
+    assert ap([truth("a", *objects)], detections, "11point@0.50") == pytest.approx(4 / 11)
+    assert ap([truth("a", *objects)], detections, "11point@0.50", devkit=True) == pytest.approx(3 / 11)
+
+
 def test_equal_scores_keep_the_order_of_images():
     truths = [truth("b"), truth("a", (1, *BOX))]
     detections = [found("b", (1, 0.5, *BOX)), found("a", (1, 0.5, *BOX))]
@@ -129,7 +136,7 @@ def slow_ap(truths, detections, label, overlap):
         points.append((hits / objects if objects else 0.0, hits / tried))
     if not objects:
         return None, None
-    eleven = sum(max([p for r, p in points if r >= level], default=0.0) for level in np.arange(0, 1.1, 0.1)) / 11
+    eleven = sum(max([p for r, p in points if r >= level], default=0.0) for level in (n / 10 for n in range(11))) / 11
     area, last = 0.0, 0.0
     for index, (recall, _) in enumerate(points):
         area += (recall - last) * max(p for _, p in points[index:])

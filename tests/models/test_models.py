@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 from torch import nn
@@ -10,8 +12,8 @@ from detector.models import build_model
 from detector.models.heads import FcHead
 from detector.targets import RoiTargets
 
-IMAGES = torch.randint(0, 255, (2, 3, 96, 128), dtype=torch.uint8)
-ROIS = torch.tensor([[0, 0, 0, 60, 60], [1, 10, 20, 120, 90], [1, 0, 0, 128, 96.0]])
+IMAGES = torch.randint(0, 255, (2, 3, 64, 96), dtype=torch.uint8)
+ROIS = torch.tensor([[0, 0, 0, 60, 60], [1, 10, 20, 90, 60], [1, 0, 0, 96, 64.0]])
 BUILDS = [
     ("vgg16", "fc", 512),
     ("resnet18", "fc", 256),
@@ -24,7 +26,7 @@ BUILDS = [
 @pytest.mark.parametrize(("backbone", "head", "channels"), BUILDS)
 def test_shapes_and_a_gradient_for_every_parameter(backbone, head, channels):
     model = build_model(backbone, head, num_classes=3, hidden=32)
-    assert model.backbone(IMAGES.float()).shape == (2, channels, 96 / 16, 128 / 16)
+    assert model.backbone(IMAGES.float()).shape == (2, channels, 64 / 16, 96 / 16)
     assert (model.backbone.out_channels, model.backbone.stride) == (channels, 16)
     logits, deltas = model(IMAGES, ROIS)
     assert logits.shape == (3, 4)
@@ -72,7 +74,9 @@ def test_pretrained_means_frozen_batch_norm_and_first_stages(backbone):
 
 def test_more_frozen_stages_than_there_are():
     with pytest.raises(InputError, match="frozen_stages=9: resnet18 has 4 stages"):
-        build_model("resnet18", "fc", num_classes=2, frozen_stages=9)
+        build_model("resnet18", "fc", num_classes=2, pretrained=True, frozen_stages=9)
+    with pytest.raises(InputError, match="frozen_stages=1: without model.weights"):
+        build_model("resnet18", "fc", num_classes=2, frozen_stages=1)
 
 
 def test_settings_of_the_head_have_their_effect():
@@ -88,7 +92,7 @@ def test_vgg16_has_no_res5():
         build_model("vgg16", "res5", num_classes=2)
 
 
-def test_two_images_are_overfitted(small_shapes):
+def test_two_images_are_overfitted(small_shapes, tmp_path):
     """With true boxes among the RoIs, the network learns two images by heart: every box right, none too many."""
     from detector.data.loader import Samples, TrainOrder, eval_loader, train_loader
     from detector.data.transforms import Resize
@@ -100,8 +104,9 @@ def test_two_images_are_overfitted(small_shapes):
     from detector.postprocess import Postprocess
     from detector.targets import Sampling
 
-    (small_shapes / "ImageSets/Main/two.txt").write_text("train_0\ntrain_1\n")
-    reader = VocDataset(small_shapes, "two")
+    root = shutil.copytree(small_shapes, tmp_path / "data")
+    (root / "ImageSets/Main/two.txt").write_text("train_0\ntrain_1\n")
+    reader = VocDataset(root, "two")
     truths = [reader.ground_truth(index) for index in range(2)]
     grid = torch.cartesian_prod(*[torch.arange(0, 300, 30.0)] * 2)
     everywhere = torch.cat([torch.cat([grid, grid + size], dim=1) for size in (40, 80)]).numpy()

@@ -68,11 +68,13 @@ def test_bad_files_are_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = build_model("resnet18", "fc", num_classes=2, hidden=8)
     torch.save(classifier("vgg16").features.state_dict(), tmp_path / "other.pth")
+    torch.save(models.resnet50().state_dict(), tmp_path / "deeper.pth")
     torch.save({"model": Payload()}, tmp_path / "evil.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     (tmp_path / "junk.pth").write_bytes(b"junk")
     cases = {"none": "no such", "junk": "not a file of plain weights", "evil": "not a file of plain weights",
-             "list": "holds a list", "other": "no layer of resnet18"}  # fmt: skip
+             "list": "holds a list", "other": "does not fit resnet18: it lacks backbone.stem.0.weight",
+             "deeper": "does not fit resnet18"}  # fmt: skip
     for name, says in cases.items():
         with pytest.raises(InputError, match=rf"{name}\.pth:? .*{says}"):
             load_weights(model, "resnet18", f"{name}.pth")
