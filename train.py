@@ -50,6 +50,7 @@ def main(config: dict) -> None:
         load_weights(model, config["model"]["backbone"], config["model"]["weights"])
     compute.place(model)
     optimizer, schedule = compose.make_optimizer(config, model)
+    config["optimizer"]["lr"] = optimizer.defaults["lr"]  # what null came to
 
     train_samples = compose.make_samples(config, train_set, "train")
     val_samples = compose.make_samples(config, val_set, "val")

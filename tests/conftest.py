@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
 
-from detector.data.shapes import _annotation_xml, draw_scene
+from detector.data.shapes import annotation_xml, draw_scene
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("FAST_RCNN_SHARED", REPOSITORY.parent / "shared"))
@@ -72,7 +72,7 @@ def small_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number, image_id in enumerate(ids, start=first):
             image, objects = draw_scene(np.random.default_rng(number))
             Image.fromarray(image).save(root / f"JPEGImages/{image_id}.jpg")
-            (root / f"Annotations/{image_id}.xml").write_text(_annotation_xml(image_id, image.shape, objects))
+            (root / f"Annotations/{image_id}.xml").write_text(annotation_xml(image_id, image.shape, objects))
     return root
 
 

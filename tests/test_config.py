@@ -98,7 +98,7 @@ def test_a_wrong_argument_is_an_input_error():
         ("model.backbone=resnet19", "model.backbone=resnet19"),
         ("proposals.mode=best", "proposals.mode=best"),
         ("metric.overlaps=[0.5,0.501]", "must differ, and have two decimals at most"),
-        ("schedule.steps=[30000]", r"schedule.steps=\[30000\]: must be a list of parts of the run"),
+        ("schedule.steps=[30000] schedule=step", r"schedule.steps=\[30000\]: must be a list of parts of the run"),
         ("schedule.warmup_iterations=-5", "schedule.warmup_iterations=-5"),
         ("device=null", "device=None"),
         ("run.dir=2024", "run.dir=2024"),
@@ -109,7 +109,7 @@ def test_a_wrong_argument_is_an_input_error():
 )
 def test_senseless_values_are_named(settings, override, says):
     with pytest.raises(InputError, match=says):
-        validate(settings("train", override))
+        validate(settings("train", *override.split()))
 
 
 def test_flatten():

@@ -63,6 +63,7 @@ def test_a_run_leaves_what_is_promised(run):
     checkpoint = torch.load(run / "checkpoints/last.pt", weights_only=True)
     assert checkpoint["iteration"] == 4
     assert checkpoint["config"]["data"]["short_side_px"] == 96
+    assert checkpoint["config"]["optimizer"]["lr"] == 0.01
     assert checkpoint["classes"] == ["ball", "crate", "kite", "star"]
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["iteration"] for line in lines] == [2, 2, 3, 4, 4]
@@ -183,7 +184,7 @@ def test_the_seed_decides_the_run_and_the_number_of_workers_does_not(settings, c
 @pytest.mark.parametrize(
     "override",
     ["roi.foreground_fraction=0.5", "roi.delta_std=[1,1,1,1]", "augment=none", "data.use_difficult=false",
-     "optimizer.lr=0.5", "schedule=cosine", "precision=bfloat16", "model.pool_size=3", "data.max_proposals=9",
+     "optimizer.lr=0.5", "schedule=step", "precision=bfloat16", "model.pool_size=3", "data.max_proposals=9",
      "roi.foreground_iou=0.7", "roi.background_iou_low=0.0", "roi.background_iou_high=0.3", "roi.rois_per_image=8",
      "optimizer.weight_decay=0.5", "optimizer.momentum=0.0", "channels_last=false"],
 )  # fmt: skip

@@ -63,7 +63,7 @@ def generate_shapes(root: Path) -> None:
             generator = np.random.default_rng([SEED, sorted(COUNTS).index(split), number])
             image, objects = draw_scene(generator)
             Image.fromarray(image).save(unfinished / "JPEGImages" / f"{id}.jpg", quality=92)
-            (unfinished / "Annotations" / f"{id}.xml").write_text(_annotation_xml(id, image.shape, objects))
+            (unfinished / "Annotations" / f"{id}.xml").write_text(annotation_xml(id, image.shape, objects))
     try:
         unfinished.rename(root)
     except OSError:
@@ -180,7 +180,7 @@ def _paint(
     image[rows, columns] = shades[pattern.astype(int)]
 
 
-def _annotation_xml(image_id: str, shape: tuple[int, ...], objects: list[dict]) -> str:
+def annotation_xml(image_id: str, shape: tuple[int, ...], objects: list[dict]) -> str:
     """A VOC annotation file; its boxes count pixels from 1 and include the last one."""
     lines = [
         "<annotation>",

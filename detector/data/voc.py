@@ -135,7 +135,10 @@ class VocDataset:
 
 
 def read_split(root: Path, split: str) -> list[str]:
-    """Image ids of ImageSets/Main/SPLIT.txt, one a line; the -1, 0 or 1 of a class's own split is left out."""
+    """Image ids of ImageSets/Main/SPLIT.txt, one a line.
+
+    A class's own split has -1, 0 or 1 behind each id, which is left out; an id may hold spaces.
+    """
     folder = root / "ImageSets" / "Main"
     if not root.is_dir():
         raise InputError(f"data.root: there is no folder {root} (here is {Path.cwd()})")
@@ -149,7 +152,9 @@ def read_split(root: Path, split: str) -> list[str]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a text in UTF-8: {error}") from None
-    ids = [re.sub(r"\s+(-1|0|1)$", "", line.strip()) for line in lines if line.strip()]
+    ids = [line.strip() for line in lines if line.strip()]
+    if all(re.search(r"\s(-1|0|1)$", id) for id in ids):
+        ids = [id.rsplit(maxsplit=1)[0] for id in ids]
     if not ids:
         raise InputError(f"{path}: the split has no images")
     seen: set[str] = set()

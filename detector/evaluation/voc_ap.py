@@ -70,6 +70,7 @@ class Matches:
     difficult: np.ndarray  # (G,) bool, of the objects
 
     def curve(self, overlap: float, devkit: bool = False) -> Curve:
+        """Count hits and misses at this overlap, from the best score down."""
         reached = self.iou > overlap if devkit else self.iou >= overlap
         reached &= self.object_index >= 0
         hits = np.zeros(len(self.iou), dtype=bool)

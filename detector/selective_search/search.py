@@ -88,6 +88,7 @@ def selective_search(
 
 
 def check(image: npt.NDArray[np.uint8], mode: str, seed: int, threads: int | None, max_side_px: int) -> Mode:
+    """Raise ValueError, naming the value and the way out, for an argument that cannot be used."""
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
         what = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
         raise ValueError(f"image must be a numpy array of uint8 (0 to 255), not {what}: convert it first")
