@@ -21,7 +21,7 @@ from detector.structures import Detections
 logger = logging.getLogger("evaluate")
 
 
-AS_IN_TRAINING = ("short_side_px", "max_side_px", "max_proposals")  # unless given, whatever the data set
+AS_IN_TRAINING = ("short_side_px", "max_side_px", "val_max_proposals")  # unless given, whatever the data set
 
 
 def main(config: dict) -> None:
@@ -50,7 +50,7 @@ def main(config: dict) -> None:
 
 def with_training_settings(config: dict, trained: dict) -> dict:
     """The settings that were left open, as they were in training."""
-    merged = trained | {key: value for key, value in config.items() if value is not None}
+    merged = config | trained | {key: value for key, value in config.items() if value is not None}
     for group in ("detect", "proposals"):
         merged[group] = trained[group] | {key: value for key, value in config[group].items() if value is not None}
     data = {key: value for key, value in config["data"].items() if value is not None or key not in AS_IN_TRAINING}

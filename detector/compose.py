@@ -42,7 +42,7 @@ def make_samples(config: dict, reader: Reader, part: str) -> Samples:
         Resize(data["short_side_px"], data["max_side_px"]),
         Augment([build(item) for item in config["augment"]["transforms"]]) if part == "train" else None,
         config["seed"],
-        data["max_proposals"],
+        data[f"{part}_max_proposals"],
         data["use_difficult"],
     )
 

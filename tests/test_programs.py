@@ -22,7 +22,8 @@ from detector.errors import InputError
 from tests.conftest import REPOSITORY
 
 TINY = [
-    "data=voc", "data.train_split=train", "data.short_side_px=96", "data.max_side_px=160", "data.max_proposals=60",
+    "data=voc", "data.train_split=train", "data.short_side_px=96", "data.max_side_px=160",
+    "data.train_max_proposals=60", "data.val_max_proposals=60",
     "proposals.mode=single", "model.hidden=32", "train.iterations=4", "train.images_per_batch=2", "train.eval_every=2",
     "train.checkpoint_every=3", "train.log_every=2", "roi.rois_per_image=16", "detect.score_threshold=0.01",
     "workers=0", "device=cpu", "precision=float32",
@@ -117,6 +118,7 @@ def test_settings_of_evaluation(run, settings, tmp_path, capsys):
     assert set(usual) == {"11point@0.30", "area@0.30", "11point@0.50", "area@0.50"}
     strict = score("strict", "detect.score_threshold=0.9")
     assert strict["area@0.50"]["mAP"] < usual["area@0.50"]["mAP"]
+    assert score("near", "data.val_max_proposals=5")["area@0.50"] != usual["area@0.50"]
     assert score("few", "detect.max_detections=1")["area@0.50"] != usual["area@0.50"]
     assert score("small", "data.short_side_px=64")["area@0.50"] != usual["area@0.50"]
     devkit = score("devkit", "metric.devkit=true")
@@ -135,7 +137,7 @@ def test_another_data_set_keeps_the_sizes_of_training_and_nothing_of_its_data(ru
     assert merge() == trained["data"]
     other = merge("data=voc", "data.root=x")
     assert (other["root"], other["val_proposals"], other["val_split"]) == ("x", None, "test")
-    assert (other["short_side_px"], other["max_side_px"], other["max_proposals"]) == (96, 160, 60)
+    assert (other["short_side_px"], other["max_side_px"], other["val_max_proposals"]) == (96, 160, 60)
     assert merge("data=voc", "data.root=x", "data.short_side_px=77")["short_side_px"] == 77
     split = merge("data.val_split=train")
     assert (split["root"], split["val_split"], split["val_proposals"]) == (trained["data"]["root"], "train", None)
@@ -167,7 +169,7 @@ def test_a_mistyped_folder_of_detections_is_no_score_of_0(settings, small_shapes
 
 
 def losses(settings, common, folder: Path, *overrides: str) -> list[float]:
-    short = ["train.iterations=2", "train.log_every=1"]
+    short = ["train.iterations=3", "train.log_every=1"]
     train.main(settings("train", *common, *short, f"run.dir={folder}", *overrides))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [line["train/loss"] for line in lines if "train/loss" in line]
@@ -184,7 +186,7 @@ def test_the_seed_decides_the_run_and_the_number_of_workers_does_not(settings, c
 @pytest.mark.parametrize(
     "override",
     ["roi.foreground_fraction=0.5", "roi.delta_std=[1,1,1,1]", "augment=none", "data.use_difficult=false",
-     "optimizer.lr=0.5", "schedule=step", "precision=bfloat16", "model.pool_size=3", "data.max_proposals=9",
+     "optimizer.lr=0.5", "schedule=step", "precision=bfloat16", "model.pool_size=3", "data.train_max_proposals=9",
      "roi.foreground_iou=0.7", "roi.background_iou_low=0.0", "roi.background_iou_high=0.3", "roi.rois_per_image=8",
      "optimizer.weight_decay=0.5", "optimizer.momentum=0.0", "channels_last=false"],
 )  # fmt: skip
@@ -202,7 +204,7 @@ def usual_losses(common, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("usual") / "run"
     with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
-        overrides = [*common, "train.iterations=2", "train.log_every=1", f"run.dir={folder}"]
+        overrides = [*common, "train.iterations=3", "train.log_every=1", f"run.dir={folder}"]
         train.main(OmegaConf.to_container(compose("train", overrides), resolve=True))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [line["train/loss"] for line in lines if "train/loss" in line]

@@ -55,7 +55,7 @@ class Samples(Dataset):
         resize: Resize,
         augment: Augment | None = None,
         seed: int = 0,
-        max_proposals: int = 4000,
+        max_proposals: int = 2000,
         use_difficult: bool = True,
     ) -> None:
         self.reader = reader
