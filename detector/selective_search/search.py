@@ -11,7 +11,7 @@ from PIL import Image
 from detector.selective_search.colour import LEVEL, smooth, to_space
 from detector.selective_search.grouping import group
 from detector.selective_search.ordering import order
-from detector.selective_search.regions import COLOUR_BINS, coarsen, measure
+from detector.selective_search.regions import COLOUR_BINS, DIRECTIONS, TEXTURE_BINS, Regions, coarsen, measure
 from detector.selective_search.segmentation import segment, sorted_edges
 
 LARGEST_SIDE_PX = 16384  # edges are numbered in 32 bits, four for a pixel
@@ -61,7 +61,7 @@ def selective_search(
         and the boxes are scaled back. Memory: at most about 150 bytes a (shrunk) pixel and thread.
     mode: "single", "fast" or "quality", see `MODES`.
     seed: of the order of boxes that rank the same.
-    threads: how many colour spaces are worked on at once; None takes every core. The work releases the GIL,
+    threads: how many colour spaces, then hierarchies, are worked on at once; None takes every core. The work releases the GIL,
         so for many images call this with `threads=1` from several Python threads or processes.
 
     Returns (P, 4) float32 x1 y1 x2 y2 in continuous pixels of the image given, best first, none twice, the
@@ -75,13 +75,10 @@ def selective_search(
     rgb = smooth(
         np.ascontiguousarray(np.broadcast_to(small[..., None], (*small.shape, 3)) if small.ndim == 2 else small)
     )
-    workers = min(threads or os.cpu_count() or 1, len(chosen.spaces))
-    if workers == 1:
-        hierarchies = [hierarchy for space in chosen.spaces for hierarchy in hierarchies_of(rgb, space, chosen)]
-    else:
-        with ThreadPoolExecutor(workers) as pool:
-            per_space = pool.map(lambda space: hierarchies_of(rgb, space, chosen), chosen.spaces)
-            hierarchies = [hierarchy for found in per_space for hierarchy in found]
+    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+        per_space = pool.map(lambda space: segmentations(rgb, space, chosen.ks, chosen.min_size), chosen.spaces)
+        jobs = [(found, of) for space in per_space for found in space for of in chosen.strategies]
+        hierarchies = list(pool.map(lambda job: hierarchy(*job), jobs))
     boxes = order(hierarchies, seed).astype(np.float32)
     scale = np.array([width / small.shape[1], height / small.shape[0]] * 2, np.float32)
     return boxes * scale
@@ -115,21 +112,22 @@ def shrink(image: npt.NDArray[np.uint8], max_side_px: int) -> npt.NDArray[np.uin
     return np.asarray(Image.fromarray(image).resize((size[0], size[1]), Image.Resampling.BOX))
 
 
-def hierarchies_of(rgb: npt.NDArray[np.uint16], space: str, mode: Mode) -> list[npt.NDArray[np.int32]]:
-    """Boxes of every hierarchy of one colour space: one of (2R - 1, 4) for each k and strategy."""
+def segmentations(rgb: npt.NDArray[np.uint16], space: str, ks: tuple[int, ...], min_size: int) -> list[Regions]:
+    """The regions of one colour space for each k."""
     planes = to_space(rgb, space)
-    height, width = planes.shape[1:]
     edges, ends = sorted_edges(planes)
-    segments = segment(edges, ends, (height, width), mode.ks[0] * LEVEL, mode.min_size)
-    regions = measure(planes, *segments)
-    hierarchies = []
-    for k in mode.ks:
-        if k > mode.ks[0]:
-            regions = coarsen(regions, k * LEVEL)
-        for strategy in mode.strategies:
-            start = 0 if strategy.colour else len(planes) * COLOUR_BINS
-            stop = regions.histogram.shape[1] if strategy.texture else len(planes) * COLOUR_BINS
-            compared = regions.histogram[:, start : max(start, stop)].copy()
-            use = strategy.size, strategy.fill
-            hierarchies.append(group(regions.size, regions.boxes, compared, regions.pairs, height * width, *use))
-    return hierarchies
+    regions = [measure(planes, *segment(edges, ends, planes.shape[1:], ks[0] * LEVEL, min_size))]
+    for k in ks[1:]:
+        regions.append(coarsen(regions[-1], k * LEVEL))
+    return regions
+
+
+def hierarchy(regions: Regions, strategy: Strategy) -> npt.NDArray[np.int32]:
+    """Boxes (2R - 1, 4) of the R regions and of all that grouping makes of them."""
+    bins = regions.histogram.shape[1]
+    colour_bins = bins * COLOUR_BINS // (COLOUR_BINS + DIRECTIONS * TEXTURE_BINS)
+    start = 0 if strategy.colour else colour_bins
+    stop = bins if strategy.texture else colour_bins
+    compared = regions.histogram[:, start : max(start, stop)].copy()
+    pixels = int(regions.size.sum())
+    return group(regions.size, regions.boxes, compared, regions.pairs, pixels, strategy.size, strategy.fill)

@@ -185,7 +185,7 @@ def group(sizes, boxes, histograms, pairs, area, strategy, colour_bins):
 
 
 def hierarchies_of(image, space, mode):
-    """Boxes of every hierarchy of an (H, W, 3) image in one colour space, as `search.hierarchies_of`."""
+    """Boxes of every hierarchy of an (H, W, 3) image in one colour space, as the tests make them with `search`."""
     height, width, _ = image.shape
     rgb = smooth(image)
     planes = np.array([[SPACES[space](*map(int, colour)) for colour in row] for row in rgb])
