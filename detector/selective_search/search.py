@@ -61,8 +61,8 @@ def selective_search(
         and the boxes are scaled back. Memory: at most about 150 bytes a (shrunk) pixel and thread.
     mode: "single", "fast" or "quality", see `MODES`.
     seed: of the order of boxes that rank the same.
-    threads: how many colour spaces, then hierarchies, are worked on at once; None takes every core. The work releases the GIL,
-        so for many images call this with `threads=1` from several Python threads or processes.
+    threads: how many colour spaces, then hierarchies, are worked on at once; None takes every core. The work
+        releases the GIL, so for many images call this with `threads=1` from several Python threads or processes.
 
     Returns (P, 4) float32 x1 y1 x2 y2 in continuous pixels of the image given, best first, none twice, the
     whole image among them. They are the same on every machine and for any number of threads.
