@@ -82,7 +82,7 @@ def test_a_run_leaves_what_is_promised(run):
     assert by_iteration[best] == max(by_iteration.values())
 
 
-def test_evaluating_the_last_checkpoint_gives_the_last_evaluation_of_training(run, tmp_path):
+def test_evaluating_the_last_checkpoint_gives_the_last_evaluation_of_training(run, settings, tmp_path):
     in_training = json.loads((run / "metrics.json").read_text())
     result = program("evaluate.py", f"checkpoint={run}/checkpoints/last.pt", f"out={tmp_path}", "workers=0", code=0)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
@@ -95,9 +95,8 @@ def test_evaluating_the_last_checkpoint_gives_the_last_evaluation_of_training(ru
     assert metrics["source"]["iteration"] == 4
     # ... and so do the files of its detections, without a model
     scored, root = tmp_path / "scored", trained_settings(run)["data"]["root"]
-    program(
-        "evaluate.py", f"detections={tmp_path}/detections", "data=voc", f"data.root={root}", f"out={scored}", code=0
-    )
+    files = f"detections={tmp_path}/detections"
+    evaluate.main(settings("evaluate", files, "data=voc", f"data.root={root}", f"out={scored}"))
     again = json.loads((scored / "metrics.json").read_text())
     assert again["voc"]["area@0.50"]["AP"] == pytest.approx(in_training["voc"]["area@0.50"]["AP"], abs=1e-6)
 
@@ -264,7 +263,6 @@ def test_wrong_input_is_one_error_before_anything_is_written(
     [
         (["train.iteration=3"], "Key 'iteration' is not in struct"),
         (["data=voc"], "data.root: Missing mandatory value"),
-        (["train.iterations=-3"], "train.iterations=-3: must be a whole number above 0"),
     ],
 )
 def test_wrong_input_ends_the_program_with_2_and_no_traceback(overrides, says):
