@@ -15,7 +15,7 @@ from detector.engine import evaluate
 from detector.errors import InputError
 from detector.evaluation.report import write_report
 from detector.evaluation.results import ap_table, read_result_files, result_classes, through_files
-from detector.run_folder import make_run_folder
+from detector.run_folder import make_run_folder, require_writable
 from detector.structures import Detections
 
 logger = logging.getLogger("evaluate")
@@ -28,6 +28,8 @@ def main(config: dict) -> None:
     if (config["checkpoint"] is None) == (config["detections"] is None):
         raise InputError("give either checkpoint=FILE or detections=FOLDER")
     validate_metric(config["metric"])
+    if config["out"]:
+        require_writable("out", Path(config["out"]))
     if config["checkpoint"] is not None:
         checkpoint = load_checkpoint(Path(config["checkpoint"]))
         config = with_training_settings(config, checkpoint["config"])
@@ -91,6 +93,11 @@ def read_detections(config: dict) -> tuple[Reader, list[Detections]]:
         raise InputError("detections=FOLDER needs a data set to score it on: data=voc data.root=DIR")
     reader, folder = compose.make_reader(config, "val"), Path(config["detections"])
     with_file = result_classes(folder)
+    if not {*reader.classes} & {*with_file}:
+        raise InputError(
+            f"detections: {folder} has files of {', '.join(with_file)}, "
+            f"but the data set has {', '.join(reader.classes)}"
+        )
     reader = reader.with_classes(config["data"]["classes"] or sorted({*reader.classes, *with_file}))
     without = sorted({*reader.classes} - {*with_file})
     if without:

@@ -23,7 +23,7 @@ from detector.evaluation.report import write_report
 from detector.evaluation.results import ap_table, through_files
 from detector.models import FastRCNN
 from detector.models.weights import load_weights
-from detector.run_folder import check_run_folder, make_run_folder
+from detector.run_folder import check_run_folder, make_run_folder, require_writable
 from detector.tracking import Means, Tracker, peak_memory_mib
 from detector.visualize import draw_batch, draw_detections
 
@@ -35,6 +35,7 @@ NUM_PICTURES = 8  # of validation images in TensorBoard, the same ones at every 
 def main(config: dict) -> None:
     validate(config)
     check_run_folder(config["run"]["dir"])
+    require_writable("proposals.folder", Path(config["proposals"]["folder"]))
     settings, seed = config["train"], config["seed"]
     compute, recipe = compose.make_compute(config), compose.make_recipe(config)
 
@@ -42,6 +43,8 @@ def main(config: dict) -> None:
     classes = tuple(config["data"]["classes"] or sorted({*train_set.classes, *val_set.classes}))
     if not classes:
         raise InputError("there is no object in any annotation to learn from: is it the right data.train_split?")
+    for name in sorted({*classes} - {*train_set.classes}):
+        logger.warning("no object of class %s to train on", name)
     train_set, val_set = train_set.with_classes(classes), val_set.with_classes(classes)
 
     torch.manual_seed(seed)  # of the initial weights

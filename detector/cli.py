@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from detector.errors import InputError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-WRONG_INPUT = 2
+WRONG_INPUT, INTERRUPTED = 2, 130
 FORMAT = logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S")
 
 
@@ -46,6 +46,9 @@ def run_program(main: Callable[[dict], None], config_name: str) -> None:
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(WRONG_INPUT)
+        except KeyboardInterrupt:
+            print("interrupted; what was saved before is kept", file=sys.stderr)
+            sys.exit(INTERRUPTED)
 
     try:
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(guarded)()

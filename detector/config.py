@@ -132,7 +132,7 @@ def validate(config: Mapping) -> None:
         raise InputError(f"roi.delta_std={std}: must be four numbers above 0")
     validate_metric(config["metric"])
     classes = config["data"]["classes"]
-    if classes is not None and not (isinstance(classes, list) and all(isinstance(x, str) for x in classes)):
+    if classes is not None and not (isinstance(classes, list) and classes and all(isinstance(x, str) for x in classes)):
         raise InputError(f"data.classes={classes}: must be null or a list of names, such as [cat,dog]")
 
 

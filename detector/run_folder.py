@@ -1,10 +1,20 @@
 """The folder of a run."""
 
 import itertools
+import os
 import time
 from pathlib import Path
 
 from detector.errors import InputError
+
+
+def require_writable(setting: str, folder: Path) -> None:
+    """Raise InputError, naming the setting, unless the folder can be made and written to. Makes nothing."""
+    there = folder
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(f"{setting}: {folder} cannot be written: {there} is no folder, or not yours to write")
 
 
 def check_run_folder(path: str | None) -> None:
@@ -12,6 +22,7 @@ def check_run_folder(path: str | None) -> None:
     folder = Path(path or "")
     if path is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"run.dir: {folder} is not an empty folder, and nothing is overwritten: name another")
+    require_writable("run.dir", folder if path is not None else Path("runs"))
 
 
 def make_run_folder(path: str | None) -> Path:

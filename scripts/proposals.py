@@ -17,6 +17,7 @@ from detector.data.generate import generate_proposals
 from detector.data.proposals import ProposalStore
 from detector.data.voc import VocDataset
 from detector.errors import InputError
+from detector.run_folder import require_writable
 from detector.selective_search import MODES
 
 
@@ -37,6 +38,9 @@ def main() -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
 
 
 def generate(arguments: argparse.Namespace) -> None:
@@ -46,6 +50,7 @@ def generate(arguments: argparse.Namespace) -> None:
         raise InputError(f"--out: {arguments.out} is there already, and nothing is overwritten")
     if arguments.workers < 1:
         raise InputError(f"--workers: {arguments.workers} must be 1 or more")
+    require_writable("--out", arguments.out.parent)
     reader = VocDataset(arguments.data, arguments.split)
     generate_proposals(reader, arguments.out, arguments.mode, arguments.workers)
     store = ProposalStore(arguments.out)

@@ -161,8 +161,11 @@ def test_a_mistyped_folder_of_detections_is_no_score_of_0(settings, small_shapes
     with pytest.raises(InputError, match="there is no folder"):
         evaluate.main(settings("evaluate", "detections=/nowhere", "data.classes=[ball,crate,kite,star]", *where))
     (tmp_path / "comp4_det_test_unicorn.txt").write_text("")
+    with pytest.raises(InputError, match="has files of unicorn, but the data set has ball"):
+        evaluate.main(settings("evaluate", f"detections={tmp_path}", *where))
+    (tmp_path / "comp4_det_test_ball.txt").write_text("")
     evaluate.main(settings("evaluate", f"detections={tmp_path}", *where))
-    assert "no result file, so no detection, of ball, crate, kite, star" in caplog.text
+    assert "no result file, so no detection, of crate, kite, star" in caplog.text
     ap = json.loads((tmp_path / "out/metrics.json").read_text())["voc"]["area@0.50"]["AP"]
     assert (ap["unicorn"], ap["ball"]) == (None, 0.0)
 
@@ -218,6 +221,12 @@ def spoil_class(root: Path) -> None:
     path.write_text(re.sub(r"<name>\w+", "<name>bal", path.read_text(), count=1))
 
 
+def spoil_box(root: Path) -> None:
+    path = root / "Annotations/test_1.xml"
+    text = re.sub(r"<xmin>\d+", "<xmin>9000", path.read_text(), count=1)
+    path.write_text(re.sub(r"<xmax>\d+", "<xmax>9100", text, count=1))
+
+
 def spoil_jpeg(root: Path) -> None:
     path = root / "JPEGImages/train_2.jpg"
     path.write_bytes(path.read_bytes()[:2000])
@@ -233,6 +242,10 @@ def no_xml(root: Path) -> None:
 
 CASES = [
     (None, ["train.iterations=-3"], "train.iterations=-3: must be a whole number above 0"),
+    (None, [f"run.dir={REPOSITORY}/LICENSE/run"], "run.dir: .*/LICENSE/run cannot be written"),
+    (None, [f"proposals.folder={REPOSITORY}/LICENSE/p"], "proposals.folder: .* cannot be written"),
+    (None, ["data.classes=[]"], "data.classes="),
+    (spoil_box, [], r"test_1\.xml: object 1 lies outside its image"),
     (None, ["data.root=/nowhere/at/all"], "there is no folder /nowhere/at/all"),
     (None, ["device=cuda:7"], "device: 'cuda:7' is not there"),
     (None, ["data.val_split=trainval"], "no such split; there is test, train"),
@@ -316,8 +329,10 @@ def test_a_run_folder_with_something_in_it_is_left_alone(settings, common, tmp_p
     [
         ([], "give either checkpoint=FILE or detections=FOLDER"),
         (["checkpoint=/nowhere.pt"], r"/nowhere\.pt: no such"),
+        (["checkpoint=detector"], r"detector: is a folder, .*checkpoints/best\.pt"),
         (["detections=/nowhere"], "needs a data set"),
-        (["checkpoint=LICENSE"], "LICENSE: not a file of plain weights"),
+        (["checkpoint=LICENSE", "out=README.md/x"], r"out: README\.md/x cannot be written"),
+        (["checkpoint=LICENSE"], "LICENSE: not a checkpoint and not a file"),
         (["checkpoint=a", "metric.overlaps=[2]"], "metric.overlaps"),
     ],
 )

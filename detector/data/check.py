@@ -15,12 +15,19 @@ from detector.errors import InputError
 def check_images(reader: Reader) -> list[tuple[int, int]]:
     """Decode every image in full and return their sizes (H, W).
 
-    Raises one InputError that lists the first 20 images that are missing, damaged, or not of the annotated size.
+    Raises one InputError that lists the first 20 images that are missing, damaged, not of the annotated size, or have
+    an object wholly outside.
     """
 
     def check(index: int) -> tuple[int, int] | InputError:
         try:
             height, width = reader.image(index).shape[:2]
+            for number, (x1, y1, x2, y2) in enumerate(reader.ground_truth(index).boxes, start=1):
+                if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
+                    return InputError(
+                        f"{reader.annotation_path(index)}: object {number} lies outside its image of {width}x{height}: "
+                        f"x from {x1:g} to {x2:g}, y from {y1:g} to {y2:g}"
+                    )
             return height, width
         except InputError as error:
             return error

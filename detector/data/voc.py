@@ -85,6 +85,9 @@ class VocDataset:
             )
         return path.parent / found[0]
 
+    def annotation_path(self, index: int) -> Path:
+        return self.annotations[index].path
+
     def image(self, index: int) -> np.ndarray:
         """(H, W, 3) uint8 RGB. Raises InputError if its size is not the one that the annotation was made for."""
         path, annotation = self.image_path(index), self.annotations[index]
@@ -116,7 +119,7 @@ class VocDataset:
                     hint = f" (did you mean '{near[0]}'?)" if near else ""
                     raise InputError(
                         f"{annotation.path}: object {number} is of the unknown class '{name}'{hint}; "
-                        f"data.classes has {', '.join(self.classes)}"
+                        f"the classes asked for are {', '.join(self.classes)}, and all in the data must be among them"
                     )
         self._ground_truth = [
             GroundTruth(id, a.boxes, np.array([label[name] for name in a.names], dtype=np.int64), a.difficult)

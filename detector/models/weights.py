@@ -43,13 +43,17 @@ def load_weights(model: nn.Module, backbone: str, weights: str) -> None:
 
 def read_state(path: Path) -> dict:
     """Read a file of tensors and plain values; one that holds anything else, such as code, is refused."""
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder, not a file such as {path}/checkpoints/best.pt")
     if not path.is_file():
-        raise InputError(f"{path}: no such weights file")
+        raise InputError(f"{path}: no such file of weights")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the format has no exception of its own
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{path}: not a file of plain weights ({type(error).__name__}: {reason})") from None
+        raise InputError(
+            f"{path}: not a checkpoint and not a file of plain weights, or cut off ({type(error).__name__}); files "
+            "that hold anything but tensors and plain values, code above all, are refused"
+        ) from None
     if not isinstance(state, dict):
         raise InputError(f"{path}: holds a {type(state).__name__}, not a dict of tensors")
     return state

@@ -72,7 +72,7 @@ def test_bad_files_are_named(tmp_path, monkeypatch):
     torch.save({"model": Payload()}, tmp_path / "evil.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     (tmp_path / "junk.pth").write_bytes(b"junk")
-    cases = {"none": "no such", "junk": "not a file of plain weights", "evil": "not a file of plain weights",
+    cases = {"none": "no such", "junk": "not a checkpoint", "evil": "code above all, are refused",
              "list": "holds a list", "other": "does not fit resnet18: it lacks backbone.stem.0.weight",
              "deeper": "does not fit resnet18"}  # fmt: skip
     for name, says in cases.items():
