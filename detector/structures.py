@@ -34,6 +34,8 @@ class GroundTruth:
     boxes: np.ndarray  # (G, 4) float32
     labels: np.ndarray  # (G,) int64 in 1..K
     difficult: np.ndarray  # (G,) bool: VOC's flag; neither a hit nor a miss in scoring
+    crowd: np.ndarray  # (G,) bool: COCO's flag, many objects in one box; not trained on, neither hit nor miss
+    areas: np.ndarray  # (G,) float64 px: of the object's mask where the annotation says it, else of its box
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from detector.data.shapes import annotation_xml, draw_scene
+from detector.structures import GroundTruth
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("FAST_RCNN_SHARED", REPOSITORY.parent / "shared"))
@@ -28,6 +29,19 @@ def shared() -> Path:
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+def ground_truth(image_id: str, *objects: tuple) -> GroundTruth:
+    """Objects as (label, x1, y1, x2, y2[, difficult[, crowd]])."""
+    boxes = np.array([o[1:5] for o in objects], dtype=np.float32).reshape(-1, 4)
+    return GroundTruth(
+        image_id=image_id,
+        boxes=boxes,
+        labels=np.array([o[0] for o in objects], dtype=np.int64),
+        difficult=np.array([len(o) > 5 and o[5] for o in objects], dtype=bool),
+        crowd=np.array([len(o) > 6 and o[6] for o in objects], dtype=bool),
+        areas=np.prod(boxes[:, 2:] - boxes[:, :2], axis=1, dtype=np.float64),
+    )
 
 
 def write_xml(path: Path, objects: Sequence[tuple], size_hw: tuple[int, int] | None = None) -> None:

@@ -1,9 +1,10 @@
 import numpy as np
 import torch
 
-from detector.structures import Batch, Detections, GroundTruth
+from detector.structures import Batch, Detections
 from detector.targets import RoiTargets
 from detector.visualize import BACKGROUND_COLOUR, GROUND_TRUTH_COLOUR, class_colour, draw_batch, draw_detections
+from tests.conftest import ground_truth
 
 BLACK = np.zeros((60, 80, 3), dtype=np.uint8)
 
@@ -17,7 +18,7 @@ def test_classes_have_colours_of_their_own():
 
 
 def test_detections_below_the_threshold_are_not_drawn():
-    truth = GroundTruth("a", np.array([[30, 30, 50, 50]], np.float32), np.array([1]), np.array([False]))
+    truth = ground_truth("a", (1, 30, 30, 50, 50))
     boxes = np.array([[5, 5, 20, 20], [55, 20, 75, 40]], np.float32)
     picture = draw_detections(
         BLACK, truth, Detections("a", boxes, np.array([1, 2]), np.array([0.9, 0.1])), ["cat", "dog"]

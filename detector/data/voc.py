@@ -122,7 +122,14 @@ class VocDataset:
                         f"the classes asked for are {', '.join(self.classes)}, and all in the data must be among them"
                     )
         self._ground_truth = [
-            GroundTruth(id, a.boxes, np.array([label[name] for name in a.names], dtype=np.int64), a.difficult)
+            GroundTruth(
+                image_id=id,
+                boxes=a.boxes,
+                labels=np.array([label[name] for name in a.names], dtype=np.int64),
+                difficult=a.difficult,
+                crowd=np.zeros(len(a.boxes), dtype=bool),
+                areas=np.prod(a.boxes[:, 2:] - a.boxes[:, :2], axis=1, dtype=np.float64),
+            )
             for id, a in zip(self.image_ids, self.annotations, strict=True)
         ]
 

@@ -6,7 +6,8 @@ import pytest
 from detector.errors import InputError
 from detector.evaluation.report import write_report
 from detector.evaluation.results import ap_table, read_result_files, result_classes, through_files, write_result_files
-from detector.structures import Detections, GroundTruth
+from detector.structures import Detections
+from tests.conftest import ground_truth
 
 GENERATOR = np.random.default_rng(0)
 
@@ -73,7 +74,7 @@ def test_other_wrong_input_is_named(tmp_path):
 
 
 def test_the_report(tmp_path):
-    truths = [GroundTruth("a", np.array([[0, 0, 10, 10]], np.float32), np.array([1]), np.array([False]))]
+    truths = [ground_truth("a", (1, 0, 0, 10, 10))]
     found = [Detections("a", np.array([[0, 0, 10, 8]], np.float32), np.array([1]), np.array([0.9], np.float32))]
     metrics = write_report(tmp_path, truths, found, ["traffic/light", "unicorn"], [0.5, 0.9], False, {"cls": 1.0})
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics

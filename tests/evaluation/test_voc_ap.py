@@ -8,16 +8,7 @@ from detector.data.voc import VocDataset
 from detector.evaluation.results import read_result_files
 from detector.evaluation.voc_ap import score_voc
 from detector.structures import Detections, GroundTruth
-
-
-def truth(image_id: str, *objects: tuple) -> GroundTruth:
-    """Objects as (label, x1, y1, x2, y2[, difficult])."""
-    return GroundTruth(
-        image_id,
-        np.array([o[1:5] for o in objects], dtype=np.float32).reshape(-1, 4),
-        np.array([o[0] for o in objects], dtype=np.int64),
-        np.array([len(o) > 5 and o[5] for o in objects], dtype=bool),
-    )
+from tests.conftest import ground_truth
 
 
 def found(image_id: str, *detections: tuple) -> Detections:
@@ -40,7 +31,7 @@ def ap(truths, detections, metric="area@0.50", classes=("cat",), **options):
 
 def test_literal_curve():
     """A hit, a miss, a hit: precision 1, 1/2, 2/3 at recall 1/2, 1/2, 1."""
-    truths = [truth("a", (1, *BOX), (1, *FAR))]
+    truths = [ground_truth("a", (1, *BOX), (1, *FAR))]
     detections = [found("a", (1, 0.9, *BOX), (1, 0.8, 20, 20, 30, 30), (1, 0.7, *FAR))]
     assert ap(truths, detections) == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
     assert ap(truths, detections, "11point@0.50") == pytest.approx((6 * 1 + 5 * 2 / 3) / 11)
@@ -48,44 +39,44 @@ def test_literal_curve():
 
 def test_a_second_detection_of_an_object_is_a_miss():
     detections = [found("a", (1, 0.9, *BOX), (1, 0.8, *BOX))]
-    assert ap([truth("a", (1, *BOX), (1, *FAR))], detections) == pytest.approx(0.5)
-    _, curves = score_voc([truth("a", (1, *BOX), (1, *FAR))], detections, ["cat"])
+    assert ap([ground_truth("a", (1, *BOX), (1, *FAR))], detections) == pytest.approx(0.5)
+    _, curves = score_voc([ground_truth("a", (1, *BOX), (1, *FAR))], detections, ["cat"])
     assert curves["0.50"]["cat"].precision.tolist() == [1.0, 0.5]
 
 
 def test_the_best_score_claims_the_object_whatever_the_order():
     detections = [found("a", (1, 0.5, 0, 0, 10, 9), (1, 0.9, 0, 0, 10, 8))]
-    _, curves = score_voc([truth("a", (1, *BOX))], detections, ["cat"])
+    _, curves = score_voc([ground_truth("a", (1, *BOX))], detections, ["cat"])
     assert curves["0.50"]["cat"].precision.tolist() == [1.0, 0.5]
 
 
 def test_difficult_objects_are_neither_hits_nor_misses_nor_to_be_found():
-    truths = [truth("a", (1, *BOX), (1, *FAR, True))]
+    truths = [ground_truth("a", (1, *BOX), (1, *FAR, True))]
     detections = [found("a", (1, 0.9, *FAR), (1, 0.8, *FAR), (1, 0.7, *BOX))]
     assert ap(truths, detections) == 1.0
 
 
 def test_objects_of_another_image_or_class_do_not_count():
-    truths = [truth("a", (1, *BOX)), truth("b", (2, *BOX))]
+    truths = [ground_truth("a", (1, *BOX)), ground_truth("b", (2, *BOX))]
     metrics, _ = score_voc(truths, [found("a", (2, 0.9, *BOX)), found("b", (1, 0.9, *BOX))], ["cat", "dog"])
     assert metrics["area@0.50"]["AP"] == {"cat": 0.0, "dog": 0.0}
 
 
 def test_a_class_without_objects_has_no_ap_and_is_not_in_the_mean():
-    truths = [truth("a", (1, *BOX), (3, *FAR, True))]
+    truths = [ground_truth("a", (1, *BOX), (3, *FAR, True))]
     metrics, _ = score_voc(truths, [found("a", (1, 0.9, *BOX), (2, 0.9, *BOX))], ["cat", "unicorn", "hidden"])
     assert metrics["area@0.50"] == {"mAP": 1.0, "AP": {"cat": 1.0, "unicorn": None, "hidden": None}}
-    nothing, _ = score_voc([truth("a")], [found("a")], ["cat"])
+    nothing, _ = score_voc([ground_truth("a")], [found("a")], ["cat"])
     assert nothing["11point@0.50"] == {"mAP": None, "AP": {"cat": None}}
 
 
 def test_no_detections_score_0():
-    assert ap([truth("a", (1, *BOX))], [found("a")]) == 0.0
-    assert ap([truth("a", (1, *BOX))], []) == 0.0
+    assert ap([ground_truth("a", (1, *BOX))], [found("a")]) == 0.0
+    assert ap([ground_truth("a", (1, *BOX))], []) == 0.0
 
 
 def test_an_overlap_of_exactly_the_threshold_is_a_hit_but_not_for_the_devkit():
-    truths, detections = [truth("a", (1, *BOX))], [found("a", (1, 0.9, 0, 0, 10, 5))]
+    truths, detections = [ground_truth("a", (1, *BOX))], [found("a", (1, 0.9, 0, 0, 10, 5))]
     assert ap(truths, detections) == 1.0
     assert ap(truths, detections, devkit=True) == 0.0
 
@@ -93,12 +84,12 @@ def test_an_overlap_of_exactly_the_threshold_is_a_hit_but_not_for_the_devkit():
 def test_a_recall_of_exactly_3_in_10_reaches_the_step_at_0_3_but_not_for_the_devkit():
     objects = [(1, 20 * n, 0, 20 * n + 10, 10) for n in range(10)]
     detections = [found("a", *[(1, 0.9, *box) for _, *box in objects[:3]])]
-    assert ap([truth("a", *objects)], detections, "11point@0.50") == pytest.approx(4 / 11)
-    assert ap([truth("a", *objects)], detections, "11point@0.50", devkit=True) == pytest.approx(3 / 11)
+    assert ap([ground_truth("a", *objects)], detections, "11point@0.50") == pytest.approx(4 / 11)
+    assert ap([ground_truth("a", *objects)], detections, "11point@0.50", devkit=True) == pytest.approx(3 / 11)
 
 
 def test_equal_scores_keep_the_order_of_images():
-    truths = [truth("b"), truth("a", (1, *BOX))]
+    truths = [ground_truth("b"), ground_truth("a", (1, *BOX))]
     detections = [found("b", (1, 0.5, *BOX)), found("a", (1, 0.5, *BOX))]
     assert ap(truths, detections) == ap(truths, detections[::-1]) == 0.5
 
@@ -155,8 +146,9 @@ def random_case(generator: np.random.Generator) -> tuple[list[GroundTruth], list
 
         g, n = generator.integers(0, 4), generator.integers(0, 6)
         truths.append(
-            GroundTruth(
-                str(number), boxes(g).astype(np.float32), generator.integers(1, 3, g), generator.random(g) < 0.3
+            ground_truth(
+                str(number),
+                *zip(generator.integers(1, 3, g), *boxes(g).T, generator.random(g) < 0.3, strict=True),
             )
         )
         detections.append(
