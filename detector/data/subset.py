@@ -1,0 +1,41 @@
+"""Some of the images of a data set."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from detector.data.loader import Reader
+from detector.structures import GroundTruth
+
+
+class Subset:
+    """The images of `reader` at `indices`, in that order, with its classes. A reader itself."""
+
+    def __init__(self, reader: Reader, indices: Sequence[int]) -> None:
+        self.reader = reader
+        self.indices = list(indices)
+        self.image_ids = [reader.image_ids[index] for index in self.indices]
+        self.classes = reader.classes
+
+    @property
+    def name(self) -> str:
+        return self.reader.name
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def with_classes(self, classes: Sequence[str]) -> "Subset":
+        return Subset(self.reader.with_classes(classes), self.indices)
+
+    def image(self, index: int) -> np.ndarray:
+        return self.reader.image(self.indices[index])
+
+    def image_path(self, index: int) -> Path:
+        return self.reader.image_path(self.indices[index])
+
+    def annotation_path(self, index: int) -> Path:
+        return self.reader.annotation_path(self.indices[index])
+
+    def ground_truth(self, index: int) -> GroundTruth:
+        return self.reader.ground_truth(self.indices[index])
