@@ -1,7 +1,6 @@
 """Data sets in the layout of Pascal VOC: JPEGImages/, Annotations/*.xml, ImageSets/Main/*.txt under one root."""
 
 import copy
-import difflib
 import logging
 import re
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import numpy as np
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import parse as parse_xml
 
+from detector.data.classes import labels_by_name, unknown_class
 from detector.data.image import read_image
 from detector.errors import InputError, first_few
 from detector.structures import GroundTruth
@@ -106,21 +106,11 @@ class VocDataset:
 
     def _label(self, classes: Sequence[str]) -> None:
         self.classes = tuple(classes)
-        if len(set(self.classes)) != len(self.classes):
-            raise InputError(f"data.classes: {list(self.classes)} names a class twice")
-        for name in self.classes:
-            if not 0 < len(name.encode()) <= 100 or any(character in name for character in "/\\\0\n"):
-                raise InputError(f"{self.root}: {name!r} cannot be a class: its name must do as part of a file's name")
-        label = {name: number for number, name in enumerate(self.classes, start=1)}
+        label = labels_by_name(self.classes, self.root)
         for annotation in self.annotations:
             for number, name in enumerate(annotation.names, start=1):
                 if name not in label:
-                    near = difflib.get_close_matches(name, self.classes, n=1)
-                    hint = f" (did you mean '{near[0]}'?)" if near else ""
-                    raise InputError(
-                        f"{annotation.path}: object {number} is of the unknown class '{name}'{hint}; "
-                        f"the classes asked for are {', '.join(self.classes)}, and all in the data must be among them"
-                    )
+                    raise unknown_class(f"{annotation.path}: object {number}", name, self.classes)
         self._ground_truth = [
             GroundTruth(
                 image_id=id,
