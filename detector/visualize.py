@@ -11,6 +11,7 @@ from detector.targets import RoiTargets
 
 GROUND_TRUTH_COLOUR = (255, 255, 255)
 BACKGROUND_COLOUR = (130, 130, 130)
+SCREEN_PX = 1000  # a longer side is shrunk when it is looked at
 
 
 def class_colour(label: int) -> tuple[int, int, int]:
@@ -27,17 +28,25 @@ def draw_boxes(
     captions: Sequence[str] | None = None,
     thickness: int = 1,
 ) -> np.ndarray:
-    """A copy of the image (H, W, 3) uint8 with boxes (N, 4) in its frame and their captions drawn on it."""
+    """A copy of the image (H, W, 3) uint8 with boxes (N, 4) in its frame and their captions drawn on it.
+
+    Lines and letters grow with images that are larger than a screen, so that they can be seen in them.
+    """
     picture = np.ascontiguousarray(image).copy()
+    grow = max(max(picture.shape[:2]) / SCREEN_PX, 1.0)
+    thickness, letters, stroke = round(thickness * grow), 0.4 * grow, round(grow)
     for number, (box, colour) in enumerate(zip(boxes, colours, strict=True)):
         x1, y1, x2, y2 = (int(value) for value in np.round(box))
         cv2.rectangle(picture, (x1, y1), (x2 - 1, y2 - 1), colour, thickness)
         if captions:
             text = captions[number]
-            (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)
-            y = y1 if y1 > height + 3 else y1 + height + 4
-            cv2.rectangle(picture, (x1, y - height - 4), (x1 + width + 2, y), colour, cv2.FILLED)
-            cv2.putText(picture, text, (x1 + 1, y - 3), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
+            (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, letters, stroke)
+            margin = round(4 * grow)
+            x = max(min(x1, picture.shape[1] - width - margin), 0)
+            y = y1 if y1 >= height + margin else y1 + height + margin
+            cv2.rectangle(picture, (x, y - height - margin), (x + width + margin // 2, y), colour, cv2.FILLED)
+            at = (x + margin // 4, y - margin + margin // 4)
+            cv2.putText(picture, text, at, cv2.FONT_HERSHEY_SIMPLEX, letters, (0, 0, 0), stroke, cv2.LINE_AA)
     return picture
 
 

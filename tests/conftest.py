@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from detector.data.proposals import write_store
-from detector.data.shapes import annotation_xml, draw_scene
+from detector.data.shapes import draw_scene
+from detector.data.voc import annotation_xml
 from detector.structures import GroundTruth
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -127,7 +128,7 @@ def small_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number, image_id in enumerate(ids, start=first):
             image, objects = draw_scene(np.random.default_rng(number))
             Image.fromarray(image).save(root / f"JPEGImages/{image_id}.jpg")
-            (root / f"Annotations/{image_id}.xml").write_text(annotation_xml(image_id, image.shape, objects))
+            (root / f"Annotations/{image_id}.xml").write_text(annotation_xml(f"{image_id}.jpg", image.shape, objects))
     return root
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from xml.etree.ElementTree import Element, ParseError
+from xml.sax.saxutils import escape
 
 import numpy as np
 from defusedxml import DefusedXmlException
@@ -190,6 +191,26 @@ def read_annotation(path: Path) -> Annotation:
         ),
         image_hw=(int(height), int(width)) if width > 0 and height > 0 else None,
     )
+
+
+def annotation_xml(file_name: str, shape: Sequence[int], objects: Sequence[dict]) -> str:
+    """An annotation file for an image of this shape (H, W, ...); its boxes count pixels from 1 and include the last.
+
+    Of each object: `name`, `box` (x1, y1, x2, y2) in whole pixels, and `difficult`.
+    """
+    lines = [
+        "<annotation>",
+        f"  <filename>{escape(file_name)}</filename>",
+        f"  <size><width>{shape[1]}</width><height>{shape[0]}</height><depth>3</depth></size>",
+    ]
+    for item in objects:
+        x1, y1, x2, y2 = item["box"]
+        lines += [
+            f"  <object><name>{escape(item['name'])}</name><difficult>{item['difficult']:d}</difficult>",
+            f"    <bndbox><xmin>{x1 + 1}</xmin><ymin>{y1 + 1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox>",
+            "  </object>",
+        ]
+    return "\n".join([*lines, "</annotation>", ""])
 
 
 def _name(path: Path, number: int, item: Element) -> str:
