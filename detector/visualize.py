@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont
 
 from detector.structures import Batch, Detections, GroundTruth
 from detector.targets import RoiTargets
@@ -28,34 +29,47 @@ def draw_boxes(
     captions: Sequence[str] | None = None,
     thickness: int = 1,
 ) -> np.ndarray:
-    """A copy of the image (H, W, 3) uint8 with boxes (N, 4) in its frame and their captions drawn on it.
+    """A copy of the image (H, W, 3) uint8 with boxes (N, 4) in its frame and their captions drawn on it, first to last.
 
     Lines and letters grow with images that are larger than a screen, so that they can be seen in them.
     """
     picture = np.ascontiguousarray(image).copy()
     grow = max(max(picture.shape[:2]) / SCREEN_PX, 1.0)
-    thickness, letters, stroke = round(thickness * grow), 0.4 * grow, round(grow)
-    for number, (box, colour) in enumerate(zip(boxes, colours, strict=True)):
-        x1, y1, x2, y2 = (int(value) for value in np.round(box))
-        cv2.rectangle(picture, (x1, y1), (x2 - 1, y2 - 1), colour, thickness)
-        if captions:
-            text = captions[number]
-            (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, letters, stroke)
-            margin = round(4 * grow)
-            x = max(min(x1, picture.shape[1] - width - margin), 0)
-            y = y1 if y1 >= height + margin else y1 + height + margin
-            cv2.rectangle(picture, (x, y - height - margin), (x + width + margin // 2, y), colour, cv2.FILLED)
-            at = (x + margin // 4, y - margin + margin // 4)
-            cv2.putText(picture, text, at, cv2.FONT_HERSHEY_SIMPLEX, letters, (0, 0, 0), stroke, cv2.LINE_AA)
-    return picture
+    corners = [(x1, y1, x2, y2) for x1, y1, x2, y2 in np.round(boxes).astype(int).tolist()]
+    for (x1, y1, x2, y2), colour in zip(corners, colours, strict=True):
+        cv2.rectangle(picture, (x1, y1), (x2 - 1, y2 - 1), colour, round(thickness * grow))
+    return picture if captions is None else _draw_captions(picture, corners, colours, captions, 11 * grow)
+
+
+def _draw_captions(
+    picture: np.ndarray,
+    corners: Sequence[tuple[int, int, int, int]],
+    colours: Sequence[tuple[int, int, int]],
+    captions: Sequence[str],
+    size_px: float,
+) -> np.ndarray:
+    """Each caption above its box, or inside where there is no room above."""
+    canvas = Image.fromarray(picture)
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size_px)
+    for (x1, y1, _, _), colour, text in zip(corners, colours, captions, strict=True):
+        width, height = draw.textlength(text, font) + 0.4 * size_px, 1.3 * size_px
+        x = max(min(x1, canvas.width - width), 0)
+        y = y1 - height if y1 >= height else y1
+        draw.rectangle((x, y, x + width, y + height), fill=colour)
+        dark = np.dot(colour, (0.299, 0.587, 0.114)) < 128
+        draw.text((x + 0.2 * size_px, y + height / 2), text, "white" if dark else "black", font, anchor="lm")
+    return np.array(canvas)
 
 
 def draw_detections(
     image: np.ndarray, truth: GroundTruth, detections: Detections, classes: Sequence[str], score_threshold: float = 0.3
 ) -> np.ndarray:
-    """Ground truth in white, detections from this score on in their class's colour with its name and score."""
+    """Ground truth in white, detections from this score on in their class's colour with its name and score.
+
+    The best ones lie on top.
+    """
     picture = draw_boxes(image, truth.boxes, [GROUND_TRUTH_COLOUR] * len(truth.boxes), thickness=2)
-    shown = detections.scores >= score_threshold
+    shown = np.flatnonzero(detections.scores >= score_threshold)[::-1]
     boxes, labels, scores = detections.boxes[shown], detections.labels[shown], detections.scores[shown]
     captions = [f"{classes[label - 1]} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
     return draw_boxes(picture, boxes, [class_colour(label) for label in labels], captions)

@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 import zlib
+from email.message import Message
 from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
@@ -124,13 +125,13 @@ def fetch_rest(url: str, part: Path, validator: Path) -> bool:
     return expected is None or part.stat().st_size == expected
 
 
-def _total(headers: http.client.HTTPMessage) -> int | None:
+def _total(headers: Message) -> int | None:
     """The size of the whole file, from `Content-Range: bytes */N`."""
     match = re.search(r"/(\d+)$", headers.get("Content-Range", ""))
     return int(match[1]) if match else None
 
 
-def _first_byte(headers: http.client.HTTPMessage) -> int | None:
+def _first_byte(headers: Message) -> int | None:
     match = re.match(r"bytes (\d+)-", headers.get("Content-Range", ""))
     return int(match[1]) if match else None
 
