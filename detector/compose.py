@@ -81,8 +81,8 @@ def _single_reader(data: dict, part: str) -> Reader | None:
 
 
 def _reader_arguments(data: dict) -> dict[str, str]:
-    if data["reader"] not in READER_ARGUMENTS:
-        raise InputError(f"data.reader={data['reader']}: must be one of {', '.join(READER_ARGUMENTS)}")
+    if data.get("reader") not in READER_ARGUMENTS:
+        raise InputError(f"data.reader={data.get('reader')}: must be one of {', '.join(READER_ARGUMENTS)}")
     return READER_ARGUMENTS[data["reader"]]
 
 

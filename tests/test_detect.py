@@ -136,6 +136,16 @@ def test_options_have_their_effect(checkpoint, images, tmp_path):
     assert found("--score-threshold", str(middle)) == above != usual
 
 
+def test_one_image_is_searched_on_all_cores_and_many_beside_each_other(checkpoint, images, tmp_path, monkeypatch):
+    search, asked = detect.selective_search, []
+    monkeypatch.setattr(detect.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(detect, "selective_search", lambda *a, **b: asked.append(b["threads"]) or search(*a, **b))
+    assert run(checkpoint, images / "good.jpg", tmp_path / "one") == 0
+    assert run(checkpoint, images / "[gd]*.*", tmp_path / "two") == 0
+    assert run(checkpoint, images, tmp_path / "four") == 1
+    assert asked == [4, 2, 2, 1, 1]
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

@@ -142,6 +142,13 @@ def test_another_data_set_keeps_the_sizes_of_training_and_nothing_of_its_data(ru
     assert (split["root"], split["val_split"], split["val_proposals"]) == (trained["data"]["root"], "train", None)
     assert merge("data.val_split=train", "data.val_proposals=p.mat")["val_proposals"] == "p.mat"
     assert merge("data.val_proposals=p.mat")["val_proposals"] == "p.mat"
+    assert merge("data.max_images=5")["max_images"] == 5
+    trained["data"] |= {"parts": [{"root": "a"}], "exclude_classes": ["ball"], "val_json": "a.json"}
+    assert merge() == trained["data"]
+    assert merge("data.root=x")["parts"] == [{"root": "a"}]
+    assert merge("data.exclude_classes=[]")["exclude_classes"] == []
+    assert merge("data.val_json=b.json")["val_proposals"] is None
+    assert "parts" not in merge("data=voc", "data.root=x")
 
 
 def test_evaluating_another_split_leaves_the_run_s_numbers_alone(run, settings, small_shapes, tmp_path):
