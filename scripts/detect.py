@@ -129,7 +129,8 @@ def settings(trained: dict, arguments: argparse.Namespace) -> dict:
     """Those of training, with what was given."""
     detection, proposals = dict(trained["detect"]), dict(trained["proposals"])
     detection["score_threshold"] = arguments.score_threshold
-    detection["max_detections"] = arguments.max_detections or detection["max_detections"]
+    if arguments.max_detections is not None:
+        detection["max_detections"] = arguments.max_detections
     proposals["mode"] = arguments.mode or proposals["mode"]
     config = trained | {"device": arguments.device, "detect": detection, "proposals": proposals}
     validate(config)

@@ -155,7 +155,7 @@ def test_one_image_is_searched_on_all_cores_and_many_beside_each_other(checkpoin
         ({"--out": "{images}"}, "--out: {images} is not empty, and nothing is overwritten"),
         ({"--out": "{images}/good.jpg"}, "--out: {images}/good.jpg cannot be written"),
         ({"--score-threshold": "3"}, "detect.score_threshold=3.0: must be a number from 0 to 1"),
-        ({"--max-detections": "-1"}, "detect.max_detections=-1: must be"),
+        ({"--max-detections": "0"}, "detect.max_detections=0: must be"),
         ({"--device": "cuda:7"}, "device: 'cuda:7' is not there"),
         ({"--proposals": "p.npy"}, "p.npy: proposals are read from"),
     ],
