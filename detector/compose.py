@@ -105,11 +105,16 @@ def require_known_exclusions(config: dict, *readers: Reader, more: Collection[st
 
 def make_samples(config: dict, reader: Reader, part: str) -> Samples:
     """Samples of the part `train` (augmented) or `val`, every image checked and with proposals."""
-    data = config["data"]
     image_hws = check_images(reader)
+    return samples_with(config, reader, make_proposals(config, reader, image_hws, part), part)
+
+
+def samples_with(config: dict, reader: Reader, proposals: Proposals, part: str) -> Samples:
+    """The same with these proposals, nothing checked."""
+    data = config["data"]
     return Samples(
         reader,
-        make_proposals(config, reader, image_hws, part),
+        proposals,
         Resize(data["short_side_px"], data["max_side_px"]),
         Augment([build(item) for item in config["augment"]["transforms"]]) if part == "train" else None,
         config["seed"],

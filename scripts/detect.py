@@ -38,7 +38,6 @@ from detector.data.generate import SEED
 from detector.data.image_files import ImageFiles, find_files
 from detector.data.loader import Samples, collate
 from detector.data.proposals import open_proposals, require_images
-from detector.data.transforms import Resize
 from detector.data.voc import annotation_xml
 from detector.engine import detect
 from detector.errors import InputError
@@ -91,15 +90,10 @@ def run(arguments: argparse.Namespace) -> list[str]:
     checkpoint = load_checkpoint(arguments.checkpoint)
     config = settings(checkpoint["config"], arguments)
     reader = ImageFiles(files, checkpoint["classes"])
-    data, cores = config["data"], os.cpu_count() or 1
+    cores = os.cpu_count() or 1
     mode, threads = config["proposals"]["mode"], max(cores // len(reader), 1)
     proposals = Given(arguments.proposals, reader) if arguments.proposals else Searched(reader, mode, threads)
-    samples = Samples(
-        reader,
-        proposals,
-        Resize(data["short_side_px"], data["max_side_px"]),
-        max_proposals=data["val_max_proposals"],
-    )
+    samples = compose.samples_with(config, reader, proposals, "val")
     compute, recipe = compose.make_compute(config), compose.make_recipe(config)
     model = compose.make_model(config, len(reader.classes))
     model.load_state_dict(checkpoint["model"])
