@@ -22,6 +22,8 @@ logger = logging.getLogger("evaluate")
 
 
 AS_IN_TRAINING = ("short_side_px", "max_side_px", "val_max_proposals")  # unless given, whatever the data set
+WHICH_IMAGES = ("root", "val_split", "val_json", "val_images")
+WHICH_DATA = ("reader", "parts", *WHICH_IMAGES, "drop_empty_boxes", "exclude_classes", "max_images")
 
 
 def main(config: dict) -> None:
@@ -34,7 +36,10 @@ def main(config: dict) -> None:
         checkpoint = load_checkpoint(Path(config["checkpoint"]))
         config = with_training_settings(config, checkpoint["config"])
         validate(config)
-        reader = compose.make_reader(config, "val").with_classes(checkpoint["classes"])
+        reader = compose.make_reader(config, "val")
+        learned = [*checkpoint["classes"], *(checkpoint["config"]["data"].get("exclude_classes") or ())]
+        compose.require_known_exclusions(config, reader, more=learned)
+        reader = reader.with_classes(checkpoint["classes"])
         folder = output_folder(config, checkpoint["config"], reader)
         detections, losses = detect(config, checkpoint, reader)
         detections = through_files(folder / "detections", detections, reader.classes, config["metric"]["devkit"])
@@ -58,7 +63,9 @@ def with_training_settings(config: dict, trained: dict) -> dict:
     data = {key: value for key, value in config["data"].items() if value is not None or key not in AS_IN_TRAINING}
     if config["data"]["reader"] is None:  # the data set of training, perhaps another folder or split of it
         data = {key: value for key, value in data.items() if value is not None}
-        if data.keys() & {"root", "val_split"}:
+        for key in data.keys() - trained["data"].keys() - {"exclude_classes", "max_images"}:
+            raise InputError(f"data.{key}: the data set of training has no such setting; for another: data=voc or coco")
+        if data.keys() & {*WHICH_IMAGES}:
             data = {"val_proposals": None} | data  # those of training are of other images
         merged["data"] = trained["data"] | data
     else:
@@ -73,7 +80,7 @@ def output_folder(config: dict, trained: dict, reader: Reader) -> Path:
     path = Path(config["checkpoint"]).resolve()
     if path.parent.name != "checkpoints":
         return make_run_folder(None)
-    same = all(config["data"][key] == trained["data"][key] for key in ("reader", "root", "val_split"))
+    same = all(config["data"].get(key) == trained["data"].get(key) for key in WHICH_DATA)
     return path.parents[1] if same else path.parents[1] / f"evaluate-{reader.name}"
 
 
@@ -98,7 +105,7 @@ def read_detections(config: dict) -> tuple[Reader, list[Detections]]:
             f"detections: {folder} has files of {', '.join(with_file)}, "
             f"but the data set has {', '.join(reader.classes)}"
         )
-    reader = reader.with_classes(config["data"]["classes"] or sorted({*reader.classes, *with_file}))
+    reader = reader.with_classes(compose.choose_classes(config, reader, more=with_file))
     without = sorted({*reader.classes} - {*with_file})
     if without:
         logger.warning("no result file, so no detection, of %s", ", ".join(without))

@@ -40,7 +40,7 @@ def main(config: dict) -> None:
     compute, recipe = compose.make_compute(config), compose.make_recipe(config)
 
     train_set, val_set = compose.make_reader(config, "train"), compose.make_reader(config, "val")
-    classes = tuple(config["data"]["classes"] or sorted({*train_set.classes, *val_set.classes}))
+    classes = compose.choose_classes(config, train_set, val_set)
     if not classes:
         raise InputError("there is no object in any annotation to learn from: is it the right data.train_split?")
     for name in sorted({*classes} - {*train_set.classes}):

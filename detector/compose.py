@@ -3,7 +3,8 @@
 The only place below the programs that knows how the settings are laid out.
 """
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -11,15 +12,33 @@ import torch
 from detector.boxes import BoxCoder
 from detector.config import build
 from detector.data.check import check_images
+from detector.data.classes import WithoutClasses, require_known
 from detector.data.generate import proposals_for
-from detector.data.loader import Reader, Samples
+from detector.data.joined import JoinedDataset, JoinedProposals, parts_of
+from detector.data.loader import CROWD_PART, Proposals, Reader, Samples
+from detector.data.subset import Subset
 from detector.data.transforms import Augment, Resize
 from detector.device import Compute, choose_compute
 from detector.engine import Recipe
+from detector.errors import InputError
 from detector.models import FastRCNN, build_model
 from detector.optim import default_rate, parameter_groups
 from detector.postprocess import Postprocess
 from detector.targets import Sampling
+
+logger = logging.getLogger(__name__)
+
+# For each reader, the arguments beside `root`, and the setting of each for the part `train` or `val`. The first says
+# which images; a data set to be joined for which it is null takes no part there.
+READER_ARGUMENTS = {
+    "detector.data.voc.VocDataset": {"split": "{}_split"},
+    "detector.data.shapes.ShapesDataset": {"split": "{}_split"},
+    "detector.data.coco.CocoDataset": {
+        "json": "{}_json",
+        "images": "{}_images",
+        "drop_empty_boxes": "drop_empty_boxes",
+    },
+}
 
 
 def make_compute(config: dict) -> Compute:
@@ -27,24 +46,103 @@ def make_compute(config: dict) -> Compute:
 
 
 def make_reader(config: dict, part: str) -> Reader:
-    """The data set of the part `train` or `val`, with its own classes."""
+    """The data set of the part `train` or `val`, with its own classes but those of `data.exclude_classes`."""
     data = config["data"]
-    return build({"_target_": data["reader"]}, root=data["root"], split=data[f"{part}_split"])
+    limit, excluded = data.get("max_images"), data.get("exclude_classes")
+    settings = [_part_settings(data, own) for own in data["parts"]] if data.get("parts") else [data]
+    readers = [found for found in (_single_reader(item, part) for item in settings) if found is not None]
+    if not readers:
+        raise InputError(f"data: nothing says which images there are to {'train on' if part == 'train' else 'score'}")
+    reader: Reader = readers[0] if len(readers) == 1 else JoinedDataset(readers)
+    if limit is not None and limit < len(reader):
+        logger.info("data.max_images: the first %d of the %d images of %s", limit, len(reader), reader.name)
+        reader = Subset(reader, range(limit))
+    return WithoutClasses(reader, excluded) if excluded else reader
+
+
+def _part_settings(data: dict, own: dict) -> dict:
+    """The settings of one of `data.parts`: its own, and else those of all; its root lies in that of all."""
+    settings = data | own | {"root": str(Path(data["root"], own.get("root", "")))}
+    arguments = _reader_arguments(settings)
+    known = {"reader", "root", *(key.format(part) for key in arguments.values() for part in ("train", "val"))}
+    if own.keys() - known:
+        raise InputError(
+            f"data.parts: {own} has {', '.join(sorted(own.keys() - known))}; what {settings['reader']} takes is "
+            f"{', '.join(sorted(known))}"
+        )
+    return settings
+
+
+def _single_reader(data: dict, part: str) -> Reader | None:
+    arguments = {name: data.get(key.format(part)) for name, key in _reader_arguments(data).items()}
+    if next(iter(arguments.values())) is None:
+        return None
+    return build({"_target_": data["reader"]}, root=data["root"], **arguments)
+
+
+def _reader_arguments(data: dict) -> dict[str, str]:
+    if data.get("reader") not in READER_ARGUMENTS:
+        raise InputError(f"data.reader={data.get('reader')}: must be one of {', '.join(READER_ARGUMENTS)}")
+    return READER_ARGUMENTS[data["reader"]]
+
+
+def choose_classes(config: dict, *readers: Reader, more: Collection[str] = ()) -> tuple[str, ...]:
+    """`data.classes`, else all names in these data sets and in `more`, without those of `data.exclude_classes`."""
+    data = config["data"]
+    require_known_exclusions(config, *readers, more=more)
+    names = data["classes"] or sorted({*more}.union(*(reader.classes for reader in readers)))
+    return tuple(name for name in names if name not in (data.get("exclude_classes") or ()))
+
+
+def require_known_exclusions(config: dict, *readers: Reader, more: Collection[str] = ()) -> None:
+    """Raise InputError for a name of `data.exclude_classes` that is neither in these data sets nor in `more`."""
+    data = config["data"]
+    known = {*more, *(data["classes"] or ())}
+    for reader in readers:
+        known |= {*(reader.known if isinstance(reader, WithoutClasses) else reader.classes)}
+    require_known(data.get("exclude_classes") or (), known)
 
 
 def make_samples(config: dict, reader: Reader, part: str) -> Samples:
     """Samples of the part `train` (augmented) or `val`, every image checked and with proposals."""
-    data, proposals = config["data"], config["proposals"]
     image_hws = check_images(reader)
+    return samples_with(config, reader, make_proposals(config, reader, image_hws, part), part)
+
+
+def samples_with(config: dict, reader: Reader, proposals: Proposals, part: str) -> Samples:
+    """The same with these proposals, nothing checked."""
+    data = config["data"]
     return Samples(
         reader,
-        proposals_for(reader, image_hws, data[f"{part}_proposals"], proposals["mode"], Path(proposals["folder"])),
+        proposals,
         Resize(data["short_side_px"], data["max_side_px"]),
         Augment([build(item) for item in config["augment"]["transforms"]]) if part == "train" else None,
         config["seed"],
         data[f"{part}_max_proposals"],
         data["use_difficult"],
+        CROWD_PART if part == "train" else None,
     )
+
+
+def make_proposals(config: dict, reader: Reader, image_hws: Sequence[tuple[int, int]], part: str) -> Proposals:
+    """Proposals from one file, or of each part of a joined data set from a file of its own or by selective search."""
+    files, settings = config["data"][f"{part}_proposals"], config["proposals"]
+    mode, folder = settings["mode"], Path(settings["folder"])
+    parts = parts_of(reader)
+    if not isinstance(files, list) and (files or len(parts) == 1):
+        return proposals_for(reader, image_hws, files, mode, folder)
+    files = files or [None] * len(parts)
+    if len(files) != len(parts):
+        raise InputError(
+            f"data.{part}_proposals: {len(files)} files for {len(parts)} data sets; for null selective search is run"
+        )
+    sources: dict[str, tuple[Proposals, str]] = {}
+    for (single, places), file in zip(parts, files, strict=True):
+        if places:
+            proposals = proposals_for(single, [image_hws[place] for place in places], file, mode, folder)
+            ids = zip(places, single.image_ids, strict=True)
+            sources |= {reader.image_ids[place]: (proposals, own_id) for place, own_id in ids}
+    return JoinedProposals(sources)
 
 
 def make_recipe(config: dict) -> Recipe:

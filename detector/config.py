@@ -62,6 +62,17 @@ _above_zero = (_is((int, float), lambda value: value > 0), "a number above 0")
 _flag = (lambda value: isinstance(value, bool), "true or false")
 
 
+def _is_list_of(kind: type | tuple[type, ...]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(isinstance(item, kind) for item in value)
+
+
+_names = (_is_list_of(str), "a list of names, such as [cat,dog]")
+_files = (
+    lambda value: isinstance(value, str) or _is_list_of((str, type(None)))(value),
+    "the name of a file, or a list of one for each data set that is joined",
+)
+
+
 def _one_of(*choices: str) -> Rule:
     return (lambda value: value in choices), " or ".join(choices)
 
@@ -80,6 +91,13 @@ RULES: dict[str, Rule] = {
     "data.max_side_px": _positive,
     "data.train_max_proposals": _positive,
     "data.val_max_proposals": _positive,
+    "data.classes": (lambda value: value is None or (_names[0](value) and value), f"null or {_names[1]}"),
+    "data.max_images": _or_null(_positive),
+    "data.exclude_classes": _or_null(_names),
+    "data.parts": _or_null((_is_list_of(dict), "a list of data sets, such as [{root: /data/a}, {root: /data/b}]")),
+    "data.drop_empty_boxes": _or_null(_flag),
+    "data.train_proposals": _or_null(_files),
+    "data.val_proposals": _or_null(_files),
     "data.use_difficult": _flag,
     "proposals.mode": _one_of("single", "fast", "quality"),
     "model.backbone": _one_of("vgg16", "resnet18", "resnet50"),
@@ -131,9 +149,6 @@ def validate(config: Mapping) -> None:
     if not (isinstance(std, list) and len(std) == 4 and all(map(_above_zero[0], std))):
         raise InputError(f"roi.delta_std={std}: must be four numbers above 0")
     validate_metric(config["metric"])
-    classes = config["data"]["classes"]
-    if classes is not None and not (isinstance(classes, list) and classes and all(isinstance(x, str) for x in classes)):
-        raise InputError(f"data.classes={classes}: must be null or a list of names, such as [cat,dog]")
 
 
 def validate_metric(metric: Mapping) -> None:

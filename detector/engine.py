@@ -102,20 +102,33 @@ def evaluate(
         proposals = [with_batch_index(boxes, index) for index, boxes in enumerate(batch.proposals)]
         rois = torch.cat([targets.rois, *proposals])
         class_logits, deltas = (answer.float().cpu() for answer in compute.forward(model, batch.images, rois))
-        sizes = [len(targets.rois), *map(len, proposals)]
-        class_logits, deltas = class_logits.split(sizes), deltas.split(sizes)
-        losses.append(multi_task_loss(class_logits[0], deltas[0], targets))
-        for index, image_id in enumerate(batch.image_ids):
-            detections.append(
-                postprocess(
-                    class_logits[index + 1],
-                    deltas[index + 1],
-                    batch.proposals[index],
-                    recipe.coder,
-                    image_id,
-                    batch.image_hws[index],
-                    batch.original_hws[index],
-                    recipe.postprocess,
-                )
-            )
+        drawn = len(targets.rois)
+        losses.append(multi_task_loss(class_logits[:drawn], deltas[:drawn], targets))
+        detections += _detections(class_logits[drawn:], deltas[drawn:], batch, recipe)
     return detections, {name: float(torch.stack([item[name] for item in losses]).mean()) for name in ("cls", "box")}
+
+
+@torch.inference_mode()
+def detect(model: nn.Module, batch: Batch, recipe: Recipe, compute: Compute) -> list[Detections]:
+    """Detections of every image of a batch."""
+    model.eval()
+    rois = torch.cat([with_batch_index(boxes, index) for index, boxes in enumerate(batch.proposals)])
+    class_logits, deltas = (answer.float().cpu() for answer in compute.forward(model, batch.images, rois))
+    return _detections(class_logits, deltas, batch, recipe)
+
+
+def _detections(class_logits: Tensor, deltas: Tensor, batch: Batch, recipe: Recipe) -> list[Detections]:
+    """From the answers (P, ...) for the proposals of all images of the batch, end to end."""
+    sizes = [len(boxes) for boxes in batch.proposals]
+    return [
+        postprocess(logits, moves, proposals, recipe.coder, image_id, image_hw, original_hw, recipe.postprocess)
+        for logits, moves, proposals, image_id, image_hw, original_hw in zip(
+            class_logits.split(sizes),
+            deltas.split(sizes),
+            batch.proposals,
+            batch.image_ids,
+            batch.image_hws,
+            batch.original_hws,
+            strict=True,
+        )
+    ]

@@ -5,12 +5,14 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont
 
 from detector.structures import Batch, Detections, GroundTruth
 from detector.targets import RoiTargets
 
 GROUND_TRUTH_COLOUR = (255, 255, 255)
 BACKGROUND_COLOUR = (130, 130, 130)
+SCREEN_PX = 1000  # a longer side is shrunk when it is looked at
 
 
 def class_colour(label: int) -> tuple[int, int, int]:
@@ -27,26 +29,47 @@ def draw_boxes(
     captions: Sequence[str] | None = None,
     thickness: int = 1,
 ) -> np.ndarray:
-    """A copy of the image (H, W, 3) uint8 with boxes (N, 4) in its frame and their captions drawn on it."""
+    """A copy of the image (H, W, 3) uint8 with boxes (N, 4) in its frame and their captions drawn on it, first to last.
+
+    Lines and letters grow with images that are larger than a screen, so that they can be seen in them.
+    """
     picture = np.ascontiguousarray(image).copy()
-    for number, (box, colour) in enumerate(zip(boxes, colours, strict=True)):
-        x1, y1, x2, y2 = (int(value) for value in np.round(box))
-        cv2.rectangle(picture, (x1, y1), (x2 - 1, y2 - 1), colour, thickness)
-        if captions:
-            text = captions[number]
-            (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)
-            y = y1 if y1 > height + 3 else y1 + height + 4
-            cv2.rectangle(picture, (x1, y - height - 4), (x1 + width + 2, y), colour, cv2.FILLED)
-            cv2.putText(picture, text, (x1 + 1, y - 3), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
-    return picture
+    grow = max(max(picture.shape[:2]) / SCREEN_PX, 1.0)
+    corners = [(x1, y1, x2, y2) for x1, y1, x2, y2 in np.round(boxes).astype(int).tolist()]
+    for (x1, y1, x2, y2), colour in zip(corners, colours, strict=True):
+        cv2.rectangle(picture, (x1, y1), (x2 - 1, y2 - 1), colour, round(thickness * grow))
+    return picture if captions is None else _draw_captions(picture, corners, colours, captions, 11 * grow)
+
+
+def _draw_captions(
+    picture: np.ndarray,
+    corners: Sequence[tuple[int, int, int, int]],
+    colours: Sequence[tuple[int, int, int]],
+    captions: Sequence[str],
+    size_px: float,
+) -> np.ndarray:
+    """Each caption above its box, or inside where there is no room above."""
+    canvas = Image.fromarray(picture)
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size_px)
+    for (x1, y1, _, _), colour, text in zip(corners, colours, captions, strict=True):
+        width, height = draw.textlength(text, font) + 0.4 * size_px, 1.3 * size_px
+        x = max(min(x1, canvas.width - width), 0)
+        y = y1 - height if y1 >= height else y1
+        draw.rectangle((x, y, x + width, y + height), fill=colour)
+        dark = np.dot(colour, (0.299, 0.587, 0.114)) < 128
+        draw.text((x + 0.2 * size_px, y + height / 2), text, "white" if dark else "black", font, anchor="lm")
+    return np.array(canvas)
 
 
 def draw_detections(
     image: np.ndarray, truth: GroundTruth, detections: Detections, classes: Sequence[str], score_threshold: float = 0.3
 ) -> np.ndarray:
-    """Ground truth in white, detections from this score on in their class's colour with its name and score."""
+    """Ground truth in white, detections from this score on in their class's colour with its name and score.
+
+    The best ones lie on top.
+    """
     picture = draw_boxes(image, truth.boxes, [GROUND_TRUTH_COLOUR] * len(truth.boxes), thickness=2)
-    shown = detections.scores >= score_threshold
+    shown = np.flatnonzero(detections.scores >= score_threshold)[::-1]
     boxes, labels, scores = detections.boxes[shown], detections.labels[shown], detections.scores[shown]
     captions = [f"{classes[label - 1]} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
     return draw_boxes(picture, boxes, [class_colour(label) for label in labels], captions)

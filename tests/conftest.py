@@ -1,5 +1,6 @@
 """What several tests need: small data sets in VOC layout, composed settings, and the shared material if it is there."""
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +12,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
 
-from detector.data.shapes import annotation_xml, draw_scene
+from detector.data.proposals import write_store
+from detector.data.shapes import draw_scene
+from detector.data.voc import annotation_xml
 from detector.structures import GroundTruth
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -74,6 +77,45 @@ def make_voc(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+@pytest.fixture
+def make_coco(tmp_path: Path) -> Callable[..., Path]:
+    """Make a data set of gray 60x40 images in COCO layout: make_coco({"train": {"a": [("cat", x, y, w, h[, crowd])]}}).
+
+    ROOT/train.json, ROOT/images/a.jpg; ids of images count from 1 in each file, those of categories are 10, 20, ...
+    """
+
+    def make(files: dict[str, dict[str, list[tuple]]], name: str = "coco") -> Path:
+        root = tmp_path / name
+        (root / "images").mkdir(parents=True)
+        for file, images in files.items():
+            names = sorted({item[0] for objects in images.values() for item in objects})
+            content: dict = {"images": [], "annotations": []}
+            content["categories"] = [{"id": 10 + 10 * number, "name": name} for number, name in enumerate(names)]
+            for number, (image_id, objects) in enumerate(images.items(), start=1):
+                content["images"] += [{"id": number, "file_name": f"{image_id}.jpg", "width": 60, "height": 40}]
+                for class_name, x, y, width, height, *crowd in objects:
+                    content["annotations"] += [
+                        {"id": len(content["annotations"]) + 1, "image_id": number, "bbox": [x, y, width, height],
+                         "category_id": 10 + 10 * names.index(class_name), "iscrowd": sum(crowd)}
+                    ]  # fmt: skip
+            (root / f"{file}.json").write_text(json.dumps(content))
+            for image_id in images:
+                Image.new("RGB", (60, 40), (90, 90, 90)).save(root / f"images/{image_id}.jpg")
+        return root
+
+    return make
+
+
+@pytest.fixture
+def make_proposals() -> Callable[..., None]:
+    """Write a store of boxes by image id, made on images of 60x40."""
+
+    def make(path: Path, boxes: dict[str, list], hw: tuple[int, int] = (40, 60)) -> None:
+        write_store(path, list(boxes), [np.array(item) for item in boxes.values()], [hw] * len(boxes), {})
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def small_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six training and three test scenes of the shapes data set, in VOC layout. Not to be changed."""
@@ -86,7 +128,7 @@ def small_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number, image_id in enumerate(ids, start=first):
             image, objects = draw_scene(np.random.default_rng(number))
             Image.fromarray(image).save(root / f"JPEGImages/{image_id}.jpg")
-            (root / f"Annotations/{image_id}.xml").write_text(annotation_xml(image_id, image.shape, objects))
+            (root / f"Annotations/{image_id}.xml").write_text(annotation_xml(f"{image_id}.jpg", image.shape, objects))
     return root
 
 

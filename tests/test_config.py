@@ -1,3 +1,5 @@
+import logging
+
 import albumentations
 import pytest
 import torch
@@ -5,6 +7,7 @@ import torch
 from detector import compose
 from detector.config import build, flatten, validate
 from detector.data.shapes import VERSION
+from detector.data.subset import Subset
 from detector.data.voc import VocDataset
 from detector.errors import InputError
 from tests.conftest import REPOSITORY
@@ -40,6 +43,90 @@ def test_every_data_set_is_read_from_its_root(settings, make_voc, choice):
     assert isinstance(reader, VocDataset)
     assert reader.image_ids == [config["data"]["train_split"]]
     assert compose.make_reader(config, "val").image_ids == ["test"]
+
+
+def test_a_data_set_in_coco_layout_is_read_from_its_root(settings, make_coco):
+    root = make_coco({"train": {"one": [("cat", 1, 1, 9, 9)]}, "val": {"two": [("cat", 1, 1, 9, 9, 1)]}})
+    files = ["data.train_json=train.json", "data.val_json=val.json", "data.train_images=images"]
+    config = settings("train", "data=coco", f"data.root={root}", *files, "data.val_images=images")
+    validate(config)
+    assert compose.make_reader(config, "train").image(0).shape == (40, 60, 3)
+    assert compose.make_reader(config, "val").ground_truth(0).crowd.tolist() == [True]
+
+
+def test_data_sets_are_joined(settings, make_voc, make_coco):
+    for year in ("2007", "2012"):
+        splits = {split: {f"{year}_{split}": [("cat", 1, 1, 9, 9)]} for split in ("train", "trainval", "test")}
+        make_voc(splits, f"kit/VOC{year}")
+    root = make_coco({"both": {"0": [("cow", 1, 1, 9, 9)]}}).parent
+    usual = settings("train", "data=voc0712", f"data.root={root}/kit")
+    validate(usual)
+    assert compose.make_reader(usual, "train").image_ids == ["2007_trainval", "2012_trainval"]
+    assert compose.make_reader(usual, "val").image_ids == ["2007_test"]
+    assert len(compose.make_reader(usual, "val").with_classes(usual["data"]["classes"]).classes) == 20
+    # of any layout; what a part does not say, it has in common with the others
+    coco = "{reader: detector.data.coco.CocoDataset, root: coco, train_json: both.json, train_images: images}"
+    parts = f"data.parts=[{{root: kit/VOC2012, train_split: train}}, {coco}, {{root: kit/VOC2007}}]"
+    mixed = settings("train", "data=joined", f"data.root={root}", parts, "data.val_split=trainval")
+    reader = compose.make_reader(mixed, "train")
+    assert (reader.image_ids, reader.classes) == (["2012_train", "1", "2007_trainval"], ("cat", "cow"))
+    assert reader.image(1).shape == (40, 60, 3)
+    assert compose.make_reader(mixed, "val").image_ids == ["2012_trainval", "2007_trainval"]
+    mixed["data"]["parts"][0]["train_splt"] = "train"
+    with pytest.raises(InputError, match="has train_splt; what .*VocDataset takes is reader, root, train_split, val"):
+        compose.make_reader(mixed, "train")
+    for part in usual["data"]["parts"]:
+        part["val_split"] = None
+    with pytest.raises(InputError, match="nothing says which images there are to score"):
+        compose.make_reader(usual, "val")
+    for reader in ("os.system", None):
+        with pytest.raises(InputError, match=rf"data\.reader={reader}: must be one of detector\.data\.voc"):
+            compose.make_reader({"data": {"reader": reader}}, "val")
+
+
+def test_some_images_and_classes(settings, make_voc, caplog):
+    caplog.set_level(logging.INFO)
+    images = {"c": [("cat", 1, 1, 9, 9)], "a": [("dog", 1, 1, 9, 9)], "b": [("cat", 1, 1, 9, 9)]}
+    root = make_voc({"trainval": images, "test": {"d": [("ant", 1, 1, 9, 9)]}})
+
+    def readers(*overrides: str) -> tuple:
+        config = settings("train", "data=voc", f"data.root={root}", *overrides)
+        validate(config)
+        train, val = compose.make_reader(config, "train"), compose.make_reader(config, "val")
+        return train, val, compose.choose_classes(config, train, val)
+
+    train, val, classes = readers("data.max_images=2", "data.exclude_classes=[dog,ant]")
+    assert (train.image_ids, val.image_ids, classes) == (["c", "a"], ["d"], ("cat",))
+    assert [len(train.with_classes(classes).ground_truth(index).boxes) for index in range(2)] == [1, 0]
+    assert "the first 2 of the 3 images of set-trainval" in caplog.text
+    assert readers("data.classes=[dog,cat,ant]", "data.exclude_classes=[cat]")[2] == ("dog", "ant")
+    assert readers()[2] == ("ant", "cat", "dog")
+    with pytest.raises(InputError, match=r"the data has no class 'dgo' \(did you mean 'dog'\?\); it has ant, cat, dog"):
+        readers("data.exclude_classes=[dgo]")
+
+
+def test_proposals_of_each_part(settings, make_voc, make_proposals, tmp_path):
+    for name in ("one", "two"):
+        make_voc({"train": {"a": [("cat", 1, 1, 9, 9)]}}, name)  # ids that are alike
+    make_proposals(tmp_path / "one.safetensors", {"a": [[0, 0, 9, 9]]})
+    make_proposals(tmp_path / "two.safetensors", {"a": [[1, 1, 5, 5]]})
+    parts = "data.parts=[{root: one}, {root: two}]"
+    config = settings("train", "data=joined", f"data.root={tmp_path}", parts, "data.train_split=train")
+    config["proposals"]["folder"] = str(tmp_path / "kept")
+    reader = compose.make_reader(config, "train")
+    files = [f"{tmp_path}/one.safetensors", f"{tmp_path}/two.safetensors"]
+    config["data"]["train_proposals"] = files
+    validate(config)
+    for some in (reader, Subset(reader, [1, 0])):
+        samples = compose.make_samples(config, some, "train")
+        found = {image_id: samples.proposals[image_id].tolist() for image_id in some.image_ids}
+        assert found == {"1-one-train/a": [[0, 0, 9, 9]], "2-two-train/a": [[1, 1, 5, 5]]}
+    config["data"]["train_proposals"] = [files[0], None]
+    assert len(compose.make_samples(config, reader, "train").proposals["2-two-train/a"]) > 0
+    assert [path.name[:10] for path in (tmp_path / "kept").glob("*.safetensors")] == ["two-train-"]
+    config["data"]["train_proposals"] = files[:1]
+    with pytest.raises(InputError, match=r"data\.train_proposals: 1 files for 2 data sets"):
+        compose.make_samples(config, reader, "train")
 
 
 def test_build_passes_settings_on():
@@ -101,6 +188,11 @@ def test_a_wrong_argument_is_an_input_error():
         ("schedule.steps=[30000] schedule=step", r"schedule.steps=\[30000\]: must be a list of parts of the run"),
         ("schedule.warmup_iterations=-5", "schedule.warmup_iterations=-5"),
         ("device=null", "device=None"),
+        ("data.max_images=0", "data.max_images=0: must be null or a whole number above 0"),
+        ("data.exclude_classes=cat", r"data.exclude_classes=cat: must be null or a list of names, such as \[cat,dog\]"),
+        ("data.classes=[]", r"data.classes=\[\]: must be null or a list"),
+        ("data=joined data.parts=[a]", r"data.parts=\['a'\]: must be null or a list of data sets"),
+        ("data.val_proposals=3", "data.val_proposals=3: must be null or the name of a file"),
         ("run.dir=2024", "run.dir=2024"),
         ("optimizer.lr=-1", "optimizer.lr=-1"),
         ("optimizer.weight_decay=-1", "optimizer.weight_decay=-1"),

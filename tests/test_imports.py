@@ -34,7 +34,7 @@ ALLOWED = {
     "checkpoint": {"errors", "files", "models"},
     "evaluation": {"errors", "files", "structures"},
     "engine": {"boxes", "device", "losses", "postprocess", "seeds", "structures", "targets"},
-    "compose": {"boxes", "config", "data", "device", "engine", "models", "optim", "postprocess", "targets"},
+    "compose": {"boxes", "config", "data", "device", "engine", "errors", "models", "optim", "postprocess", "targets"},
 }
 ONLY_IN = {"hydra": {"cli"}, "omegaconf": {"cli"}, "tensorboard": {"tracking"}, "torch.utils.tensorboard": {"tracking"}}
 FILES = sorted((REPOSITORY / "detector").rglob("*.py"))

@@ -142,6 +142,13 @@ def test_another_data_set_keeps_the_sizes_of_training_and_nothing_of_its_data(ru
     assert (split["root"], split["val_split"], split["val_proposals"]) == (trained["data"]["root"], "train", None)
     assert merge("data.val_split=train", "data.val_proposals=p.mat")["val_proposals"] == "p.mat"
     assert merge("data.val_proposals=p.mat")["val_proposals"] == "p.mat"
+    assert merge("data.max_images=5")["max_images"] == 5
+    trained["data"] |= {"parts": [{"root": "a"}], "exclude_classes": ["ball"], "val_json": "a.json"}
+    assert merge() == trained["data"]
+    assert merge("data.root=x")["parts"] == [{"root": "a"}]
+    assert merge("data.exclude_classes=[]")["exclude_classes"] == []
+    assert merge("data.val_json=b.json")["val_proposals"] is None
+    assert "parts" not in merge("data=voc", "data.root=x")
 
 
 def test_evaluating_another_split_leaves_the_run_s_numbers_alone(run, settings, small_shapes, tmp_path):
@@ -351,6 +358,46 @@ def test_a_data_set_without_objects_to_find_is_scored_as_such(settings, common, 
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert metrics["voc"]["area@0.50"]["mAP"] is None
     assert (tmp_path / "run/checkpoints/best.pt").is_file()
+
+
+def test_data_in_coco_layout_trains_and_is_scored(settings, common, small_shapes, tmp_path):
+    """The same scenes give the same numbers, whatever the layout; a part of them is scored as what it is."""
+    root = tmp_path / "coco"
+    for split in ("train", "test"):
+        write_as_coco(VocDataset(small_shapes, split), root / f"{split}.json")
+    where = [f"data.root={root}", "data.train_json=train.json", "data.val_json=test.json", "data.use_difficult=true"]
+    images = [f"data.{part}_images={small_shapes}/JPEGImages" for part in ("train", "val")]
+    same = [item for item in common if not item.startswith(("data=", "data.root=", "data.train_split="))]
+    train.main(settings("train", "data=coco", *same, *where, *images, f"run.dir={tmp_path}/run"))
+    train.main(settings("train", *common, f"run.dir={tmp_path}/voc"))
+    coco, voc = (tmp_path / f"{name}/metrics.json" for name in ("run", "voc"))
+    assert json.loads(coco.read_text())["loss"] == pytest.approx(json.loads(voc.read_text())["loss"], abs=1e-5)
+    before, checkpoint = coco.read_text(), f"checkpoint={tmp_path}/run/checkpoints/last.pt"
+    some = ["data.max_images=2", "data.exclude_classes=[ball]", "workers=0"]
+    evaluate.main(settings("evaluate", checkpoint, *some))
+    assert coco.read_text() == before
+    metrics = json.loads((tmp_path / "run/evaluate-coco-test/metrics.json").read_text())
+    assert (metrics["source"]["images"], metrics["voc"]["area@0.50"]["AP"]["ball"]) == (2, None)
+    for override, says in (
+        ("data.exclude_classes=[bal]", r"no class 'bal' \(did you mean 'ball'\?\)"),
+        ("data.val_split=test", r"data\.val_split: the data set of training has no such setting"),
+    ):
+        with pytest.raises(InputError, match=says):
+            evaluate.main(settings("evaluate", checkpoint, override))
+
+
+def write_as_coco(reader: VocDataset, path: Path) -> None:
+    content: dict = {"images": [], "annotations": []}
+    content["categories"] = [{"id": 7 * label, "name": name} for label, name in enumerate(reader.classes, start=1)]
+    for index, image_id in enumerate(reader.image_ids):
+        height, width = reader.image(index).shape[:2]
+        content["images"] += [{"id": index, "file_name": f"{image_id}.jpg", "height": height, "width": width}]
+        truth = reader.ground_truth(index)
+        for (x1, y1, x2, y2), label in zip(truth.boxes.tolist(), truth.labels.tolist(), strict=True):
+            box = {"id": len(content["annotations"]), "bbox": [x1, y1, x2 - x1, y2 - y1]}
+            content["annotations"] += [box | {"image_id": index, "category_id": 7 * label, "iscrowd": 0}]
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content))
 
 
 def test_images_without_objects_and_proposals_train(settings, common, small_shapes, tmp_path):

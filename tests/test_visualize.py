@@ -29,6 +29,18 @@ def test_detections_below_the_threshold_are_not_drawn():
     assert not BLACK.any()
 
 
+def test_captions_stay_in_the_picture_and_the_best_lies_on_top():
+    image = np.zeros((600, 1500, 3), dtype=np.uint8)  # as wide as one and a half screens
+    boxes = np.array([[1400, 0, 1500, 300], [1390, 5, 1500, 300]], np.float32)
+    found = Detections("a", boxes, np.array([1, 2]), np.array([0.9, 0.5]))
+    picture = draw_detections(image, ground_truth("a"), found, ["cat", "a long name, Ünïcödé"])
+    best, other = class_colour(1), class_colour(2)
+    assert (picture[1, 1400:1450] == best).all(axis=1).mean() > 0.5
+    columns = np.flatnonzero((picture[:50] == other).all(axis=2).any(axis=0))
+    assert 1200 < columns[0] < 1350  # moved to the left, to end inside
+    assert [tuple(picture[200, x]) for x in (1400, 1401, 1402)] == [best, best, (0, 0, 0)]  # a thicker line
+
+
 def test_a_batch_shows_background_foreground_and_objects():
     rois = torch.tensor([[0, 2, 2, 20, 20], [0, 30, 5, 60, 30], [1, 10, 10, 40, 40.0]])
     targets = RoiTargets(rois, torch.tensor([0, 2, 0]), torch.zeros(3, 4))

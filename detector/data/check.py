@@ -50,8 +50,8 @@ def proposal_recall(reader: Reader, proposals: Proposals, indices: Sequence[int]
     found = total = 0
     for index in indices:
         truth = reader.ground_truth(index)
-        boxes = torch.from_numpy(proposals[truth.image_id])
-        total += len(truth.boxes)
-        if len(boxes) and len(truth.boxes):
-            found += int((overlaps(torch.from_numpy(truth.boxes), boxes).amax(dim=1) >= iou).sum())
+        boxes, objects = torch.from_numpy(proposals[truth.image_id]), torch.from_numpy(truth.boxes[~truth.crowd])
+        total += len(objects)
+        if len(boxes) and len(objects):
+            found += int((overlaps(objects, boxes).amax(dim=1) >= iou).sum())
     return found / total if total else 1.0

@@ -17,6 +17,8 @@ from detector.structures import Batch, GroundTruth, Sample
 PADDING_RGB = (124, 116, 104)
 # The least height and width of a batch, so that every backbone has a feature cell left of the thinnest image.
 MIN_SIDE_PX = 32
+# A proposal with at least this part of its area inside a crowd is not trained on (py-faster-rcnn and Detectron: 0.7).
+CROWD_PART = 0.7
 
 
 class Reader(Protocol):
@@ -46,7 +48,9 @@ class Samples(Dataset):
 
     `position` is the sample's place in the stream of training samples: with the seed it decides the augmentation.
     At most `max_proposals` proposals of an image are used, the first ones. Boxes are cut at the image's border;
-    those wholly outside are dropped, and objects marked difficult too if `use_difficult` is false.
+    those wholly outside are dropped, and objects marked difficult too if `use_difficult` is false. A crowd is no object
+    to learn; nor is what lies in it background: proposals of which the part `crowd_part` or more is inside one are left
+    out, unless that is None, as when all are to be scored.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class Samples(Dataset):
         seed: int = 0,
         max_proposals: int = 2000,
         use_difficult: bool = True,
+        crowd_part: float | None = None,
     ) -> None:
         self.reader = reader
         self.proposals = proposals
@@ -66,6 +71,7 @@ class Samples(Dataset):
         self.seed = seed
         self.max_proposals = max_proposals
         self.use_difficult = use_difficult
+        self.crowd_part = crowd_part
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Sample, int]:
         index, position = key
@@ -78,9 +84,13 @@ class Samples(Dataset):
         """The sample in the original frame."""
         image, truth = self.reader.image(index), self.reader.ground_truth(index)
         gt_boxes, inside = _cut(truth.boxes, image.shape)
+        crowds = gt_boxes[inside & truth.crowd]
+        inside &= ~truth.crowd
         if not self.use_difficult:
             inside &= ~truth.difficult
         proposals, has_area = _cut(self.proposals[truth.image_id][: self.max_proposals], image.shape)
+        if self.crowd_part is not None and len(crowds):
+            has_area &= _part_inside(proposals, crowds) < self.crowd_part
         return Sample(
             image_id=truth.image_id,
             image=image,
@@ -96,6 +106,14 @@ def _cut(boxes: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndar
     limits = np.array([shape[1], shape[0]] * 2, dtype=np.float32)
     boxes = np.clip(boxes, 0, limits)
     return boxes, np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
+
+
+def _part_inside(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The largest part (N,) of the area of each box (N, 4) that lies in one of `others` (M, 4); nan without area."""
+    corners = np.maximum(boxes[:, None, :2], others[:, :2]), np.minimum(boxes[:, None, 2:], others[:, 2:])
+    common = np.clip(corners[1] - corners[0], 0, None).prod(axis=2)  # (N, M)
+    with np.errstate(invalid="ignore"):
+        return common.max(axis=1) / np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
 
 
 class TrainOrder:

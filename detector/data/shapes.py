@@ -10,13 +10,12 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from xml.sax.saxutils import escape
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from detector.data.voc import VocDataset
+from detector.data.voc import VocDataset, annotation_xml
 from detector.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -63,7 +62,7 @@ def generate_shapes(root: Path) -> None:
             generator = np.random.default_rng([SEED, sorted(COUNTS).index(split), number])
             image, objects = draw_scene(generator)
             Image.fromarray(image).save(unfinished / "JPEGImages" / f"{id}.jpg", quality=92)
-            (unfinished / "Annotations" / f"{id}.xml").write_text(annotation_xml(id, image.shape, objects))
+            (unfinished / "Annotations" / f"{id}.xml").write_text(annotation_xml(f"{id}.jpg", image.shape, objects))
     try:
         unfinished.rename(root)
     except OSError:
@@ -178,20 +177,3 @@ def _paint(
         "dots": np.hypot(x % period - period / 2, y % period - period / 2) < period / 3.2,
     }[texture]
     image[rows, columns] = shades[pattern.astype(int)]
-
-
-def annotation_xml(image_id: str, shape: tuple[int, ...], objects: list[dict]) -> str:
-    """A VOC annotation file; its boxes count pixels from 1 and include the last one."""
-    lines = [
-        "<annotation>",
-        f"  <filename>{escape(image_id)}.jpg</filename>",
-        f"  <size><width>{shape[1]}</width><height>{shape[0]}</height><depth>3</depth></size>",
-    ]
-    for item in objects:
-        x1, y1, x2, y2 = item["box"]
-        lines += [
-            f"  <object><name>{item['name']}</name><difficult>{item['difficult']:d}</difficult>",
-            f"    <bndbox><xmin>{x1 + 1}</xmin><ymin>{y1 + 1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox>",
-            "  </object>",
-        ]
-    return "\n".join([*lines, "</annotation>", ""])

@@ -1,7 +1,6 @@
 """Data sets in the layout of Pascal VOC: JPEGImages/, Annotations/*.xml, ImageSets/Main/*.txt under one root."""
 
 import copy
-import difflib
 import logging
 import re
 from collections.abc import Sequence
@@ -9,11 +8,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from xml.etree.ElementTree import Element, ParseError
+from xml.sax.saxutils import escape
 
 import numpy as np
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import parse as parse_xml
 
+from detector.data.classes import labels_by_name, unknown_class
 from detector.data.image import read_image
 from detector.errors import InputError, first_few
 from detector.structures import GroundTruth
@@ -106,21 +107,11 @@ class VocDataset:
 
     def _label(self, classes: Sequence[str]) -> None:
         self.classes = tuple(classes)
-        if len(set(self.classes)) != len(self.classes):
-            raise InputError(f"data.classes: {list(self.classes)} names a class twice")
-        for name in self.classes:
-            if not 0 < len(name.encode()) <= 100 or any(character in name for character in "/\\\0\n"):
-                raise InputError(f"{self.root}: {name!r} cannot be a class: its name must do as part of a file's name")
-        label = {name: number for number, name in enumerate(self.classes, start=1)}
+        label = labels_by_name(self.classes, self.root)
         for annotation in self.annotations:
             for number, name in enumerate(annotation.names, start=1):
                 if name not in label:
-                    near = difflib.get_close_matches(name, self.classes, n=1)
-                    hint = f" (did you mean '{near[0]}'?)" if near else ""
-                    raise InputError(
-                        f"{annotation.path}: object {number} is of the unknown class '{name}'{hint}; "
-                        f"the classes asked for are {', '.join(self.classes)}, and all in the data must be among them"
-                    )
+                    raise unknown_class(f"{annotation.path}: object {number}", name, self.classes)
         self._ground_truth = [
             GroundTruth(
                 image_id=id,
@@ -200,6 +191,26 @@ def read_annotation(path: Path) -> Annotation:
         ),
         image_hw=(int(height), int(width)) if width > 0 and height > 0 else None,
     )
+
+
+def annotation_xml(file_name: str, shape: Sequence[int], objects: Sequence[dict]) -> str:
+    """An annotation file for an image of this shape (H, W, ...); its boxes count pixels from 1 and include the last.
+
+    Of each object: `name`, `box` (x1, y1, x2, y2) in whole pixels, and `difficult`.
+    """
+    lines = [
+        "<annotation>",
+        f"  <filename>{escape(file_name)}</filename>",
+        f"  <size><width>{shape[1]}</width><height>{shape[0]}</height><depth>3</depth></size>",
+    ]
+    for item in objects:
+        x1, y1, x2, y2 = item["box"]
+        lines += [
+            f"  <object><name>{escape(item['name'])}</name><difficult>{item['difficult']:d}</difficult>",
+            f"    <bndbox><xmin>{x1 + 1}</xmin><ymin>{y1 + 1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox>",
+            "  </object>",
+        ]
+    return "\n".join([*lines, "</annotation>", ""])
 
 
 def _name(path: Path, number: int, item: Element) -> str:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from detector.data.coco import CocoDataset
 from detector.data.loader import PADDING_RGB, Samples, TrainOrder, collate, eval_loader, train_loader
 from detector.data.transforms import Augment, Resize
 from detector.data.voc import VocDataset
@@ -41,6 +42,16 @@ def test_difficult_objects_can_be_left_out(make_voc):
     reader = VocDataset(root, "train")
     assert Samples(reader, AllOver(), Resize()).original(0).gt_labels.tolist() == [1, 2]
     assert Samples(reader, AllOver(), Resize(), use_difficult=False).original(0).gt_labels.tolist() == [2]
+
+
+def test_crowds_are_no_objects_and_what_lies_in_them_is_not_trained_on(make_coco):
+    root = make_coco({"train": {"a": [("cat", 0, 0, 5, 5), ("cat", 10, 10, 20, 20, 1)]}})
+    boxes = np.array([[10, 10, 20, 20], [6, 10, 16, 20], [7.5, 10, 17.5, 20], [0, 0, 60, 40], [9, 9, 9, 9]], np.float32)
+    reader, proposals = CocoDataset(root, "train.json", "images"), {"1": boxes}
+    scored = Samples(reader, proposals, Resize()).original(0)
+    assert (scored.gt_boxes.tolist(), len(scored.proposals)) == ([[0, 0, 5, 5]], 4)
+    trained = Samples(reader, proposals, Resize(), crowd_part=0.7).original(0)
+    assert (trained.gt_boxes.tolist(), trained.proposals.tolist()) == ([[0, 0, 5, 5]], boxes[[1, 3]].tolist())
 
 
 def test_objects_outside_the_image_are_left_out(make_voc):

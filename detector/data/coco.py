@@ -1,0 +1,231 @@
+"""Data sets in the layout of COCO: one JSON file of images, categories and annotations, and a folder of images."""
+
+import copy
+import json
+import logging
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detector.data.classes import labels_by_name, unknown_class
+from detector.data.image import read_image
+from detector.errors import InputError, first_few
+from detector.structures import GroundTruth
+
+logger = logging.getLogger(__name__)
+
+
+class CocoDataset:
+    """Images with their ground truth, in the order of the JSON file.
+
+    root / json is the annotation file, root / images the folder that its file names are relative to. `classes` are
+    the labels 1..K; without them, all categories of the file, sorted by name. Image ids are the file's as text, and
+    `category_ids` has its number for each category. Boxes are [x, y, width, height] there, counted from 0, and become
+    x1 y1 x2 y2 with nothing added; where `iscrowd` is 1 one box stands for many objects. COCO itself has a few boxes
+    without width or height: `drop_empty_boxes` leaves those out.
+
+    Raises InputError, naming the file, the annotation's id and the value, for whatever is missing, broken or does not
+    fit together.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        json: str,
+        images: str | None = None,
+        drop_empty_boxes: bool = False,
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        self.root = Path(root)
+        self.path = self.root / json
+        self.folder = self.root / (images or "")
+        content = read_json(self.root, self.path)
+        self.category_ids = _categories(self.path, content["categories"])
+        self._read_images(content["images"])
+        self._read_annotations(content["annotations"], drop_empty_boxes)
+        self.classes: tuple[str, ...] = ()
+        self._label(classes or sorted(self.category_ids))
+
+    def with_classes(self, classes: Sequence[str]) -> "CocoDataset":
+        """The same data with these labels."""
+        other = copy.copy(self)
+        other._label(classes)
+        return other
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    @property
+    def name(self) -> str:
+        return f"{self.root.resolve().name}-{self.path.stem}"
+
+    def image_path(self, index: int) -> Path:
+        path = self.folder / self._file_names[index]
+        if not path.is_file():
+            raise InputError(
+                f"{path}: there is no such file, image {self.image_ids[index]} of {self.path}; data.train_images or "
+                "data.val_images names the folder of the images, from data.root"
+            )
+        return path
+
+    def annotation_path(self, index: int) -> Path:
+        return self.path
+
+    def image(self, index: int) -> np.ndarray:
+        """(H, W, 3) uint8 RGB. Raises InputError if its size is not the one in the JSON file."""
+        path, expected = self.image_path(index), self._image_hws[index]
+        image = read_image(path)
+        height, width = image.shape[:2]
+        if expected not in (None, (height, width)):
+            raise InputError(
+                f"{self.path}: image {self.image_ids[index]} is {expected[1]}x{expected[0]} there, but {path} is "
+                f"{width}x{height} (upright as EXIF says): the boxes belong to another version of the image"
+            )
+        return image
+
+    def ground_truth(self, index: int) -> GroundTruth:
+        mine = slice(self._starts[index], self._starts[index + 1])
+        return GroundTruth(
+            image_id=self.image_ids[index],
+            boxes=self._boxes[mine],
+            labels=self._labels[mine],
+            difficult=np.zeros(len(self._boxes[mine]), dtype=bool),
+            crowd=self._crowd[mine],
+            areas=self._areas[mine],
+        )
+
+    def _read_images(self, images: list[dict]) -> None:
+        named = [(f"images[{number}]", item) for number, item in enumerate(images)]
+        self.image_ids = [str(_get(self.path, what, item, "id", (int, str))) for what, item in named]
+        self._file_names = [_get(self.path, what, item, "file_name", str) for what, item in named]
+        self._image_hws = [_image_hw(item) for item in images]
+        twice = [id for id, count in Counter(self.image_ids).items() if count > 1]
+        if twice:
+            raise InputError(f"{self.path}: {len(twice)} image ids stand in it more than once: {first_few(twice)}")
+        if not images:
+            raise InputError(f"{self.path}: there are no images in it")
+
+    def _read_annotations(self, annotations: list[dict], drop_empty_boxes: bool) -> None:
+        """Fill the arrays of all objects, those of an image side by side."""
+        numbers = {id: number for number, id in enumerate(self.image_ids)}
+        names = {id: name for name, id in self.category_ids.items()}
+        rows, empty = [], []
+        for number, item in enumerate(annotations):
+            id = _get(self.path, f"annotations[{number}]", item, "id", (int, str))
+            what = f"annotation {id}"
+            image_id = str(_get(self.path, what, item, "image_id", (int, str)))
+            if image_id not in numbers:
+                raise InputError(f"{self.path}: {what} is of image_id {image_id}, and there is no such image in it")
+            category_id = _get(self.path, what, item, "category_id", int)
+            if category_id not in names:
+                raise InputError(
+                    f"{self.path}: {what} has the category_id {category_id}, which is not among `categories`: "
+                    f"{first_few(list(names), 20)}"
+                )
+            x, y, width, height = box = _box(self.path, what, item)
+            hw = self._image_hws[numbers[image_id]]
+            if width < 0 or height < 0:
+                raise InputError(
+                    f"{self.path}: {what} has the bbox {box} of negative size: it must be [x, y, width, height]"
+                )
+            if width == 0 or height == 0:
+                empty.append((id, box))
+                continue
+            if hw and (x >= hw[1] or y >= hw[0] or x + width <= 0 or y + height <= 0):
+                raise InputError(
+                    f"{self.path}: {what} has the bbox {box}, which lies outside image {image_id} of {hw[1]}x{hw[0]}"
+                )
+            area = item.get("area")
+            area = area if isinstance(area, int | float) and math.isfinite(area) else width * height
+            rows.append((numbers[image_id], category_id, item.get("iscrowd") == 1, area, x, y, x + width, y + height))
+        if empty and not drop_empty_boxes:
+            shown = first_few([f"annotation {id} has the bbox {box}" for id, box in empty])
+            raise InputError(
+                f"{self.path}: {len(empty)} boxes without width or height: {shown}. Take them out of the file, or "
+                "leave them out with data.drop_empty_boxes=true"
+            )
+        if empty:
+            logger.info("%s: %d boxes without width or height are left out", self.path, len(empty))
+        rows.sort(key=lambda row: row[0])  # stable: of an image, the file's order
+        table = np.array(rows, dtype=np.float64).reshape(-1, 8)
+        self._starts = np.searchsorted(table[:, 0], np.arange(len(self.image_ids) + 1))
+        self._categories = table[:, 1].astype(np.int64)
+        self._crowd = table[:, 2].astype(bool)
+        self._areas = table[:, 3]
+        self._boxes = table[:, 4:].astype(np.float32)
+        self._warn_of_corners(table)
+
+    def _warn_of_corners(self, table: np.ndarray) -> None:
+        """Boxes given as corners are taken for too wide and high: they reach out of their images."""
+        hws = np.array([hw or (np.inf, np.inf) for hw in self._image_hws])[table[:, 0].astype(np.int64)]
+        outside = (table[:, 6] > hws[:, 1] + 2) | (table[:, 7] > hws[:, 0] + 2)
+        if len(outside) and outside.mean() > 0.2:
+            logger.warning(
+                "%s: %d of %d boxes reach out of their images: bbox must be [x, y, width, height], not two corners",
+                self.path, outside.sum(), len(outside),
+            )  # fmt: skip
+
+    def _label(self, classes: Sequence[str]) -> None:
+        self.classes = tuple(classes)
+        label = labels_by_name(self.classes, self.path)
+        with_objects = {*np.unique(self._categories).tolist()}
+        for name, id in self.category_ids.items():
+            if name not in label and id in with_objects:
+                raise unknown_class(f"{self.path}: category {id}", name, self.classes)
+        label_of = {id: label.get(name, 0) for name, id in self.category_ids.items()}
+        self._labels = np.array([label_of[id] for id in self._categories.tolist()], dtype=np.int64)
+
+
+def read_json(root: Path, path: Path) -> dict:
+    """The content of an annotation file, whose three parts are there and are lists of objects."""
+    if not root.is_dir():
+        raise InputError(f"data.root: there is no folder {root} (here is {Path.cwd()})")
+    if not path.is_file():
+        there = sorted(str(file.relative_to(root)) for file in [*root.glob("*.json"), *root.glob("*/*.json")])
+        raise InputError(f"{path}: there is no such file; of .json files {root} has {first_few(there) or 'none'}")
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: broken JSON: {error}") from None
+    for key in ("images", "annotations", "categories"):
+        items = content.get(key) if isinstance(content, dict) else None
+        if not (isinstance(items, list) and all(isinstance(item, dict) for item in items)):
+            raise InputError(f"{path}: not a COCO annotation file: it has no list of objects '{key}'")
+    return content
+
+
+def _categories(path: Path, items: list[dict]) -> dict[str, int]:
+    """The id of each category's name."""
+    ids = [_get(path, f"categories[{number}]", item, "id", int) for number, item in enumerate(items)]
+    names = [_get(path, f"categories[{number}]", item, "name", str) for number, item in enumerate(items)]
+    for what, values in (("id", ids), ("name", names)):
+        twice = [value for value, count in Counter(values).items() if count > 1]
+        if twice:
+            raise InputError(f"{path}: two categories have the {what} {first_few(twice)}")
+    return dict(zip(names, ids, strict=True))
+
+
+def _image_hw(item: dict) -> tuple[int, int] | None:
+    """The image's size, where the file gives it."""
+    height, width = item.get("height"), item.get("width")
+    return (height, width) if isinstance(height, int) and isinstance(width, int) and height > 0 < width else None
+
+
+def _get(path: Path, what: str, item: dict, key: str, kind: type | tuple[type, ...]) -> Any:
+    """item[key], of that type."""
+    value = item.get(key)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise InputError(f"{path}: {what} has no sound '{key}': " + (repr(value) if key in item else "none at all"))
+    return value
+
+
+def _box(path: Path, what: str, item: dict) -> list[float]:
+    """The four numbers of `bbox`."""
+    box = _get(path, what, item, "bbox", list)
+    if len(box) != 4 or not all(isinstance(value, int | float) and math.isfinite(value) for value in box):
+        raise InputError(f"{path}: {what} has the bbox {box}: it must be four numbers, [x, y, width, height]")
+    return box

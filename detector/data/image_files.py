@@ -1,0 +1,72 @@
+"""Images without annotations: the files that somebody points at."""
+
+import glob
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from detector.data.image import read_image
+from detector.errors import InputError
+from detector.structures import GroundTruth
+
+
+class ImageFiles:
+    """Images by id, of which nothing else is known. A reader without objects."""
+
+    def __init__(self, paths: Mapping[str, Path], classes: Sequence[str]) -> None:
+        self.image_ids = list(paths)
+        self.classes = tuple(classes)
+        self._paths = paths
+
+    def with_classes(self, classes: Sequence[str]) -> "ImageFiles":
+        return ImageFiles(self._paths, classes)
+
+    @property
+    def name(self) -> str:
+        return "images"
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def image(self, index: int) -> np.ndarray:
+        return read_image(self.image_path(index))
+
+    def image_path(self, index: int) -> Path:
+        return self._paths[self.image_ids[index]]
+
+    def annotation_path(self, index: int) -> Path:
+        """There is none: the image itself."""
+        return self.image_path(index)
+
+    def ground_truth(self, index: int) -> GroundTruth:
+        return GroundTruth(
+            image_id=self.image_ids[index],
+            boxes=np.zeros((0, 4), dtype=np.float32),
+            labels=np.zeros(0, dtype=np.int64),
+            difficult=np.zeros(0, dtype=bool),
+            crowd=np.zeros(0, dtype=bool),
+            areas=np.zeros(0),
+        )
+
+
+def find_files(where: str) -> dict[str, Path]:
+    """The files that an image, a folder or a pattern stands for, in the order of their names.
+
+    Of a folder every file in it that is not hidden, but none of its subfolders; a pattern may hold *, ?, [] and **.
+    Each is known by its name, and where they lie in several folders by its path from the folder they have in common.
+    Raises InputError if there is none.
+    """
+    path = Path(where)
+    if path.is_file():
+        found = [path]
+    elif path.is_dir():
+        found = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+    else:
+        found = sorted(Path(name) for name in glob.glob(where, recursive=True) if Path(name).is_file())
+    if not found:
+        hint = f"; its subfolders are not searched, but those of '{where}/**/*' are" if path.is_dir() else ""
+        raise InputError(f"{where}: there is no file (here is {Path.cwd()}){hint}")
+    common = Path(os.path.commonpath([file.parent for file in found]))
+    return {file.relative_to(common).as_posix(): file for file in found}

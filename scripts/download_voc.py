@@ -1,0 +1,85 @@
+"""Fetch Pascal VOC 2007 and 2012 and the selective search boxes that Fast R-CNN was released with.
+
+    python scripts/download_voc.py                      all of it: 3.4 GB to fetch, about 7 GB on the disk
+    python scripts/download_voc.py --only voc2007       VOC 2007 alone: 0.9 GB
+
+They go to data/, where data=voc07 and data=voc0712 look for them. A run that was stopped goes on where it was when
+called again. The archives in data/downloads/ may be deleted afterwards; what is unpacked is noted there.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from detector.data.download import download, require_safe_tar, unpack
+from detector.errors import InputError
+from detector.files import write_atomically
+from detector.run_folder import require_writable
+
+
+class Archive(NamedTuple):
+    name: str
+    url: str  # of the folder that it lies in
+    md5: str
+
+
+VOC = "http://host.robots.ox.ac.uk/pascal/VOC"
+ARCHIVES = {
+    "voc2007": (
+        Archive("VOCtrainval_06-Nov-2007.tar", f"{VOC}/voc2007/", "c52e279531787c972589f7e41ab4ae64"),
+        Archive("VOCtest_06-Nov-2007.tar", f"{VOC}/voc2007/", "b6e924de25625d8de591ea690078ad9f"),
+    ),
+    "voc2012": (Archive("VOCtrainval_11-May-2012.tar", f"{VOC}/voc2012/", "6cd6e144f989b92b3379bac3b3de84fd"),),
+    "selective_search": (
+        Archive(
+            "selective_search_data.tgz",
+            "https://dl.dropboxusercontent.com/s/orrt7o6bp6ae0tc/",
+            "7078c1db87a7851b31966b96774cd9b9",
+        ),
+    ),
+}
+
+
+def main(command_line: Sequence[str] | None = None, archives: Mapping[str, Sequence[Archive]] = ARCHIVES) -> int:
+    """Run the program; returns its exit status: 0 done, 2 not done (one error on stderr), 130 interrupted."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=Path("data"), help="folder to unpack to (default: %(default)s)")
+    parser.add_argument("--only", nargs="+", choices=list(archives), default=list(archives), help="default: all")
+    parser.add_argument("--mirror", metavar="URL", help="folder of another server that has the files by these names")
+    arguments = parser.parse_args(command_line)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    try:
+        require_safe_tar()
+        require_writable("--root", arguments.root)
+        for archive in [archive for name in arguments.only for archive in archives[name]]:
+            fetch(archive, arguments.root, arguments.mirror)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def fetch(archive: Archive, root: Path, mirror: str | None) -> None:
+    """Fetch and unpack one archive, unless it is noted that this was done."""
+    file = root / "downloads" / archive.name
+    done = file.with_name(f"{archive.name}.unpacked")
+    if done.exists():
+        print(f"{archive.name}: is unpacked already ({done} says so)")
+        return
+    folder = f"{mirror.rstrip('/')}/" if mirror else archive.url
+    download(folder + archive.name, file, archive.md5)
+    unpack(file, root)
+    write_atomically(done, b"")
+    print(f"{archive.name}: unpacked to {root}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detector.data.coco import CocoDataset
+from detector.errors import InputError
+
+
+def content() -> dict:
+    """Two images of 60x40, one in a folder, and three annotations, the ids in no order."""
+    return {
+        "images": [
+            {"id": 900, "file_name": "b/two.jpg", "width": 60, "height": 40},
+            {"id": 7, "file_name": "one.png", "width": 60, "height": 40},
+        ],
+        "categories": [{"id": 18, "name": "dog"}, {"id": 3, "name": "cat"}, {"id": 90, "name": "toothbrush"}],
+        "annotations": [
+            {"id": 1, "image_id": 7, "category_id": 18, "bbox": [10.5, 0, 20, 5.25], "area": 44.5, "iscrowd": 0},
+            {"id": 2, "image_id": 900, "category_id": 3, "bbox": [0, 0, 60, 40], "iscrowd": 1},
+            {"id": 3, "image_id": 7, "category_id": 3, "bbox": [1, 2, 3, 4]},
+        ],
+    }
+
+
+def write(root: Path, data: object) -> Path:
+    (root / "images/b").mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (60, 40)).save(root / "images/b/two.jpg")
+    Image.new("RGB", (60, 40), "white").save(root / "images/one.png")
+    (root / "train.json").write_text(data if isinstance(data, str) else json.dumps(data))
+    return root
+
+
+def test_a_data_set_is_read(tmp_path):
+    reader = CocoDataset(write(tmp_path, content()), "train.json", "images")
+    assert (reader.image_ids, reader.classes) == (["900", "7"], ("cat", "dog", "toothbrush"))
+    assert reader.category_ids == {"dog": 18, "cat": 3, "toothbrush": 90}
+    assert reader.name == f"{tmp_path.name}-train"
+    crowd, objects = reader.ground_truth(0), reader.ground_truth(1)
+    assert (crowd.crowd.tolist(), crowd.boxes.tolist(), crowd.areas.tolist()) == ([True], [[0, 0, 60, 40]], [2400])
+    assert (objects.image_id, objects.labels.tolist(), objects.crowd.tolist()) == ("7", [2, 1], [False, False])
+    assert objects.boxes.tolist() == [[10.5, 0, 30.5, 5.25], [1, 2, 4, 6]]
+    assert objects.boxes.dtype == np.float32
+    assert objects.areas.tolist() == [44.5, 12]
+    assert not objects.difficult.any()
+    assert (reader.image(0).max(), reader.image(1).min()) == (0, 255)
+    other = reader.with_classes(["dog", "cat"])  # no object is a toothbrush
+    assert (other.ground_truth(1).labels.tolist(), reader.ground_truth(1).labels.tolist()) == ([1, 2], [2, 1])
+
+
+def without(key: str):
+    return lambda data: data.pop(key)
+
+
+def change(part: str, number: int, key: str, value: object):
+    return lambda data: data[part][number].update({key: value})
+
+
+def repeat(part: str):
+    return lambda data: data[part].append(data[part][0])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (without("categories"), "not a COCO annotation file: it has no list of objects 'categories'"),
+        (change("images", 1, "id", None), r"images\[1\] has no sound 'id': None"),
+        (change("images", 1, "file_name", 3), r"images\[1\] has no sound 'file_name': 3"),
+        (repeat("images"), "1 image ids stand in it more than once: 900"),
+        (repeat("categories"), "two categories have the id 18"),
+        (change("categories", 1, "name", "dog"), "two categories have the name dog"),
+        (change("categories", 1, "name", "a/b"), "'a/b' cannot be a class"),
+        (lambda data: data["annotations"][2].pop("bbox"), "annotation 3 has no sound 'bbox': none at all"),
+        (change("annotations", 2, "image_id", 8), "annotation 3 is of image_id 8, and there is no such image"),
+        (change("annotations", 2, "category_id", 4), "annotation 3 has the category_id 4, .*among `categories`: 18, 3"),
+        (change("annotations", 2, "category_id", True), "annotation 3 has no sound 'category_id': True"),
+        (change("annotations", 2, "bbox", [1, 2, 3]), r"annotation 3 has the bbox \[1, 2, 3\]: it must be four"),
+        (change("annotations", 2, "bbox", [1, 2, 3, float("nan")]), r"annotation 3 .*nan\]: it must be four numbers"),
+        (change("annotations", 2, "bbox", [1, 2, -3, 4]), r"annotation 3 has the bbox \[1, 2, -3, 4\] of negative"),
+        (change("annotations", 2, "bbox", [60, 2, 3, 4]), "annotation 3 .* lies outside image 7 of 60x40"),
+        (change("annotations", 2, "bbox", [1, 2, 0, 4]), r"1 boxes .*annotation 3 .*data\.drop_empty_boxes=true"),
+        (lambda data: [data["images"].clear(), data["annotations"].clear()], "there are no images in it"),
+    ],
+)
+def test_errors_name_the_file_the_annotation_and_the_value(tmp_path, spoil, says):
+    data = content()
+    spoil(data)
+    with pytest.raises(InputError, match=rf"train\.json: .*{says}"):
+        CocoDataset(write(tmp_path, data), "train.json", "images")
+
+
+@pytest.mark.parametrize("text", ['{"images": [', "[1, 2]", "\udcff", "[" * 100_000])
+def test_what_is_no_annotation_file(tmp_path, text):
+    root = write(tmp_path, "")
+    (root / "train.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(InputError, match=r"train\.json: (broken JSON|not a COCO annotation file)"):
+        CocoDataset(root, "train.json")
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"data\.root: there is no folder .*nowhere"):
+        CocoDataset(tmp_path / "nowhere", "train.json")
+    root = write(tmp_path, content())
+    with pytest.raises(InputError, match=r"val\.json: there is no such file; .* has train\.json"):
+        CocoDataset(root, "val.json")
+    with pytest.raises(InputError, match=r"two\.jpg: .* image 900 .*data\.train_images or data\.val_images"):
+        CocoDataset(root, "train.json").image(0)
+    Image.new("RGB", (40, 60)).save(root / "images/one.png")
+    with pytest.raises(InputError, match=r"train\.json: image 7 is 60x40 there, but .*one\.png is 40x60"):
+        CocoDataset(root, "train.json", "images").image(1)
+
+
+def test_empty_boxes_can_be_dropped(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    data = content()
+    data["annotations"][0]["bbox"] = [10, 10, 0, 5]
+    reader = CocoDataset(write(tmp_path, data), "train.json", drop_empty_boxes=True)
+    assert reader.ground_truth(1).labels.tolist() == [1]
+    assert "1 boxes without width or height are left out" in caplog.text
+
+
+def test_corners_in_place_of_sizes_are_noticed(tmp_path, caplog):
+    CocoDataset(write(tmp_path, content()), "train.json")
+    assert not caplog.text
+    data = content()
+    for item in data["annotations"]:
+        item["bbox"] = [40, 20, 60, 40]
+    CocoDataset(write(tmp_path, data), "train.json")
+    assert "3 of 3 boxes reach out of their images: bbox must be [x, y, width, height]" in caplog.text
+
+
+def test_an_object_of_a_class_that_was_not_asked_for(tmp_path):
+    with pytest.raises(InputError, match=r"category 3 is of the unknown class 'cat' \(did you mean 'cats'\?\)"):
+        CocoDataset(write(tmp_path, content()), "train.json", classes=["cats", "dog"])
