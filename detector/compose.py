@@ -13,6 +13,7 @@ from detector.config import build
 from detector.data.check import check_images
 from detector.data.generate import proposals_for
 from detector.data.loader import Reader, Samples
+from detector.data.proposals import Selection
 from detector.data.transforms import Augment, Resize
 from detector.device import Compute, choose_compute
 from detector.engine import Recipe
@@ -42,7 +43,9 @@ def make_samples(config: dict, reader: Reader, part: str) -> Samples:
         Resize(data["short_side_px"], data["max_side_px"]),
         Augment([build(item) for item in config["augment"]["transforms"]]) if part == "train" else None,
         config["seed"],
-        data[f"{part}_max_proposals"],
+        Selection(
+            data["proposals_by_score"], data["min_proposal_px"], data["unique_proposals"], data[f"{part}_max_proposals"]
+        ),
         data["use_difficult"],
     )
 

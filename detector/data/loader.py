@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from detector.data.proposals import Selection, select_proposals
 from detector.data.transforms import Augment, Resize
 from detector.seeds import Stream, seed_of
 from detector.structures import Batch, GroundTruth, Sample
 
+FIRST_2000 = Selection()
 # Padding is this colour, the mean that the network subtracts, so that it reads as nothing.
 PADDING_RGB = (124, 116, 104)
 # The least height and width of a batch, so that every backbone has a feature cell left of the thinnest image.
@@ -36,17 +38,18 @@ class Reader(Protocol):
 
 
 class Proposals(Protocol):
-    """Boxes (P, 4) by image id."""
+    """Boxes (P, 4) by image id, and scores (P,) where there are any."""
 
     def __getitem__(self, image_id: str) -> np.ndarray: ...
+    def scores(self, image_id: str) -> np.ndarray | None: ...
 
 
 class Samples(Dataset):
     """Samples in the network frame, asked for by (index, position).
 
     `position` is the sample's place in the stream of training samples: with the seed it decides the augmentation.
-    At most `max_proposals` proposals of an image are used, the first ones. Boxes are cut at the image's border;
-    those wholly outside are dropped, and objects marked difficult too if `use_difficult` is false.
+    Of an image's proposals those are used that `selection` leaves. Boxes are cut at the image's border; those wholly
+    outside are dropped, and objects marked difficult too if `use_difficult` is false.
     """
 
     def __init__(
@@ -56,7 +59,7 @@ class Samples(Dataset):
         resize: Resize,
         augment: Augment | None = None,
         seed: int = 0,
-        max_proposals: int = 2000,
+        selection: Selection = FIRST_2000,
         use_difficult: bool = True,
     ) -> None:
         self.reader = reader
@@ -64,7 +67,7 @@ class Samples(Dataset):
         self.resize = resize
         self.augment = augment
         self.seed = seed
-        self.max_proposals = max_proposals
+        self.selection = selection
         self.use_difficult = use_difficult
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Sample, int]:
@@ -80,13 +83,13 @@ class Samples(Dataset):
         gt_boxes, inside = _cut(truth.boxes, image.shape)
         if not self.use_difficult:
             inside &= ~truth.difficult
-        proposals, has_area = _cut(self.proposals[truth.image_id][: self.max_proposals], image.shape)
+        scores = self.proposals.scores(truth.image_id) if self.selection.by_score else None
         return Sample(
             image_id=truth.image_id,
             image=image,
             gt_boxes=gt_boxes[inside],
             gt_labels=truth.labels[inside],
-            proposals=proposals[has_area],
+            proposals=select_proposals(self.proposals[truth.image_id], scores, image.shape[:2], self.selection),
             original_hw=image.shape[:2],
         )
 
