@@ -109,7 +109,7 @@ def write_recall_plot(path: Path, result: dict) -> None:
         if recall is not None:
             by_iou.plot(result["iou"], recall, label=f"{key} (AR {everything['AR'][key]:.3f})")
     by_iou.set(xlabel="IoU", ylabel="recall", ylim=(0, 1.02))
-    by_iou.set_title(f"proposals, of {result['boxes_per_image']:.0f} an image", parse_math=False)
+    by_iou.set_title(f"the first proposals of {result['boxes_per_image']:.0f} an image")
     for name, group in result["groups"].items():
         if group["objects"]:
             style = "--" if name in SIZES else "-"

@@ -2,10 +2,12 @@ import io
 import logging
 import multiprocessing
 import re
+import resource
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -67,29 +69,30 @@ def test_more_images_than_a_process_may_have_files_open(small_shapes, tmp_path):
     for image_id in ids:
         Image.new("RGB", (12, 10)).save(root / f"JPEGImages/{image_id}.jpg")
         (root / f"Annotations/{image_id}.xml").write_text("<annotation></annotation>")
-    code = (
-        "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64));"
-        "sys.argv[1:] = ['generate', '--data', sys.argv[1], '--split', 'train', '--out', sys.argv[2]];"
-        "from scripts.proposals import main; main()"
-    )
-    command = [sys.executable, "-c", code, str(root), str(tmp_path / "p.safetensors")]
-    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    command = [sys.executable, "scripts/proposals.py", "generate", "--data", str(root), "--split", "train",
+               "--out", str(tmp_path / "p.safetensors")]  # fmt: skip
+    few_files = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (64, 64))
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, preexec_fn=few_files)
     assert result.returncode == 0, result.stderr
     assert len(ProposalStore(tmp_path / "p.safetensors")) == 100
 
 
-def test_of_two_processes_one_works_and_the_other_waits(small_shapes, tmp_path):
-    code = (
-        "import sys; from pathlib import Path;"
-        "from detector.data import generate; from detector.data.voc import VocDataset;"
-        "search = generate.selective_search; calls = [];"
-        "generate.selective_search = lambda *a, **b: calls.append(1) or search(*a, **b);"
-        "generate.generate_proposals(VocDataset(sys.argv[1], 'train'), Path(sys.argv[2]), 'single', 1);"
-        "print(len(calls))"
-    )
-    command = [sys.executable, "-c", code, str(small_shapes), str(tmp_path / "p.safetensors")]
-    both = [subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert sorted(process.communicate()[0].strip() for process in both) == ["0", "6"]
+def test_of_two_processes_one_works_and_the_other_waits(reader, tmp_path, monkeypatch):
+    processes, calls = multiprocessing.get_context("fork"), []
+    search, counts = generate.selective_search, processes.Queue()
+    monkeypatch.setattr(generate, "selective_search", lambda *a, **b: calls.append(1) or search(*a, **b))
+
+    def work():
+        generate_proposals(reader, tmp_path / "p.safetensors", "single", 1)
+        counts.put(len(calls))
+
+    both = [processes.Process(target=work) for _ in range(2)]
+    for process in both:
+        process.start()
+    assert sorted(counts.get(timeout=100) for _ in both) == [0, 6]
+    for process in both:
+        process.join()
+    assert [path.name for path in tmp_path.iterdir()] == ["p.safetensors"]
 
 
 def test_a_run_that_is_killed_three_times_ends_with_the_same_bytes(reader, tmp_path):
