@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(WRONG_INPUT)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print("interrupted; nothing half written is left, and generate goes on where it was", file=sys.stderr)
         sys.exit(INTERRUPTED)
 
 

@@ -79,17 +79,22 @@ def convert(
             f"{source}: the file does not say what its numbers mean: give {lacks}; with --data and --split each "
             "possibility is tried on the objects there"
         )
-    boxes = 0
+    num_images = len(raw.rows) if reader is None else len(reader)
+    num_boxes = 0
 
     def counted() -> Iterator[ImageProposals]:
-        nonlocal boxes
-        total = len(raw.rows) if reader is None else len(reader)
-        for image in tqdm(images, total=total, unit="image", desc="convert", leave=False, disable=None):
-            boxes += len(image.boxes)
+        nonlocal num_boxes
+        first = None
+        for image in tqdm(images, total=num_images, unit="image", desc="convert", leave=False, disable=None):
+            if len(image.boxes):
+                num_boxes += len(image.boxes)
+                first = first or image
+                if (image.scores is None) != (first.scores is None):
+                    raise InputError(f"{source}: of {first.image_id} and {image.image_id} only one has scores")
             yield image
 
     WRITERS[target_format](target, counted())
-    return len(raw.rows) if reader is None else len(reader), boxes
+    return num_images, num_boxes
 
 
 def _of_data_set(raw: RawProposals, layout: Layout | None, reader: Reader) -> Iterator[ImageProposals]:

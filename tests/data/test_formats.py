@@ -396,6 +396,18 @@ def test_what_cannot_be_written(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 
+def test_all_images_have_scores_or_none(tmp_path):
+    """An image without a box says nothing about it."""
+    for name, second in (("bad", boxes("xyxy")), ("good", np.zeros((0, 4)))):
+        with open(tmp_path / name, "wb") as file:
+            np.savez(file, b=second, a=np.column_stack([boxes("xyxy"), SCORES]))
+    for format in ("csv", "store"):
+        with pytest.raises(InputError, match="bad: of b and a only one has scores"):
+            convert(tmp_path / "bad", "npz", tmp_path / format, format, "xyxy", "0")
+        convert(tmp_path / "good", "npz", tmp_path / format, format, "xyxy", "0")
+        assert READERS[format](tmp_path / format).scores("a").tolist() == SCORES.tolist()
+
+
 def test_what_a_file_does_not_say_is_asked_for(tmp_path):
     npz(tmp_path / "p.npz")
     csv_named(tmp_path / "p.csv")

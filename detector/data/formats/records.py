@@ -84,7 +84,7 @@ def as_rows(path: Path, what: str, array: np.ndarray, scores: np.ndarray | None 
     """Coordinates (P, 4) or, with scores, (P, 5). Raises InputError, naming file and object, for anything else."""
     array = np.asarray(array)
     if array.size == 0:
-        return np.zeros((0, 4))
+        return np.zeros((0, 4 if scores is None else 5))
     if array.ndim != 2 or array.shape[1] not in (4, 5) or array.dtype.kind not in "iuf":
         raise InputError(f"{path}: {what} has shape {array.shape} of {array.dtype}, not (P, 4) of numbers")
     if scores is None or array.shape[1] == 5:

@@ -4,7 +4,7 @@
     csv  image_id, four coordinates and perhaps a score a line; a first line with the columns' names (x1 y1 x2 y2, in
          any order, or x y w h) states the order
 
-We write x1 y1 x2 y2 in continuous pixels (base 0). Neither says which images have no proposals except npz.
+We write x1 y1 x2 y2 in continuous pixels (base 0). An image without proposals does not appear in a csv.
 """
 
 import csv
@@ -110,11 +110,11 @@ def write_csv(path: Path, images: Iterable[ImageProposals]) -> None:
     with open_atomically(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
         lines = csv.writer(text, lineterminator="\n")
-        with_scores: bool | None = None
+        begun = False
         for image in images:
-            if with_scores is None:
-                with_scores = image.scores is not None
-                lines.writerow(["image_id", *CSV_ORDERS["xyxy"], *(["score"] if with_scores else [])])
+            if not begun and len(image.boxes):
+                begun = True
+                lines.writerow(["image_id", *CSV_ORDERS["xyxy"], *(["score"] if image.scores is not None else [])])
             scores = [[]] * len(image.boxes) if image.scores is None else [[_text(value)] for value in image.scores]
             for box, score in zip(image.boxes, scores, strict=True):
                 lines.writerow([image.image_id, *map(_text, box), *score])
