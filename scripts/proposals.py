@@ -19,11 +19,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from detector.data.check_proposals import fault_table, find_faults
 from detector.data.convert import READERS, WRITERS, convert
 from detector.data.formats.records import BASES, ORDERS
 from detector.data.generate import generate_proposals, merge_shards
 from detector.data.loader import Reader
+from detector.data.proposal_faults import fault_table, find_faults
 from detector.data.proposals import ProposalStore, open_proposals, require_present
 from detector.data.voc import VocDataset
 from detector.errors import InputError

@@ -6,7 +6,7 @@ import torch
 from detector import compose
 from detector.config import build, flatten, validate
 from detector.data.formats.records import ImageProposals
-from detector.data.proposals import write_store
+from detector.data.proposals import stream_store
 from detector.data.shapes import VERSION
 from detector.data.voc import VocDataset
 from detector.errors import InputError
@@ -58,7 +58,7 @@ def test_every_data_set_is_read_from_its_root(settings, make_voc, choice):
 def test_settings_decide_which_proposals_are_used(settings, make_voc, tmp_path, override, left):
     root = make_voc({"trainval": {"a": []}, "test": {"a": [("cat", 1, 1, 9, 9)]}})
     boxes = np.array([[0, 0, 9, 3], [5, 5, 20, 20], [0, 0, 9, 3], [1, 1, 8, 8]], np.float32)
-    write_store(tmp_path / "p.safetensors", [ImageProposals("a", boxes, np.array([1, 2, 1, 3]), (40, 60))], {})
+    stream_store(tmp_path / "p.safetensors", [ImageProposals("a", boxes, np.array([1, 2, 1, 3]), (40, 60))], {})
     config = settings(
         "train", "data=voc", f"data.root={root}", f"data.val_proposals={tmp_path}/p.safetensors", override
     )

@@ -15,7 +15,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import evaluate
 import train
-from detector.data.formats.records import ImageProposals
 from detector.data.generate import generate_proposals
 from detector.data.proposals import write_store
 from detector.data.voc import VocDataset
@@ -307,8 +306,7 @@ def test_given_proposals_are_the_ones_that_are_used(small_shapes, settings, comm
         reader = VocDataset(small_shapes, split)
         hws = [reader.image(index).shape[:2] for index in range(len(reader))]
         corners = [np.array([[0, 0, 4, 4], [4, 0, 8, 4]])] * len(reader)
-        images = [ImageProposals(*item) for item in zip(reader.image_ids, corners, [None] * len(hws), hws, strict=True)]
-        write_store(tmp_path / f"{split}.safetensors", images, {})
+        write_store(tmp_path / f"{split}.safetensors", reader.image_ids, corners, hws, {})
     files = [f"data.train_proposals={tmp_path}/train.safetensors", f"data.val_proposals={tmp_path}/test.safetensors"]
     train.main(settings("train", *common, *files, f"run.dir={tmp_path}/run"))
     detections = (tmp_path / "run/detections/comp4_det_test_ball.txt").read_text().splitlines()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from detector.data.formats.records import ImageProposals
-from detector.data.proposals import ProposalStore, write_store
+from detector.data.proposals import ProposalStore, stream_store
 from detector.data.voc import VocDataset
 from scripts.proposals import main
 
@@ -51,7 +51,7 @@ def test_from_shards_to_a_table(call, small_shapes, tmp_path):
 
 def test_check_says_by_its_status_that_it_found_something(call, small_shapes, tmp_path):
     reader = VocDataset(small_shapes, "test")
-    write_store(tmp_path / "p.safetensors", [ImageProposals(id, np.zeros((1, 4))) for id in reader.image_ids], {})
+    stream_store(tmp_path / "p.safetensors", [ImageProposals(id, np.zeros((1, 4))) for id in reader.image_ids], {})
     status, printed, _ = call("check", tmp_path / "p.safetensors", "--data", small_shapes, "--split", "test")
     assert status == 1
     assert "degenerate             3        3" in printed
@@ -61,7 +61,7 @@ def test_wrong_input_is_named_and_ends_with_status_2(call, small_shapes, tmp_pat
     data = ("--data", small_shapes, "--split", "test")
     there, store = tmp_path / "there.safetensors", tmp_path / "p.safetensors"
     there.write_text("mine")
-    write_store(store, [ImageProposals("x", np.ones((1, 4)))], {})
+    stream_store(store, [ImageProposals("x", np.ones((1, 4)))], {})
     (tmp_path / "p.pkl").write_bytes(b"")
     from_store = ("convert", "--from", "store", "--to")
     for arguments, says in (
@@ -88,7 +88,7 @@ def test_wrong_input_is_named_and_ends_with_status_2(call, small_shapes, tmp_pat
 
 def test_a_trusted_pickle_and_a_declared_layout_are_passed_on(call, tmp_path):
     boxes = np.array([[1, 2, 30, 40]], np.float32)
-    write_store(tmp_path / "p.safetensors", [ImageProposals("x", boxes)], {})
+    stream_store(tmp_path / "p.safetensors", [ImageProposals("x", boxes)], {})
     assert (
         call("convert", "--from", "store", "--to", "detectron", tmp_path / "p.safetensors", tmp_path / "p.pkl")[0] == 0
     )

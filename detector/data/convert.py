@@ -11,7 +11,7 @@ from detector.data.formats import coco_json, mat, pickles, tables
 from detector.data.formats.records import ImageProposals, Layout, RawProposals
 from detector.data.image import read_image_hw
 from detector.data.loader import Reader
-from detector.data.proposals import ProposalStore, write_store
+from detector.data.proposals import ProposalStore, stream_store
 from detector.errors import InputError, first_few
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ def _read_store(path: Path) -> RawProposals:
 
 
 def _write_store(path: Path, images: Iterable[ImageProposals]) -> None:
-    write_store(path, images, {"name": "converted"})
+    stream_store(path, images, {"name": "converted"})
 
 
 READERS: dict[str, Callable[[Path], RawProposals]] = {

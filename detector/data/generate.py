@@ -23,7 +23,7 @@ from detector.data.proposals import (
     first_of_equals,
     open_proposals,
     require_images,
-    write_store,
+    stream_store,
 )
 from detector.data.subset import Subset
 from detector.errors import InputError, first_few
@@ -47,7 +47,8 @@ def proposals_for(
     """Proposals of a data set: those of `file`, or, without one, selective search's, made once and kept in `folder`.
 
     `image_hws` are the sizes of its images. Raises InputError if the file lacks an image or was made on images of
-    another size; where it does not say the size, also if its boxes do not fit the images and objects.
+    another size; a .mat, which does not say the size, also if its boxes do not fit the images and objects. In a store
+    that knows no sizes this is a warning.
     """
     if file is None:
         path = store_path(folder, reader, mode)
@@ -56,8 +57,13 @@ def proposals_for(
         path = Path(file)
     proposals = open_proposals(path)
     require_images(proposals, reader.image_ids, image_hws)
-    if any(proposals.image_hw(image_id) is None for image_id in reader.image_ids):
-        require_fit(proposals.raw, reader, image_hws, proposals.raw.layout)
+    if isinstance(proposals, FileProposals):
+        require_fit(proposals.raw, reader, image_hws, proposals.layout)
+    elif any(proposals.image_hw(image_id) is None for image_id in reader.image_ids):
+        try:
+            require_fit(proposals.raw, reader, image_hws, proposals.raw.layout)
+        except InputError as error:  # whoever converted it without the images has declared what it holds
+            logger.warning("%s", error)
     checked = range(0, len(reader), max(len(reader) // 200, 1))
     recall = proposal_recall(reader, proposals, checked)
     logger.info(
@@ -113,7 +119,7 @@ def generate_proposals(
         logger.info("selective search (%s), %s, %d threads -> %s", mode, counts, workers, path)
         _search(reader, left, parts, mode, workers)
         with_grid: list[str] = []
-        write_store(parts / "store", _read_parts(reader, parts, with_grid), generator)
+        stream_store(parts / "store", _read_parts(reader, parts, with_grid), generator)
         os.replace(parts / "store", path)
         shutil.rmtree(parts)
     if with_grid:
@@ -153,7 +159,7 @@ def merge_shards(paths: Sequence[Path], target: Path) -> None:
     generator = {key: value for key, value in in_order[0].generator.items() if key not in ("shard", "data_set")}
     if _digest_of_ids(image_ids) != in_order[0].generator["data_set"]:
         raise InputError(f"{target}: the shards do not hold the images of their data set: make them again")
-    write_store(
+    stream_store(
         target,
         (
             ImageProposals(id, in_order[index % count][id], image_hw=in_order[index % count].image_hw(id))

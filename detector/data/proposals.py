@@ -123,7 +123,19 @@ class _StoreRows(Mapping[str, np.ndarray]):
         return len(self._store)
 
 
-def write_store(path: Path, images: Iterable[ImageProposals], generator: dict) -> None:
+def write_store(
+    path: Path,
+    image_ids: Sequence[str],
+    boxes: Sequence[np.ndarray],
+    image_hws: Sequence[tuple[int, int]],
+    generator: dict,
+) -> None:
+    """Write boxes (P, 4) of each image to a store: `stream_store` for what is in memory."""
+    images = (ImageProposals(*item) for item in zip(image_ids, boxes, [None] * len(boxes), image_hws, strict=True))
+    stream_store(path, images, generator)
+
+
+def stream_store(path: Path, images: Iterable[ImageProposals], generator: dict) -> None:
     """Write a store, whole or not at all, with the boxes of no more than one image in memory.
 
     Equal input gives equal bytes. Either all images have scores or none. Raises InputError for an image that comes
@@ -231,7 +243,7 @@ def require_images(
 ) -> None:
     """Raise InputError unless there are proposals for each of these images, made on images of these sizes.
 
-    Where a file does not say the size, `fit.require_fit` finds out.
+    Where a file does not say the size, `proposals_for` finds out.
     """
     require_present(proposals, image_ids)
     for id, image_hw in zip(image_ids, image_hws, strict=True):

@@ -14,7 +14,7 @@ import torch
 
 from detector.data.convert import READERS, WRITERS, convert
 from detector.data.formats.records import ImageProposals, Layout
-from detector.data.proposals import ProposalStore, write_store
+from detector.data.proposals import ProposalStore, stream_store
 from detector.errors import InputError
 
 # Of an image 60 wide and 40 high: its left upper corner, and one box elsewhere.
@@ -421,6 +421,6 @@ def test_what_a_file_does_not_say_is_asked_for(tmp_path):
 
 
 def test_what_is_declared_comes_before_what_the_format_states(tmp_path):
-    write_store(tmp_path / "p.safetensors", [ImageProposals(A, BOXES[A])], {})
+    stream_store(tmp_path / "p.safetensors", [ImageProposals(A, BOXES[A])], {})
     convert(tmp_path / "p.safetensors", "store", tmp_path / "q", "npz", order="yxyx")
     assert np.load(tmp_path / "q")[A].tolist() == BOXES[A][:, [1, 0, 3, 2]].tolist()

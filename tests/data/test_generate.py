@@ -17,7 +17,7 @@ from detector.data import generate
 from detector.data.check import check_images, proposal_recall
 from detector.data.formats.records import ImageProposals
 from detector.data.generate import generate_proposals, grid_boxes, merge_shards, proposals_for, store_path
-from detector.data.proposals import ProposalStore, write_store
+from detector.data.proposals import ProposalStore, stream_store
 from detector.data.voc import VocDataset
 from detector.errors import InputError
 from tests.conftest import REPOSITORY
@@ -204,7 +204,7 @@ def test_boxes_in_another_order_are_noticed(reader, tmp_path, caplog):
         ImageProposals(id, store[id][:, [1, 0, 3, 2]] * 0.4, image_hw=hw)
         for id, hw in zip(reader.image_ids, hws, strict=True)
     ]
-    write_store(tmp_path / "swapped.safetensors", swapped, {})
+    stream_store(tmp_path / "swapped.safetensors", swapped, {})
     proposals_for(reader, hws, str(tmp_path / "swapped.safetensors"), "fast", tmp_path)
     assert "hardly any object has a proposal" in caplog.text
 

@@ -15,7 +15,7 @@ from detector.data.proposals import (
     open_proposals,
     require_images,
     select_proposals,
-    write_store,
+    stream_store,
 )
 from detector.data.voc import VocDataset
 from detector.errors import InputError
@@ -27,7 +27,7 @@ IMAGES = [ImageProposals(id, boxes, image_hw=(40, 60)) for id, boxes in zip(IDS,
 
 @pytest.fixture
 def store(tmp_path) -> ProposalStore:
-    write_store(tmp_path / "p.safetensors", IMAGES, {"name": "by hand"})
+    stream_store(tmp_path / "p.safetensors", IMAGES, {"name": "by hand"})
     return ProposalStore(tmp_path / "p.safetensors")
 
 
@@ -49,18 +49,18 @@ def test_what_is_written_is_read(store):
 def test_scores_and_sizes_may_be_known_or_not(tmp_path):
     path = tmp_path / "p.safetensors"
     scored = [ImageProposals("a", BOXES[0], np.array([0.5, 2])), ImageProposals("b", BOXES[1], np.zeros(0))]
-    write_store(path, scored, {})
+    stream_store(path, scored, {})
     store = ProposalStore(path)
     assert (store.scores("a").tolist(), store.scores("b").tolist()) == ([0.5, 2], [])
     assert store.image_hw("a") is None
     with pytest.raises(ValueError, match="some images have scores and others none"):
-        write_store(tmp_path / "q", [scored[0], IMAGES[2]], {})
+        stream_store(tmp_path / "q", [scored[0], IMAGES[2]], {})
     assert [file.name for file in tmp_path.iterdir()] == ["p.safetensors"]
 
 
 def test_equal_input_gives_equal_bytes(tmp_path):
     for name, generator in (("one", {"b": 1, "a": 2}), ("two", {"a": 2, "b": 1})):
-        write_store(tmp_path / name, IMAGES, generator)
+        stream_store(tmp_path / name, IMAGES, generator)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
 
@@ -74,11 +74,11 @@ def test_a_store_goes_to_a_worker_as_its_path(store):
 def test_a_store_is_written_image_by_image_and_opened_at_once(tmp_path):
     path, boxes = tmp_path / "p.safetensors", np.ones((5000, 4), np.float32)  # 80 kB an image
     tracemalloc.start()
-    write_store(path, (ImageProposals(f"{n}", boxes, np.ones(5000)) for n in range(400)), {})
+    stream_store(path, (ImageProposals(f"{n}", boxes, np.ones(5000)) for n in range(400)), {})
     ProposalStore(path)["399"]
     assert tracemalloc.get_traced_memory()[1] < 2 * 2**20 < path.stat().st_size // 10
     tracemalloc.stop()
-    write_store(path, (ImageProposals(f"image_{n:08}", boxes[:1]) for n in range(100_000)), {})
+    stream_store(path, (ImageProposals(f"image_{n:08}", boxes[:1]) for n in range(100_000)), {})
     began = time.perf_counter()
     assert len(ProposalStore(path)["image_00099999"]) == 1
     assert time.perf_counter() - began < 1
@@ -103,7 +103,7 @@ def test_damaged_stores_are_named(tmp_path, store):
     with pytest.raises(InputError, match=r"read from \.safetensors or \.mat, not '\.pkl'(.|\n)*proposals\.py convert"):
         open_proposals(tmp_path / "p.pkl")
     with pytest.raises(InputError, match="1 images stand in it more than once: a"):
-        write_store(tmp_path / "twice", [IMAGES[0], IMAGES[0]], {})
+        stream_store(tmp_path / "twice", [IMAGES[0], IMAGES[0]], {})
 
 
 def test_missing_images_and_other_sizes_are_errors(store):

@@ -1,8 +1,8 @@
 import numpy as np
 
-from detector.data.check_proposals import FAULTS, fault_table, find_faults
 from detector.data.formats.records import ImageProposals
-from detector.data.proposals import ProposalStore, write_store
+from detector.data.proposal_faults import FAULTS, fault_table, find_faults
+from detector.data.proposals import ProposalStore, stream_store
 from detector.data.voc import VocDataset
 
 
@@ -23,7 +23,7 @@ def test_each_fault_is_found_where_it_is(make_voc, tmp_path):
         ImageProposals("none", np.zeros((0, 4)), None, (40, 60)),
         ImageProposals("other", np.ones((1, 4)), None, (40, 60)),
     ]  # fmt: skip
-    write_store(tmp_path / "p.safetensors", images, {})
+    stream_store(tmp_path / "p.safetensors", images, {})
     faults = find_faults(ProposalStore(tmp_path / "p.safetensors"), reader)
     assert faults == {
         "missing": {"gone": 1},
