@@ -134,7 +134,10 @@ def test_shards_merged_are_the_store_of_one_run(reader, small_shapes, tmp_path):
     other_data, other_mode = tmp_path / "data.safetensors", tmp_path / "mode.safetensors"
     generate_proposals(VocDataset(small_shapes, "test"), other_data, "single", 2, shard=(2, 2))
     generate_proposals(reader, other_mode, "fast", 2, shard=(2, 2))
+    digest = ProposalStore(one).generator | {"shard": [1, 1]}
+    stream_store(tmp_path / "half.safetensors", [ImageProposals("train_0", np.ones((1, 4)))], digest)
     for given, says in (
+        ([tmp_path / "half.safetensors"], "the shards do not hold the images of their data set"),
         ([one], "of 2 shards these are missing: 2"),
         ([one, two, two], r"2\.safetensors: is shard 2 of 2, as .*2\.safetensors is"),
         ([one, paths[2]], r"3\.safetensors: is shard 2 of 3, but .*1\.safetensors is one of another count"),
