@@ -21,7 +21,9 @@ from detector.structures import Detections
 logger = logging.getLogger("evaluate")
 
 
-AS_IN_TRAINING = ("short_side_px", "max_side_px", "val_max_proposals")  # unless given, whatever the data set
+AS_IN_TRAINING = (  # unless given, whatever the data set
+    "short_side_px", "max_side_px", "proposals_by_score", "min_proposal_px", "unique_proposals", "val_max_proposals",
+)  # fmt: skip
 WHICH_IMAGES = ("root", "val_split", "val_json", "val_images")
 WHICH_DATA = ("reader", "parts", *WHICH_IMAGES, "drop_empty_boxes", "exclude_classes", "max_images")
 

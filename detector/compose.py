@@ -16,6 +16,7 @@ from detector.data.classes import WithoutClasses, require_known
 from detector.data.generate import proposals_for
 from detector.data.joined import JoinedDataset, JoinedProposals, parts_of
 from detector.data.loader import CROWD_PART, Proposals, Reader, Samples
+from detector.data.proposals import Selection
 from detector.data.subset import Subset
 from detector.data.transforms import Augment, Resize
 from detector.device import Compute, choose_compute
@@ -118,7 +119,9 @@ def samples_with(config: dict, reader: Reader, proposals: Proposals, part: str) 
         Resize(data["short_side_px"], data["max_side_px"]),
         Augment([build(item) for item in config["augment"]["transforms"]]) if part == "train" else None,
         config["seed"],
-        data[f"{part}_max_proposals"],
+        Selection(
+            data["proposals_by_score"], data["min_proposal_px"], data["unique_proposals"], data[f"{part}_max_proposals"]
+        ),
         data["use_difficult"],
         CROWD_PART if part == "train" else None,
     )

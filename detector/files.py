@@ -5,15 +5,17 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO, TextIO
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` to `path`: whole, or, if the program or the machine stops on the way, not at all."""
+@contextmanager
+def open_atomically(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, which becomes `path` at the end: whole, or, if anything stops on the way, not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
         with open(unfinished, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
@@ -21,10 +23,34 @@ def write_atomically(path: Path, data: bytes) -> None:
         unfinished.unlink(missing_ok=True)
 
 
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `data` to `path`: whole, or, if the program or the machine stops on the way, not at all."""
+    with open_atomically(path) as file:
+        file.write(data)
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`; another process that wants it waits. It ends with the process, whatever ends that."""
+    """Hold the lock file `path`; another process that wants it waits. It ends with the process, whatever ends that.
+
+    The file is gone afterwards, unless the process was killed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    while True:
+        with open(path, "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            # Who waited may now hold the file that the one before has removed: that is no lock for those who come.
+            if not _is_still(path, file):
+                continue
+            try:
+                yield
+            finally:
+                path.unlink()
+            return
+
+
+def _is_still(path: Path, file: TextIO) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

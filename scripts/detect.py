@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from detector import compose
 from detector.checkpoint import load_checkpoint
 from detector.config import validate
-from detector.data.generate import SEED
+from detector.data.generate import search_image
 from detector.data.image_files import ImageFiles, find_files
 from detector.data.loader import Samples, collate
 from detector.data.proposals import open_proposals, require_images
@@ -43,7 +43,7 @@ from detector.engine import detect
 from detector.errors import InputError
 from detector.files import write_atomically
 from detector.run_folder import require_writable
-from detector.selective_search import MODES, selective_search
+from detector.selective_search import MODES
 from detector.structures import Batch, Detections
 from detector.visualize import draw_detections
 
@@ -140,7 +140,10 @@ class Searched:
 
     def __getitem__(self, image_id: str) -> np.ndarray:
         image = self.reader.image(self._index[image_id])
-        return selective_search(image, mode=self.mode, seed=SEED, threads=self.threads)
+        return search_image(image, self.mode, self.threads)[0]
+
+    def scores(self, image_id: str) -> None:
+        """None: they come best first."""
 
 
 class Given:
@@ -161,6 +164,9 @@ class Given:
             raise InputError(f"{self.reader.image_path(index)}: {self.path} has no proposals for it")
         require_images(self.proposals, [own_id], [self.reader.image(index).shape[:2]])
         return self.proposals[own_id]
+
+    def scores(self, image_id: str) -> np.ndarray | None:
+        return self.proposals.scores(self.own_id(image_id))
 
 
 def prepared(samples: Samples, threads: int) -> Iterator[Batch | InputError]:

@@ -1,11 +1,17 @@
-"""Make proposals for a data set by selective search.
+"""Make proposals for a data set by selective search, bring them from another format, and look at them.
 
     python scripts/proposals.py generate --data ROOT --split trainval --out FILE.safetensors
+    python scripts/proposals.py merge PART.safetensors ... --out FILE.safetensors
+    python scripts/proposals.py convert --from voc-mat --to store --data ROOT --split SPLIT FILE.mat FILE.safetensors
+    python scripts/proposals.py check FILE --data ROOT --split SPLIT
+    python scripts/proposals.py recall FILE --data ROOT --split SPLIT
 
-ROOT is in VOC layout and is only read. A run that was stopped goes on where it was when called again.
+ROOT is in VOC layout and is only read; no file is ever overwritten. Exit status: 0 done, 1 `check` has found
+something, 2 wrong input, 130 interrupted. docs/proposals.md explains formats, shards and faults.
 """
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -13,49 +19,171 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from detector.data.generate import generate_proposals
-from detector.data.proposals import ProposalStore
+from detector.data.convert import READERS, WRITERS, convert
+from detector.data.formats.records import BASES, ORDERS
+from detector.data.generate import generate_proposals, merge_shards
+from detector.data.loader import Reader
+from detector.data.proposal_faults import fault_table, find_faults
+from detector.data.proposals import ProposalStore, open_proposals, require_present
 from detector.data.voc import VocDataset
 from detector.errors import InputError
+from detector.evaluation.recall import recall_table, score_recall, write_recall_plot
+from detector.files import write_atomically
 from detector.run_folder import require_writable
 from detector.selective_search import MODES
 
+FOUND_SOMETHING, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
-    command = commands.add_parser("generate", help="selective search over all images of a split")
-    command.add_argument("--data", required=True, type=Path, help="root of a data set in VOC layout")
-    command.add_argument("--split", required=True, help="file in ImageSets/Main, without .txt")
-    command.add_argument("--out", required=True, type=Path, help="the store to write, FILE.safetensors")
-    command.add_argument("--mode", default="fast", choices=list(MODES), help="how thoroughly (default: %(default)s)")
-    command.add_argument("--workers", type=int, default=os.cpu_count(), help="images at a time (default: all cores)")
-    command.set_defaults(run=generate)
-    arguments = parser.parse_args()
+
+def main(arguments: list[str] | None = None) -> None:
+    options = make_parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     try:
-        arguments.run(arguments)
+        sys.exit(options.run(options))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(WRONG_INPUT)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        print("interrupted; nothing half written is left, and generate goes on where it was", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
-def generate(arguments: argparse.Namespace) -> None:
-    if arguments.out.suffix != ".safetensors":
-        raise InputError(f"--out: {arguments.out} must end in .safetensors")
-    if arguments.out.exists():
-        raise InputError(f"--out: {arguments.out} is there already, and nothing is overwritten")
-    if arguments.workers < 1:
-        raise InputError(f"--workers: {arguments.workers} must be 1 or more")
-    require_writable("--out", arguments.out.parent)
-    reader = VocDataset(arguments.data, arguments.split)
-    generate_proposals(reader, arguments.out, arguments.mode, arguments.workers)
-    store = ProposalStore(arguments.out)
-    count = sum(len(store[image_id]) for image_id in store.image_ids)
-    print(f"{arguments.out}: {count} boxes of {len(store)} images, {count / len(store):.0f} an image")
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("generate", help="selective search over all images of a split")
+    add_data(command, required=True)
+    add_out(command)
+    command.add_argument("--mode", default="fast", choices=list(MODES), help="how thoroughly (default: %(default)s)")
+    command.add_argument("--workers", type=int, default=os.cpu_count(), help="images at a time (default: all cores)")
+    command.add_argument("--shard", type=shard, metavar="I/N", help="only the I-th of N parts, from 1/N to N/N")
+    command.set_defaults(run=generate)
+
+    command = commands.add_parser("merge", help="join the shards of one data set")
+    command.add_argument("parts", nargs="+", type=Path, metavar="PART", help="a store made with --shard")
+    add_out(command)
+    command.set_defaults(run=merge)
+
+    command = commands.add_parser("convert", help="from any format to any other")
+    command.add_argument("source", type=Path, help="file or folder to read")
+    command.add_argument("target", type=Path, help="file or folder to write")
+    command.add_argument("--from", required=True, choices=list(READERS), dest="source_format")
+    command.add_argument("--to", required=True, choices=list(WRITERS), dest="target_format")
+    command.add_argument("--order", choices=list(ORDERS), help="of the numbers, if the format does not say it or lies")
+    command.add_argument("--base", choices=list(BASES), help="the same: " + "; ".join(map(": ".join, BASES.items())))
+    command.add_argument("--i-trust-this-file", action="store_true", help="read a pickle")
+    add_data(command, required=False)
+    command.set_defaults(run=run_convert)
+
+    command = commands.add_parser("check", help="what is wrong with them: missing, extra, NaN, out of bounds, ...")
+    add_file(command)
+    command.set_defaults(run=check)
+
+    command = commands.add_parser("recall", help="how many of the objects they find")
+    add_file(command)
+    command.add_argument("--plot", type=Path, metavar="FILE.png", help="draw it too")
+    command.set_defaults(run=recall)
+    return parser
+
+
+def add_data(command: argparse.ArgumentParser, required: bool) -> None:
+    command.add_argument("--data", required=required, type=Path, help="root of a data set in VOC layout")
+    command.add_argument("--split", required=required, help="file in ImageSets/Main, without .txt")
+
+
+def add_out(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--out", required=True, type=Path, help="the store to write, FILE.safetensors")
+
+
+def add_file(command: argparse.ArgumentParser) -> None:
+    command.add_argument("file", type=Path, help="a .safetensors store or a release's .mat")
+    add_data(command, required=True)
+    command.add_argument("--json", type=Path, metavar="FILE", help="write everything to a file too")
+
+
+def shard(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"'{text}' is no part of a whole, such as 1/4")
+    return int(number), int(count)
+
+
+def require_new(name: str, path: Path, suffix: str = "") -> None:
+    if path.suffix != suffix and suffix:
+        raise InputError(f"{name}: {path} must end in {suffix}")
+    if path.exists():
+        raise InputError(f"{name}: {path} is there already, and nothing is overwritten")
+    require_writable(name, path.parent)
+
+
+def make_reader(options: argparse.Namespace) -> Reader:
+    return VocDataset(options.data, options.split)
+
+
+def generate(options: argparse.Namespace) -> None:
+    require_new("--out", options.out, ".safetensors")
+    if options.workers < 1:
+        raise InputError(f"--workers: {options.workers} must be 1 or more")
+    generate_proposals(make_reader(options), options.out, options.mode, options.workers, options.shard)
+    print(summary(ProposalStore(options.out)))
+
+
+def merge(options: argparse.Namespace) -> None:
+    require_new("--out", options.out, ".safetensors")
+    merge_shards(options.parts, options.out)
+    print(summary(ProposalStore(options.out)))
+
+
+def summary(store: ProposalStore) -> str:
+    count = store.num_boxes
+    return f"{store.path}: {count} boxes of {len(store)} images, {count / max(len(store), 1):.0f} an image"
+
+
+def run_convert(options: argparse.Namespace) -> None:
+    if (options.data is None) != (options.split is None):
+        raise InputError("--data and --split belong together")
+    if options.target_format == "store":
+        require_new("the file to write", options.target, ".safetensors")
+    require_new("the file to write", options.target)
+    reader = make_reader(options) if options.data else None
+    num_images, num_boxes = convert(
+        options.source, options.source_format, options.target, options.target_format,
+        options.order, options.base, reader, options.i_trust_this_file,
+    )  # fmt: skip
+    print(f"{options.target}: {num_boxes} boxes of {num_images} images")
+
+
+def check(options: argparse.Namespace) -> int:
+    if options.json:
+        require_new("--json", options.json)
+    faults = find_faults(open_proposals(options.file), make_reader(options))
+    print(fault_table(faults))
+    if options.json:
+        write_json(options.json, faults)
+    return FOUND_SOMETHING if any(faults.values()) else 0
+
+
+def recall(options: argparse.Namespace) -> None:
+    for name in ("json", "plot"):
+        if getattr(options, name):
+            require_new(f"--{name}", getattr(options, name), ".png" if name == "plot" else "")
+    reader, proposals = make_reader(options), open_proposals(options.file)
+    require_present(proposals, reader.image_ids)
+    result = score_recall(
+        (reader.ground_truth(index) for index in range(len(reader))),
+        (proposals[image_id] for image_id in reader.image_ids),
+        reader.classes,
+    )
+    print(recall_table(result))
+    if options.json:
+        write_json(options.json, result)
+    if options.plot:
+        write_recall_plot(options.plot, result)
+
+
+def write_json(path: Path, content: dict) -> None:
+    write_atomically(path, json.dumps(content, indent=1).encode())
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 import logging
 
 import albumentations
+import numpy as np
 import pytest
 import torch
 
 from detector import compose
 from detector.config import build, flatten, validate
+from detector.data.formats.records import ImageProposals
+from detector.data.proposals import stream_store
 from detector.data.shapes import VERSION
 from detector.data.subset import Subset
 from detector.data.voc import VocDataset
@@ -129,6 +132,27 @@ def test_proposals_of_each_part(settings, make_voc, make_proposals, tmp_path):
         compose.make_samples(config, reader, "train")
 
 
+@pytest.mark.parametrize(
+    ("override", "left"),
+    [
+        ("seed=0", [[0, 0, 9, 3], [5, 5, 20, 20], [1, 1, 8, 8]]),
+        ("data.proposals_by_score=true", [[1, 1, 8, 8], [5, 5, 20, 20], [0, 0, 9, 3]]),
+        ("data.min_proposal_px=4", [[5, 5, 20, 20], [1, 1, 8, 8]]),
+        ("data.unique_proposals=false", [[0, 0, 9, 3], [5, 5, 20, 20], [0, 0, 9, 3], [1, 1, 8, 8]]),
+        ("data.val_max_proposals=1", [[0, 0, 9, 3]]),
+    ],
+)
+def test_settings_decide_which_proposals_are_used(settings, make_voc, tmp_path, override, left):
+    root = make_voc({"trainval": {"a": []}, "test": {"a": [("cat", 1, 1, 9, 9)]}})
+    boxes = np.array([[0, 0, 9, 3], [5, 5, 20, 20], [0, 0, 9, 3], [1, 1, 8, 8]], np.float32)
+    stream_store(tmp_path / "p.safetensors", [ImageProposals("a", boxes, np.array([1, 2, 1, 3]), (40, 60))], {})
+    config = settings(
+        "train", "data=voc", f"data.root={root}", f"data.val_proposals={tmp_path}/p.safetensors", override
+    )
+    samples = compose.make_samples(config, compose.make_reader(config, "val"), "val")
+    assert samples.original(0).proposals.tolist() == left
+
+
 def test_build_passes_settings_on():
     flip = build({"_target_": "albumentations.HorizontalFlip", "p": 0.25})
     assert isinstance(flip, albumentations.HorizontalFlip)
@@ -196,6 +220,9 @@ def test_a_wrong_argument_is_an_input_error():
         ("run.dir=2024", "run.dir=2024"),
         ("optimizer.lr=-1", "optimizer.lr=-1"),
         ("optimizer.weight_decay=-1", "optimizer.weight_decay=-1"),
+        ("data.min_proposal_px=-1", "data.min_proposal_px=-1: must be a number of pixels"),
+        ("data.unique_proposals=2", "data.unique_proposals=2: must be true or false"),
+        ("data.proposals_by_score=x", "data.proposals_by_score=x: must be true or false"),
         ("model.frozen_stages=-1", "model.frozen_stages=-1: must be null or a whole number"),
     ],
 )

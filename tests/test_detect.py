@@ -11,7 +11,8 @@ from PIL import Image
 import evaluate
 from detector.checkpoint import save_checkpoint
 from detector.compose import make_model
-from detector.data.generate import generate_proposals
+from detector.data import generate
+from detector.data.image_files import ImageFiles, find_files
 from detector.data.voc import VocDataset, read_annotation
 from scripts import detect
 
@@ -92,7 +93,7 @@ def test_it_finds_what_evaluate_finds(checkpoint, small_shapes, settings, tmp_pa
             image_id, score, x1, y1, x2, y2 = line.split()
             expected.add((image_id, name, round(float(score), 3), *(round(float(v)) for v in (x1, y1, x2, y2))))
     reader = VocDataset(small_shapes, "test")
-    generate_proposals(reader, tmp_path / "file.safetensors", "single", workers=1)
+    generate.generate_proposals(reader, tmp_path / "file.safetensors", "single", workers=1)
     assert len(expected) > 30
     pattern = small_shapes / "JPEGImages/test_*.jpg"
     for out, options in (("searched", []), ("given", ["--proposals", f"{tmp_path}/file.safetensors"])):
@@ -137,13 +138,21 @@ def test_options_have_their_effect(checkpoint, images, tmp_path):
 
 
 def test_one_image_is_searched_on_all_cores_and_many_beside_each_other(checkpoint, images, tmp_path, monkeypatch):
-    search, asked = detect.selective_search, []
+    search, asked = generate.selective_search, []
     monkeypatch.setattr(detect.os, "cpu_count", lambda: 4)
-    monkeypatch.setattr(detect, "selective_search", lambda *a, **b: asked.append(b["threads"]) or search(*a, **b))
+    monkeypatch.setattr(generate, "selective_search", lambda *a, **b: asked.append(b["threads"]) or search(*a, **b))
     assert run(checkpoint, images / "good.jpg", tmp_path / "one") == 0
     assert run(checkpoint, images / "[gd]*.*", tmp_path / "two") == 0
     assert run(checkpoint, images, tmp_path / "four") == 1
     assert asked == [4, 2, 2, 1, 1]
+
+
+def test_a_plain_image_has_the_boxes_of_a_grid_too(tmp_path):
+    Image.new("RGB", (60, 40), (90, 90, 90)).save(tmp_path / "plain.png")
+    reader = ImageFiles(find_files(f"{tmp_path}/plain.png"), ["cat"])
+    boxes = detect.Searched(reader, "fast", 1)[reader.image_ids[0]]
+    assert len(boxes) >= generate.MIN_BOXES
+    assert generate.grid_boxes((40, 60)).tolist()[-1] in boxes.tolist()
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,7 @@ def test_settings_of_evaluation(run, settings, tmp_path, capsys):
 def test_another_data_set_keeps_the_sizes_of_training_and_nothing_of_its_data(run, settings):
     trained = trained_settings(run)
     trained["data"]["val_proposals"] = "of_training.mat"
+    trained["data"] |= {"min_proposal_px": 3, "unique_proposals": False, "proposals_by_score": True}
 
     def merge(*overrides: str) -> dict:
         return evaluate.with_training_settings(settings("evaluate", *overrides), trained)["data"]
@@ -137,6 +138,8 @@ def test_another_data_set_keeps_the_sizes_of_training_and_nothing_of_its_data(ru
     other = merge("data=voc", "data.root=x")
     assert (other["root"], other["val_proposals"], other["val_split"]) == ("x", None, "test")
     assert (other["short_side_px"], other["max_side_px"], other["val_max_proposals"]) == (96, 160, 60)
+    assert (other["min_proposal_px"], other["unique_proposals"], other["proposals_by_score"]) == (3, False, True)
+    assert merge("data=voc", "data.root=x", "data.min_proposal_px=0")["min_proposal_px"] == 0
     assert merge("data=voc", "data.root=x", "data.short_side_px=77")["short_side_px"] == 77
     split = merge("data.val_split=train")
     assert (split["root"], split["val_split"], split["val_proposals"]) == (trained["data"]["root"], "train", None)

@@ -1,11 +1,12 @@
-"""Selective search over a whole data set: parallel over images, and taken up again where it was stopped."""
+"""Selective search over a whole data set: parallel over images and machines, and taken up where it was stopped."""
 
 import hashlib
 import io
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,9 +14,19 @@ import numpy as np
 from tqdm import tqdm
 
 from detector.data.check import proposal_recall
+from detector.data.fit import LOW_RECALL, require_fit
+from detector.data.formats.records import ImageProposals
 from detector.data.loader import Reader
-from detector.data.proposals import MatProposals, ProposalStore, open_proposals, require_images, write_store
-from detector.errors import InputError
+from detector.data.proposals import (
+    FileProposals,
+    ProposalStore,
+    first_of_equals,
+    open_proposals,
+    require_images,
+    stream_store,
+)
+from detector.data.subset import Subset
+from detector.errors import InputError, first_few
 from detector.files import locked, write_atomically
 from detector.selective_search import selective_search
 
@@ -23,18 +34,21 @@ logger = logging.getLogger(__name__)
 
 SEED = 0
 # Part of a generated file's name, so that boxes of an older algorithm are not taken for those of this one.
-VERSION = 1
-# Selective search finds 0.8 and more of most data sets' objects; boxes of other images find next to none.
-LOW_RECALL = 0.3
+VERSION = 2
+# An image on which selective search finds fewer (a plain sky, say) has the boxes of a grid added behind them.
+MIN_BOXES = 50
+GRID_PARTS = (1, 2, 4)  # windows of this part of the image's height and width, half a window apart
+LOG_EVERY_S = 30  # where there is no terminal to draw a progress bar on
 
 
 def proposals_for(
     reader: Reader, image_hws: Sequence[tuple[int, int]], file: str | None, mode: str, folder: Path
-) -> ProposalStore | MatProposals:
+) -> ProposalStore | FileProposals:
     """Proposals of a data set: those of `file`, or, without one, selective search's, made once and kept in `folder`.
 
     `image_hws` are the sizes of its images. Raises InputError if the file lacks an image or was made on images of
-    another size.
+    another size; a .mat, which does not say the size, also if its boxes do not fit the images and objects. In a store
+    that knows no sizes this is a warning.
     """
     if file is None:
         path = store_path(folder, reader, mode)
@@ -43,6 +57,13 @@ def proposals_for(
         path = Path(file)
     proposals = open_proposals(path)
     require_images(proposals, reader.image_ids, image_hws)
+    if isinstance(proposals, FileProposals):
+        require_fit(proposals.raw, reader, image_hws, proposals.layout)
+    elif any(proposals.image_hw(image_id) is None for image_id in reader.image_ids):
+        try:
+            require_fit(proposals.raw, reader, image_hws, proposals.raw.layout)
+        except InputError as error:  # whoever converted it without the images has declared what it holds
+            logger.warning("%s", error)
     checked = range(0, len(reader), max(len(reader) // 200, 1))
     recall = proposal_recall(reader, proposals, checked)
     logger.info(
@@ -67,17 +88,27 @@ def fingerprint(reader: Reader, mode: str) -> str:
     return digest.hexdigest()
 
 
-def generate_proposals(reader: Reader, path: Path, mode: str, workers: int) -> None:
+def generate_proposals(
+    reader: Reader, path: Path, mode: str, workers: int, shard: tuple[int, int] | None = None
+) -> None:
     """Write the proposals of every image of the data set to the store `path`, unless it is there.
+
+    With `shard` (i, n), from (1, n) to (n, n), of every n-th image only, beginning with the i-th: see `merge_shards`.
 
     Finished images are kept in the folder `path`.unfinished until all are done; the same call takes them up again.
     The outcome is the same bytes, whatever the number of workers and of interruptions. Of several processes that
     call this at once, one works and the others wait for it.
     """
+    generator: dict = {"name": "selective search", "mode": mode, "seed": SEED, "version": VERSION}
+    if shard is not None:
+        number, count = shard
+        generator |= {"shard": [number, count], "data_set": _digest_of_ids(reader.image_ids)}
+        reader = Subset(reader, range(number - 1, len(reader), count))
     parts = path.with_name(path.name + ".unfinished")
     made_of = parts / "made_of"
     with locked(path.with_name(path.name + ".lock")):
         if path.is_file():
+            shutil.rmtree(parts, ignore_errors=True)  # of one that was killed at the very end
             return
         expected = fingerprint(reader, mode)
         if made_of.is_file() and made_of.read_text() != expected:
@@ -87,38 +118,112 @@ def generate_proposals(reader: Reader, path: Path, mode: str, workers: int) -> N
         counts = f"{len(left)} of {len(reader)} images left"
         logger.info("selective search (%s), %s, %d threads -> %s", mode, counts, workers, path)
         _search(reader, left, parts, mode, workers)
-        boxes, image_hws = _read_parts(reader, parts)
-        generator = {"name": "selective search", "mode": mode, "seed": SEED, "version": VERSION}
-        write_store(path, reader.image_ids, boxes, image_hws, generator)
+        with_grid: list[str] = []
+        stream_store(parts / "store", _read_parts(reader, parts, with_grid), generator)
+        os.replace(parts / "store", path)
         shutil.rmtree(parts)
+    if with_grid:
+        logger.info(
+            "%d images gave fewer than %d boxes and have those of a grid behind them: %s",
+            len(with_grid), MIN_BOXES, first_few(with_grid, 20),
+        )  # fmt: skip
+
+
+def merge_shards(paths: Sequence[Path], target: Path) -> None:
+    """Join the stores of all shards of one data set to the store that one run would have written, byte for byte.
+
+    Raises InputError for a store that is no shard, a shard of another data set, mode or count, one that is given
+    twice and one that is missing.
+    """
+    stores = [ProposalStore(path) for path in paths]
+    by_number: dict[int, ProposalStore] = {}
+    for store in stores:
+        if "shard" not in store.generator:
+            raise InputError(f"{store.path}: was not made with --shard")
+        number, count = store.generator["shard"]
+        if store.generator | {"shard": None} != stores[0].generator | {"shard": None}:
+            raise InputError(f"{store.path}: is of another data set, mode or version than {stores[0].path}")
+        if count != stores[0].generator["shard"][1]:
+            raise InputError(
+                f"{store.path}: is shard {number} of {count}, but {stores[0].path} is one of another count"
+            )
+        if number in by_number:
+            raise InputError(f"{store.path}: is shard {number} of {count}, as {by_number[number].path} is")
+        by_number[number] = store
+    missing = [number for number in range(1, count + 1) if number not in by_number]
+    if missing:
+        raise InputError(f"{target}: of {count} shards these are missing: {first_few(missing)}")
+    in_order = [by_number[number] for number in range(1, count + 1)]
+    total = sum(map(len, in_order))
+    image_ids = [in_order[index % count].image_ids[index // count] for index in range(total)]
+    generator = {key: value for key, value in in_order[0].generator.items() if key not in ("shard", "data_set")}
+    if _digest_of_ids(image_ids) != in_order[0].generator["data_set"]:
+        raise InputError(f"{target}: the shards do not hold the images of their data set: make them again")
+    stream_store(
+        target,
+        (
+            ImageProposals(id, in_order[index % count][id], image_hw=in_order[index % count].image_hw(id))
+            for index, id in enumerate(image_ids)
+        ),
+        generator,
+    )
+
+
+def search_image(image: np.ndarray, mode: str, threads: int) -> tuple[np.ndarray, bool]:
+    """Boxes (P, 4) of selective search, and whether there are those of a grid behind them, as it found too few."""
+    boxes = selective_search(image, mode=mode, seed=SEED, threads=threads)
+    if len(boxes) >= MIN_BOXES:
+        return boxes, False
+    boxes = np.concatenate([boxes, grid_boxes(image.shape[:2])])
+    return boxes[first_of_equals(boxes)], True
+
+
+def grid_boxes(image_hw: tuple[int, int]) -> np.ndarray:
+    """(59, 4) float32: the whole image, 3 x 3 windows of half its sides and 7 x 7 of a quarter, half overlapping."""
+    height, width = image_hw
+    boxes = []
+    for parts in GRID_PARTS:
+        starts = np.arange(2 * parts - 1) / (2 * parts)
+        x1, y1 = np.meshgrid(starts, starts)
+        boxes.append(np.stack([x1, y1, x1 + 1 / parts, y1 + 1 / parts], axis=-1).reshape(-1, 4))
+    return (np.concatenate(boxes) * [width, height, width, height]).astype(np.float32)
+
+
+def _digest_of_ids(image_ids: Sequence[str]) -> str:
+    return hashlib.sha256("\0".join(image_ids).encode()).hexdigest()
 
 
 def _search(reader: Reader, indices: list[int], parts: Path, mode: str, workers: int) -> None:
     def search(index: int) -> None:
         image = reader.image(index)
-        boxes = selective_search(image, mode=mode, seed=SEED, threads=1)
+        boxes, with_grid = search_image(image, mode, threads=1)
         data = io.BytesIO()
-        np.savez(data, boxes=boxes, image_hw=image.shape[:2])
+        np.savez(data, boxes=boxes, image_hw=image.shape[:2], with_grid=with_grid)
         write_atomically(_part(parts, index, reader), data.getvalue())
 
     with ThreadPoolExecutor(workers) as pool:
         try:
             found = pool.map(search, indices)
-            for _ in tqdm(found, total=len(indices), unit="image", desc="proposals", disable=None):
-                pass
+            with tqdm(found, total=len(indices), unit="image", desc="proposals", disable=None) as progress:
+                began = logged = time.monotonic()
+                for done, _ in enumerate(progress, start=1):
+                    now = time.monotonic()
+                    if progress.disable and now - logged >= LOG_EVERY_S:
+                        logged = now
+                        logger.info("%d images left, %.2f a second", len(indices) - done, done / (now - began))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def _read_parts(reader: Reader, parts: Path) -> tuple[list[np.ndarray], list[tuple[int, int]]]:
-    boxes, image_hws = [], []
-    for index in range(len(reader)):
+def _read_parts(reader: Reader, parts: Path, with_grid: list[str]) -> Iterator[ImageProposals]:
+    """What was found, image by image; the ids of images with a grid are added to `with_grid`."""
+    for index, image_id in enumerate(reader.image_ids):
         with np.load(_part(parts, index, reader)) as part:
-            boxes.append(part["boxes"])
-            height, width = part["image_hw"]
-            image_hws.append((int(height), int(width)))
-    return boxes, image_hws
+            height, width = part["image_hw"].tolist()
+            if part["with_grid"]:
+                with_grid.append(image_id)
+            yield ImageProposals(image_id, part["boxes"], image_hw=(height, width))
 
 
 def _part(parts: Path, index: int, reader: Reader) -> Path:

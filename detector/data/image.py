@@ -1,9 +1,11 @@
 """Reading image files: one path for every kind of picture."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from detector.errors import InputError
 
@@ -16,10 +18,24 @@ def read_image(path: Path) -> np.ndarray:
     Gray and palette images become RGB, transparency is laid on white, 16 bits are scaled to 8.
     Raises InputError, naming the file, if it is missing, no image, truncated, or too large to be honest.
     """
+    with _opened(path) as image:
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def read_image_hw(path: Path) -> tuple[int, int]:
+    """Height and width of the image that `read_image` gives, from the head of its file alone. Same errors."""
+    with _opened(path) as image:
+        width, height = image.size
+        on_its_side = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        return (width, height) if on_its_side else (height, width)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path, formats=FORMATS) as image:
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            yield image
     except FileNotFoundError:
         raise InputError(f"{path}: no such image file") from None
     except UnidentifiedImageError:

@@ -67,6 +67,11 @@ class JoinedProposals:
         proposals, own_id = self._sources[image_id]
         return proposals[own_id]
 
+    def scores(self, image_id: str) -> np.ndarray | None:
+        """Scores (P,) float32 of its boxes, or None where its part has none."""
+        proposals, own_id = self._sources[image_id]
+        return proposals.scores(own_id)
+
 
 def parts_of(reader: Reader) -> list[tuple[Reader, list[int]]]:
     """The data sets that a reader is joined of, each with the places of its images in `reader`; mostly it is one.

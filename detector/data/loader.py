@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from detector.data.proposals import Selection, select_proposals
 from detector.data.transforms import Augment, Resize
 from detector.seeds import Stream, seed_of
 from detector.structures import Batch, GroundTruth, Sample
 
+FIRST_2000 = Selection()
 # Padding is this colour, the mean that the network subtracts, so that it reads as nothing.
 PADDING_RGB = (124, 116, 104)
 # The least height and width of a batch, so that every backbone has a feature cell left of the thinnest image.
@@ -38,19 +40,20 @@ class Reader(Protocol):
 
 
 class Proposals(Protocol):
-    """Boxes (P, 4) by image id."""
+    """Boxes (P, 4) by image id, and scores (P,) where there are any."""
 
     def __getitem__(self, image_id: str) -> np.ndarray: ...
+    def scores(self, image_id: str) -> np.ndarray | None: ...
 
 
 class Samples(Dataset):
     """Samples in the network frame, asked for by (index, position).
 
     `position` is the sample's place in the stream of training samples: with the seed it decides the augmentation.
-    At most `max_proposals` proposals of an image are used, the first ones. Boxes are cut at the image's border;
-    those wholly outside are dropped, and objects marked difficult too if `use_difficult` is false. A crowd is no object
-    to learn; nor is what lies in it background: proposals of which the part `crowd_part` or more is inside one are left
-    out, unless that is None, as when all are to be scored.
+    Of an image's proposals those are used that `selection` leaves. Boxes are cut at the image's border; those wholly
+    outside are dropped, and objects marked difficult too if `use_difficult` is false. A crowd is no object to learn;
+    nor is what lies in it background: proposals of which the part `crowd_part` or more is inside one are left out,
+    unless that is None, as when all are to be scored.
     """
 
     def __init__(
@@ -60,7 +63,7 @@ class Samples(Dataset):
         resize: Resize,
         augment: Augment | None = None,
         seed: int = 0,
-        max_proposals: int = 2000,
+        selection: Selection = FIRST_2000,
         use_difficult: bool = True,
         crowd_part: float | None = None,
     ) -> None:
@@ -69,7 +72,7 @@ class Samples(Dataset):
         self.resize = resize
         self.augment = augment
         self.seed = seed
-        self.max_proposals = max_proposals
+        self.selection = selection
         self.use_difficult = use_difficult
         self.crowd_part = crowd_part
 
@@ -88,15 +91,16 @@ class Samples(Dataset):
         inside &= ~truth.crowd
         if not self.use_difficult:
             inside &= ~truth.difficult
-        proposals, has_area = _cut(self.proposals[truth.image_id][: self.max_proposals], image.shape)
+        scores = self.proposals.scores(truth.image_id) if self.selection.by_score else None
+        proposals = select_proposals(self.proposals[truth.image_id], scores, image.shape[:2], self.selection)
         if self.crowd_part is not None and len(crowds):
-            has_area &= _part_inside(proposals, crowds) < self.crowd_part
+            proposals = proposals[_part_inside(proposals, crowds) < self.crowd_part]
         return Sample(
             image_id=truth.image_id,
             image=image,
             gt_boxes=gt_boxes[inside],
             gt_labels=truth.labels[inside],
-            proposals=proposals[has_area],
+            proposals=proposals,
             original_hw=image.shape[:2],
         )
 
@@ -109,11 +113,10 @@ def _cut(boxes: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndar
 
 
 def _part_inside(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """The largest part (N,) of the area of each box (N, 4) that lies in one of `others` (M, 4); nan without area."""
+    """The largest part (N,) of the area of each box (N, 4) that lies in one of `others` (M, 4)."""
     corners = np.maximum(boxes[:, None, :2], others[:, :2]), np.minimum(boxes[:, None, 2:], others[:, 2:])
     common = np.clip(corners[1] - corners[0], 0, None).prod(axis=2)  # (N, M)
-    with np.errstate(invalid="ignore"):
-        return common.max(axis=1) / np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    return common.max(axis=1) / np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
 
 
 class TrainOrder:

@@ -1,7 +1,13 @@
+import io
 import logging
+import multiprocessing
+import re
+import resource
+import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,8 +15,9 @@ from PIL import Image
 
 from detector.data import generate
 from detector.data.check import check_images, proposal_recall
-from detector.data.generate import generate_proposals, proposals_for, store_path
-from detector.data.proposals import ProposalStore
+from detector.data.formats.records import ImageProposals
+from detector.data.generate import generate_proposals, grid_boxes, merge_shards, proposals_for, store_path
+from detector.data.proposals import ProposalStore, stream_store
 from detector.data.voc import VocDataset
 from detector.errors import InputError
 from tests.conftest import REPOSITORY
@@ -28,7 +35,7 @@ def test_generated_proposals_find_the_objects(reader, tmp_path):
     assert store.image_hw("train_0") == reader.image(0).shape[:2]
     assert store.generator["mode"] == "fast"
     assert proposal_recall(reader, store, range(len(reader))) > 0.85
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.safetensors", "p.safetensors.lock"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.safetensors"]
 
 
 def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(reader, tmp_path, monkeypatch):
@@ -62,52 +69,113 @@ def test_more_images_than_a_process_may_have_files_open(small_shapes, tmp_path):
     for image_id in ids:
         Image.new("RGB", (12, 10)).save(root / f"JPEGImages/{image_id}.jpg")
         (root / f"Annotations/{image_id}.xml").write_text("<annotation></annotation>")
-    code = (
-        "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64));"
-        "sys.argv[1:] = ['generate', '--data', sys.argv[1], '--split', 'train', '--out', sys.argv[2]];"
-        "from scripts.proposals import main; main()"
-    )
-    command = [sys.executable, "-c", code, str(root), str(tmp_path / "p.safetensors")]
-    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    command = [sys.executable, "scripts/proposals.py", "generate", "--data", str(root), "--split", "train",
+               "--out", str(tmp_path / "p.safetensors")]  # fmt: skip
+    few_files = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (64, 64))
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, preexec_fn=few_files)
     assert result.returncode == 0, result.stderr
     assert len(ProposalStore(tmp_path / "p.safetensors")) == 100
 
 
-def test_of_two_processes_one_works_and_the_other_waits(small_shapes, tmp_path):
-    code = (
-        "import sys; from pathlib import Path;"
-        "from detector.data import generate; from detector.data.voc import VocDataset;"
-        "search = generate.selective_search; calls = [];"
-        "generate.selective_search = lambda *a, **b: calls.append(1) or search(*a, **b);"
-        "generate.generate_proposals(VocDataset(sys.argv[1], 'train'), Path(sys.argv[2]), 'single', 1);"
-        "print(len(calls))"
-    )
-    command = [sys.executable, "-c", code, str(small_shapes), str(tmp_path / "p.safetensors")]
-    both = [subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert sorted(process.communicate()[0].strip() for process in both) == ["0", "6"]
+def test_of_two_processes_one_works_and_the_other_waits(reader, tmp_path, monkeypatch):
+    processes, calls = multiprocessing.get_context("fork"), []
+    search, counts = generate.selective_search, processes.Queue()
+    monkeypatch.setattr(generate, "selective_search", lambda *a, **b: calls.append(1) or search(*a, **b))
+
+    def work():
+        generate_proposals(reader, tmp_path / "p.safetensors", "single", 1)
+        counts.put(len(calls))
+
+    both = [processes.Process(target=work) for _ in range(2)]
+    for process in both:
+        process.start()
+    assert sorted(counts.get(timeout=100) for _ in both) == [0, 6]
+    for process in both:
+        process.join()
+    assert [path.name for path in tmp_path.iterdir()] == ["p.safetensors"]
 
 
-def test_the_command_survives_being_killed(small_shapes, reader, tmp_path):
-    out = tmp_path / "p.safetensors"
-    command = [sys.executable, "scripts/proposals.py", "generate", "--data", str(small_shapes), "--split", "train",
-               "--out", str(out), "--mode", "quality", "--workers", "1"]  # fmt: skip
-    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
-    parts = tmp_path / "p.safetensors.unfinished"
-    while process.poll() is None and len(list(parts.glob("*.npz"))) < 2:
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    assert not out.exists()
-    done = {path: path.stat().st_mtime_ns for path in parts.glob("*.npz")}
-    assert 2 <= len(done) < 6
-    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert f"{6 - len(done)} of 6 images left" in result.stdout
+def test_a_run_that_is_killed_three_times_ends_with_the_same_bytes(reader, tmp_path):
+    out, parts = tmp_path / "p.safetensors", tmp_path / "p.safetensors.unfinished"
+    done: dict = {}
+    for enough in (1, 2, 4):
+        # a process of its own, without the seconds that a new interpreter would need
+        process = multiprocessing.get_context("fork").Process(
+            target=generate_proposals, args=(reader, out, "quality", 1)
+        )
+        process.start()
+        while process.is_alive() and len(list(parts.glob("*.npz"))) < enough:
+            time.sleep(0.001)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        assert not out.exists()
+        times = {path: path.stat().st_mtime_ns for path in parts.glob("*.npz")}
+        assert enough <= len(times) < 6
+        assert done.items() <= times.items()  # nothing was done twice
+        done = times
+    generate_proposals(reader, out, "quality", workers=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["p.safetensors"]
     generate_proposals(reader, tmp_path / "whole.safetensors", "quality", workers=2)
     assert out.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
-    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    assert result.returncode == 2
-    assert "is there already" in result.stderr
+
+
+def test_shards_merged_are_the_store_of_one_run(reader, small_shapes, tmp_path):
+    generate_proposals(reader, tmp_path / "whole.safetensors", "single", workers=2)
+    one, two, three = paths = [tmp_path / f"{number}.safetensors" for number in (1, 2, 3)]
+    generate_proposals(reader, one, "single", 2, shard=(1, 2))
+    generate_proposals(reader, two, "single", 2, shard=(2, 2))
+    assert ProposalStore(one).image_ids == ["train_0", "train_2", "train_4"]
+    merged = tmp_path / "merged.safetensors"
+    merge_shards([two, one], merged)
+    assert merged.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+    generate_proposals(reader, three, "single", 2, shard=(2, 3))
+    other_data, other_mode = tmp_path / "data.safetensors", tmp_path / "mode.safetensors"
+    generate_proposals(VocDataset(small_shapes, "test"), other_data, "single", 2, shard=(2, 2))
+    generate_proposals(reader, other_mode, "fast", 2, shard=(2, 2))
+    digest = ProposalStore(one).generator | {"shard": [1, 1]}
+    stream_store(tmp_path / "half.safetensors", [ImageProposals("train_0", np.ones((1, 4)))], digest)
+    for given, says in (
+        ([tmp_path / "half.safetensors"], "the shards do not hold the images of their data set"),
+        ([one], "of 2 shards these are missing: 2"),
+        ([one, two, two], r"2\.safetensors: is shard 2 of 2, as .*2\.safetensors is"),
+        ([one, paths[2]], r"3\.safetensors: is shard 2 of 3, but .*1\.safetensors is one of another count"),
+        ([one, other_data], r"data\.safetensors: is of another data set, mode or version than .*1\.safetensors"),
+        ([one, other_mode], r"mode\.safetensors: is of another data set, mode"),
+        ([tmp_path / "whole.safetensors"], r"whole\.safetensors: was not made with --shard"),
+    ):
+        with pytest.raises(InputError, match=says):
+            merge_shards(given, tmp_path / "never.safetensors")
+    assert not (tmp_path / "never.safetensors").exists()
+
+
+def test_an_image_with_next_to_nothing_to_see_gets_a_grid(make_voc, small_shapes, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    reader = VocDataset(make_voc({"train": {"gray": [], "grey": []}}), "train")
+    reader_of_scenes = VocDataset(small_shapes, "train")
+    generate_proposals(reader_of_scenes, tmp_path / "scenes.safetensors", "single", workers=1)
+    assert "grid" not in caplog.text
+    generate_proposals(reader, tmp_path / "p.safetensors", "single", workers=1)
+    assert "2 images gave fewer than 50 boxes and have those of a grid behind them: gray, grey" in caplog.text
+    boxes = ProposalStore(tmp_path / "p.safetensors")["gray"]
+    assert 50 <= len(boxes) == len(np.unique(boxes, axis=0))
+    assert {tuple(box) for box in grid_boxes((40, 60))} <= {tuple(box) for box in boxes}
+
+
+def test_the_grid_of_literal_numbers():
+    grid = grid_boxes((40, 60)).tolist()
+    assert len(grid) == 1 + 9 + 49
+    assert grid[:4] == [[0, 0, 60, 40], [0, 0, 30, 20], [15, 0, 45, 20], [30, 0, 60, 20]]
+    assert grid[-1] == [45, 30, 60, 40]
+
+
+def test_without_a_terminal_the_log_says_how_it_goes(reader, tmp_path, caplog, monkeypatch):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(generate, "LOG_EVERY_S", 0)
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    generate_proposals(reader, tmp_path / "p.safetensors", "single", workers=1)
+    assert re.findall(r"(\d) images left, [\d.]+ a second", caplog.text) == ["5", "4", "3", "2", "1", "0"]
 
 
 def test_the_kept_file_is_made_once_and_named_after_all_it_depends_on(reader, small_shapes, tmp_path, make_voc, caplog):
@@ -135,8 +203,11 @@ def test_boxes_in_another_order_are_noticed(reader, tmp_path, caplog):
     hws = check_images(reader)
     store = proposals_for(reader, hws, None, "fast", tmp_path)
     assert "hardly any object" not in caplog.text
-    swapped = [np.asarray(store[id])[:, [1, 0, 3, 2]] * 0.4 for id in reader.image_ids]
-    generate.write_store(tmp_path / "swapped.safetensors", reader.image_ids, swapped, hws, {})
+    swapped = [
+        ImageProposals(id, store[id][:, [1, 0, 3, 2]] * 0.4, image_hw=hw)
+        for id, hw in zip(reader.image_ids, hws, strict=True)
+    ]
+    stream_store(tmp_path / "swapped.safetensors", swapped, {})
     proposals_for(reader, hws, str(tmp_path / "swapped.safetensors"), "fast", tmp_path)
     assert "hardly any object has a proposal" in caplog.text
 

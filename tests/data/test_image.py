@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detector.data.image import read_image
+from detector.data.image import read_image, read_image_hw
 from detector.errors import InputError
 
 
@@ -38,6 +38,9 @@ def test_exif_orientation_is_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held upright
     assert save(tmp_path, Image.new("RGB", (40, 20)), "turned.jpg", exif=exif).shape == (40, 20, 3)
+    assert read_image_hw(tmp_path / "turned.jpg") == (40, 20)
+    Image.new("RGB", (40, 20)).save(tmp_path / "lying.jpg")
+    assert read_image_hw(tmp_path / "lying.jpg") == (20, 40)
 
 
 def test_bad_files_are_named(tmp_path):

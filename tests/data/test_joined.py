@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 
 from detector.data.classes import WithoutClasses
+from detector.data.formats.records import ImageProposals
 from detector.data.joined import JoinedDataset, JoinedProposals, parts_of
+from detector.data.proposals import open_proposals, stream_store
 from detector.data.subset import Subset
 from detector.data.voc import VocDataset
 
@@ -45,7 +47,12 @@ def test_the_parts_are_found_again_in_a_subset(parts):
     assert parts_of(parts[0]) == [(parts[0], [0, 1])]
 
 
-def test_proposals_are_looked_up_under_the_part_s_own_id():
-    first, second = {"a": np.ones((1, 4), np.float32)}, {"a": np.zeros((2, 4), np.float32)}
+def test_proposals_are_looked_up_under_the_part_s_own_id(tmp_path):
+    paths = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    stream_store(paths[0], [ImageProposals("a", np.ones((1, 4), np.float32), np.array([5], np.float32))], {})
+    stream_store(paths[1], [ImageProposals("a", np.zeros((2, 4), np.float32))], {})
+    first, second = map(open_proposals, paths)
     proposals = JoinedProposals({"1-x/a": (first, "a"), "2-y/a": (second, "a")})
     assert (len(proposals["1-x/a"]), len(proposals["2-y/a"])) == (1, 2)
+    assert proposals.scores("1-x/a").tolist() == [5]
+    assert proposals.scores("2-y/a") is None

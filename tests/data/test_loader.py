@@ -8,6 +8,7 @@ from PIL import Image
 
 from detector.data.coco import CocoDataset
 from detector.data.loader import PADDING_RGB, Samples, TrainOrder, collate, eval_loader, train_loader
+from detector.data.proposals import Selection
 from detector.data.transforms import Augment, Resize
 from detector.data.voc import VocDataset
 
@@ -33,8 +34,14 @@ def test_proposals_are_cut_at_the_border_and_those_outside_dropped(samples):
 
 
 def test_only_the_first_proposals_are_used(samples):
-    samples.max_proposals = 1
+    samples.selection = Selection(max_proposals=1)
     assert len(samples.original(0).proposals) == 1
+
+
+def test_scores_decide_where_they_are_asked_for(samples):
+    samples.proposals.scores = lambda image_id: np.array([1, 2, 3, 4], np.float32)
+    samples.selection = Selection(by_score=True)
+    assert samples.original(0).proposals[0].tolist() == [10, 10, 60, 60]
 
 
 def test_difficult_objects_can_be_left_out(make_voc):

@@ -1,0 +1,125 @@
+"""Recall of proposals: the part of the objects that some proposal overlaps well enough.
+
+An object counts as found by its best proposal, whatever else that one covers (Hosang et al., *What makes for effective
+detection proposals?*, PAMI 2016). The average recall (AR) is the mean over IoU 0.5, 0.55, ..., 0.95. Objects that
+scoring does not ask for, difficult ones and crowds, are left out.
+"""
+
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from detector.boxes import overlaps
+from detector.files import write_atomically
+from detector.structures import GroundTruth
+
+IOUS = np.arange(50, 100, 5) / 100
+NUMBERS = (10, 30, 100, 300, 1000, 2000)  # of an image's first proposals; then all
+# COCO's sizes, by the area of the object in square pixels
+SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, np.inf)}
+
+
+def score_recall(truths: Iterable[GroundTruth], proposals: Iterable[np.ndarray], classes: Sequence[str]) -> dict:
+    """Recall of the proposals (P, 4) of each image.
+
+    Returns {"iou": the thresholds, "boxes_per_image": mean, "groups": {GROUP: {"objects": count, "AR": {NUMBER: AR},
+    "recall": {NUMBER: at each threshold}}}} with the groups "all", SIZES and the classes, and NUMBER "10", ..., "all".
+    A group without objects has null for each recall.
+    """
+    best, labels, areas, num_boxes = [], [], [], []
+    for truth, boxes in zip(truths, proposals, strict=True):
+        wanted = ~truth.difficult & ~truth.crowd
+        best.append(_best_overlaps(truth.boxes[wanted], boxes))
+        labels.append(truth.labels[wanted])
+        areas.append(truth.areas[wanted])
+        num_boxes.append(len(boxes))
+    best_overlap = np.concatenate([np.zeros((0, len(NUMBERS) + 1)), *best])  # (objects, numbers)
+    label, area = np.concatenate([[0], *labels])[1:], np.concatenate([[0], *areas])[1:]
+    groups = {"all": np.ones(len(area), dtype=bool)}
+    groups |= {name: (area >= low) & (area < high) for name, (low, high) in SIZES.items()}
+    groups |= {name: label == number for number, name in enumerate(classes, start=1)}
+    return {
+        "iou": IOUS.tolist(),
+        "boxes_per_image": float(np.mean(num_boxes)) if num_boxes else 0.0,
+        "groups": {name: _recall(best_overlap[chosen]) for name, chosen in groups.items()},
+    }
+
+
+def _best_overlaps(gt_boxes: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """(G, numbers): the IoU of each object with the best of the first 10, 30, ... and of all proposals."""
+    if not len(gt_boxes) or not len(boxes):
+        return np.zeros((len(gt_boxes), len(NUMBERS) + 1))
+    so_far = overlaps(torch.from_numpy(gt_boxes), torch.from_numpy(boxes)).cummax(dim=1).values.numpy()
+    return so_far[:, [min(number, len(boxes)) - 1 for number in (*NUMBERS, len(boxes))]]
+
+
+def _recall(best_overlap: np.ndarray) -> dict:
+    keys = [*map(str, NUMBERS), "all"]
+    if not len(best_overlap):
+        return {"objects": 0, "AR": dict.fromkeys(keys), "recall": dict.fromkeys(keys)}
+    # IoU 0.5 of two float32 boxes may come out a little below 0.5
+    recall = (best_overlap[:, :, None] >= IOUS - 1e-6).mean(axis=0)  # (numbers, thresholds)
+    return {
+        "objects": len(best_overlap),
+        "AR": dict(zip(keys, recall.mean(axis=1).tolist(), strict=True)),
+        "recall": dict(zip(keys, recall.tolist(), strict=True)),
+    }
+
+
+def recall_table(result: dict) -> str:
+    """Two tables for the screen: recall of all proposals by IoU, and average recall by number of proposals."""
+    width = max(map(len, result["groups"]))
+    shown = [0, 2, 4, 6, 8]  # every other threshold
+    head = f"{'':{width}}  objects"
+    by_iou = [head + "".join(f"   @{result['iou'][index]:.2f}" for index in shown) + f"{'AR':>8}"]
+    by_number = [head + "".join(f"{key:>8}" for key in result["groups"]["all"]["AR"])]
+    for name, group in result["groups"].items():
+        row = f"{name:{width}}  {group['objects']:7}"
+        recall = group["recall"]["all"]
+        values = (
+            [None] * (len(shown) + 1) if recall is None else [*(recall[index] for index in shown), group["AR"]["all"]]
+        )
+        by_iou.append(row + "".join(map(_cell, values)))
+        by_number.append(row + "".join(map(_cell, group["AR"].values())))
+    return "\n".join(
+        [
+            f"all proposals, {result['boxes_per_image']:.0f} an image",
+            *by_iou,
+            "",
+            "average recall (AR) of the first proposals",
+            *by_number,
+        ]
+    )
+
+
+def _cell(value: float | None) -> str:
+    return f"{'-':>8}" if value is None else f"{value:8.3f}"
+
+
+def write_recall_plot(path: Path, result: dict) -> None:
+    """A PNG: recall by IoU for each number of proposals, and average recall by number for each group."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    by_iou, by_number = figure.subplots(1, 2)
+    everything = result["groups"]["all"]
+    for key, recall in everything["recall"].items():
+        if recall is not None:
+            by_iou.plot(result["iou"], recall, label=f"{key} (AR {everything['AR'][key]:.3f})")
+    by_iou.set(xlabel="IoU", ylabel="recall", ylim=(0, 1.02))
+    by_iou.set_title(f"the first proposals of {result['boxes_per_image']:.0f} an image")
+    for name, group in result["groups"].items():
+        if group["objects"]:
+            style = "--" if name in SIZES else "-"
+            by_number.plot(list(group["AR"]), list(group["AR"].values()), style, label=f"{name} ({group['objects']})")
+    by_number.set(xlabel="proposals", ylabel="average recall, IoU 0.5 to 0.95", ylim=(0, 1.02))
+    for axes in (by_iou, by_number):
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            for text in axes.legend(fontsize="small").get_texts():
+                text.set_parse_math(False)
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=100)
+    write_atomically(path, data.getvalue())
