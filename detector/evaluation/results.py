@@ -1,10 +1,11 @@
-"""Files of an evaluation: the devkit's result files, metrics.json, and the table for people."""
+"""Files of detections: the VOC devkit's result files, and COCO results."""
 
 import json
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from urllib.parse import quote
 
 import numpy as np
 
@@ -59,56 +60,112 @@ def read_result_files(folder: Path, image_ids: Sequence[str], classes: Sequence[
     Raises InputError, naming the file and line, for a line of another form or an image that is not in `image_ids`.
     """
     numbers = {image_id: number for number, image_id in enumerate(image_ids)}
-    rows, images, labels = [], [], []
-    for label, name in enumerate(classes, start=1):
+    tables, images = [np.zeros((0, 5))], [np.zeros(0, dtype=np.int64)]
+    for name in classes:
         path = folder / RESULT_FILE.format(name)
-        for line_number, line in enumerate(path.read_text().splitlines() if path.is_file() else [], start=1):
-            image_id, *values = line.rsplit(maxsplit=5) or [""]  # an id may hold spaces
-            try:
-                row = [float(value) for value in values]
-            except ValueError:
-                row = []
-            if len(row) != 5 or not all(map(math.isfinite, row)):
-                raise InputError(f"{path}, line {line_number}: not `image_id score x1 y1 x2 y2`: {line!r}")
-            if image_id not in numbers:
-                raise InputError(
-                    f"{path}, line {line_number}: image '{image_id}' is not in the split that is scored, which has "
-                    f"{first_few(list(image_ids), 3)}: is it the right data.val_split?"
-                )
-            rows.append(row)
-            images.append(numbers[image_id])
-            labels.append(label)
-    table = np.array(rows, dtype=np.float64).reshape(-1, 5) - (0, 1, 1, 0, 0)
-    image_of, label_of = np.array(images, dtype=np.int64), np.array(labels, dtype=np.int64)
-    order = np.argsort(image_of, kind="stable")
-    parts = np.split(order, np.searchsorted(image_of[order], np.arange(1, len(image_ids))))
+        lines = path.read_text().splitlines() if path.is_file() else []
+        fields = [line.rsplit(maxsplit=5) for line in lines]  # an id may hold spaces
+        try:
+            table = np.array(list(map(float, chain.from_iterable(row[1:] for row in fields)))).reshape(len(lines), 5)
+            images.append(np.array([numbers[row[0]] for row in fields], dtype=np.int64))
+        except (ValueError, KeyError, IndexError):
+            raise _first_bad_line(path, lines, image_ids) from None
+        if not np.isfinite(table).all() or {*map(len, fields)} - {6}:
+            raise _first_bad_line(path, lines, image_ids)
+        tables.append(table)
+    labels = np.repeat(np.arange(len(classes)) + 1, [len(table) for table in tables[1:]])
+    table = np.concatenate(tables) - (0, 1, 1, 0, 0)
+    return _by_image(image_ids, np.concatenate(images), labels, table[:, 0], table[:, 1:])
+
+
+def _first_bad_line(path: Path, lines: list[str], image_ids: Sequence[str]) -> InputError:
+    known = set(image_ids)
+    for number, line in enumerate(lines, start=1):
+        image_id, *values = line.rsplit(maxsplit=5) or [""]
+        if len(values) != 5 or not all(map(_is_finite, values)):
+            return InputError(f"{path}, line {number}: not `image_id score x1 y1 x2 y2`: {line!r}")
+        if image_id not in known:
+            return InputError(f"{path}, line {number}: {_unknown_image(image_id, image_ids)}")
+    raise AssertionError(f"{path}: no line is wrong")
+
+
+def _is_finite(text: str) -> bool:
+    try:
+        return bool(np.isfinite(float(text)))
+    except ValueError:
+        return False
+
+
+def _unknown_image(image_id: str, image_ids: Sequence[str]) -> str:
+    return (
+        f"image '{image_id}' is not in the split that is scored, which has {first_few(list(image_ids), 3)}: "
+        "is it the right data.val_split?"
+    )
+
+
+def _by_image(
+    image_ids: Sequence[str], images: np.ndarray, labels: np.ndarray, scores: np.ndarray, boxes: np.ndarray
+) -> list[Detections]:
+    """Rows of all images, (N,) numbers of the images among them, as the detections of each."""
+    order = np.argsort(images, kind="stable")
+    parts = np.split(order, np.searchsorted(images[order], np.arange(1, len(image_ids))))
     return [
-        Detections(image_id, table[part, 1:], label_of[part], table[part, 0])
+        Detections(image_id, boxes[part], labels[part], scores[part])
         for image_id, part in zip(image_ids, parts, strict=True)
     ]
 
 
-def write_metrics(path: Path, metrics: dict) -> None:
-    """Write metrics.json."""
-    write_atomically(path, (json.dumps(metrics, indent=1) + "\n").encode())
+def write_coco_results(
+    path: Path, detections: Sequence[Detections], classes: Sequence[str], category_ids: Mapping[str, int]
+) -> None:
+    """One JSON list of `{"image_id", "category_id", "bbox": [x, y, width, height], "score"}`, pixels counted from 0.
+
+    An image id that is a whole number, as in COCO, is written as a number.
+    """
+    rows = []
+    for item in detections:
+        boxes = item.boxes.astype(np.float64)
+        xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).round(5).tolist()
+        image_id = int(item.image_id) if re.fullmatch("0|[1-9][0-9]*", item.image_id) else item.image_id
+        for label, score, bbox in zip(item.labels.tolist(), item.scores.tolist(), xywh, strict=True):
+            category_id = category_ids[classes[label - 1]]
+            rows.append({"image_id": image_id, "category_id": category_id, "bbox": bbox, "score": score})
+    write_atomically(path, json.dumps(rows).encode())
 
 
-def ap_table(voc: dict) -> str:
-    """The AP of each class and the mean, a column for each metric, as text."""
-    columns = list(voc)
-    classes = list(voc[columns[0]]["AP"])
-    width = max(len(name) for name in [*classes, "class"])
-    lines = [f"{'class':{width}}  " + "  ".join(f"{column:>13}" for column in columns)]
-    for name in classes:
-        lines.append(f"{name:{width}}  " + "  ".join(f"{_number(voc[column]['AP'][name]):>13}" for column in columns))
-    lines.append(f"{'mAP':{width}}  " + "  ".join(f"{_number(voc[column]['mAP']):>13}" for column in columns))
-    return "\n".join(lines)
+def read_coco_results(
+    path: Path, image_ids: Sequence[str], classes: Sequence[str], category_ids: Mapping[str, int]
+) -> list[Detections]:
+    """Detections of every image, in the order of `image_ids`, from a file as above; only those of `classes`.
 
-
-def _number(value: float | None) -> str:
-    return "no object" if value is None else f"{value:.4f}"
-
-
-def file_name(name: str) -> str:
-    """A class's name as part of a file's name; different names stay different."""
-    return quote(name, safe=" ")
+    Raises InputError, naming the file and the entry, for an entry of another form, another image or category.
+    """
+    try:
+        entries = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"detections: {path} cannot be read as JSON: {error}") from None
+    if not isinstance(entries, list):
+        raise InputError(f"detections: {path} holds no COCO results, which are a list")
+    numbers = {image_id: number for number, image_id in enumerate(image_ids)}
+    label_of = {id: classes.index(name) + 1 if name in classes else 0 for name, id in category_ids.items()}
+    images, labels, rows = [], [], []
+    for place, entry in enumerate(entries, start=1):
+        try:
+            image_id, category = str(entry["image_id"]), entry["category_id"]
+            x, y, width, height = map(float, entry["bbox"])
+            row: tuple[float, ...] = (float(entry["score"]), x, y, x + width, y + height)
+        except (KeyError, TypeError, ValueError):
+            row = (math.nan,)
+        if not all(map(math.isfinite, row)):
+            raise InputError(f"{path}, entry {place}: not image_id, category_id, bbox of four, score: {entry!r:.200}")
+        if image_id not in numbers:
+            raise InputError(f"{path}, entry {place}: {_unknown_image(image_id, image_ids)}")
+        if category not in label_of:
+            known = first_few([f"{id} ({name})" for name, id in category_ids.items()])
+            raise InputError(f"{path}, entry {place}: the category {category!r} is none of the data set's: {known}")
+        if label_of[category]:
+            images.append(numbers[image_id])
+            labels.append(label_of[category])
+            rows.append(row)
+    table = np.array(rows, dtype=np.float64).reshape(-1, 5)
+    return _by_image(image_ids, np.array(images, np.int64), np.array(labels, np.int64), table[:, 0], table[:, 1:])
