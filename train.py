@@ -152,11 +152,8 @@ class Run:
         save_checkpoint(self.folder / "checkpoints" / name, self.model, self.config, self.classes, iteration)
 
     def finish(self) -> None:
-        final = (
-            {}
-            if self.score is None
-            else {f"hparam/mAP_{self.main_metric.replace('@', '_').replace(':', '-')}": self.score}
-        )
+        name = self.main_metric.replace("@", "_").replace(":", "-")  # TensorBoard's tags have neither
+        final = {} if self.score is None else {f"hparam/mAP_{name}": self.score}
         self.tracker.hyperparameters(flatten(self.config), final)
         self.tracker.close()
         logger.info("done: %s; to look at it: tensorboard --logdir %s", self.folder, self.folder.parent)

@@ -58,6 +58,7 @@ def test_a_run_leaves_what_is_promised(run):
         "config.yaml",
         "metrics.jsonl",
         "metrics.json",
+        "report.html",
         "train.log",
     ):
         assert (run / name).is_file(), name
@@ -99,6 +100,14 @@ def test_evaluating_the_last_checkpoint_gives_the_last_evaluation_of_training(ru
     evaluate.main(settings("evaluate", files, "data=voc", f"data.root={root}", f"out={scored}"))
     again = json.loads((scored / "metrics.json").read_text())
     assert again["voc"]["area@0.50"]["AP"] == pytest.approx(in_training["voc"]["area@0.50"]["AP"], abs=1e-6)
+    assert again["coco"] == metrics["coco"]
+    # ... also as COCO results
+    coco = [f"detections={tmp_path}/detections.json", "data=voc", f"data.root={root}", f"out={scored}"]
+    evaluate.main(settings("evaluate", *coco, "metric.coco=false", "metric.main=area@0.50"))
+    again = json.loads((scored / "metrics.json").read_text())
+    assert again["voc"]["area@0.50"]["AP"] == pytest.approx(in_training["voc"]["area@0.50"]["AP"], abs=1e-6)
+    assert "coco" not in again
+    assert again["main"] == {"metric": "area@0.50", "value": again["voc"]["area@0.50"]["mAP"]}
 
 
 def trained_settings(run: Path) -> dict:
@@ -114,7 +123,8 @@ def test_settings_of_evaluation(run, settings, tmp_path, capsys):
         return json.loads((tmp_path / name / "metrics.json").read_text())["voc"]
 
     usual = score("usual", "metric.overlaps=[0.3,0.5]")
-    assert set(usual) == {"11point@0.30", "area@0.30", "11point@0.50", "area@0.50"}
+    columns = ("0.30", "0.50", "0.50:0.95")
+    assert list(usual) == [f"{metric}@{column}" for column in columns for metric in ("11point", "area")]
     strict = score("strict", "detect.score_threshold=0.9")
     assert strict["area@0.50"]["mAP"] < usual["area@0.50"]["mAP"]
     assert score("near", "data.val_max_proposals=5")["area@0.50"] != usual["area@0.50"]
@@ -168,6 +178,40 @@ def test_a_mistyped_folder_of_detections_is_no_score_of_0(settings, small_shapes
     assert "no result file, so no detection, of crate, kite, star" in caplog.text
     ap = json.loads((tmp_path / "out/metrics.json").read_text())["voc"]["area@0.50"]["AP"]
     assert (ap["unicorn"], ap["ball"]) == (None, 0.0)
+
+
+def test_saved_detections_are_suppressed_once_more(settings, small_shapes, tmp_path):
+    """Two boxes that overlap by 0.6, one of them scored 0.2: each setting leaves one of three out."""
+    lines = "test_0 0.9 1 1 100 100\ntest_0 0.8 1 1 100 60\ntest_0 0.2 200 200 210 210\n"
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved/comp4_det_test_ball.txt").write_text(lines)
+    where = [f"detections={tmp_path}/saved", "data=voc", f"data.root={small_shapes}", "data.classes=null"]
+
+    def kept(*overrides: str) -> list[float]:
+        _, detections = evaluate.read_detections(settings("evaluate", *where, *overrides))
+        return np.concatenate([item.scores for item in detections]).tolist()
+
+    assert kept() == [0.9, 0.8, 0.2]
+    assert kept("detect.nms_iou=0.5") == [0.9, 0.2]
+    assert kept("detect.nms_iou=0.7") == [0.9, 0.8, 0.2]
+    assert kept("detect.score_threshold=0.3") == [0.9, 0.8]
+    assert kept("detect.max_detections=1") == [0.9]
+    with pytest.raises(InputError, match="detect.nms_iou=3: must be a number from 0 to 1"):
+        kept("detect.nms_iou=3")
+
+
+@pytest.mark.parametrize(("overrides", "best"), [([], 2), (["metric.main=coco", "metric.coco=true"], 4)])
+def test_the_main_metric_decides_which_checkpoint_is_best(settings, common, tmp_path, monkeypatch, overrides, best):
+    """By 11point the first evaluation, at iteration 2, is the better one, by COCO's AP the second."""
+    values = iter([{None: 0.9, "coco": 0.1}, {None: 0.5, "coco": 0.2}])
+
+    def scored(*_, main, **__):
+        voc = {"area@0.50": {"mAP": 0.0, "AP": {}}}
+        return {"main": {"metric": str(main), "value": next(values)[main]}, "loss": {}, "voc": voc}
+
+    monkeypatch.setattr(train, "write_report", scored)
+    train.main(settings("train", *common, *overrides, f"run.dir={tmp_path}/run"))
+    assert torch.load(tmp_path / "run/checkpoints/best.pt", weights_only=True)["iteration"] == best
 
 
 def losses(settings, common, folder: Path, *overrides: str) -> list[float]:

@@ -24,6 +24,7 @@ from detector.evaluation.matching import HIT, IGNORED, MISS, Curve, Matches, bes
 from detector.evaluation.voc_ap import area_ap
 
 FALSE_POSITIVES = ("duplicate", "localisation", "confusion", "both", "background")
+DUPLICATE, LOCALISATION, CONFUSION, BOTH, BACKGROUND = range(5)
 KINDS = (*FALSE_POSITIVES, "missed")
 BACKGROUND_OVERLAP = 0.1
 
@@ -37,7 +38,6 @@ class Errors:
     target: np.ndarray  # (N,) int64: the object that was hit or is meant; -1 on background
     iou: np.ndarray  # (N,) float64, with the target
     missed: np.ndarray  # (G,) bool
-    costs: dict[str, float | None]  # by kind: mAP to be gained; None without any object
 
     def of_kind(self, kind: str) -> np.ndarray:
         """Indices of detections, best scored first within a class; of `missed`, of objects."""
@@ -45,7 +45,7 @@ class Errors:
 
 
 def find_errors(matches: Matches, overlap: float = 0.5, devkit: bool = False) -> Errors:
-    """Sort the misses and the objects that were not found by kind, and say what each kind costs."""
+    """Sort the misses and the objects that were not found by kind."""
     objects, judged = matches.objects, matches.judge(overlap, devkit)
     misses = np.flatnonzero(judged == MISS)
     boxes, labels = matches.boxes[misses], matches.labels[misses]
@@ -65,23 +65,22 @@ def find_errors(matches: Matches, overlap: float = 0.5, devkit: bool = False) ->
             other_iou >= overlap,
             other_iou >= BACKGROUND_OVERLAP,
         ],
-        range(4),
-        default=4,
+        [DUPLICATE, LOCALISATION, CONFUSION, BOTH],
+        default=BACKGROUND,
     )
     target, iou = matches.object_index.copy(), matches.iou.copy()
-    other = np.isin(kind[misses], [2, 3])
-    target[misses] = np.select([kind[misses] == 4, other], [-1, other_index], same_index)
+    other = np.isin(kind[misses], [CONFUSION, BOTH])
+    target[misses] = np.select([kind[misses] == BACKGROUND, other], [-1, other_index], same_index)
     iou[misses] = np.where(other, other_iou, same_iou)
 
     covered = np.zeros(len(objects.labels), dtype=bool)
-    covered[target[(judged == HIT) | (kind == 1) | (kind == 2)]] = True
+    covered[target[(judged == HIT) | (kind == LOCALISATION) | (kind == CONFUSION)]] = True
     missed = objects.counted() & (objects.labels <= matches.num_classes) & ~covered
-    errors = Errors(judged, kind, target, iou, missed, {})
-    errors.costs.update(_costs(matches, errors))
-    return errors
+    return Errors(judged, kind, target, iou, missed)
 
 
-def _costs(matches: Matches, errors: Errors) -> dict[str, float | None]:
+def error_costs(matches: Matches, errors: Errors) -> dict[str, float | None]:
+    """The mAP (area) that mending each kind of error would gain; None without any object."""
     classes = slice(1, matches.num_classes + 1)
     labels = matches.objects.labels
     num_objects = np.bincount(labels[matches.objects.counted()], minlength=classes.stop)[classes]
@@ -112,6 +111,8 @@ def _put_right(matches: Matches, errors: Errors, detections: np.ndarray) -> tupl
     best = claims[first]
     judged[claims] = IGNORED
     judged[best[~objects.ignored[errors.target[best]]]] = HIT
+    if np.array_equal(labels, matches.labels):
+        return labels, judged
     order = np.lexsort((matches.images, -matches.scores, labels))
     return labels[order], judged[order]
 

@@ -13,7 +13,7 @@ h1, h2, h3 { line-height: 1.2 } h2 { margin-top: 2.5rem } h3 { margin: 1.2rem 0 
 table { border-collapse: collapse; margin: .8rem 0 } th, td { padding: .15rem .8rem; text-align: right }
 th { border-bottom: 2px solid #888 } td:first-child, th:first-child { text-align: left }
 tr:nth-child(even) td { background: #f4f4f4 } .wide { overflow-x: auto } tr.mean td { border-top: 2px solid #888 }
-.row { display: flex; flex-wrap: wrap; gap: .8rem } figure { margin: 0; max-width: 300px }
+.row { display: flex; flex-wrap: wrap; gap: .8rem } figure { margin: 0; max-width: 250px }
 figcaption { font-size: 13px; overflow-wrap: anywhere } .main { font-size: 1.4rem } p { max-width: 46rem }
 """
 MEANING = {

@@ -14,7 +14,7 @@ from detector.visualize import GROUND_TRUTH_COLOUR, draw_boxes
 
 ERRORS_SHOWN, BEST_SHOWN = 4, 8  # of a kind; no image twice among them
 DETECTION_COLOUR = (255, 80, 40)
-LONG_SIDE_PX = 300
+LONG_SIDE_PX = 250
 
 
 @dataclass(frozen=True)

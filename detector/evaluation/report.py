@@ -8,7 +8,7 @@ from urllib.parse import quote
 import numpy as np
 
 from detector.evaluation.coco_ap import score_coco
-from detector.evaluation.error_analysis import KINDS, find_errors
+from detector.evaluation.error_analysis import KINDS, error_costs, find_errors
 from detector.evaluation.html_report import html_report
 from detector.evaluation.matching import match
 from detector.evaluation.pictures import draw_errors
@@ -44,13 +44,13 @@ def write_report(
     matches = match(truths, detections, len(classes))
     voc, curves = score_voc(matches, classes, overlaps, devkit)
     errors = find_errors(matches, overlaps[0], devkit)
-    counts = {kind: len(errors.of_kind(kind)) for kind in KINDS}
+    costs = error_costs(matches, errors)
     metrics: dict = {"main": {}, "voc": voc}
     if coco:
         metrics["coco"] = score_coco(truths, detections, classes)
     metrics["overlap"] = overlaps[0]
     metrics["sizes"] = score_sizes(matches, classes, overlaps[0], devkit)
-    metrics["errors"] = {kind: {"count": counts[kind], "cost": errors.costs[kind]} for kind in KINDS}
+    metrics["errors"] = {kind: {"count": len(errors.of_kind(kind)), "cost": costs[kind]} for kind in KINDS}
     main = main or f"11point@{overlaps[0]:.2f}"
     metrics["main"] = {"metric": main, "value": metrics["coco"]["AP"] if main == "coco" else voc[main]["mAP"]}
     metrics |= ({"loss": losses} if losses else {}) | ({"source": source} if source else {})

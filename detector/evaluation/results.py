@@ -4,7 +4,6 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -64,13 +63,17 @@ def read_result_files(folder: Path, image_ids: Sequence[str], classes: Sequence[
     for name in classes:
         path = folder / RESULT_FILE.format(name)
         lines = path.read_text().splitlines() if path.is_file() else []
-        fields = [line.rsplit(maxsplit=5) for line in lines]  # an id may hold spaces
-        try:
-            table = np.array(list(map(float, chain.from_iterable(row[1:] for row in fields)))).reshape(len(lines), 5)
-            images.append(np.array([numbers[row[0]] for row in fields], dtype=np.int64))
-        except (ValueError, KeyError, IndexError):
+        fields: list[str] = []
+        for line in lines:
+            fields += line.rsplit(maxsplit=5)  # an id may hold spaces
+        ids = fields[::6]
+        del fields[::6]
+        try:  # a line has 6 fields at most, so the shape is right only if each has 6
+            table = np.array(list(map(float, fields))).reshape(len(lines), 5)
+            images.append(np.array([numbers[image_id] for image_id in ids], dtype=np.int64))
+        except (ValueError, KeyError):
             raise _first_bad_line(path, lines, image_ids) from None
-        if not np.isfinite(table).all() or {*map(len, fields)} - {6}:
+        if not np.isfinite(table).all():
             raise _first_bad_line(path, lines, image_ids)
         tables.append(table)
     labels = np.repeat(np.arange(len(classes)) + 1, [len(table) for table in tables[1:]])

@@ -24,7 +24,7 @@ import numpy as np
 
 from detector.data.voc import VocDataset
 from detector.evaluation.coco_ap import score_coco
-from detector.evaluation.error_analysis import find_errors
+from detector.evaluation.error_analysis import error_costs, find_errors
 from detector.evaluation.matching import match
 from detector.evaluation.results import RESULT_FILE, read_result_files
 from detector.evaluation.voc_ap import area_ap, score_sizes, score_voc
@@ -91,7 +91,8 @@ def measure(root: Path, coco: bool) -> dict[str, float]:
     detections = timed("read result files", read_result_files, root / "results", reader.image_ids, reader.classes)
     matches = timed("match", match, truths, detections, len(reader.classes))
     timed("VOC AP", score_voc, matches, reader.classes)
-    timed("sizes and errors", lambda: (score_sizes(matches, reader.classes, 0.5), find_errors(matches)))
+    timed("AP by size", score_sizes, matches, reader.classes, 0.5)
+    timed("errors by kind", lambda: error_costs(matches, find_errors(matches)))
     ours = [area_ap(curve) for curve in matches.curves(0.5)]
     peak = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
     plain = timed("plain evaluator", plain_evaluator, root / "results", truths, reader.classes)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from detector.evaluation.error_analysis import FALSE_POSITIVES, KINDS, find_errors
+from detector.evaluation.error_analysis import BACKGROUND, FALSE_POSITIVES, KINDS, error_costs, find_errors
 from detector.evaluation.matching import HIT, match
 from detector.structures import Detections
 from tests.conftest import ground_truth
@@ -55,7 +55,7 @@ def test_an_error_in_its_own_class_comes_before_one_in_another():
 
 
 def costs(truths, detections, num_classes):
-    return errors_of(truths, detections, num_classes)[1].costs
+    return error_costs(*errors_of(truths, detections, num_classes))
 
 
 def test_what_each_kind_costs():
@@ -101,14 +101,13 @@ def test_random_cases_are_sorted_completely():
         hit = errors.target[errors.judged == HIT]
         assert not errors.missed[hit].any()
         assert not errors.missed[matches.objects.ignored].any()
-        background = errors.kind == FALSE_POSITIVES.index("background")
         kept = [
             Detections(truth.image_id, matches.boxes[mine], matches.labels[mine], matches.scores[mine])
             for number, truth in enumerate(truths)
-            for mine in [~background & (matches.images == number)]
+            for mine in [(errors.kind != BACKGROUND) & (matches.images == number)]
         ]
         pairs = [(slow_ap(truths, d, 1, 0.5)[1], slow_ap(truths, d, 2, 0.5)[1]) for d in (detections, kept)]
         if pairs[0] != (None, None):
             before, after = (np.mean([ap for ap in pair if ap is not None]) for pair in pairs)
-            assert errors.costs["background"] == pytest.approx(after - before)
+            assert error_costs(matches, errors)["background"] == pytest.approx(after - before)
     assert seen == {-1, 0, 1, 2, 3, 4}
