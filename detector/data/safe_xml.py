@@ -1,7 +1,7 @@
 """XML files that may come from anyone, parsed at the speed of expat."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from xml.etree.ElementTree import Element, ParseError, TreeBuilder
 from xml.parsers import expat
 
@@ -30,9 +30,9 @@ def parse_xml(path: Path) -> Element:
     return builder.close()
 
 
-def _refuse_entity(name: str, *_: Any) -> None:
+def _refuse_entity(name: str, *_: Any) -> NoReturn:
     raise EntitiesForbidden(name, None, None, None, None, None)
 
 
-def _refuse_reference(context: str, base: str, system_id: str, public_id: str) -> None:
+def _refuse_reference(context: str, base: str | None, system_id: str | None, public_id: str | None) -> NoReturn:
     raise ExternalReferenceForbidden(context, base, system_id, public_id)
