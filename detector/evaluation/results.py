@@ -123,7 +123,8 @@ def write_coco_results(
 ) -> None:
     """One JSON list of `{"image_id", "category_id", "bbox": [x, y, width, height], "score"}`, pixels counted from 0.
 
-    An image id that is a whole number, as in COCO, is written as a number.
+    An image id that is a whole number, as in COCO, is written as a number. Each entry has its `category_name` too, so
+    that it keeps its meaning where classes are chosen or ordered in another way.
     """
     rows = []
     for item in detections:
@@ -131,8 +132,11 @@ def write_coco_results(
         xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).round(5).tolist()
         image_id = int(item.image_id) if re.fullmatch("0|[1-9][0-9]*", item.image_id) else item.image_id
         for label, score, bbox in zip(item.labels.tolist(), item.scores.tolist(), xywh, strict=True):
-            category_id = category_ids[classes[label - 1]]
-            rows.append({"image_id": image_id, "category_id": category_id, "bbox": bbox, "score": score})
+            name = classes[label - 1]
+            rows.append(
+                {"image_id": image_id, "category_id": category_ids[name], "category_name": name, "bbox": bbox,
+                 "score": score}
+            )  # fmt: skip
     write_atomically(path, json.dumps(rows).encode())
 
 
@@ -141,7 +145,8 @@ def read_coco_results(
 ) -> list[Detections]:
     """Detections of every image, in the order of `image_ids`, from a file as above; only those of `classes`.
 
-    Raises InputError, naming the file and the entry, for an entry of another form, another image or category.
+    An entry without `category_name` has the one of its `category_id`. Raises InputError, naming the file and the entry,
+    for an entry of another form, another image or category, and if none is of these classes.
     """
     try:
         entries = json.loads(path.read_bytes())
@@ -150,25 +155,30 @@ def read_coco_results(
     if not isinstance(entries, list):
         raise InputError(f"detections: {path} holds no COCO results, which are a list")
     numbers = {image_id: number for number, image_id in enumerate(image_ids)}
-    label_of = {id: classes.index(name) + 1 if name in classes else 0 for name, id in category_ids.items()}
+    name_of = {id: name for name, id in category_ids.items()}
+    label_of = {name: label for label, name in enumerate(classes, start=1)}
     images, labels, rows = [], [], []
     for place, entry in enumerate(entries, start=1):
         try:
             image_id, category = str(entry["image_id"]), entry["category_id"]
+            name = entry.get("category_name", name_of.get(category))
+            label = label_of.get(name, 0)
             x, y, width, height = map(float, entry["bbox"])
             row: tuple[float, ...] = (float(entry["score"]), x, y, x + width, y + height)
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
             row = (math.nan,)
         if not all(map(math.isfinite, row)):
             raise InputError(f"{path}, entry {place}: not image_id, category_id, bbox of four, score: {entry!r:.200}")
         if image_id not in numbers:
             raise InputError(f"{path}, entry {place}: {_unknown_image(image_id, image_ids)}")
-        if category not in label_of:
-            known = first_few([f"{id} ({name})" for name, id in category_ids.items()])
+        if name is None:
+            known = first_few([f"{id} ({name})" for id, name in name_of.items()])
             raise InputError(f"{path}, entry {place}: the category {category!r} is none of the data set's: {known}")
-        if label_of[category]:
+        if label:
             images.append(numbers[image_id])
-            labels.append(label_of[category])
+            labels.append(label)
             rows.append(row)
+    if entries and not rows:
+        raise InputError(f"detections: {path} has nothing of the classes {first_few(list(classes))}")
     table = np.array(rows, dtype=np.float64).reshape(-1, 5)
     return _by_image(image_ids, np.array(images, np.int64), np.array(labels, np.int64), table[:, 0], table[:, 1:])
