@@ -1,20 +1,29 @@
-"""Score a checkpoint, or detections from files: python evaluate.py checkpoint=RUN/checkpoints/best.pt [KEY=VALUE ...]
+"""Score a checkpoint, or saved detections: python evaluate.py checkpoint=RUN/checkpoints/best.pt [KEY=VALUE ...]
 
 configs/evaluate.yaml lists the settings.
 """
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from detector import compose
 from detector.checkpoint import load_checkpoint
 from detector.cli import run_program
-from detector.config import validate, validate_metric
+from detector.config import validate, validate_given, validate_metric
 from detector.data.loader import Reader, eval_loader
 from detector.engine import evaluate
 from detector.errors import InputError
 from detector.evaluation.report import write_report
-from detector.evaluation.results import ap_table, read_result_files, result_classes, through_files
+from detector.evaluation.results import (
+    read_coco_results,
+    read_result_files,
+    result_classes,
+    through_files,
+    write_coco_results,
+)
+from detector.evaluation.tables import summary
+from detector.postprocess import postprocess_again
 from detector.run_folder import make_run_folder, require_writable
 from detector.structures import Detections
 
@@ -30,7 +39,7 @@ WHICH_DATA = ("reader", "parts", *WHICH_IMAGES, "drop_empty_boxes", "exclude_cla
 
 def main(config: dict) -> None:
     if (config["checkpoint"] is None) == (config["detections"] is None):
-        raise InputError("give either checkpoint=FILE or detections=FOLDER")
+        raise InputError("give either checkpoint=FILE or detections=FOLDER (or a .json file)")
     validate_metric(config["metric"])
     if config["out"]:
         require_writable("out", Path(config["out"]))
@@ -44,6 +53,7 @@ def main(config: dict) -> None:
         reader = reader.with_classes(checkpoint["classes"])
         folder = output_folder(config, checkpoint["config"], reader)
         detections, losses = detect(config, checkpoint, reader)
+        write_coco_results(folder / "detections.json", detections, reader.classes, category_ids(reader, reader.classes))
         detections = through_files(folder / "detections", detections, reader.classes, config["metric"]["devkit"])
         source = {"checkpoint": config["checkpoint"], "iteration": checkpoint["iteration"]}
     else:
@@ -52,9 +62,11 @@ def main(config: dict) -> None:
         source = {"detections": config["detections"]}
     truths = [reader.ground_truth(index) for index in range(len(reader))]
     source |= {"data": reader.name, "images": len(reader)}
-    metrics = write_report(folder, truths, detections, reader.classes, **config["metric"], losses=losses, source=source)
-    print(ap_table(metrics["voc"]))
-    logger.info("%d images of %s; numbers and curves are in %s", len(reader), reader.name, folder)
+    metrics = write_report(
+        folder, truths, detections, reader.classes, **config["metric"], losses=losses, source=source, image=reader.image
+    )
+    print(summary(metrics))
+    logger.info("%d images of %s; all about it is in %s", len(reader), reader.name, folder / "report.html")
 
 
 def with_training_settings(config: dict, trained: dict) -> dict:
@@ -97,10 +109,32 @@ def detect(config: dict, checkpoint: dict, reader: Reader) -> tuple[list[Detecti
 
 
 def read_detections(config: dict) -> tuple[Reader, list[Detections]]:
-    """The data set and the detections of result files; a class that has only a file is scored too."""
+    """The data set and saved detections, which go through those steps of post-processing that `detect` sets again.
+
+    They lie in a folder of result files, where a class that has only a file is scored too, or in COCO results.
+    """
     if config["data"]["reader"] is None:
         raise InputError("detections=FOLDER needs a data set to score it on: data=voc data.root=DIR")
-    reader, folder = compose.make_reader(config, "val"), Path(config["detections"])
+    for group in ("data", "detect"):
+        validate_given(config, group)
+    reader, path = compose.make_reader(config, "val"), Path(config["detections"])
+    known_ids = compose.unwrapped(reader).image_ids  # data.max_images leaves images out, not the files' lines of them
+    if path.suffix == ".json":
+        classes = compose.choose_classes(config, reader)
+        every = config["data"]["classes"] or sorted({*reader.classes, *(config["data"]["exclude_classes"] or ())})
+        ids = category_ids(reader, every)  # a class keeps its number where another is left out
+        reader = reader.with_classes(classes)
+        detections = read_coco_results(path, reader.image_ids, reader.classes, ids, known_ids)
+    else:
+        reader = with_classes_of_files(config, reader, path)
+        detections = read_result_files(path, reader.image_ids, reader.classes, known_ids)
+    if any(value is not None for value in config["detect"].values()):
+        detections = [postprocess_again(item, **config["detect"]) for item in detections]
+    return reader, detections
+
+
+def with_classes_of_files(config: dict, reader: Reader, folder: Path) -> Reader:
+    """The data set with the classes asked for, or all that have objects or a result file."""
     with_file = result_classes(folder)
     if not {*reader.classes} & {*with_file}:
         raise InputError(
@@ -111,7 +145,14 @@ def read_detections(config: dict) -> tuple[Reader, list[Detections]]:
     without = sorted({*reader.classes} - {*with_file})
     if without:
         logger.warning("no result file, so no detection, of %s", ", ".join(without))
-    return reader, read_result_files(folder, reader.image_ids, reader.classes)
+    return reader
+
+
+def category_ids(reader: Reader, classes: Sequence[str]) -> dict[str, int]:
+    """Each class's number in COCO results: a COCO data set has its own; behind these, others are counted, from 1."""
+    own = getattr(compose.unwrapped(reader), "category_ids", {})
+    others = [name for name in classes if name not in own]
+    return own | {name: number for number, name in enumerate(others, start=max(own.values(), default=0) + 1)}
 
 
 if __name__ == "__main__":

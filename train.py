@@ -20,7 +20,8 @@ from detector.device import Compute
 from detector.engine import Recipe, Step, evaluate, training_steps
 from detector.errors import InputError
 from detector.evaluation.report import write_report
-from detector.evaluation.results import ap_table, through_files
+from detector.evaluation.results import through_files
+from detector.evaluation.tables import ap_table
 from detector.models import FastRCNN
 from detector.models.weights import load_weights
 from detector.run_folder import check_run_folder, make_run_folder, require_writable
@@ -90,7 +91,6 @@ class Run:
     def __post_init__(self) -> None:
         self.means = Means()
         self.best = -math.inf
-        self.main_metric = f"11point@{self.config['metric']['overlaps'][0]:.2f}"
         text = yaml.safe_dump(self.config, sort_keys=False)
         (self.folder / "config.yaml").write_text(text)
         self.tracker.text("config", text)
@@ -133,15 +133,17 @@ class Run:
         reader = self.val_samples.reader
         truths = [reader.ground_truth(index) for index in range(len(reader))]
         source = {"iteration": iteration, "data": reader.name, "images": len(reader)}
+        image = reader.image if iteration == self.config["train"]["iterations"] else None  # report.html at the end
         metrics = write_report(
-            self.folder, truths, detections, self.classes, **self.config["metric"], losses=losses, source=source
-        )
-        logger.info("evaluation at iteration %d\n%s", iteration, ap_table(metrics["voc"]))
+            self.folder, truths, detections, self.classes, **self.config["metric"], losses=losses, source=source,
+            image=image,
+        )  # fmt: skip
+        logger.info("evaluation at iteration %d\n%s", iteration, ap_table(metrics))
         self.tracker.metrics(iteration, metrics)
         for index in range(0, len(reader), max(len(reader) // NUM_PICTURES, 1))[:NUM_PICTURES]:
             picture = draw_detections(reader.image(index), truths[index], detections[index], self.classes)
             self.tracker.image(iteration, f"val/{truths[index].image_id}", picture)
-        self.score = metrics["voc"][self.main_metric]["mAP"]
+        self.main_metric, self.score = metrics["main"]["metric"], metrics["main"]["value"]
         if self.score is None or self.score > self.best:  # without a single object to find, the latest is the best
             self.best = self.score or -math.inf
             self.save("best.pt", iteration)
@@ -150,7 +152,8 @@ class Run:
         save_checkpoint(self.folder / "checkpoints" / name, self.model, self.config, self.classes, iteration)
 
     def finish(self) -> None:
-        final = {} if self.score is None else {f"hparam/mAP_{self.main_metric.replace('@', '_')}": self.score}
+        name = self.main_metric.replace("@", "_").replace(":", "-")  # TensorBoard's tags have neither
+        final = {} if self.score is None else {f"hparam/mAP_{name}": self.score}
         self.tracker.hyperparameters(flatten(self.config), final)
         self.tracker.close()
         logger.info("done: %s; to look at it: tensorboard --logdir %s", self.folder, self.folder.parent)

@@ -61,6 +61,13 @@ def make_reader(config: dict, part: str) -> Reader:
     return WithoutClasses(reader, excluded) if excluded else reader
 
 
+def unwrapped(reader: Reader) -> Reader:
+    """The data set without `data.max_images` and `data.exclude_classes`."""
+    while isinstance(reader, WithoutClasses | Subset):
+        reader = reader.reader
+    return reader
+
+
 def _part_settings(data: dict, own: dict) -> dict:
     """The settings of one of `data.parts`: its own, and else those of all; its root lies in that of all."""
     settings = data | own | {"root": str(Path(data["root"], own.get("root", "")))}

@@ -133,12 +133,8 @@ RULES: dict[str, Rule] = {
 
 def validate(config: Mapping) -> None:
     """Raise InputError for the first setting with a senseless value, before anything is read or computed."""
-    for key, (sensible, wanted) in RULES.items():
-        node: Any = config
-        for part in key.split("."):
-            node = node.get(part) if isinstance(node, Mapping) else None
-        if not sensible(node):
-            raise InputError(f"{key}={node}: must be {wanted}")
+    for key in RULES:
+        _check(config, key)
     roi = config["roi"]
     if not roi["background_iou_low"] < roi["background_iou_high"] <= roi["foreground_iou"]:
         raise InputError(
@@ -154,6 +150,22 @@ def validate(config: Mapping) -> None:
     validate_metric(config["metric"])
 
 
+def validate_given(config: Mapping, group: str) -> None:
+    """Raise InputError for a senseless value among those settings of the group that are not null."""
+    for key, value in config[group].items():
+        if value is not None and f"{group}.{key}" in RULES:
+            _check(config, f"{group}.{key}")
+
+
+def _check(config: Mapping, key: str) -> None:
+    sensible, wanted = RULES[key]
+    node: Any = config
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    if not sensible(node):
+        raise InputError(f"{key}={node}: must be {wanted}")
+
+
 def validate_metric(metric: Mapping) -> None:
     """Raise InputError for senseless settings of `metric`."""
     overlaps = metric["overlaps"]
@@ -163,5 +175,12 @@ def validate_metric(metric: Mapping) -> None:
         )
     if len({round(value * 100) for value in overlaps}) < len(overlaps) or any(round(x, 2) != x for x in overlaps):
         raise InputError(f"metric.overlaps={overlaps}: must differ, and have two decimals at most")
-    if not isinstance(metric["devkit"], bool):
-        raise InputError(f"metric.devkit={metric['devkit']}: must be true or false")
+    for flag in ("devkit", "coco"):
+        if not isinstance(metric[flag], bool):
+            raise InputError(f"metric.{flag}={metric[flag]}: must be true or false")
+    columns = [*(f"{overlap:.2f}" for overlap in overlaps), "0.50:0.95"]
+    names = [f"{name}@{column}" for column in columns for name in ("11point", "area")]
+    if metric["main"] not in (None, *names, *(["coco"] if metric["coco"] else [])):
+        raise InputError(
+            f"metric.main={metric['main']}: must be one of {', '.join(names)}, or coco with metric.coco=true"
+        )

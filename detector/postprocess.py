@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
@@ -49,3 +50,17 @@ def postprocess(
         labels=labels[keep].cpu().numpy(),
         scores=scores[keep].cpu().numpy(),
     )
+
+
+def postprocess_again(
+    found: Detections, score_threshold: float | None, nms_iou: float | None, max_detections: int | None
+) -> Detections:
+    """Detections of one image once more through threshold, suppression and limit; None leaves one out. Best first."""
+    keep = np.argsort(-found.scores, kind="stable")
+    if score_threshold is not None:
+        keep = keep[found.scores[keep] > score_threshold]
+    if nms_iou is not None:
+        boxes, scores, labels = (torch.from_numpy(array[keep]) for array in (found.boxes, found.scores, found.labels))
+        keep = keep[batched_nms(boxes, scores, labels, nms_iou).numpy()]
+    keep = keep[:max_detections]
+    return Detections(found.image_id, found.boxes[keep], found.labels[keep], found.scores[keep])

@@ -71,9 +71,10 @@ class Tracker:
         values = {f"val/loss_{name}": value for name, value in metrics["loss"].items()}
         values["val/loss"] = sum(values.values())
         for metric, result in metrics["voc"].items():
-            name = metric.replace("@", "_")  # TensorBoard's tags have no @
+            name = metric.replace("@", "_").replace(":", "-")  # TensorBoard's tags have neither
             values[f"val/mAP_{name}"] = result["mAP"]
             values |= {f"val_AP_{name}/{cls.replace(' ', '_')}": ap for cls, ap in result["AP"].items()}
+        values |= {f"val_coco/{name}": value for name, value in metrics.get("coco", {}).items() if name != "classes"}
         self.scalars(iteration, {tag: value for tag, value in values.items() if value is not None})
 
     def hyperparameters(self, settings: dict[str, str | int | float | bool], metrics: dict[str, float]) -> None:

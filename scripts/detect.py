@@ -17,7 +17,6 @@ nothing is done; 130 interrupted.
 
 import argparse
 import itertools
-import json
 import os
 import sys
 from collections import deque
@@ -41,6 +40,7 @@ from detector.data.proposals import open_proposals, require_images
 from detector.data.voc import annotation_xml
 from detector.engine import detect
 from detector.errors import InputError
+from detector.evaluation.results import write_coco_results
 from detector.files import write_atomically
 from detector.run_folder import require_writable
 from detector.selective_search import MODES
@@ -112,8 +112,8 @@ def run(arguments: argparse.Namespace) -> list[str]:
         write_picture(arguments.out / "pictures" / f"{stems[index]}.jpg", reader, index, detections)
         if arguments.voc_xml:
             write_xml(arguments.out / "annotations" / f"{stems[index]}.xml", reader, index, batch, detections)
-    lines = ",\n".join(json.dumps(item) for item in as_coco(found, reader.classes))
-    write_atomically(arguments.out / "detections.json", f"[\n{lines}\n]\n".encode())
+    category_ids = {name: number for number, name in enumerate(reader.classes, start=1)}
+    write_coco_results(arguments.out / "detections.json", found, reader.classes, category_ids)
     count = sum(len(item.scores) for item in found)
     print(f"{count} detections in {len(found)} of {len(reader)} images -> {arguments.out}")
     return bad
@@ -218,23 +218,6 @@ def write_xml(path: Path, reader: ImageFiles, index: int, batch: Batch, detectio
         objects.append({"name": reader.classes[label - 1], "box": box, "difficult": False})
     text = annotation_xml(reader.image_path(index).name, batch.original_hws[0], objects)
     write_atomically(path, text.encode())
-
-
-def as_coco(found: Sequence[Detections], classes: Sequence[str]) -> list[dict]:
-    """All detections in COCO's result form, those of an image best first."""
-    return [
-        {
-            "image_id": item.image_id,
-            "category_id": label,
-            "category_name": classes[label - 1],
-            "bbox": [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)],
-            "score": round(score, 6),
-        }
-        for item in found
-        for (x1, y1, x2, y2), label, score in zip(
-            item.boxes.tolist(), item.labels.tolist(), item.scores.tolist(), strict=True
-        )
-    ]
 
 
 if __name__ == "__main__":

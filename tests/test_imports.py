@@ -32,7 +32,7 @@ ALLOWED = {
     "data": {"boxes", "errors", "files", "seeds", "selective_search", "structures"},
     "models": {"errors", "roi_pool"},
     "checkpoint": {"errors", "files", "models"},
-    "evaluation": {"boxes", "errors", "files", "structures"},
+    "evaluation": {"boxes", "errors", "files", "structures", "visualize"},
     "engine": {"boxes", "device", "losses", "postprocess", "seeds", "structures", "targets"},
     "compose": {"boxes", "config", "data", "device", "engine", "errors", "models", "optim", "postprocess", "targets"},
 }

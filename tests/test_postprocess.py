@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from detector.boxes import BoxCoder
-from detector.postprocess import Postprocess, postprocess
+from detector.postprocess import Postprocess, postprocess, postprocess_again
 
 PROPOSALS = torch.tensor(
     [
@@ -59,3 +59,17 @@ def test_no_proposals():
     )
     assert none.boxes.shape == (0, 4)
     assert len(none.scores) == len(none.labels) == 0
+
+
+def test_saved_detections_once_more_equal_the_network_s_answers_with_these_settings():
+    everything = run(Postprocess(score_threshold=0.0, nms_iou=1.0, max_detections=1000))
+    shuffled = replace(
+        everything, **{key: getattr(everything, key)[::-1].copy() for key in ("boxes", "labels", "scores")}
+    )
+    for settings in (LOOSE, replace(LOOSE, nms_iou=0.3), replace(LOOSE, max_detections=1), Postprocess(0.5)):
+        again = postprocess_again(shuffled, settings.score_threshold, settings.nms_iou, settings.max_detections)
+        direct = run(settings)
+        assert again.image_id == "a"
+        for key in ("boxes", "labels", "scores"):
+            np.testing.assert_array_equal(getattr(again, key), getattr(direct, key))
+    assert len(postprocess_again(shuffled, None, None, None).scores) == len(everything.scores) == 8

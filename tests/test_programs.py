@@ -15,8 +15,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import evaluate
 import train
+from detector.data.classes import WithoutClasses
+from detector.data.coco import CocoDataset
 from detector.data.generate import generate_proposals
 from detector.data.proposals import write_store
+from detector.data.subset import Subset
 from detector.data.voc import VocDataset
 from detector.errors import InputError
 from tests.conftest import REPOSITORY
@@ -58,6 +61,7 @@ def test_a_run_leaves_what_is_promised(run):
         "config.yaml",
         "metrics.jsonl",
         "metrics.json",
+        "report.html",
         "train.log",
     ):
         assert (run / name).is_file(), name
@@ -99,6 +103,14 @@ def test_evaluating_the_last_checkpoint_gives_the_last_evaluation_of_training(ru
     evaluate.main(settings("evaluate", files, "data=voc", f"data.root={root}", f"out={scored}"))
     again = json.loads((scored / "metrics.json").read_text())
     assert again["voc"]["area@0.50"]["AP"] == pytest.approx(in_training["voc"]["area@0.50"]["AP"], abs=1e-6)
+    assert again["coco"] == metrics["coco"]
+    # ... also as COCO results
+    coco = [f"detections={tmp_path}/detections.json", "data=voc", f"data.root={root}", f"out={scored}"]
+    evaluate.main(settings("evaluate", *coco, "metric.coco=false", "metric.main=area@0.50"))
+    again = json.loads((scored / "metrics.json").read_text())
+    assert again["voc"]["area@0.50"]["AP"] == pytest.approx(in_training["voc"]["area@0.50"]["AP"], abs=1e-6)
+    assert "coco" not in again
+    assert again["main"] == {"metric": "area@0.50", "value": again["voc"]["area@0.50"]["mAP"]}
 
 
 def trained_settings(run: Path) -> dict:
@@ -114,7 +126,8 @@ def test_settings_of_evaluation(run, settings, tmp_path, capsys):
         return json.loads((tmp_path / name / "metrics.json").read_text())["voc"]
 
     usual = score("usual", "metric.overlaps=[0.3,0.5]")
-    assert set(usual) == {"11point@0.30", "area@0.30", "11point@0.50", "area@0.50"}
+    columns = ("0.30", "0.50", "0.50:0.95")
+    assert list(usual) == [f"{metric}@{column}" for column in columns for metric in ("11point", "area")]
     strict = score("strict", "detect.score_threshold=0.9")
     assert strict["area@0.50"]["mAP"] < usual["area@0.50"]["mAP"]
     assert score("near", "data.val_max_proposals=5")["area@0.50"] != usual["area@0.50"]
@@ -178,6 +191,40 @@ def test_a_mistyped_folder_of_detections_is_no_score_of_0(settings, small_shapes
     assert "no result file, so no detection, of crate, kite, star" in caplog.text
     ap = json.loads((tmp_path / "out/metrics.json").read_text())["voc"]["area@0.50"]["AP"]
     assert (ap["unicorn"], ap["ball"]) == (None, 0.0)
+
+
+def test_saved_detections_are_suppressed_once_more(settings, small_shapes, tmp_path):
+    """Two boxes that overlap by 0.6, one of them scored 0.2: each setting leaves one of three out."""
+    lines = "test_0 0.9 1 1 100 100\ntest_0 0.8 1 1 100 60\ntest_0 0.2 200 200 210 210\n"
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved/comp4_det_test_ball.txt").write_text(lines)
+    where = [f"detections={tmp_path}/saved", "data=voc", f"data.root={small_shapes}", "data.classes=null"]
+
+    def kept(*overrides: str) -> list[float]:
+        _, detections = evaluate.read_detections(settings("evaluate", *where, *overrides))
+        return np.concatenate([item.scores for item in detections]).tolist()
+
+    assert kept() == [0.9, 0.8, 0.2]
+    assert kept("detect.nms_iou=0.5") == [0.9, 0.2]
+    assert kept("detect.nms_iou=0.7") == [0.9, 0.8, 0.2]
+    assert kept("detect.score_threshold=0.3") == [0.9, 0.8]
+    assert kept("detect.max_detections=1") == [0.9]
+    with pytest.raises(InputError, match="detect.nms_iou=3: must be a number from 0 to 1"):
+        kept("detect.nms_iou=3")
+
+
+@pytest.mark.parametrize(("overrides", "best"), [([], 2), (["metric.main=coco", "metric.coco=true"], 4)])
+def test_the_main_metric_decides_which_checkpoint_is_best(settings, common, tmp_path, monkeypatch, overrides, best):
+    """By 11point the first evaluation, at iteration 2, is the better one, by COCO's AP the second."""
+    values = iter([{None: 0.9, "coco": 0.1}, {None: 0.5, "coco": 0.2}])
+
+    def scored(*_, main, **__):
+        voc = {"area@0.50": {"mAP": 0.0, "AP": {}}}
+        return {"main": {"metric": str(main), "value": next(values)[main]}, "loss": {}, "voc": voc}
+
+    monkeypatch.setattr(train, "write_report", scored)
+    train.main(settings("train", *common, *overrides, f"run.dir={tmp_path}/run"))
+    assert torch.load(tmp_path / "run/checkpoints/best.pt", weights_only=True)["iteration"] == best
 
 
 def losses(settings, common, folder: Path, *overrides: str) -> list[float]:
@@ -381,6 +428,21 @@ def test_data_in_coco_layout_trains_and_is_scored(settings, common, small_shapes
     assert coco.read_text() == before
     metrics = json.loads((tmp_path / "run/evaluate-coco-test/metrics.json").read_text())
     assert (metrics["source"]["images"], metrics["voc"]["area@0.50"]["AP"]["ball"]) == (2, None)
+    # ... and the same from the saved detections of all of it
+    evaluate.main(settings("evaluate", checkpoint, "workers=0", f"out={tmp_path}/all"))
+    entries = json.loads((tmp_path / "all/detections.json").read_text())
+    assert {entry["image_id"] for entry in entries} == {0, 1, 2}
+    assert {(entry["category_id"], entry["category_name"]) for entry in entries} <= {
+        (7, "ball"), (14, "crate"), (21, "kite"), (28, "star")
+    }  # fmt: skip
+    for saved in ("detections", "detections.json"):
+        source, out = f"detections={tmp_path}/all/{saved}", f"out={tmp_path}/again-{saved}"
+        evaluate.main(settings("evaluate", source, out, "data=coco", *where[:1], *where[2:3], *images[1:], *some))
+        again = json.loads((tmp_path / f"again-{saved}/metrics.json").read_text())
+        assert again["source"]["images"] == 2
+        assert "ball" not in again["voc"]["area@0.50"]["AP"]
+        for name in ("crate", "kite", "star"):
+            assert again["voc"]["area@0.50"]["AP"][name] == pytest.approx(metrics["voc"]["area@0.50"]["AP"][name])
     for override, says in (
         ("data.exclude_classes=[bal]", r"no class 'bal' \(did you mean 'ball'\?\)"),
         ("data.val_split=test", r"data\.val_split: the data set of training has no such setting"),
@@ -401,6 +463,21 @@ def write_as_coco(reader: VocDataset, path: Path) -> None:
             content["annotations"] += [box | {"image_id": index, "category_id": 7 * label, "iscrowd": 0}]
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content))
+
+
+def test_classes_keep_their_category_ids(settings, make_coco, make_voc, tmp_path):
+    coco = CocoDataset(make_coco({"train": {"a": [("cat", 1, 1, 9, 9), ("dog", 1, 1, 9, 9)]}}), "train.json", "images")
+    wrapped = WithoutClasses(Subset(coco, [0]), ["dog"])
+    assert evaluate.category_ids(wrapped, ["cat", "ant"]) == {"cat": 10, "dog": 20, "ant": 21}
+    root = make_voc({"test": {"a": [("cat", 1, 1, 9, 9), ("dog", 1, 1, 9, 9)]}})
+    assert evaluate.category_ids(VocDataset(root, "test"), ["dog", "cat"]) == {"dog": 1, "cat": 2}
+    box = {"bbox": [0, 0, 9, 9], "score": 0.5, "image_id": "a"}
+    (tmp_path / "d.json").write_text(json.dumps([box | {"category_id": 1}, box | {"category_id": 2, "score": 0.25}]))
+    where = [f"detections={tmp_path}/d.json", "data=voc", f"data.root={root}"]
+    reader, detections = evaluate.read_detections(settings("evaluate", *where, "data.exclude_classes=[cat]"))
+    assert (reader.classes, detections[0].labels.tolist(), detections[0].scores.tolist()) == (("dog",), [1], [0.25])
+    with pytest.raises(InputError, match="data.max_images=0: must be"):
+        evaluate.read_detections(settings("evaluate", *where, "data.max_images=0"))
 
 
 def test_images_without_objects_and_proposals_train(settings, common, small_shapes, tmp_path):

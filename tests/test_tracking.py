@@ -15,7 +15,14 @@ def folder(tmp_path):
     tracker.scalars(3, {"train/loss": 0.5, "train/odd": math.nan})
     tracker.metrics(
         4,
-        {"loss": {"cls": 0.25, "box": 0.5}, "voc": {"area@0.50": {"mAP": 0.5, "AP": {"my cat": 0.5, "unicorn": None}}}},
+        {
+            "loss": {"cls": 0.25, "box": 0.5},
+            "voc": {
+                "area@0.50": {"mAP": 0.5, "AP": {"my cat": 0.5, "unicorn": None}},
+                "area@0.50:0.95": {"mAP": 0.25, "AP": {}},
+            },
+            "coco": {"AP": 0.125, "APs": None, "classes": {"my cat": 0.125}},
+        },
     )
     tracker.image(4, "val/a", np.full((5, 6, 3), 9, dtype=np.uint8))
     tracker.text("config", "seed: 1\nrun: 2")
@@ -44,6 +51,8 @@ def test_the_same_numbers_stand_in_metrics_jsonl(folder):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert lines[0] == {"iteration": 3, "train/loss": 0.5, "train/odd": None}
     assert lines[1]["val/mAP_area_0.50"] == 0.5
+    assert lines[1]["val/mAP_area_0.50-0.95"] == 0.25
+    assert {tag: value for tag, value in lines[1].items() if "coco" in tag} == {"val_coco/AP": 0.125}
     assert "val_AP_area_0.50/unicorn" not in lines[1]
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,10 +13,10 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import parse as parse_xml
 
 from detector.data.classes import labels_by_name, unknown_class
 from detector.data.image import read_image
+from detector.data.safe_xml import parse_xml
 from detector.errors import InputError, first_few
 from detector.structures import GroundTruth
 
@@ -171,13 +172,13 @@ def read_annotation(path: Path) -> Annotation:
     Raises InputError that names the file, the object's number and the value.
     """
     try:
-        tree = parse_xml(path)
+        root = parse_xml(path)
     except (ParseError, DefusedXmlException, UnicodeDecodeError, LookupError, ValueError) as error:
         raise InputError(f"{path}: broken XML: {error or type(error).__name__}") from None
-    if tree.getroot().tag != "annotation":
-        raise InputError(f"{path}: its root is <{tree.getroot().tag}>, not <annotation>: no VOC annotation file")
-    objects = tree.findall("object")  # direct children only: a <part> inside an object is none
-    size = tree.find("size")
+    if root.tag != "annotation":
+        raise InputError(f"{path}: its root is <{root.tag}>, not <annotation>: no VOC annotation file")
+    objects = root.findall("object")  # direct children only: a <part> inside an object is none
+    size = root.find("size")
     width, height = (_number(path, "<size>", size, tag, 0.0) for tag in ("width", "height"))
     return Annotation(
         path=path,
@@ -239,6 +240,6 @@ def _number(path: Path, what: str, parent: Element | None, tag: str, default: fl
         value = float(text)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         value = float("nan")
-    if not np.isfinite(value):
+    if not math.isfinite(value):
         raise InputError(f"{path}: {what}: <{tag}> must be a number, it is {text!r}")
     return value

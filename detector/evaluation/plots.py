@@ -1,31 +1,41 @@
-"""Pictures of an evaluation."""
+"""Pictures of an evaluation, as PNG."""
 
 import io
 from collections.abc import Mapping
-from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from detector.evaluation.results import file_name
-from detector.evaluation.voc_ap import Curve, area_ap
-from detector.files import write_atomically
+from detector.evaluation.error_analysis import KINDS
+from detector.evaluation.matching import Curve
+from detector.evaluation.voc_ap import area_ap
 
 
-def write_precision_recall(folder: Path, curves: Mapping[str, Mapping[str, Curve]]) -> None:
-    """One PNG a class, `CLASS.png`, with a curve for each overlap; a class without objects has none."""
-    for name in next(iter(curves.values())):
-        figure = Figure(figsize=(5, 4), layout="constrained")
-        axes = figure.subplots()
-        for overlap, by_class in curves.items():
-            curve = by_class[name]
-            if curve.num_objects:
-                axes.plot(curve.recall, curve.precision, label=f"IoU {overlap}: AP {area_ap(curve):.3f} (area)")
-        if not axes.lines:
-            continue
-        axes.set_title(name, parse_math=False)
-        axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
-        axes.grid(alpha=0.3)
-        axes.legend(loc="lower left")
-        data = io.BytesIO()
-        figure.savefig(data, format="png", dpi=100)
-        write_atomically(folder / f"{file_name(name)}.png", data.getvalue())
+def plot_precision_recall(name: str, curves: Mapping[str, Curve]) -> bytes:
+    """The curves of one class, by overlap."""
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    axes = figure.subplots()
+    for overlap, curve in curves.items():
+        axes.plot(curve.recall, curve.precision, label=f"IoU {overlap}: AP {area_ap(curve):.3f} (area)")
+    axes.set_title(name, parse_math=False)
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower left")
+    return _png(figure)
+
+
+def plot_errors(errors: Mapping[str, dict]) -> bytes:
+    """What each kind of error costs, and how many there are; `errors` as in metrics.json."""
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    for axes, key, label in zip(figure.subplots(1, 2), ("cost", "count"), ("mAP it costs", "count"), strict=True):
+        bars = axes.barh(KINDS, [errors[kind][key] or 0 for kind in KINDS], color="tab:red" if key == "cost" else None)
+        axes.bar_label(bars, fmt="%.3f" if key == "cost" else "%d", padding=3)
+        axes.set(xlabel=label)
+        axes.margins(x=0.15)
+        axes.invert_yaxis()
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=100)
+    return data.getvalue()

@@ -1,11 +1,20 @@
 """Score detections and leave everything about it in a folder."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
-from detector.evaluation.plots import write_precision_recall
-from detector.evaluation.results import write_metrics
-from detector.evaluation.voc_ap import score_voc
+import numpy as np
+
+from detector.evaluation.coco_ap import score_coco
+from detector.evaluation.error_analysis import KINDS, error_costs, find_errors
+from detector.evaluation.html_report import html_report
+from detector.evaluation.matching import match
+from detector.evaluation.pictures import draw_errors
+from detector.evaluation.plots import plot_errors, plot_precision_recall
+from detector.evaluation.voc_ap import score_sizes, score_voc
+from detector.files import write_atomically
 from detector.structures import Detections, GroundTruth
 
 
@@ -16,16 +25,49 @@ def write_report(
     classes: Sequence[str],
     overlaps: Sequence[float],
     devkit: bool,
+    main: str | None = None,
+    coco: bool = False,
     losses: dict[str, float] | None = None,
     source: dict | None = None,
+    image: Callable[[int], np.ndarray] | None = None,
 ) -> dict:
-    """Write `metrics.json` and `precision_recall/` (plots) into `folder`.
+    """Write `metrics.json`, `precision_recall/` and `errors.png` into `folder`; with `image`, `report.html` too.
 
-    Returns the metrics: `{"voc": ...}` as `score_voc` gives them, `loss` where there was one, and `source`, which says
-    what was scored on what.
+    main: the metric that decides which checkpoint is best, such as "area@0.75" or "coco"; None: 11point at the first
+        overlap. coco: score by COCO's rules too.
+    image: gives the image (H, W, 3) uint8 of a ground truth by its place, for the pictures of the report.
+
+    Returns the metrics: `main` (its name and value), `voc` as `score_voc` gives them, `coco` as `score_coco`, `sizes`
+    as `score_sizes` and `errors` by kind (count and cost in mAP), both at `overlap`, the first; `loss` and `source`,
+    which says what was scored on what, where given.
     """
-    voc, curves = score_voc(truths, detections, classes, overlaps, devkit)
-    metrics = {"voc": voc} | ({"loss": losses} if losses else {}) | ({"source": source} if source else {})
-    write_precision_recall(folder / "precision_recall", curves)
-    write_metrics(folder / "metrics.json", metrics)
+    matches = match(truths, detections, len(classes))
+    voc, curves = score_voc(matches, classes, overlaps, devkit)
+    errors = find_errors(matches, overlaps[0], devkit)
+    costs = error_costs(matches, errors)
+    metrics: dict = {"main": {}, "voc": voc}
+    if coco:
+        metrics["coco"] = score_coco(truths, detections, classes)
+    metrics["overlap"] = overlaps[0]
+    metrics["sizes"] = score_sizes(matches, classes, overlaps[0], devkit)
+    metrics["errors"] = {kind: {"count": len(errors.of_kind(kind)), "cost": costs[kind]} for kind in KINDS}
+    main = main or f"11point@{overlaps[0]:.2f}"
+    metrics["main"] = {"metric": main, "value": metrics["coco"]["AP"] if main == "coco" else voc[main]["mAP"]}
+    metrics |= ({"loss": losses} if losses else {}) | ({"source": source} if source else {})
+
+    error_plot = plot_errors(metrics["errors"])
+    curve_plots = {
+        name: plot_precision_recall(name, {overlap: curves[overlap][name] for overlap in curves})
+        for name in classes
+        if next(iter(curves.values()))[name].num_objects
+    }
+    write_atomically(folder / "errors.png", error_plot)
+    for name, png in curve_plots.items():
+        write_atomically(folder / "precision_recall" / f"{quote(name, safe=' ')}.png", png)
+    write_atomically(folder / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
+    if image is not None:
+        pictures = draw_errors(matches, errors, truths, classes, image)
+        title = f"Evaluation on {(source or {}).get('data', 'this data set')}"
+        page = html_report(title, metrics, error_plot, curve_plots, pictures)
+        write_atomically(folder / "report.html", page.encode())
     return metrics

@@ -1,10 +1,10 @@
-"""Files of an evaluation: the devkit's result files, metrics.json, and the table for people."""
+"""Files of detections: the VOC devkit's result files, and COCO results."""
 
 import json
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from urllib.parse import quote
 
 import numpy as np
 
@@ -53,62 +53,144 @@ def result_classes(folder: Path) -> list[str]:
     return names
 
 
-def read_result_files(folder: Path, image_ids: Sequence[str], classes: Sequence[str]) -> list[Detections]:
+def read_result_files(
+    folder: Path, image_ids: Sequence[str], classes: Sequence[str], known_ids: Sequence[str] = ()
+) -> list[Detections]:
     """Detections of every image, in the order of `image_ids`; a class without a file has none.
 
-    Raises InputError, naming the file and line, for a line of another form or an image that is not in `image_ids`.
+    Other images of `known_ids` are passed over. Raises InputError, naming the file and line, for a line of another form
+    or an image that is in neither.
     """
-    numbers = {image_id: number for number, image_id in enumerate(image_ids)}
-    rows, images, labels = [], [], []
-    for label, name in enumerate(classes, start=1):
+    numbers = _numbers(image_ids, known_ids)
+    tables, images = [np.zeros((0, 5))], [np.zeros(0, dtype=np.int64)]
+    for name in classes:
         path = folder / RESULT_FILE.format(name)
-        for line_number, line in enumerate(path.read_text().splitlines() if path.is_file() else [], start=1):
-            image_id, *values = line.rsplit(maxsplit=5) or [""]  # an id may hold spaces
-            try:
-                row = [float(value) for value in values]
-            except ValueError:
-                row = []
-            if len(row) != 5 or not all(map(math.isfinite, row)):
-                raise InputError(f"{path}, line {line_number}: not `image_id score x1 y1 x2 y2`: {line!r}")
-            if image_id not in numbers:
-                raise InputError(
-                    f"{path}, line {line_number}: image '{image_id}' is not in the split that is scored, which has "
-                    f"{first_few(list(image_ids), 3)}: is it the right data.val_split?"
-                )
-            rows.append(row)
-            images.append(numbers[image_id])
-            labels.append(label)
-    table = np.array(rows, dtype=np.float64).reshape(-1, 5) - (0, 1, 1, 0, 0)
-    image_of, label_of = np.array(images, dtype=np.int64), np.array(labels, dtype=np.int64)
-    order = np.argsort(image_of, kind="stable")
-    parts = np.split(order, np.searchsorted(image_of[order], np.arange(1, len(image_ids))))
+        lines = path.read_text().splitlines() if path.is_file() else []
+        fields: list[str] = []
+        for line in lines:
+            fields += line.rsplit(maxsplit=5)  # an id may hold spaces
+        ids = fields[::6]
+        del fields[::6]
+        try:  # a line has 6 fields at most, so the shape is right only if each has 6
+            table = np.array(list(map(float, fields))).reshape(len(lines), 5)
+            images.append(np.array([numbers[image_id] for image_id in ids], dtype=np.int64))
+        except (ValueError, KeyError):
+            raise _first_bad_line(path, lines, image_ids, numbers) from None
+        if not np.isfinite(table).all():
+            raise _first_bad_line(path, lines, image_ids, numbers)
+        tables.append(table)
+    labels = np.repeat(np.arange(len(classes)) + 1, [len(table) for table in tables[1:]])
+    table = np.concatenate(tables) - (0, 1, 1, 0, 0)
+    return _by_image(image_ids, np.concatenate(images), labels, table[:, 0], table[:, 1:])
+
+
+def _first_bad_line(path: Path, lines: list[str], image_ids: Sequence[str], known: Collection[str]) -> InputError:
+    for number, line in enumerate(lines, start=1):
+        image_id, *values = line.rsplit(maxsplit=5) or [""]
+        if len(values) != 5 or not all(map(_is_finite, values)):
+            return InputError(f"{path}, line {number}: not `image_id score x1 y1 x2 y2`: {line!r}")
+        if image_id not in known:
+            return InputError(f"{path}, line {number}: {_unknown_image(image_id, image_ids)}")
+    raise AssertionError(f"{path}: no line is wrong")
+
+
+def _is_finite(text: str) -> bool:
+    try:
+        return bool(np.isfinite(float(text)))
+    except ValueError:
+        return False
+
+
+def _unknown_image(image_id: str, image_ids: Sequence[str]) -> str:
+    return (
+        f"image '{image_id}' is not in the split that is scored, which has {first_few(list(image_ids), 3)}: "
+        "is it the right data.val_split?"
+    )
+
+
+def _numbers(image_ids: Sequence[str], known_ids: Sequence[str]) -> dict[str, int]:
+    """The number of each image; those that are only known have the first one that is free."""
+    return dict.fromkeys(known_ids, len(image_ids)) | {image_id: number for number, image_id in enumerate(image_ids)}
+
+
+def _by_image(
+    image_ids: Sequence[str], images: np.ndarray, labels: np.ndarray, scores: np.ndarray, boxes: np.ndarray
+) -> list[Detections]:
+    """Rows of all images, (N,) numbers of the images among them, as the detections of each."""
+    order = np.argsort(images, kind="stable")
+    *parts, _ = np.split(order, np.searchsorted(images[order], np.arange(1, len(image_ids) + 1)))
     return [
-        Detections(image_id, table[part, 1:], label_of[part], table[part, 0])
+        Detections(image_id, boxes[part], labels[part], scores[part])
         for image_id, part in zip(image_ids, parts, strict=True)
     ]
 
 
-def write_metrics(path: Path, metrics: dict) -> None:
-    """Write metrics.json."""
-    write_atomically(path, (json.dumps(metrics, indent=1) + "\n").encode())
+def write_coco_results(
+    path: Path, detections: Sequence[Detections], classes: Sequence[str], category_ids: Mapping[str, int]
+) -> None:
+    """A JSON list of `{"image_id", "category_id", "bbox": [x, y, width, height], "score"}`, pixels counted from 0.
+
+    An image id that is a whole number, as in COCO, is written as a number. Each entry has its `category_name` too, so
+    that it keeps its meaning where classes are chosen or ordered in another way. Each stands on a line of its own.
+    """
+    rows = []
+    for item in detections:
+        boxes = item.boxes.astype(np.float64)
+        xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).round(5).tolist()
+        image_id = int(item.image_id) if re.fullmatch("0|[1-9][0-9]*", item.image_id) else item.image_id
+        for label, score, bbox in zip(item.labels.tolist(), item.scores.tolist(), xywh, strict=True):
+            name = classes[label - 1]
+            rows.append(
+                {"image_id": image_id, "category_id": category_ids[name], "category_name": name, "bbox": bbox,
+                 "score": score}
+            )  # fmt: skip
+    write_atomically(path, "".join(["[\n", ",\n".join(map(json.dumps, rows)), "\n]\n"]).encode())
 
 
-def ap_table(voc: dict) -> str:
-    """The AP of each class and the mean, a column for each metric, as text."""
-    columns = list(voc)
-    classes = list(voc[columns[0]]["AP"])
-    width = max(len(name) for name in [*classes, "class"])
-    lines = [f"{'class':{width}}  " + "  ".join(f"{column:>13}" for column in columns)]
-    for name in classes:
-        lines.append(f"{name:{width}}  " + "  ".join(f"{_number(voc[column]['AP'][name]):>13}" for column in columns))
-    lines.append(f"{'mAP':{width}}  " + "  ".join(f"{_number(voc[column]['mAP']):>13}" for column in columns))
-    return "\n".join(lines)
+def read_coco_results(
+    path: Path,
+    image_ids: Sequence[str],
+    classes: Sequence[str],
+    category_ids: Mapping[str, int],
+    known_ids: Sequence[str] = (),
+) -> list[Detections]:
+    """Detections of every image, in the order of `image_ids`, from a file as above; only those of `classes`.
 
-
-def _number(value: float | None) -> str:
-    return "no object" if value is None else f"{value:.4f}"
-
-
-def file_name(name: str) -> str:
-    """A class's name as part of a file's name; different names stay different."""
-    return quote(name, safe=" ")
+    An entry without `category_name` has the one of its `category_id`; other images of `known_ids` are passed over.
+    Raises InputError, naming the file and the entry, for an entry of another form, another image or category, and if
+    none is of these classes.
+    """
+    try:
+        entries = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"detections: {path} cannot be read as JSON: {error}") from None
+    if not isinstance(entries, list):
+        raise InputError(f"detections: {path} holds no COCO results, which are a list")
+    numbers = _numbers(image_ids, known_ids)
+    name_of = {id: name for name, id in category_ids.items()}
+    label_of = {name: label for label, name in enumerate(classes, start=1)}
+    images, labels, rows = [], [], []
+    for place, entry in enumerate(entries, start=1):
+        try:
+            image_id, category = str(entry["image_id"]), entry["category_id"]
+            name = entry.get("category_name", name_of.get(category))
+            label = label_of.get(name, 0)
+            x, y, width, height = map(float, entry["bbox"])
+            row: tuple[float, ...] = (float(entry["score"]), x, y, x + width, y + height)
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
+            row = (math.nan,)
+        if not all(map(math.isfinite, row)):
+            raise InputError(f"{path}, entry {place}: not image_id, category_id, bbox of four, score: {entry!r:.200}")
+        if image_id not in numbers:
+            raise InputError(f"{path}, entry {place}: {_unknown_image(image_id, image_ids)}")
+        if name is None:
+            known = first_few([f"{id} ({name})" for id, name in name_of.items()])
+            raise InputError(f"{path}, entry {place}: the category {category!r} is none of the data set's: {known}")
+        if label:
+            images.append(numbers[image_id])
+            labels.append(label)
+            rows.append(row)
+    if entries and not rows:
+        raise InputError(f"detections: {path} has nothing of the classes {first_few(list(classes))}")
+    table = np.array(rows, dtype=np.float64).reshape(-1, 5)
+    return _by_image(image_ids, np.array(images, np.int64), np.array(labels, np.int64), table[:, 0], table[:, 1:])

@@ -1,153 +1,76 @@
 """Average precision as the Pascal VOC challenge defines it (Everingham et al., IJCV 2010, section 4.2).
 
-Per class, detections of all images are taken from the highest score down. Each is compared with the ground truth box
-of its class and image that it overlaps most. It is
-
-    a hit       if that overlap reaches the threshold and no better scored detection claimed the box before,
-    ignored     if it reaches the threshold and the box is marked difficult,
-    a miss      otherwise: localised badly, on background, or a duplicate.
-
 Two metrics are made of the precision-recall curve: `11point`, the mean of the best precision at recall 0, 0.1, .. 1
 and beyond (VOC 2007), and `area` under the curve made monotonic (VOC 2010 and later).
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
 
 import numpy as np
 
-from detector.structures import Detections, GroundTruth
+from detector.evaluation.matching import Curve, Matches, Range
 
-
-@dataclass(frozen=True)
-class Curve:
-    """Precision against recall of one class at one overlap, one point for each detection that counts."""
-
-    recall: np.ndarray  # (N,) float64
-    precision: np.ndarray  # (N,) float64
-    num_objects: int  # not difficult; without any, neither curve nor AP is defined
+MEAN = "0.50:0.95"  # the mean over these ten overlaps
+MEAN_OVERLAPS = tuple(percent / 100 for percent in range(50, 100, 5))
+# Areas in pixels, ends included: COCO's.
+SIZES: dict[str, Range] = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, math.inf)}
 
 
 def score_voc(
-    truths: Sequence[GroundTruth],
-    detections: Iterable[Detections],
-    classes: Sequence[str],
-    overlaps: Sequence[float] = (0.5,),
-    devkit: bool = False,
+    matches: Matches, classes: Sequence[str], overlaps: Sequence[float] = (0.5,), devkit: bool = False
 ) -> tuple[dict, dict[str, dict[str, Curve]]]:
-    """Score detections by both metrics at each overlap.
+    """Score by both metrics at each overlap, and by the mean of each over the overlaps 0.50, 0.55, .. 0.95.
 
-    Returns (metrics, curves): metrics like `{"11point@0.50": {"mAP": 0.7, "AP": {"cat": 0.7, "unicorn": None}}, ...}`
-    and curves by overlap ("0.50") and class. A class without an object has the AP None and is not in the mean; the
-    mean over no class is None.
+    Returns (metrics, curves): metrics like `{"11point@0.50": {"mAP": 0.7, "AP": {"cat": 0.7, "unicorn": None}}, ...,
+    "area@0.50:0.95": ...}` and curves by overlap ("0.50") and class. A class without an object has the AP None and is
+    not in the mean; the mean over no class is None.
 
     devkit: count as the Python code that published numbers come from: a hit needs an overlap > threshold, where the
         challenge and this program take one >= threshold; and see `eleven_point_ap`. That code reads rounded values
         from files: to have its exact numbers, score what went `through_files` (results.py).
     """
-    matches = match(truths, detections, num_classes=len(classes))
-    metrics: dict = {}
-    curves: dict[str, dict[str, Curve]] = {}
-    for overlap in overlaps:
-        at = f"{overlap:.2f}"
-        curves[at] = {name: matches[index].curve(overlap, devkit) for index, name in enumerate(classes)}
-        for metric in ("11point", "area"):
-            ap = {
-                name: area_ap(curve) if metric == "area" else eleven_point_ap(curve, devkit)
-                for name, curve in curves[at].items()
+    by_overlap = {overlap: matches.curves(overlap, devkit) for overlap in {*overlaps, *MEAN_OVERLAPS}}
+    columns = {f"{overlap:.2f}": [overlap] for overlap in overlaps} | {MEAN: MEAN_OVERLAPS}
+    metrics = {
+        f"{metric}@{column}": with_mean(
+            {
+                name: _mean([average_precision(by_overlap[overlap][index], metric, devkit) for overlap in averaged])
+                for index, name in enumerate(classes)
             }
-            defined = [value for value in ap.values() if value is not None]
-            metrics[f"{metric}@{at}"] = {"mAP": float(np.mean(defined)) if defined else None, "AP": ap}
+        )
+        for column, averaged in columns.items()
+        for metric in ("11point", "area")
+    }
+    curves = {f"{overlap:.2f}": dict(zip(classes, by_overlap[overlap], strict=True)) for overlap in overlaps}
     return metrics, curves
 
 
-@dataclass(frozen=True)
-class Matches:
-    """The detections of one class, best first, each with the object that it overlaps most."""
+def score_sizes(matches: Matches, classes: Sequence[str], overlap: float, devkit: bool = False) -> dict[str, dict]:
+    """AP by the size of objects, at one overlap, `area` metric.
 
-    object_index: np.ndarray  # (N,) int64, into the objects of this class; -1 if its image has none
-    iou: np.ndarray  # (N,) float64
-    difficult: np.ndarray  # (G,) bool, of the objects
-
-    def curve(self, overlap: float, devkit: bool = False) -> Curve:
-        """Count hits and misses at this overlap, from the best score down."""
-        reached = self.iou > overlap if devkit else self.iou >= overlap
-        reached &= self.object_index >= 0
-        hits = np.zeros(len(self.iou), dtype=bool)
-        _, first = np.unique(self.object_index[reached], return_index=True)  # the best scored claim of each object
-        hits[np.flatnonzero(reached)[first]] = True
-        ignored = np.zeros(len(self.iou), dtype=bool)
-        ignored[reached] = self.difficult[self.object_index[reached]]
-        hits = hits[~ignored]
-        found, tried = np.cumsum(hits), np.arange(1, len(hits) + 1)
-        num_objects = int((~self.difficult).sum())
-        return Curve(found / max(num_objects, 1), found / tried, num_objects)
-
-
-def match(truths: Sequence[GroundTruth], detections: Iterable[Detections], num_classes: int) -> list[Matches]:
-    """Pair the detections of each class 1..K with ground truth. Equal scores keep the order of the images.
-
-    Raises KeyError for detections of an image that has no ground truth record, not even an empty one.
+    Returns for each of SIZES `{"objects": 12, "mAP": 0.7, "AP": {"cat": 0.7, ...}}`, None as in `score_voc`.
     """
-    image_number = {truth.image_id: number for number, truth in enumerate(truths)}
-    found = list(detections)
-    count = [len(item.scores) for item in found]
-    images = np.repeat([image_number[item.image_id] for item in found], count).astype(np.int64)
-    labels = _join([item.labels for item in found], np.int64)
-    scores = _join([item.scores for item in found], np.float64)
-    boxes = _join([item.boxes for item in found], np.float64).reshape(-1, 4)
-    order = np.lexsort((images, -scores))
-    images, labels, boxes = images[order], labels[order], boxes[order]
-
-    gt_images = np.repeat(np.arange(len(truths)), [len(truth.labels) for truth in truths])
-    gt_labels = _join([truth.labels for truth in truths], np.int64)
-    gt_boxes = _join([truth.boxes for truth in truths], np.float64).reshape(-1, 4)
-    difficult = _join([truth.difficult for truth in truths], bool)
-
-    result = []
-    for label in range(1, num_classes + 1):
-        of_class, objects = labels == label, gt_labels == label
-        index, iou = _best_object(boxes[of_class], images[of_class], gt_boxes[objects], gt_images[objects])
-        result.append(Matches(index, iou, difficult[objects]))
-    return result
+    sizes = {}
+    for size, area_range in SIZES.items():
+        curves = matches.curves(overlap, devkit, area_range)
+        ap = {name: area_ap(curve) for name, curve in zip(classes, curves, strict=True)}
+        sizes[size] = {"objects": sum(curve.num_objects for curve in curves)} | with_mean(ap)
+    return sizes
 
 
-def _join(arrays: list[np.ndarray], dtype: type) -> np.ndarray:
-    return np.concatenate([np.zeros(0, dtype), *(array.ravel() for array in arrays)]).astype(dtype)
+def with_mean(ap: dict[str, float | None]) -> dict:
+    """`{"mAP": .., "AP": ..}` of the AP by class."""
+    return {"mAP": _mean([value for value in ap.values() if value is not None]), "AP": ap}
 
 
-def _best_object(
-    boxes: np.ndarray, images: np.ndarray, gt_boxes: np.ndarray, gt_images: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """For each box the index and overlap of the object of its image it overlaps most, the first of equals; else -1, 0.
-
-    `gt_images` is sorted, so the objects of an image stand together; all pairs of a box and an object of its image
-    are laid end to end and computed at once.
-    """
-    start = np.searchsorted(gt_images, images, side="left")
-    count = np.searchsorted(gt_images, images, side="right") - start
-    best_index, best_iou = np.full(len(boxes), -1, dtype=np.int64), np.zeros(len(boxes))
-    some = np.flatnonzero(count)
-    if len(some) == 0:
-        return best_index, best_iou
-    ends = np.cumsum(count[some])
-    begins = ends - count[some]
-    box_index = np.repeat(some, count[some])
-    gt_index = np.arange(ends[-1]) - np.repeat(begins - start[some], count[some])
-    iou = _pair_iou(boxes[box_index], gt_boxes[gt_index])
-    best_iou[some] = np.maximum.reduceat(iou, begins)
-    is_best = iou == np.repeat(best_iou[some], count[some])
-    candidates = np.where(is_best, gt_index, np.iinfo(np.int64).max)
-    best_index[some] = np.minimum.reduceat(candidates, begins)
-    return best_index, best_iou
+def _mean(values: Sequence[float | None]) -> float | None:
+    """None of nothing, and of values that are not defined: a class has objects at every overlap or at none."""
+    return None if not values or values[0] is None else float(np.mean(np.array(values, dtype=float)))
 
 
-def _pair_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Overlap (N,) of each box with the box of the same row, in float64: a threshold is met exactly or not at all."""
-    wh = np.minimum(boxes[:, 2:], others[:, 2:]) - np.maximum(boxes[:, :2], others[:, :2])
-    intersection = np.clip(wh, 0, None).prod(axis=1)
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) + (others[:, 2:] - others[:, :2]).prod(axis=1)
-    return intersection / (area - intersection)
+def average_precision(curve: Curve, metric: str, devkit: bool = False) -> float | None:
+    return area_ap(curve) if metric == "area" else eleven_point_ap(curve, devkit)
 
 
 def eleven_point_ap(curve: Curve, devkit: bool = False) -> float | None:

@@ -4,10 +4,15 @@ import numpy as np
 import pytest
 
 from detector.errors import InputError
-from detector.evaluation.report import write_report
-from detector.evaluation.results import ap_table, read_result_files, result_classes, through_files, write_result_files
+from detector.evaluation.results import (
+    read_coco_results,
+    read_result_files,
+    result_classes,
+    through_files,
+    write_coco_results,
+    write_result_files,
+)
 from detector.structures import Detections
-from tests.conftest import ground_truth
 
 GENERATOR = np.random.default_rng(0)
 
@@ -73,17 +78,70 @@ def test_other_wrong_input_is_named(tmp_path):
         read_result_files(tmp_path, ["a"], ["cat"])
 
 
-def test_the_report(tmp_path):
-    truths = [ground_truth("a", (1, 0, 0, 10, 10))]
-    found = [Detections("a", np.array([[0, 0, 10, 8]], np.float32), np.array([1]), np.array([0.9], np.float32))]
-    metrics = write_report(tmp_path, truths, found, ["traffic/light", "unicorn"], [0.5, 0.9], False, {"cls": 1.0})
-    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
-    assert metrics["voc"]["11point@0.50"] == {"mAP": 1.0, "AP": {"traffic/light": 1.0, "unicorn": None}}
-    assert metrics["voc"]["area@0.90"]["mAP"] == 0.0
-    assert metrics["loss"] == {"cls": 1.0}
-    plots = list((tmp_path / "precision_recall").iterdir())
-    assert [path.name for path in plots] == ["traffic%2Flight.png"]
-    assert plots[0].read_bytes().startswith(b"\x89PNG")
-    table = ap_table(metrics["voc"])
-    assert "no object" in table
-    assert table.splitlines()[-1].split() == ["mAP", "1.0000", "1.0000", "0.0000", "0.0000"]
+def test_images_that_are_known_but_not_asked_for_are_passed_over(tmp_path):
+    detections = [some_detections(id, count) for id, count in (("a", 4), ("b", 7), ("c", 2))]
+    write_result_files(tmp_path, detections, ["cat", "dog"], devkit=False)
+    write_coco_results(tmp_path / "d.json", detections, ["cat", "dog"], CATEGORIES)
+    for found in (
+        read_result_files(tmp_path, ["c", "a"], ["cat", "dog"], known_ids=["a", "b", "c"]),
+        read_coco_results(tmp_path / "d.json", ["c", "a"], ["cat", "dog"], CATEGORIES, known_ids=["a", "b", "c"]),
+    ):
+        assert [(item.image_id, len(item.scores)) for item in found] == [("c", 2), ("a", 4)]
+    with pytest.raises(InputError, match="image 'b' is not in the split"):
+        read_result_files(tmp_path, ["c", "a"], ["cat", "dog"], known_ids=["a"])
+
+
+def test_lines_that_are_wrong_together_are_not_taken_for_right(tmp_path):
+    """Seven fields and five make twelve, all of them numbers."""
+    (tmp_path / "comp4_det_test_cat.txt").write_text("1 2 0.5 1 2 3 4\n0.5 1 2 3 4\n")
+    with pytest.raises(InputError, match="line 1: image '1 2' is not in the split"):
+        read_result_files(tmp_path, ["1", "4"], ["cat"])
+
+
+CATEGORIES = {"cat": 17, "dog": 18, "bird": 5}
+
+
+def test_coco_results_that_are_written_are_read(tmp_path):
+    detections = [some_detections("139", 20), some_detections("00", 0), some_detections("a b", 5)]
+    write_coco_results(tmp_path / "d.json", detections, ["cat", "dog"], CATEGORIES)
+    entries = json.loads((tmp_path / "d.json").read_text())
+    assert [entry["image_id"] for entry in entries] == [139] * 20 + ["a b"] * 5
+    x1, y1, x2, y2 = detections[0].boxes[0].tolist()
+    assert entries[0]["bbox"] == pytest.approx([x1, y1, x2 - x1, y2 - y1], abs=1e-5)
+    again = read_coco_results(tmp_path / "d.json", ["139", "00", "a b"], ["cat", "dog"], CATEGORIES)
+    for one, two in zip(detections, again, strict=True):
+        np.testing.assert_array_equal(one.labels, two.labels)
+        np.testing.assert_array_equal(one.scores, two.scores.astype(np.float32))
+        np.testing.assert_allclose(one.boxes, two.boxes, atol=1e-4)
+    dogs = read_coco_results(tmp_path / "d.json", ["139", "00", "a b"], ["dog"], CATEGORIES)
+    assert [len(item.scores) for item in dogs] == [int((item.labels == 2).sum()) for item in detections]
+    renumbered = read_coco_results(tmp_path / "d.json", ["139", "00", "a b"], ["dog", "cat"], {"dog": 1, "cat": 2})
+    assert renumbered[0].labels.tolist() == [3 - label for label in detections[0].labels]
+    with pytest.raises(InputError, match="has nothing of the classes bird"):
+        read_coco_results(tmp_path / "d.json", ["139", "00", "a b"], ["bird"], CATEGORIES)
+    with pytest.raises(InputError, match=r"d\.json, entry 21: image 'a b' is not in the split"):
+        read_coco_results(tmp_path / "d.json", ["139"], ["cat"], CATEGORIES)
+
+
+ENTRY = '{"image_id": 1, "category_id": 17, "bbox": [1, 2, 3, 4], "score": 0.5}'
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("[", "cannot be read as JSON"),
+        ("{}", "holds no COCO results, which are a list"),
+        (f"[{ENTRY}, 3]", "entry 2: not image_id, category_id, bbox of four, score: 3"),
+        (f"[{ENTRY.replace('[1, 2, 3, 4]', '[1, 2, 3]')}]", "entry 1: not image_id"),
+        (f"[{ENTRY.replace('0.5', 'NaN')}]", "entry 1: not image_id"),
+        (f"[{ENTRY.replace('score', 'scores')}]", "entry 1: not image_id"),
+        (f"[{ENTRY.replace('17', '[1]')}]", "entry 1: not image_id"),
+        (f"[{ENTRY.replace('0.5', '1' + '0' * 400)}]", "entry 1: not image_id"),
+        ('["image_id"]', "entry 1: not image_id"),
+        (f"[{ENTRY.replace('17', '1')}]", r"entry 1: the category 1 is none of the data set's: 17 \(cat\), 18 \(dog\)"),
+    ],
+)
+def test_wrong_coco_results_are_named(tmp_path, content, says):
+    (tmp_path / "d.json").write_text(content)
+    with pytest.raises(InputError, match=rf"d\.json.*{says}"):
+        read_coco_results(tmp_path / "d.json", ["1"], ["cat"], CATEGORIES)

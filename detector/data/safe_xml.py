@@ -1,0 +1,38 @@
+"""XML files that may come from anyone, parsed at the speed of expat."""
+
+from pathlib import Path
+from typing import Any, NoReturn
+from xml.etree.ElementTree import Element, ParseError, TreeBuilder
+from xml.parsers import expat
+
+from defusedxml import EntitiesForbidden, ExternalReferenceForbidden
+
+
+def parse_xml(path: Path) -> Element:
+    """The root of the tree. Refuses what defusedxml refuses, whose own parser is in Python and takes twice the time.
+
+    Raises ParseError for broken XML, a DefusedXmlException if the file declares entities, which may grow without end,
+    or refers to other files, and LookupError or ValueError for an unknown encoding.
+    """
+    builder, parser = TreeBuilder(), expat.ParserCreate()
+    parser.buffer_text = True
+    parser.StartElementHandler = builder.start
+    parser.EndElementHandler = builder.end
+    parser.CharacterDataHandler = builder.data
+    parser.EntityDeclHandler = _refuse_entity
+    parser.UnparsedEntityDeclHandler = _refuse_entity
+    parser.ExternalEntityRefHandler = _refuse_reference
+    parser.SkippedEntityHandler = _refuse_entity
+    try:
+        parser.Parse(path.read_bytes(), True)
+    except expat.ExpatError as error:
+        raise ParseError(str(error)) from None
+    return builder.close()
+
+
+def _refuse_entity(name: str, *_: Any) -> NoReturn:
+    raise EntitiesForbidden(name, None, None, None, None, None)
+
+
+def _refuse_reference(context: str, base: str | None, system_id: str | None, public_id: str | None) -> NoReturn:
+    raise ExternalReferenceForbidden(context, base, system_id, public_id)

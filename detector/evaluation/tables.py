@@ -1,0 +1,56 @@
+"""The numbers of an evaluation as text."""
+
+from detector.evaluation.coco_ap import NAMES
+from detector.evaluation.error_analysis import KINDS
+
+
+def number(value: float | None) -> str:
+    return "no object" if value is None else f"{value:.4f}"
+
+
+def ap_rows(metrics: dict) -> list[list[str]]:
+    """A head, a row for each class, and the mean; a column for each metric."""
+    voc, coco = metrics["voc"], metrics.get("coco")
+    classes = list(next(iter(voc.values()))["AP"])
+    rows = [["class", *voc], *([name, *(number(voc[column]["AP"][name]) for column in voc)] for name in classes)]
+    rows.append(["mAP", *(number(voc[column]["mAP"]) for column in voc)])
+    if coco:
+        for row, cell in zip(rows, ["coco", *map(number, coco["classes"].values()), number(coco["AP"])], strict=True):
+            row.append(cell)
+    return rows
+
+
+def coco_rows(metrics: dict) -> list[list[str]]:
+    return [list(NAMES), [number(metrics["coco"][name]) for name in NAMES]]
+
+
+def size_rows(metrics: dict) -> list[list[str]]:
+    sizes = metrics["sizes"]
+    return [["size", "objects", f"area@{metrics['overlap']:.2f}"]] + [
+        [name, str(size["objects"]), number(size["mAP"])] for name, size in sizes.items()
+    ]
+
+
+def error_rows(metrics: dict) -> list[list[str]]:
+    errors = metrics["errors"]
+    return [["error", "count", "mAP it costs"]] + [
+        [kind, str(errors[kind]["count"]), number(errors[kind]["cost"])] for kind in KINDS
+    ]
+
+
+def ap_table(metrics: dict) -> str:
+    """The AP of each class and the mean, a column for each metric."""
+    return text_table(ap_rows(metrics))
+
+
+def summary(metrics: dict) -> str:
+    """All numbers: AP, COCO's twelve, sizes and errors."""
+    tables = [ap_rows(metrics), *([coco_rows(metrics)] if "coco" in metrics else [])]
+    return "\n\n".join(map(text_table, [*tables, size_rows(metrics), error_rows(metrics)]))
+
+
+def text_table(rows: list[list[str]]) -> str:
+    """Columns under each other, the first to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
+    return "\n".join("  ".join(line).rstrip() for line in lines)

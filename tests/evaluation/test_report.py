@@ -1,0 +1,101 @@
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from detector.errors import InputError
+from detector.evaluation.error_analysis import KINDS
+from detector.evaluation.report import write_report
+from detector.evaluation.tables import ap_table, summary
+from tests.conftest import ground_truth
+from tests.evaluation.test_voc_ap import found
+
+EVIL = "traffic/light <script>&"
+TRUTHS = [
+    ground_truth("<a>", (1, 0, 0, 10, 10), (2, 50, 10, 90, 40), (2, 5, 20, 25, 30)),
+    ground_truth("b", (1, 20, 20, 60, 60)),
+]
+FOUND = [
+    found("<a>", (1, 0.9, 0, 0, 10, 8), (1, 0.8, 50, 10, 90, 40), (1, 0.7, 0, 0, 10, 8)),
+    found("b", (1, 0.6, 20, 20, 60, 35), (2, 0.5, 80, 5, 200, 9)),
+]
+CLASSES = [EVIL, "dog", "unicorn"]
+
+
+def gray(index: int) -> np.ndarray:
+    return np.full((80, 100, 3), 128, dtype=np.uint8)
+
+
+def test_metrics_and_plots(tmp_path):
+    metrics = write_report(tmp_path, TRUTHS, FOUND, CLASSES, [0.5, 0.9], False, coco=True, losses={"cls": 1.0})
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    assert metrics["main"] == {"metric": "11point@0.50", "value": metrics["voc"]["11point@0.50"]["mAP"]}
+    assert metrics["voc"]["area@0.50"]["AP"] == {EVIL: 0.5, "dog": 0.0, "unicorn": None}
+    assert metrics["voc"]["area@0.90"]["mAP"] == 0.0
+    assert metrics["loss"] == {"cls": 1.0}
+    assert {kind: metrics["errors"][kind]["count"] for kind in KINDS} == {
+        "duplicate": 1, "localisation": 1, "confusion": 1, "both": 0, "background": 1, "missed": 1,
+    }  # fmt: skip
+    assert [metrics["sizes"][size]["objects"] for size in ("small", "medium", "large")] == [2, 2, 0]
+    plots = [tmp_path / "errors.png", *sorted((tmp_path / "precision_recall").iterdir())]
+    assert [path.name for path in plots] == ["errors.png", "dog.png", "traffic%2Flight %3Cscript%3E%26.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in plots)
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize("main", ["area@0.75", "11point@0.50:0.95", "coco"])
+def test_the_main_metric(tmp_path, main):
+    truths, detections = [ground_truth("a", (1, 0, 0, 10, 10))], [found("a", (1, 0.9, 0, 0, 10, 8))]
+    metrics = write_report(tmp_path, truths, detections, ["cat"], [0.75], False, main=main, coco=True)
+    assert metrics["main"] == {"metric": main, "value": pytest.approx(1.0 if main == "area@0.75" else 0.7)}
+
+
+def test_the_tables(tmp_path):
+    metrics = write_report(tmp_path, TRUTHS, FOUND, CLASSES, [0.5], False, coco=True)
+    head, *rows, mean = [line.split("  ") for line in ap_table(metrics).splitlines()]
+    assert [cell for cell in head if cell.strip()][-1].strip() == "coco"
+    assert (rows[-1][0], rows[-1][-1].strip()) == ("unicorn", "no object")
+    assert mean[-1].strip() == f"{metrics['coco']['AP']:.4f}"
+    assert re.search(r"small +2 +0\.\d{4}", summary(metrics))
+    assert re.search(r"confusion +1 +0\.\d{4}", summary(metrics))
+    assert "AR100" in summary(metrics)
+
+
+class Page(HTMLParser):
+    """Counts the tags, and keeps what they refer to."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value for key, value in attrs if key in ("src", "href")]
+
+
+def test_the_page_holds_all_and_asks_for_nothing(tmp_path):
+    write_report(tmp_path, TRUTHS, FOUND, CLASSES, [0.5], False, coco=True, source={"data": "<set>"}, image=gray)
+    text = (tmp_path / "report.html").read_text()
+    page = Page(text)
+    assert "script" not in page.tags
+    assert "<a>: traffic/light" not in text
+    assert "&lt;a&gt;: traffic/light &lt;script&gt;&amp; 0.80, IoU 1.00 with dog" in text
+    assert "&lt;set&gt;" in text
+    # one plot of errors, two classes' curves, five errors' pictures (none of kind `both`), one hit
+    assert page.tags.count("img") == 1 + 2 + 5 + 1
+    assert all(re.match("data:image/(png|jpeg);base64,", link) for link in page.links)
+    assert "http" not in text
+
+
+def test_scores_need_no_images(tmp_path):
+    def gone(index: int) -> np.ndarray:
+        raise InputError("no <image>")
+
+    write_report(tmp_path, TRUTHS, FOUND, CLASSES, [0.5], False, image=gone)
+    text = (tmp_path / "report.html").read_text()
+    assert Page(text).tags.count("img") == 3
+    assert "0.80, IoU 1.00 with dog (no &lt;image&gt;)" in text
