@@ -6,7 +6,8 @@
     python scripts/proposals.py check FILE --data ROOT --split SPLIT
     python scripts/proposals.py recall FILE --data ROOT --split SPLIT
 
-ROOT is in VOC layout and is only read; no file is ever overwritten. Exit status: 0 done, 1 `check` has found
+ROOT is in VOC layout, or in COCO's with --annotations FILE.json [--images FOLDER] in place of --split; it is only read,
+and no file is ever overwritten. Exit status: 0 done, 1 `check` has found
 something, 2 wrong input, 130 interrupted. docs/proposals.md explains formats, shards and faults.
 """
 
@@ -19,6 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from detector.data.coco import CocoDataset
 from detector.data.convert import READERS, WRITERS, convert
 from detector.data.formats.records import BASES, ORDERS
 from detector.data.generate import generate_proposals, merge_shards
@@ -88,8 +90,11 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def add_data(command: argparse.ArgumentParser, required: bool) -> None:
-    command.add_argument("--data", required=required, type=Path, help="root of a data set in VOC layout")
-    command.add_argument("--split", required=required, help="file in ImageSets/Main, without .txt")
+    command.add_argument("--data", required=required, type=Path, help="root of a data set in VOC or COCO layout")
+    which = command.add_mutually_exclusive_group(required=required)
+    which.add_argument("--split", help="VOC: file in ImageSets/Main, without .txt")
+    which.add_argument("--annotations", metavar="FILE.json", help="COCO: annotation file, from ROOT")
+    command.add_argument("--images", metavar="FOLDER", help="COCO: folder of the images, from ROOT (default: ROOT)")
 
 
 def add_out(command: argparse.ArgumentParser) -> None:
@@ -118,6 +123,10 @@ def require_new(name: str, path: Path, suffix: str = "") -> None:
 
 
 def make_reader(options: argparse.Namespace) -> Reader:
+    if options.annotations:
+        return CocoDataset(options.data, options.annotations, options.images, drop_empty_boxes=True)
+    if options.images:
+        raise InputError("--images belongs to --annotations; in VOC layout images are in JPEGImages")
     return VocDataset(options.data, options.split)
 
 
@@ -141,8 +150,8 @@ def summary(store: ProposalStore) -> str:
 
 
 def run_convert(options: argparse.Namespace) -> None:
-    if (options.data is None) != (options.split is None):
-        raise InputError("--data and --split belong together")
+    if (options.data is None) != (options.split is None and options.annotations is None):
+        raise InputError("--data and --split (or --annotations) belong together")
     if options.target_format == "store":
         require_new("the file to write", options.target, ".safetensors")
     require_new("the file to write", options.target)

@@ -57,6 +57,16 @@ def test_check_says_by_its_status_that_it_found_something(call, small_shapes, tm
     assert "degenerate             3        3" in printed
 
 
+def test_a_data_set_in_coco_layout(call, make_coco, tmp_path):
+    root, out = make_coco({"val": {"a": [("cat", 1, 1, 30, 20)]}}), tmp_path / "p.safetensors"
+    data = ("--data", root, "--annotations", "val.json", "--images", "images")
+    assert call("generate", *data, "--out", out, "--mode", "single")[0] == 0
+    assert (ProposalStore(out).image_ids, ProposalStore(out).image_hw("1")) == (["1"], (40, 60))
+    assert call("check", out, *data)[0] == 0
+    status, _, errors = call("check", out, *data[:4])
+    assert (status, "there is no such file" in errors) == (2, True)
+
+
 def test_wrong_input_is_named_and_ends_with_status_2(call, small_shapes, tmp_path):
     data = ("--data", small_shapes, "--split", "test")
     there, store = tmp_path / "there.safetensors", tmp_path / "p.safetensors"
@@ -73,12 +83,13 @@ def test_wrong_input_is_named_and_ends_with_status_2(call, small_shapes, tmp_pat
         (("merge", store, "--out", tmp_path / "q.safetensors"), "was not made with --shard"),
         ((*from_store, "npz", store, there), "there already"),
         ((*from_store, "store", store, tmp_path / "q.npz"), "must end in .safetensors"),
-        ((*from_store, "npz", "--data", small_shapes, store, tmp_path / "q"), "--data and --split belong together"),
+        ((*from_store, "npz", "--data", small_shapes, store, tmp_path / "q"), "(or --annotations) belong"),
         ((*from_store, "npz", *data, store, tmp_path / "q"), "no proposals for 3 of the 3 images"),
         (("convert", "--from", "detectron", "--to", "npz", tmp_path / "p.pkl", tmp_path / "q"), "--i-trust-this-file"),
         (("recall", store, *data), "no proposals for 3 of 3 images"),
         (("recall", store, *data, "--plot", tmp_path / "q.jpg"), "must end in .png"),
         (("check", store, *data, "--json", there), "there already"),
+        (("check", store, *data, "--images", "x"), "--images belongs to --annotations"),
     ):
         status, _, errors = call(*arguments)
         assert (status, says in errors) == (2, True), errors
