@@ -49,7 +49,7 @@ class Objects:
 
     def counted(self, area_range: Range = ALL) -> np.ndarray:
         """(G,) bool: objects that are to be found."""
-        return ~self.ignored & _within(self.areas, area_range)
+        return ~self.ignored & within(self.areas, area_range)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Matches:
         first[target[::-1]] = reached[::-1]  # the last to be written stays: the best scored claim of each object
         judged[first[target]] = HIT
         judged[reached[~self.objects.counted(area_range)[target]]] = IGNORED
-        elsewhere = (self.crowd_part >= overlap) | ~_within(_areas(self.boxes), area_range)
+        elsewhere = (self.crowd_part >= overlap) | ~within(_areas(self.boxes), area_range)
         judged[elsewhere & (judged == MISS)] = IGNORED
         return judged
 
@@ -175,7 +175,7 @@ def _join(arrays: list[np.ndarray], dtype: type) -> np.ndarray:
     return np.concatenate([np.zeros(0, dtype), *(array.ravel() for array in arrays)]).astype(dtype, copy=False)
 
 
-def _within(areas: np.ndarray, area_range: Range) -> np.ndarray:
+def within(areas: np.ndarray, area_range: Range) -> np.ndarray:
     return (areas >= area_range[0]) & (areas <= area_range[1])
 
 

@@ -20,7 +20,7 @@ def plot_precision_recall(name: str, curves: Mapping[str, Curve]) -> bytes:
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left")
-    return _png(figure)
+    return png(figure)
 
 
 def plot_errors(errors: Mapping[str, dict]) -> bytes:
@@ -32,10 +32,10 @@ def plot_errors(errors: Mapping[str, dict]) -> bytes:
         axes.set(xlabel=label)
         axes.margins(x=0.15)
         axes.invert_yaxis()
-    return _png(figure)
+    return png(figure)
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=100)
     return data.getvalue()

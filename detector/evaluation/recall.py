@@ -5,7 +5,6 @@ detection proposals?*, PAMI 2016). The average recall (AR) is the mean over IoU 
 scoring does not ask for, difficult ones and crowds, are left out.
 """
 
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,13 +13,14 @@ import torch
 from matplotlib.figure import Figure
 
 from detector.boxes import overlaps
+from detector.evaluation.matching import within
+from detector.evaluation.plots import png
+from detector.evaluation.voc_ap import SIZES
 from detector.files import write_atomically
 from detector.structures import GroundTruth
 
 IOUS = np.arange(50, 100, 5) / 100
 NUMBERS = (10, 30, 100, 300, 1000, 2000)  # of an image's first proposals; then all
-# COCO's sizes, by the area of the object in square pixels
-SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, np.inf)}
 
 
 def score_recall(truths: Iterable[GroundTruth], proposals: Iterable[np.ndarray], classes: Sequence[str]) -> dict:
@@ -40,7 +40,7 @@ def score_recall(truths: Iterable[GroundTruth], proposals: Iterable[np.ndarray],
     best_overlap = np.concatenate([np.zeros((0, len(NUMBERS) + 1)), *best])  # (objects, numbers)
     label, area = np.concatenate([[0], *labels])[1:], np.concatenate([[0], *areas])[1:]
     groups = {"all": np.ones(len(area), dtype=bool)}
-    groups |= {name: (area >= low) & (area < high) for name, (low, high) in SIZES.items()}
+    groups |= {name: within(area, area_range) for name, area_range in SIZES.items()}
     groups |= {name: label == number for number, name in enumerate(classes, start=1)}
     return {
         "iou": IOUS.tolist(),
@@ -120,6 +120,4 @@ def write_recall_plot(path: Path, result: dict) -> None:
         if axes.lines:
             for text in axes.legend(fontsize="small").get_texts():
                 text.set_parse_math(False)
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=100)
-    write_atomically(path, data.getvalue())
+    write_atomically(path, png(figure))
