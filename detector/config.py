@@ -71,7 +71,12 @@ def _or_null(rule: Rule) -> Rule:
     return (lambda value: value is None or sensible(value)), f"null or {wanted}"
 
 
+RULES_OF_TRAINING: dict[str, Rule] = {
+    "resume": (lambda value: value is None or isinstance(value, str), "null, auto or a file RUN/checkpoints/*.pt"),
+    "distributed.timeout_s": _positive,
+}
 RULES: dict[str, Rule] = {
+    "data.reader": (lambda value: isinstance(value, str), "a data set's class: give data=voc data.root=DIR"),
     "seed": _not_negative,
     "precision": _one_of("auto", "bfloat16", "float32"),
     "channels_last": _flag,
@@ -112,12 +117,7 @@ RULES: dict[str, Rule] = {
 
 def validate(config: Mapping) -> None:
     """Raise InputError for the first setting with a senseless value, before anything is read or computed."""
-    for key, (sensible, wanted) in RULES.items():
-        node: Any = config
-        for part in key.split("."):
-            node = node.get(part) if isinstance(node, Mapping) else None
-        if not sensible(node):
-            raise InputError(f"{key}={node}: must be {wanted}")
+    _apply(RULES, config)
     roi = config["roi"]
     if not roi["background_iou_low"] < roi["background_iou_high"] <= roi["foreground_iou"]:
         raise InputError(
@@ -134,6 +134,24 @@ def validate(config: Mapping) -> None:
     classes = config["data"]["classes"]
     if classes is not None and not (isinstance(classes, list) and classes and all(isinstance(x, str) for x in classes)):
         raise InputError(f"data.classes={classes}: must be null or a list of names, such as [cat,dog]")
+
+
+def _apply(rules: Mapping[str, Rule], config: Mapping) -> None:
+    for key, (sensible, wanted) in rules.items():
+        node: Any = config
+        for part in key.split("."):
+            node = node.get(part) if isinstance(node, Mapping) else None
+        if not sensible(node):
+            raise InputError(f"{key}={node}: must be {wanted}")
+
+
+def validate_training(config: Mapping, processes: int) -> None:
+    """Raise InputError as `validate` does, also for what only training has."""
+    validate(config)
+    _apply(RULES_OF_TRAINING, config)
+    images = config["train"]["images_per_batch"]
+    if images % processes:
+        raise InputError(f"train.images_per_batch={images}: must be a multiple of the number of processes, {processes}")
 
 
 def validate_metric(metric: Mapping) -> None:

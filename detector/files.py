@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+UNFINISHED = ".*.unfinished"  # names of files that a killed program has left half written
 
-def write_atomically(path: Path, data: bytes) -> None:
+
+def write_atomically(path: Path, data: bytes | memoryview) -> None:
     """Write `data` to `path`: whole, or, if the program or the machine stops on the way, not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
@@ -16,9 +18,19 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(unfinished, path)
+        replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def replace(source: Path, target: Path) -> None:
+    """Rename `source` to `target`, over what is there, and wait until the disk knows."""
+    os.replace(source, target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from tests.conftest import REPOSITORY
 # module or package of detector -> what of detector it may import
 ALLOWED = {
     "errors": set(),
+    "distributed": {"errors"},
+    "signals": {"distributed"},
     "files": set(),
     "seeds": set(),
     "structures": set(),
@@ -21,9 +23,10 @@ ALLOWED = {
     "selective_search": set(),
     "optim": set(),
     "run_folder": {"errors"},
-    "device": {"errors"},
+    "device": {"distributed", "errors"},
     "config": {"errors"},
-    "cli": {"errors"},
+    "cli": {"config", "distributed", "errors", "signals"},
+    "resume": {"checkpoint", "config", "errors", "files", "run_folder"},
     "targets": {"boxes", "seeds", "structures"},
     "losses": {"targets"},
     "postprocess": {"boxes", "structures"},
@@ -33,7 +36,7 @@ ALLOWED = {
     "models": {"errors", "roi_pool"},
     "checkpoint": {"errors", "files", "models"},
     "evaluation": {"errors", "files", "structures"},
-    "engine": {"boxes", "device", "losses", "postprocess", "seeds", "structures", "targets"},
+    "engine": {"boxes", "device", "distributed", "errors", "losses", "postprocess", "seeds", "structures", "targets"},
     "compose": {"boxes", "config", "data", "device", "engine", "models", "optim", "postprocess", "targets"},
 }
 ONLY_IN = {"hydra": {"cli"}, "omegaconf": {"cli"}, "tensorboard": {"tracking"}, "torch.utils.tensorboard": {"tracking"}}
