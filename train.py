@@ -259,7 +259,7 @@ class Run:
     def content(self, iteration: int) -> dict:
         return {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.optimizer.state_dict()["state"],  # rates and the like are settings
             "config": self.config,
             "classes": list(self.classes),
             "iteration": iteration,

@@ -86,10 +86,10 @@ def load_to_resume(path: Path) -> dict:
 
 
 def load_state(checkpoint: dict, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Fill the model, and the optimizer's momentum; its rates and the like stay as they are set now."""
+    """Fill the model, and the optimizer's momentum; its rates and the like are as they are set now."""
     model.load_state_dict(checkpoint["model"])
     groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": checkpoint["optimizer"]["state"], "param_groups": groups})
+    optimizer.load_state_dict({"state": checkpoint["optimizer"], "param_groups": groups})
 
 
 def newest_valid(folder: Path) -> Path | None:

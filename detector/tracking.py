@@ -62,7 +62,12 @@ class Tracker:
     def scalars(self, iteration: int, values: dict[str, float]) -> None:
         """Values by tag, such as `train/loss`. One that is not finite is null in the file only."""
         finite = {tag: value for tag, value in values.items() if math.isfinite(value)}
-        self._write_events(lambda writer: [writer.add_scalar(tag, value, iteration) for tag, value in finite.items()])
+
+        def write(writer: SummaryWriter) -> None:
+            for tag, value in finite.items():
+                writer.add_scalar(tag, value, iteration)
+
+        self._write_events(write)
         line = json.dumps({"iteration": iteration, **{tag: finite.get(tag) for tag in values}}) + "\n"
         try:
             self.lines.write(line.encode())

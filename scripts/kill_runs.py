@@ -15,6 +15,7 @@ import random
 import sys
 import tempfile
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -109,13 +110,22 @@ def history(folder: Path) -> list[dict]:
     return [{tag: line[tag] for tag in line if not tag.startswith(("time/", "memory/"))} for line in lines]
 
 
+def unfinished(folder: Path) -> set[tuple[str, int]]:
+    """The checkpoints that are being written, or were when a run was killed, by name and inode."""
+    return {(entry.name, entry.inode()) for entry in scan(folder / "checkpoints") if fnmatch(entry.name, UNFINISHED)}
+
+
+def scan(folder: Path) -> list[os.DirEntry]:
+    return list(os.scandir(folder)) if folder.is_dir() else []
+
+
 def kill(process: multiprocessing.Process, folder: Path, longest_s: float, in_write: bool, rng: random.Random) -> bool:
     """Kill the run in the middle of a write, or after a while; False if it was done before."""
-    checkpoints, patience = folder / "checkpoints", time.monotonic() + rng.uniform(0, longest_s)
-    left = set(checkpoints.glob(UNFINISHED))  # by the kill before
+    patience = time.monotonic() + rng.uniform(0, longest_s)
+    left = unfinished(folder)  # by the kill before
     while process.is_alive():
         if in_write:
-            if set(checkpoints.glob(UNFINISHED)) - left and time.monotonic() > patience:
+            if unfinished(folder) - left and time.monotonic() > patience:
                 break
         elif time.monotonic() > patience:
             break
@@ -144,13 +154,14 @@ def main() -> int:
         runs += 1
         complete = False
         while not complete:
+            left = unfinished(folder)
             process = begin([*settings, f"workers={options.workers}"], folder)
             if kills >= options.kills:
                 process.join()
                 complete = True
             elif kill(process, folder, longest_s, kills % 3 == 2, rng):
                 kills += 1
-                in_write = bool(list((folder / "checkpoints").glob(UNFINISHED)))
+                in_write = bool(unfinished(folder) - left)
                 in_writes += in_write
                 lines = (
                     (folder / "metrics.jsonl").read_text().splitlines() if (folder / "metrics.jsonl").is_file() else []
