@@ -2,7 +2,6 @@
 
 import logging
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +12,10 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from detector import compose
-from detector.checkpoint import load_state, load_to_resume, save_best, save_last
+from detector.checkpoint import Checkpoints, load_state, load_to_resume
 from detector.cli import log_to_file, run_program
 from detector.config import flatten, validate_training
-from detector.data.fingerprint import fingerprint_data, fingerprint_proposals
+from detector.data.fingerprint import fingerprints
 from detector.data.loader import Samples, TrainOrder, eval_loader, explain_workers, train_loader
 from detector.device import Compute, peak_memory_mib
 from detector.distributed import (
@@ -30,7 +29,7 @@ from detector.distributed import (
     wait,
 )
 from detector.engine import Recipe, Step, evaluate, training_steps
-from detector.errors import InputError, RunFailure
+from detector.errors import InputError
 from detector.evaluation.report import write_report
 from detector.evaluation.results import ap_table, through_files
 from detector.files import write_atomically
@@ -46,7 +45,6 @@ from detector.visualize import draw_batch, draw_detections
 logger = logging.getLogger("train")
 
 NUM_PICTURES = 8  # of validation images in TensorBoard, the same ones at every evaluation
-MAX_FAILED_SAVES = 3  # one after the other, before the run ends
 
 
 def main(config: dict) -> None:
@@ -87,12 +85,8 @@ def train(config: dict, lock: FolderLock) -> None:
 
         train_samples = compose.make_samples(config, train_set, "train")
         val_samples = compose.make_samples(config, val_set, "val")
-        made_of = {
-            "training data": fingerprint_data(train_set),
-            "validation data": fingerprint_data(val_set),
-            "training proposals": fingerprint_proposals(train_samples.proposals, train_set.image_ids),
-            "validation proposals": fingerprint_proposals(val_samples.proposals, val_set.image_ids),
-        }
+        made_of = fingerprints("training", train_set, train_samples.proposals)
+        made_of |= fingerprints("validation", val_set, val_samples.proposals)
         if checkpoint is not None:
             check_same_run(checkpoint, config, classes, made_of)
             load_state(checkpoint, model, optimizer)
@@ -102,11 +96,13 @@ def train(config: dict, lock: FolderLock) -> None:
     val_batches = eval_loader(val_samples, config["workers"], *share)
 
     if folder is None:
-        folder = from_main(lambda: new_folder(config["run"]["dir"], lock))
+        folder = from_main(lambda: lock.take(make_run_folder(config["run"]["dir"])))
         log_to_file(folder / "train.log")
     logger.info("%d images to train on, %d to validate, classes: %s", len(train_set), len(val_set), ", ".join(classes))
     logger.info("on %s in %s, learning rate %g -> %s", compute.device, compute.dtype, optimizer.defaults["lr"], folder)
-    tracker = open_tracker(folder, start) if is_main() else None
+    if is_main():
+        clean_up(folder, start)
+    tracker = Tracker(folder, start) if is_main() else None
     progress = tqdm(total=settings["iterations"], initial=start, unit="step", disable=None if is_main() else True)
     with StopRequest() as stop, logging_redirect_tqdm(), progress:
         run = Run(
@@ -120,17 +116,6 @@ def train(config: dict, lock: FolderLock) -> None:
                 progress.update()
                 run.after_step(step, progress)
     run.finish()
-
-
-def new_folder(path: str | None, lock: FolderLock) -> Path:
-    folder = make_run_folder(path)
-    lock.take(folder)
-    return folder
-
-
-def open_tracker(folder: Path, start: int) -> Tracker:
-    clean_up(folder, start)
-    return Tracker(folder, start)
 
 
 @dataclass
@@ -156,7 +141,7 @@ class Run:
         self.best, self.score = -math.inf, None
         self.evaluated = 0  # iteration of the last evaluation
         self.stopping = 0  # the signal that asked for it
-        self.failed_saves = 0
+        self.checkpoints = Checkpoints(self.folder / "checkpoints")
         self.main_metric = f"11point@{self.config['metric']['overlaps'][0]:.2f}"
         if self.tracker is not None:
             text = yaml.safe_dump(self.config, sort_keys=False)
@@ -238,26 +223,13 @@ class Run:
         self.score = metrics["voc"][self.main_metric]["mAP"]
         if self.score is None or self.score > self.best:  # without a single object to find, the latest is the best
             self.best = self.score or -math.inf
-            self.save(iteration, save_best)
+            self.save(iteration, best=True)
 
-    def save(self, iteration: int, write: Callable[[Path, dict], None] = save_last) -> None:
-        """Write a checkpoint, in the first process. One that fails does not end the run, unless it is the last one."""
+    def save(self, iteration: int, best: bool = False) -> None:
         if self.tracker is None:
             return
         self.tracker.flush()
-        try:
-            write(self.folder / "checkpoints", self.content(iteration))
-            self.failed_saves = 0
-        except OSError as error:
-            self.failed_saves += 1
-            message = f"the checkpoint of iteration {iteration} could NOT be written: {error}. Those before are intact"
-            last = self.stopping or iteration == self.config["train"]["iterations"]
-            if last or self.failed_saves == MAX_FAILED_SAVES:
-                raise RunFailure(message) from error
-            logger.error(message)
-
-    def content(self, iteration: int) -> dict:
-        return {
+        content = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict()["state"],  # rates and the like are settings
             "config": self.config,
@@ -268,6 +240,11 @@ class Run:
             "made_of": self.made_of,
             "processes": place().world_size,
         }
+        if best:
+            self.checkpoints.save_best(content)
+        else:
+            final = bool(self.stopping) or iteration == self.config["train"]["iterations"]
+            self.checkpoints.save_last(content, final)
 
     def finish(self) -> None:
         if self.tracker is None:

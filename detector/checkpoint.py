@@ -9,12 +9,14 @@ could not be replaced together with it.
 import io
 import logging
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from detector.errors import InputError
+from detector.errors import InputError, RunFailure
 from detector.files import replace, write_atomically
 from detector.models.weights import read_state
 
@@ -23,20 +25,49 @@ logger = logging.getLogger(__name__)
 FORMAT = 1  # of what a run is taken up from; a checkpoint without a number is older, and has weights only
 TO_EVALUATE = {"model", "config", "classes", "iteration"}
 TO_RESUME = TO_EVALUATE | {"optimizer", "evaluated", "best", "made_of", "processes"}
+MAX_FAILED = 3  # writes, one after the other
 NEWEST_FIRST = ("last.pt", "previous.pt", "best.pt")
 
 
-def save_last(folder: Path, content: dict) -> None:
-    """Write `last.pt`; the one that was `last.pt` becomes `previous.pt`. Raises OSError and leaves both if it fails."""
-    last, staged = folder / "last.pt", _stage(folder, content)
-    if last.exists():
-        replace(last, folder / "previous.pt")
-    replace(staged, last)
+class Checkpoints:
+    """The checkpoints of a run, in one folder.
 
+    One that cannot be written leaves those before as they are and is an error in the log. Raises RunFailure at the
+    third in a row, and where it was the run's final one.
+    """
 
-def save_best(folder: Path, content: dict) -> None:
-    """Write `best.pt`. Raises OSError and leaves the one before if it fails."""
-    replace(_stage(folder, content), folder / "best.pt")
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.failed = 0
+
+    def save_last(self, content: dict, final: bool = False) -> None:
+        """Write `last.pt`; the one that was `last.pt` becomes `previous.pt`."""
+        last = self.folder / "last.pt"
+        with self._failing_gently(content, final):
+            staged = _stage(self.folder, content)
+            if last.exists():
+                replace(last, self.folder / "previous.pt")
+            replace(staged, last)
+
+    def save_best(self, content: dict) -> None:
+        """Write `best.pt`."""
+        with self._failing_gently(content, final=False):
+            replace(_stage(self.folder, content), self.folder / "best.pt")
+
+    @contextmanager
+    def _failing_gently(self, content: dict, final: bool) -> Iterator[None]:
+        try:
+            yield
+            self.failed = 0
+        except OSError as error:
+            self.failed += 1
+            message = (
+                f"the checkpoint of iteration {content['iteration']} could NOT be written: {error}. "
+                "Those before are intact"
+            )
+            if final or self.failed == MAX_FAILED:
+                raise RunFailure(message) from error
+            logger.error(message)
 
 
 def _stage(folder: Path, content: dict) -> Path:

@@ -27,8 +27,8 @@ class FolderLock:
         for file in self._files:
             file.close()
 
-    def take(self, folder: Path) -> None:
-        """Raises InputError if another process has the folder."""
+    def take(self, folder: Path) -> Path:
+        """Lock the folder, and return it. Raises InputError if another process has it."""
         file = open(folder / LOCK, "a+")  # noqa: SIM115  closed at the end of the context
         try:
             # Not flock: data workers would inherit that, and hold it for a while after the run was killed.
@@ -40,6 +40,7 @@ class FolderLock:
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         self._files.append(file)
+        return folder
 
 
 def require_writable(setting: str, folder: Path) -> None:

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from detector.errors import InputError
+
 logger = logging.getLogger(__name__)
 
 
@@ -42,12 +44,16 @@ class Tracker:
     """Writes the scalars, pictures and texts of one run into its folder. Steps are iterations of the optimizer.
 
     `start` steps are done already: what TensorBoard has of later ones is no longer shown. When writing fails later on,
-    the run goes on: one warning, and no more events; metrics.jsonl is tried again each time.
+    the run goes on: one warning, and no more events; metrics.jsonl is tried again each time. Raises InputError if that
+    is so from the start.
     """
 
     def __init__(self, folder: Path, start: int = 0) -> None:
-        self.writer: SummaryWriter | None = SummaryWriter(str(folder), purge_step=start + 1 if start else None)
-        self.lines = open(folder / "metrics.jsonl", "ab", buffering=0)  # noqa: SIM115  closed in close()
+        try:
+            self.writer: SummaryWriter | None = SummaryWriter(str(folder), purge_step=start + 1 if start else None)
+            self.lines = open(folder / "metrics.jsonl", "ab", buffering=0)  # noqa: SIM115  closed in close()
+        except OSError as error:
+            raise InputError(f"run.dir: {folder} cannot be written: {error}") from None
         self.warned = False
 
     def _write_events(self, write: Callable[[SummaryWriter], object]) -> None:

@@ -31,7 +31,7 @@ ALLOWED = {
     "losses": {"targets"},
     "postprocess": {"boxes", "structures"},
     "visualize": {"structures", "targets"},
-    "tracking": set(),
+    "tracking": {"errors"},
     "data": {"boxes", "errors", "files", "seeds", "selective_search", "structures"},
     "models": {"errors", "roi_pool"},
     "checkpoint": {"errors", "files", "models"},

@@ -5,6 +5,14 @@ import hashlib
 from detector.data.loader import Proposals, Reader
 
 
+def fingerprints(part: str, reader: Reader, proposals: Proposals) -> dict[str, str]:
+    """Those of the data and of the proposals, under names such as `training data`."""
+    return {
+        f"{part} data": fingerprint_data(reader),
+        f"{part} proposals": fingerprint_proposals(proposals, reader.image_ids),
+    }
+
+
 def fingerprint_data(reader: Reader) -> str:
     """A digest of the image ids, the sizes of the image files in bytes, and all objects. The folder does not count."""
     digest = hashlib.sha256()

@@ -16,7 +16,7 @@ import torch
 
 import train
 from detector import checkpoint as checkpoints
-from detector.checkpoint import find_damage, load_checkpoint, load_to_resume, newest_valid, save_best, save_last
+from detector.checkpoint import Checkpoints, find_damage, load_checkpoint, load_to_resume, newest_valid
 from detector.data.fingerprint import fingerprint_data, fingerprint_proposals
 from detector.data.loader import Samples, TrainOrder, train_loader
 from detector.data.transforms import Augment, Resize
@@ -63,7 +63,7 @@ def test_case_01_the_comparison_sees_one_bit(whole, spoilt):
 def test_case_02_killed_between_the_renames_and_half_written_files(tmp_path, caplog):
     """The worst moment: the old one is `previous.pt` already, the new one has not its name yet."""
     folder = tmp_path / "checkpoints"
-    save_last(folder, {"iteration": 1})
+    Checkpoints(folder).save_last({"iteration": 1})
     os.replace(folder / "last.pt", folder / "previous.pt")
     (folder / ".next.pt.unfinished").write_bytes(b"half")
     (tmp_path / "metrics.jsonl").write_text('{"iteration": 1}\n{"iteration": 2}\n{"iterat')
@@ -74,7 +74,7 @@ def test_case_02_killed_between_the_renames_and_half_written_files(tmp_path, cap
     assert (tmp_path / "metrics.jsonl").read_text() == '{"iteration": 1}\n'
     assert ".next.pt.unfinished, which was not finished" in caplog.text
     assert "2 lines of metrics.jsonl are of steps that are done again" in caplog.text
-    save_last(folder, {"iteration": 2})  # and the good one is not lost by the next
+    Checkpoints(folder).save_last({"iteration": 2})  # and the good one is not lost by the next
     assert [torch.load(folder / name)["iteration"] for name in ("last.pt", "previous.pt")] == [2, 1]
 
 
@@ -94,7 +94,7 @@ def flip_a_bit(data: bytes) -> bytes:
 @pytest.mark.parametrize("damage", [truncate, empty, flip_a_bit])
 def test_case_03_a_damaged_newest_checkpoint_steps_aside_for_the_previous_one(tmp_path, caplog, damage):
     for iteration in (1, 2):
-        save_last(tmp_path, {"iteration": iteration, "weights": torch.arange(5000.0)})
+        Checkpoints(tmp_path).save_last({"iteration": iteration, "weights": torch.arange(5000.0)})
     bad = damage((tmp_path / "last.pt").read_bytes())
     (tmp_path / "last.pt").write_bytes(bad)
     assert newest_valid(tmp_path) == tmp_path / "previous.pt"
@@ -342,12 +342,15 @@ def test_which_run_is_meant(spoilt, tmp_path, whole, monkeypatch):
     assert find("auto", str(spoilt)) == (spoilt, None)  # killed before the first checkpoint
 
 
-def test_a_checkpoint_that_cannot_be_read_back_is_not_kept(tmp_path, monkeypatch):
-    save_best(tmp_path, {"iteration": 1})
+def test_a_checkpoint_that_cannot_be_read_back_is_not_kept(tmp_path, monkeypatch, caplog):
+    Checkpoints(tmp_path).save_best({"iteration": 1})
     before = (tmp_path / "best.pt").read_bytes()
     monkeypatch.setattr(checkpoints, "find_damage", lambda path: "a bad disk")
-    with pytest.raises(OSError, match="did not come back: a bad disk"):
-        save_best(tmp_path, {"iteration": 2})
+    Checkpoints(tmp_path).save_best({"iteration": 2})
+    assert "iteration 2 could NOT be written" in caplog.text
+    assert "did not come back: a bad disk" in caplog.text
+    with pytest.raises(RunFailure, match="iteration 3 could NOT"):
+        Checkpoints(tmp_path).save_last({"iteration": 3}, final=True)
     assert [path.name for path in tmp_path.iterdir()] == ["best.pt"]
     assert (tmp_path / "best.pt").read_bytes() == before
     assert find_damage(tmp_path / "best.pt") is None

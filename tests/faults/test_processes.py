@@ -279,8 +279,8 @@ class BrokenImage:
 def test_killed_runs_leave_no_process_behind(begin, tmp_path):
     run = begin("workers=2", "train.iterations=500")
     wait_for(lambda: (tmp_path / "run/metrics.jsonl").is_file() and (tmp_path / "run/metrics.jsonl").read_text())
+    wait_for(lambda: len(children(run.pid)) >= 2)
     workers = children(run.pid)
-    assert len(workers) >= 2
     run.kill()
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), 30)
 
