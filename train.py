@@ -240,11 +240,8 @@ class Run:
             "made_of": self.made_of,
             "processes": place().world_size,
         }
-        if best:
-            self.checkpoints.save_best(content)
-        else:
-            final = bool(self.stopping) or iteration == self.config["train"]["iterations"]
-            self.checkpoints.save_last(content, final)
+        final = bool(self.stopping) or iteration == self.config["train"]["iterations"]
+        (self.checkpoints.save_best if best else self.checkpoints.save_last)(content, final)
 
     def finish(self) -> None:
         if self.tracker is None:

@@ -9,6 +9,7 @@ could not be replaced together with it.
 import io
 import logging
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,9 +50,9 @@ class Checkpoints:
                 replace(last, self.folder / "previous.pt")
             replace(staged, last)
 
-    def save_best(self, content: dict) -> None:
+    def save_best(self, content: dict, final: bool = False) -> None:
         """Write `best.pt`."""
-        with self._failing_gently(content, final=False):
+        with self._failing_gently(content, final):
             replace(_stage(self.folder, content), self.folder / "best.pt")
 
     @contextmanager
@@ -88,7 +89,7 @@ def find_damage(path: Path) -> str | None:
         with zipfile.ZipFile(path) as archive:
             changed = archive.testzip()
         return f"checksum of {changed} does not match" if changed else None
-    except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
         return f"{error or type(error).__name__} ({path.stat().st_size} bytes)" if path.is_file() else "no such file"
 
 

@@ -84,7 +84,7 @@ def differences(folder: Path, expected: Path) -> list[str]:
     for name in ("last.pt", "best.pt"):
         ours, theirs = (torch.load(run / "checkpoints" / name, weights_only=True) for run in (folder, expected))
         for content in (ours, theirs):
-            for of_the_call in ("run", "resume"):
+            for of_the_call in ("run", "resume", "workers"):
                 del content["config"][of_the_call]
         if not same(ours, theirs):
             found.append(name)

@@ -222,10 +222,10 @@ def test_case_52_torchrun_takes_the_run_up_again(tiny, tmp_path):
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
         try:
-            wait_for(lambda: (run / "checkpoints/last.pt").exists() or program.poll() is not None, 300)
+            wait_for(lambda: (run / "checkpoints/last.pt").exists() or program.poll() is not None, 900)
             [victim] = [pid for pid in children(program.pid) if b"RANK=1" in environment(pid).split(b"\0")]
             os.kill(victim, signal.SIGKILL)
-            assert program.wait(300) == 0, log.read_text()
+            assert program.wait(900) == 0, log.read_text()
         finally:
             program.terminate()
             program.wait(60)
