@@ -18,6 +18,7 @@ from torch import nn
 
 from detector import cli, distributed
 from detector.boxes import BoxCoder
+from detector.config import validate_training
 from detector.data.loader import Samples, TrainOrder, eval_loader, train_loader
 from detector.data.transforms import Resize
 from detector.data.voc import VocDataset
@@ -427,6 +428,32 @@ def test_a_batch_that_cannot_be_shared_is_refused(settings, tiny, monkeypatch):
         InputError, match=r"train\.images_per_batch=2: must be a multiple of the number of processes, 3"
     ):
         train.main(settings("train", *tiny))
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [("resume=3", "resume=3: must be null, auto"), ("distributed.timeout_s=0", "timeout_s=0: must")],
+)
+def test_senseless_values_are_named(settings, override, says):
+    with pytest.raises(InputError, match=says):
+        validate_training(settings("train", override), processes=1)
+
+
+def test_the_timeout_is_that_of_the_connection(settings, tiny, monkeypatch):
+    import train
+
+    class Connected(Exception):
+        pass
+
+    def connect(backend, rank, world_size, timeout):
+        raise Connected(rank, world_size, timeout.total_seconds())
+
+    monkeypatch.setattr(distributed.dist, "init_process_group", connect)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(Connected) as connected:
+        train.main(settings("train", *tiny, "distributed.timeout_s=7"))
+    assert connected.value.args == (1, 2, 7)
 
 
 def test_only_the_first_process_logs_to_the_file(tmp_path, monkeypatch):
