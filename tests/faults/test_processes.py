@@ -332,6 +332,12 @@ def test_case_55_when_tensorboard_cannot_write_the_run_goes_on(tmp_path, caplog)
     ]
 
 
+def test_case_55_at_the_start_it_is_an_error(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(InputError, match=r"run\.dir: .*/run cannot be written"):
+        Tracker(tmp_path / "run")
+
+
 def test_case_55_metrics_that_cannot_be_written_are_one_warning(tmp_path, caplog):
     tracker = Tracker(tmp_path)
     tracker.lines.close()
