@@ -89,10 +89,8 @@ def check_overrides(config_name: str, arguments: list[str]) -> None:
             if unknown is None:
                 raise InputError(" ".join(text.split())) from None
             key, known = unknown[1], flatten(_to_plain(hydra.compose(config_name)))
-            for group in CONFIGS.glob("*/*.yaml"):
-                known |= {f"{group.parent.name}.{name}": 0 for name in OmegaConf.load(group) if isinstance(name, str)}
             near = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = f"; did you mean {near[0]}?" if near else "."
             raise InputError(f"{key}: no such setting{hint} --help lists all") from None
 
 

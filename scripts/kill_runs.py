@@ -146,8 +146,8 @@ def main() -> int:
     settings = SETTINGS + make_data(place / "scenes")
     begun = time.monotonic()
     begin([*settings, "workers=0"], place / "alone").join()
-    longest_s = time.monotonic() - begun
-    print(f"the run that was left alone took {longest_s:.1f} s", flush=True)
+    took_s = time.monotonic() - begun
+    print(f"the run that was left alone took {took_s:.1f} s", flush=True)
     kills = in_writes = runs = unequal = 0
     while kills < options.kills:
         folder = place / f"run{runs}"
@@ -159,7 +159,7 @@ def main() -> int:
             if kills >= options.kills:
                 process.join()
                 complete = True
-            elif kill(process, folder, longest_s, kills % 3 == 2, rng):
+            elif kill(process, folder, took_s / 2, kills % 3 == 2, rng):
                 kills += 1
                 in_write = bool(unfinished(folder) - left)
                 in_writes += in_write
