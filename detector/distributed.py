@@ -59,10 +59,13 @@ def process_group(timeout_s: int) -> Iterator[None]:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     for key, value in _meeting_point().items():
         os.environ.setdefault(key, value)
-    where = place()
-    dist.init_process_group(backend, rank=where.rank, world_size=where.world_size, timeout=timedelta(seconds=timeout_s))
-    _patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+    where, timeout = place(), timedelta(seconds=timeout_s)
     try:
+        store, _, _ = next(dist.rendezvous("env://", where.rank, where.world_size, timeout=timeout))
+        # After a restart torchrun's store still holds the addresses of the processes before.
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        dist.init_process_group(backend, store=store, rank=where.rank, world_size=where.world_size, timeout=timeout)
+        _patient = dist.new_group(backend="gloo", timeout=PATIENCE)
         yield
         dist.destroy_process_group()  # not on the way out of a failure, where it could wait for the dead
     except RuntimeError as error:

@@ -451,9 +451,12 @@ def test_the_timeout_is_that_of_the_connection(settings, tiny, monkeypatch):
     class Connected(Exception):
         pass
 
-    def connect(backend, rank, world_size, timeout):
+    def connect(backend, store, rank, world_size, timeout):
         raise Connected(rank, world_size, timeout.total_seconds())
 
+    monkeypatch.setattr(
+        distributed.dist, "rendezvous", lambda *where, timeout: iter([(torch.distributed.HashStore(), 0, 0)])
+    )
     monkeypatch.setattr(distributed.dist, "init_process_group", connect)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
