@@ -1,8 +1,9 @@
 """From a reader and its proposals to batches."""
 
 import signal
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -187,11 +188,13 @@ def explain_workers(last_images: list[str]) -> Iterator[None]:
     except InputError as error:  # one out of a worker holds its whole traceback
         message = str(error).strip().splitlines()[-1]
         raise InputError(message.removeprefix(f"{InputError.__module__}.{InputError.__name__}: ")) from error
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:  # a batch of a dead worker cannot be fetched: the latter
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
+        with suppress(RuntimeError):  # torch raises it once more where the signal of the death comes late
+            time.sleep(0.2)
         raise RunFailure(
-            f"a process that reads images died ({str(error).splitlines()[0]}). The system kills one when memory, or "
+            f"a process that reads images died ({str(error).strip() or type(error).__name__}). The system kills one when memory, or "
             "the shared memory in /dev/shm, runs out: fewer workers, smaller images, or in a container a larger "
             f"--shm-size help. The last images that arrived: {', '.join(last_images) or 'none'}"
         ) from error

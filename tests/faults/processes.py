@@ -28,6 +28,7 @@ def _program(log: Path, overrides: tuple[str, ...]) -> None:
     from detector.cli import run_program
 
     _print_to(log)
+    multiprocessing.set_start_method("fork", force=True)  # of data workers, as in a program that was started as usual
     sys.argv = ["train.py", *overrides]
     torch.set_num_threads(1)
     run_program(train.main, "train")
