@@ -194,9 +194,9 @@ def explain_workers(last_images: list[str]) -> Iterator[None]:
         with suppress(RuntimeError):  # torch raises it once more where the signal of the death comes late
             time.sleep(0.2)
         raise RunFailure(
-            f"a process that reads images died ({str(error).strip() or type(error).__name__}). The system kills one when memory, or "
-            "the shared memory in /dev/shm, runs out: fewer workers, smaller images, or in a container a larger "
-            f"--shm-size help. The last images that arrived: {', '.join(last_images) or 'none'}"
+            f"a process that reads images died ({str(error).strip() or type(error).__name__}). The system kills one "
+            "when memory, or the shared memory in /dev/shm, runs out: fewer workers, smaller images, or in a container "
+            f"a larger --shm-size help. The last images that arrived: {', '.join(last_images) or 'none'}"
         ) from error
 
 
