@@ -1,23 +1,34 @@
 """What the programs share on the outside: settings from the command line, logging, and how they end."""
 
+import difflib
 import logging
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import hydra
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torch.distributed.elastic.multiprocessing.errors import record
 
-from detector.errors import InputError
+from detector.config import flatten
+from detector.distributed import is_main
+from detector.errors import InputError, RunFailure
+from detector.signals import Stopped
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-WRONG_INPUT, INTERRUPTED = 2, 130
+FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 FORMAT = logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S")
+
+logger = logging.getLogger(__name__)
 
 
 def log_to_file(path: Path) -> None:
-    """From now on what is logged goes to this file too."""
+    """From now on what the first process logs goes to this file too."""
+    if not is_main():
+        return
     handler = logging.FileHandler(path)
     handler.setFormatter(FORMAT)
     logging.getLogger().addHandler(handler)
@@ -26,34 +37,64 @@ def log_to_file(path: Path) -> None:
 def run_program(main: Callable[[dict], None], config_name: str) -> None:
     """Compose configs/`config_name`.yaml with the command line's overrides, and call `main` with the settings.
 
-    Ends the process with status 0 when done, 2 for wrong input (one error on stderr, no traceback) and 1 for
-    anything else.
+    Ends the process with status 0 when done, 2 for wrong input and 1 when a run failed (one error on stderr, no
+    traceback), 130 after Ctrl-C, 143 after SIGTERM, and 1, with a traceback, for anything else.
     """
     console = logging.StreamHandler(sys.stdout)
     console.setFormatter(FORMAT)
-    logging.basicConfig(level=logging.INFO, handlers=[console])
-    composed = False
+    # Of several processes the first one speaks for all, except of errors.
+    logging.basicConfig(level=logging.INFO if is_main() else logging.ERROR, handlers=[console])
 
     def guarded(config: DictConfig) -> None:
-        nonlocal composed
-        composed = True
         try:
             try:
                 settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
             except OmegaConfBaseException as error:
                 raise InputError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
-            main(settings)  # type: ignore[arg-type]
+            record(main)(settings)  # type: ignore[arg-type]  # torchrun reports what went wrong
         except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(WRONG_INPUT)
+            _end(str(error), WRONG_INPUT)
+        except RunFailure as error:
+            _end(str(error), FAILED)
+        except Stopped as stopped:
+            sys.exit(128 + stopped.signal)
         except KeyboardInterrupt:
-            print("interrupted; what was saved before is kept", file=sys.stderr)
-            sys.exit(INTERRUPTED)
+            _end("interrupted; what was saved before is kept", INTERRUPTED)
 
     try:
-        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(guarded)()
-    except SystemExit as end:
-        # Hydra has printed what is wrong with an override, but ends with 1 for it as for every failure.
-        if end.code == 1 and not composed:
-            sys.exit(WRONG_INPUT)
-        raise
+        check_overrides(config_name, sys.argv[1:])
+    except InputError as error:
+        _end(str(error), WRONG_INPUT)
+    hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(guarded)()
+
+
+def _end(message: str, status: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):  # the run's own log
+            handler.emit(logging.makeLogRecord({"msg": f"error: {message}", "levelno": logging.ERROR}))
+    sys.exit(status)
+
+
+def check_overrides(config_name: str, arguments: list[str]) -> None:
+    """Raise InputError, in one line with the nearest name, for settings that are not there; Hydra says it in many."""
+    if any(argument.startswith("-") for argument in arguments):  # --help, --multirun and others are Hydra's own
+        return
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        try:
+            hydra.compose(config_name, arguments)
+        except (HydraException, OmegaConfBaseException) as error:
+            text = str(error)
+            unknown = re.search(r"Could not override '([^']+)'", text)
+            if unknown is None:
+                raise InputError(" ".join(text.split())) from None
+            key, known = unknown[1], flatten(_to_plain(hydra.compose(config_name)))
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else "."
+            raise InputError(f"{key}: no such setting{hint} --help lists all") from None
+
+
+def _to_plain(config: DictConfig) -> dict:
+    plain = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(plain, dict)
+    return plain

@@ -82,7 +82,12 @@ def _or_null(rule: Rule) -> Rule:
     return (lambda value: value is None or sensible(value)), f"null or {wanted}"
 
 
+RULES_OF_TRAINING: dict[str, Rule] = {
+    "resume": (lambda value: value is None or isinstance(value, str), "null, auto or a file RUN/checkpoints/*.pt"),
+    "distributed.timeout_s": _positive,
+}
 RULES: dict[str, Rule] = {
+    "data.reader": (lambda value: isinstance(value, str), "a data set's class: give data=voc data.root=DIR"),
     "seed": _not_negative,
     "precision": _one_of("auto", "bfloat16", "float32"),
     "channels_last": _flag,
@@ -133,8 +138,8 @@ RULES: dict[str, Rule] = {
 
 def validate(config: Mapping) -> None:
     """Raise InputError for the first setting with a senseless value, before anything is read or computed."""
-    for key in RULES:
-        _check(config, key)
+    for key, rule in RULES.items():
+        _check(config, key, rule)
     roi = config["roi"]
     if not roi["background_iou_low"] < roi["background_iou_high"] <= roi["foreground_iou"]:
         raise InputError(
@@ -150,15 +155,25 @@ def validate(config: Mapping) -> None:
     validate_metric(config["metric"])
 
 
+def validate_training(config: Mapping, processes: int) -> None:
+    """Raise InputError as `validate` does, also for what only training has."""
+    validate(config)
+    for key, rule in RULES_OF_TRAINING.items():
+        _check(config, key, rule)
+    images = config["train"]["images_per_batch"]
+    if images % processes:
+        raise InputError(f"train.images_per_batch={images}: must be a multiple of the number of processes, {processes}")
+
+
 def validate_given(config: Mapping, group: str) -> None:
     """Raise InputError for a senseless value among those settings of the group that are not null."""
     for key, value in config[group].items():
         if value is not None and f"{group}.{key}" in RULES:
-            _check(config, f"{group}.{key}")
+            _check(config, f"{group}.{key}", RULES[f"{group}.{key}"])
 
 
-def _check(config: Mapping, key: str) -> None:
-    sensible, wanted = RULES[key]
+def _check(config: Mapping, key: str, rule: Rule) -> None:
+    sensible, wanted = rule
     node: Any = config
     for part in key.split("."):
         node = node.get(part) if isinstance(node, Mapping) else None

@@ -1,17 +1,29 @@
 """Where and how the network computes."""
 
+import resource
+import sys
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from detector.distributed import place
 from detector.errors import InputError
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is the first GPU, or the CPU without one. Raises InputError for a device that is not there."""
+    """`auto` is the first GPU, or the CPU without one; of several processes each has a GPU of its own.
+
+    Raises InputError for a device that is not there.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and place().world_size > 1:
+        if name != "cuda":
+            raise InputError(
+                f"device: {place().world_size} processes cannot share '{name}'; with device=cuda each has its own"
+            )
+        name = f"cuda:{place().local_rank}"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -57,3 +69,11 @@ def choose_compute(device: str, precision: str, channels_last: bool) -> Compute:
     if precision == "auto":
         precision = "bfloat16" if has_fast_bfloat16(chosen) else "float32"
     return Compute(chosen, {"bfloat16": torch.bfloat16, "float32": torch.float32}[precision], channels_last)
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """The most memory that was held so far: on the GPU what torch allocated, else by this process, in MiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

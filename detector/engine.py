@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from detector.boxes import BoxCoder
-from detector.device import Compute
+from detector.device import Compute, peak_memory_mib
+from detector.distributed import gather, gather_turns, is_main, mean, place, raise_once, total
+from detector.errors import RunFailure, first_few
 from detector.losses import accuracy, multi_task_loss
 from detector.postprocess import Postprocess, postprocess
 from detector.seeds import Stream, seed_of
@@ -44,18 +46,28 @@ def training_steps(
     schedule: Callable[[int], float],
     recipe: Recipe,
     compute: Compute,
+    start: int = 0,
 ) -> Iterator[Step]:
-    """Take one optimizer step a batch, and yield it. What the caller does in between is not in the measured times."""
+    """Take one optimizer step a batch, and yield it. What the caller does in between is not in the measured times.
+
+    `start` steps are done already. Raises RunFailure, before any weight is changed, when the loss or the gradient is
+    not finite, and when the GPU has not enough memory.
+    """
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
     begin = time.perf_counter()
-    for iteration, batch in enumerate(batches, start=1):
+    for iteration, batch in enumerate(batches, start=start + 1):
         waited = time.perf_counter() - begin
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * schedule(iteration - 1)
         targets = make_targets(batch, recipe.sampling, recipe.coder, recipe.seed)
-        torch.manual_seed(seed_of(recipe.seed, Stream.DROPOUT, iteration))
-        values = train_step(model, batch.images, targets, optimizer, compute)
+        torch.manual_seed(seed_of(recipe.seed, Stream.DROPOUT, iteration, place().rank))
+        try:
+            values = train_step(model, batch.images, targets, optimizer, compute)
+        except NotFinite as error:
+            raise_once(_not_finite(error, iteration, batch, optimizer.param_groups[0]["lr"]))
+        except torch.OutOfMemoryError as error:
+            raise _out_of_memory(error, iteration, batch, targets, compute) from error
         values |= {
             "train/lr": optimizer.param_groups[0]["lr"],
             "time/data_s": waited,
@@ -65,26 +77,72 @@ def training_steps(
         begin = time.perf_counter()
 
 
+class NotFinite(Exception):
+    """The loss or the gradient of a step is not finite; no weight was changed. `mine`: this process's loss is not."""
+
+    def __init__(self, loss: float, grad_norm: float, mine: bool) -> None:
+        super().__init__(f"the loss is {loss:g}, the gradient's norm {grad_norm:g}")
+        self.mine = mine
+
+
 def train_step(
     model: nn.Module, images: Tensor, targets: RoiTargets, optimizer: torch.optim.Optimizer, compute: Compute
 ) -> dict[str, Tensor | float]:
-    """Forward, loss, backward, update. Returns losses, gradient norm and accuracies by TensorBoard tag."""
+    """Forward, loss, backward, update. Returns losses, gradient norm and accuracies by TensorBoard tag.
+
+    Of several processes each has a part of the batch. Losses are divided by the RoIs of the whole batch, so gradient
+    and losses are those of one process with all of it; the accuracies are of this process's part.
+    """
     model.train()
+    processes = place().world_size
+    count = total(len(targets.labels)) / processes  # gradients are averaged over the processes
     targets = targets.to(compute.device)
     class_logits, deltas = compute.forward(model, images, targets.rois)
-    losses = multi_task_loss(class_logits, deltas, targets)
-    loss = losses["cls"] + losses["box"]
+    losses = multi_task_loss(class_logits, deltas, targets, count)
     optimizer.zero_grad()
-    loss.backward()
+    (losses["cls"] + losses["box"]).backward()
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     grad_norm = torch.nn.utils.get_total_norm(gradients)
+    own = torch.stack([losses["cls"], losses["box"]]).detach()
+    cls, box = mean(own)
+    # Reading this waits for the GPU once a step; only the launch of the update is then not hidden behind computing.
+    if not torch.isfinite(cls + box + grad_norm):
+        raise NotFinite(float(cls + box), float(grad_norm), mine=not bool(own.isfinite().all()))
     optimizer.step()
     return {
-        "train/loss": loss.detach(),
-        **{f"train/loss_{name}": value.detach() for name, value in losses.items()},
+        "train/loss": cls + box,
+        "train/loss_cls": cls,
+        "train/loss_box": box,
         "train/grad_norm": grad_norm,
         **{f"roi/{name}": value for name, value in accuracy(class_logits, targets).items()},
     }
+
+
+def _not_finite(error: NotFinite, iteration: int, batch: Batch, lr: float) -> RunFailure:
+    """The images of the processes whose own loss is not finite, or of all where only the gradient is not."""
+    images = [
+        f"{image_id} ({height}x{width} in the network, boxes {first_few(boxes.round().int().tolist()) or 'none'})"
+        for image_id, (height, width), boxes in zip(batch.image_ids, batch.image_hws, batch.gt_boxes, strict=True)
+    ]
+    reports = gather((error.mine, images))
+    guilty = [image for mine, part in reports for image in part if mine or not any(bad for bad, _ in reports)]
+    return RunFailure(
+        f"{error} at iteration {iteration}, at learning rate {lr:g}; the last finite one was "
+        f"{iteration - 1 or 'none'}. No weight was changed by this step, and the checkpoints are kept. Its images:\n  "
+        + "\n  ".join(guilty)
+        + "\nA lower optimizer.lr or a longer schedule.warmup_iterations helps most often."
+    )
+
+
+def _out_of_memory(error: Exception, iteration: int, batch: Batch, targets: RoiTargets, compute: Compute) -> RunFailure:
+    height, width = max(batch.image_hws, key=lambda hw: hw[0] * hw[1])
+    return RunFailure(
+        f"out of GPU memory at iteration {iteration}: {len(batch.image_ids)} images, padded to "
+        f"{batch.images.shape[2]}x{batch.images.shape[3]} (the largest, {width} wide and {height} high), "
+        f"{len(targets.labels)} RoIs, at most {peak_memory_mib(compute.device):.0f} MiB in use. The checkpoints are "
+        "kept. Less is needed with smaller train.images_per_batch, data.max_side_px or roi.rois_per_image, or with "
+        f"precision=bfloat16. ({str(error).splitlines()[0]})"
+    )
 
 
 @torch.inference_mode()
@@ -93,11 +151,12 @@ def evaluate(
 ) -> tuple[list[Detections], dict[str, float]]:
     """Detections of every image, and the mean losses `cls` and `box` on RoIs drawn as in training.
 
-    Each image goes through the network once: its proposals and the RoIs of the loss share the feature map.
+    Each image goes through the network once: its proposals and the RoIs of the loss share the feature map. Of several
+    processes each takes its turn of the images, and all get the whole outcome.
     """
     model.eval()
     detections, losses = [], []
-    for batch in tqdm(batches, unit="image", desc="evaluate", leave=False, disable=None):
+    for batch in tqdm(batches, unit="image", desc="evaluate", leave=False, disable=None if is_main() else True):
         targets = make_targets(batch, recipe.sampling, recipe.coder, recipe.seed)
         proposals = [with_batch_index(boxes, index) for index, boxes in enumerate(batch.proposals)]
         rois = torch.cat([targets.rois, *proposals])
@@ -105,6 +164,7 @@ def evaluate(
         drawn = len(targets.rois)
         losses.append(multi_task_loss(class_logits[:drawn], deltas[:drawn], targets))
         detections += _detections(class_logits[drawn:], deltas[drawn:], batch, recipe)
+    detections, losses = gather_turns(detections), gather_turns(losses)
     return detections, {name: float(torch.stack([item[name] for item in losses]).mean()) for name in ("cls", "box")}
 
 

@@ -1,10 +1,17 @@
-"""The one exception for what the user can put right."""
+"""The exceptions that speak to the user."""
 
 
 class InputError(Exception):
     """Wrong input: the message names the file, the object in it, the value, and the way out.
 
     The programs print the message alone on stderr and exit with status 2.
+    """
+
+
+class RunFailure(Exception):
+    """A run cannot go on, though its input was right: the message says what happened, and what to do.
+
+    The programs print the message alone on stderr and exit with status 1.
     """
 
 

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
+UNFINISHED = ".*.unfinished"  # names of files that a killed program has left half written
+
 
 @contextmanager
 def open_atomically(path: Path) -> Iterator[BinaryIO]:
@@ -18,15 +20,25 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(unfinished, path)
+        replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes | memoryview) -> None:
     """Write `data` to `path`: whole, or, if the program or the machine stops on the way, not at all."""
     with open_atomically(path) as file:
         file.write(data)
+
+
+def replace(source: Path, target: Path) -> None:
+    """Rename `source` to `target`, over what is there, and wait until the disk knows."""
+    os.replace(source, target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 @contextmanager

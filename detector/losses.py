@@ -7,14 +7,18 @@ from torch import Tensor
 from detector.targets import RoiTargets
 
 
-def multi_task_loss(class_logits: Tensor, deltas: Tensor, targets: RoiTargets) -> dict[str, Tensor]:
+def multi_task_loss(
+    class_logits: Tensor, deltas: Tensor, targets: RoiTargets, count: float | None = None
+) -> dict[str, Tensor]:
     """Losses `cls` and `box`, each a scalar divided by the number of RoIs, so that both weigh alike (lambda = 1).
+
+    `count` is that number where these RoIs are a part of the batch.
 
     class_logits (R, K+1), deltas (R, K, 4). `cls` is the cross entropy over all RoIs. `box` is the smooth L1
     distance, summed over the four deltas, of the foreground RoIs in the deltas of their own class. Both are 0,
     and connected to the graph, when there is nothing to learn from.
     """
-    count = max(len(targets.labels), 1)
+    count = max(len(targets.labels) if count is None else count, 1)
     cls = F.cross_entropy(class_logits.float(), targets.labels, reduction="sum") / count
     foreground = torch.nonzero(targets.labels > 0).flatten()
     predicted = deltas[foreground, targets.labels[foreground] - 1].float()

@@ -1,11 +1,46 @@
 """The folder of a run."""
 
+import fcntl
 import itertools
 import os
+import socket
 import time
 from pathlib import Path
+from types import TracebackType
+from typing import IO
 
 from detector.errors import InputError
+
+LOCK = ".lock"
+
+
+class FolderLock:
+    """Sees to it that one run at a time writes into a folder. The lock ends with the context, or with the process."""
+
+    def __init__(self) -> None:
+        self._files: list[IO[str]] = []
+
+    def __enter__(self) -> "FolderLock":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for file in self._files:
+            file.close()
+
+    def take(self, folder: Path) -> Path:
+        """Lock the folder, and return it. Raises InputError if another process has it."""
+        file = open(folder / LOCK, "a+")  # noqa: SIM115  closed at the end of the context
+        try:
+            # Not flock: data workers would inherit that, and hold it for a while after the run was killed.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise InputError(f"run.dir: another run is writing into {folder}: {file.read().strip()}") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        self._files.append(file)
+        return folder
 
 
 def require_writable(setting: str, folder: Path) -> None:
@@ -17,11 +52,19 @@ def require_writable(setting: str, folder: Path) -> None:
         raise InputError(f"{setting}: {folder} cannot be written: {there} is no folder, or not yours to write")
 
 
+def is_empty(folder: Path) -> bool:
+    """Whether there is nothing in the folder, or no folder; a lock is nothing."""
+    return not folder.exists() or (folder.is_dir() and all(path.name == LOCK for path in folder.iterdir()))
+
+
 def check_run_folder(path: str | None) -> None:
     """Raise InputError if there is something in the folder that was named; nothing is ever overwritten."""
     folder = Path(path or "")
-    if path is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"run.dir: {folder} is not an empty folder, and nothing is overwritten: name another")
+    if path is not None and not is_empty(folder):
+        raise InputError(
+            f"run.dir: {folder} is not an empty folder, and nothing is overwritten: name another, or, to go on with "
+            "the run in it, resume=auto"
+        )
     require_writable("run.dir", folder if path is not None else Path("runs"))
 
 

@@ -1,6 +1,6 @@
 """Everything random is a function of numbers that are known: the run's seed, the iteration, the sample's position.
 
-So a run does not depend on the number of workers, and could be taken up again at any step.
+So a run does not depend on the number of workers, and can be taken up again at any step.
 """
 
 from enum import IntEnum

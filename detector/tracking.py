@@ -1,9 +1,9 @@
 """What a run leaves to look at: TensorBoard events, and the same numbers in metrics.jsonl."""
 
 import json
+import logging
 import math
-import resource
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
+
+from detector.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 class Means:
@@ -36,42 +40,68 @@ class Means:
         }
 
 
-def peak_memory_mib(device: torch.device) -> float:
-    """The most memory that was held so far: on the GPU what torch allocated, else by this process, in MiB."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+def tag_of(metric: str) -> str:
+    """A metric's name, such as `area@0.50:0.95`, as part of a tag: TensorBoard's have neither @ nor colon."""
+    return metric.replace("@", "_").replace(":", "-")
 
 
 class Tracker:
-    """Writes the scalars, pictures and texts of one run into its folder. Steps are iterations of the optimizer."""
+    """Writes the scalars, pictures and texts of one run into its folder. Steps are iterations of the optimizer.
 
-    def __init__(self, folder: Path) -> None:
-        self.writer = SummaryWriter(str(folder))
-        self.lines = open(folder / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115  closed in close()
+    `start` steps are done already: what TensorBoard has of later ones is no longer shown. When writing fails later on,
+    the run goes on: one warning, and no more events; metrics.jsonl is tried again each time. Raises InputError if that
+    is so from the start.
+    """
+
+    def __init__(self, folder: Path, start: int = 0) -> None:
+        try:
+            self.writer: SummaryWriter | None = SummaryWriter(str(folder), purge_step=start + 1 if start else None)
+            self.lines = open(folder / "metrics.jsonl", "ab", buffering=0)  # noqa: SIM115  closed in close()
+        except OSError as error:
+            raise InputError(f"run.dir: {folder} cannot be written: {error}") from None
+        self.warned = False
+
+    def _write_events(self, write: Callable[[SummaryWriter], object]) -> None:
+        if self.writer is None:
+            return
+        try:
+            write(self.writer)
+        except Exception as error:  # its thread passes on whatever the disk, or a network, gave it
+            self.writer = None
+            logger.warning("no more TensorBoard events: %s. Training goes on, with metrics.jsonl", error)
 
     def scalars(self, iteration: int, values: dict[str, float]) -> None:
         """Values by tag, such as `train/loss`. One that is not finite is null in the file only."""
         finite = {tag: value for tag, value in values.items() if math.isfinite(value)}
-        for tag, value in finite.items():
-            self.writer.add_scalar(tag, value, iteration)
-        self.lines.write(json.dumps({"iteration": iteration, **{tag: finite.get(tag) for tag in values}}) + "\n")
+
+        def write(writer: SummaryWriter) -> None:
+            for tag, value in finite.items():
+                writer.add_scalar(tag, value, iteration)
+
+        self._write_events(write)
+        line = json.dumps({"iteration": iteration, **{tag: finite.get(tag) for tag in values}}) + "\n"
+        try:
+            self.lines.write(line.encode())
+        except OSError as error:
+            if not self.warned:
+                logger.warning("metrics.jsonl cannot be written: %s. Training goes on", error)
+            self.warned = True
 
     def image(self, iteration: int, tag: str, picture: np.ndarray) -> None:
         """A picture (H, W, 3) uint8."""
-        self.writer.add_image(tag, picture, iteration, dataformats="HWC")
+        self._write_events(lambda writer: writer.add_image(tag, picture, iteration, dataformats="HWC"))
 
     def text(self, tag: str, text: str) -> None:
         """A text, shown in a fixed-width font."""
-        self.writer.add_text(tag, "\n".join("    " + line for line in text.splitlines()))
+        shown = "\n".join("    " + line for line in text.splitlines())
+        self._write_events(lambda writer: writer.add_text(tag, shown))
 
     def metrics(self, iteration: int, metrics: dict) -> None:
         """The metrics of an evaluation, as `write_report` returns them."""
         values = {f"val/loss_{name}": value for name, value in metrics["loss"].items()}
         values["val/loss"] = sum(values.values())
         for metric, result in metrics["voc"].items():
-            name = metric.replace("@", "_").replace(":", "-")  # TensorBoard's tags have neither
+            name = tag_of(metric)
             values[f"val/mAP_{name}"] = result["mAP"]
             values |= {f"val_AP_{name}/{cls.replace(' ', '_')}": ap for cls, ap in result["AP"].items()}
         values |= {f"val_coco/{name}": value for name, value in metrics.get("coco", {}).items() if name != "classes"}
@@ -79,11 +109,19 @@ class Tracker:
 
     def hyperparameters(self, settings: dict[str, str | int | float | bool], metrics: dict[str, float]) -> None:
         """Settings and final metrics for TensorBoard's HPARAMS page, in this run (add_hparams would start another)."""
-        for summary in hparams(settings, metrics):
-            self.writer._get_file_writer().add_summary(summary)
-        for tag, value in metrics.items():
-            self.writer.add_scalar(tag, value)
+
+        def write(writer: SummaryWriter) -> None:
+            for summary in hparams(settings, metrics):
+                writer._get_file_writer().add_summary(summary)
+            for tag, value in metrics.items():
+                writer.add_scalar(tag, value)
+
+        self._write_events(write)
+
+    def flush(self) -> None:
+        """Have everything on disk, as a checkpoint that is written next will be."""
+        self._write_events(lambda writer: writer.flush())
 
     def close(self) -> None:
-        self.writer.close()
+        self._write_events(lambda writer: writer.close())
         self.lines.close()

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import evaluate
-from detector.checkpoint import save_checkpoint
+from detector.checkpoint import Checkpoints
 from detector.compose import make_model
 from detector.data import generate
 from detector.data.image_files import ImageFiles, find_files
@@ -25,9 +25,9 @@ def checkpoint(settings, small_shapes, tmp_path) -> Path:
     """An untrained network: it finds something everywhere."""
     config = settings("train", *TINY, f"data.root={small_shapes}")
     classes = ("ball", "crate", "kite", "star")
-    path = tmp_path / "run/checkpoints/last.pt"
-    save_checkpoint(path, make_model(config, len(classes)), config, classes, 1)
-    return path
+    content = {"model": make_model(config, len(classes)).state_dict(), "config": config}
+    Checkpoints(tmp_path / "run/checkpoints").save_last(content | {"classes": list(classes), "iteration": 1})
+    return tmp_path / "run/checkpoints/last.pt"
 
 
 @pytest.fixture

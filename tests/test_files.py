@@ -3,7 +3,7 @@ import os
 import pytest
 import torch
 
-from detector.checkpoint import load_checkpoint, save_checkpoint
+from detector.checkpoint import Checkpoints, load_checkpoint
 from detector.errors import InputError
 from detector.files import write_atomically
 from detector.run_folder import check_run_folder, make_run_folder
@@ -24,7 +24,10 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
 
 def test_a_checkpoint_holds_weights_settings_classes_and_iteration(tmp_path):
     model = torch.nn.Linear(2, 3)
-    save_checkpoint(tmp_path / "c/last.pt", model, {"seed": 1, "data": {"classes": None}}, ("cat", "dog"), 12)
+    config = {"seed": 1, "data": {"classes": None}}
+    Checkpoints(tmp_path / "c").save_last(
+        {"model": model.state_dict(), "config": config, "classes": ["cat", "dog"], "iteration": 12}
+    )
     content = load_checkpoint(tmp_path / "c/last.pt")
     assert content["config"] == {"seed": 1, "data": {"classes": None}}
     assert (content["classes"], content["iteration"]) == (["cat", "dog"], 12)

@@ -12,6 +12,8 @@ from tests.conftest import REPOSITORY
 # module or package of detector -> what of detector it may import
 ALLOWED = {
     "errors": set(),
+    "distributed": {"errors"},
+    "signals": {"distributed"},
     "files": set(),
     "seeds": set(),
     "structures": set(),
@@ -21,19 +23,20 @@ ALLOWED = {
     "selective_search": set(),
     "optim": set(),
     "run_folder": {"errors"},
-    "device": {"errors"},
+    "device": {"distributed", "errors"},
     "config": {"errors"},
-    "cli": {"errors"},
+    "cli": {"config", "distributed", "errors", "signals"},
+    "resume": {"checkpoint", "config", "errors", "files", "run_folder"},
     "targets": {"boxes", "seeds", "structures"},
     "losses": {"targets"},
     "postprocess": {"boxes", "structures"},
     "visualize": {"structures", "targets"},
-    "tracking": set(),
+    "tracking": {"errors"},
     "data": {"boxes", "errors", "files", "seeds", "selective_search", "structures"},
     "models": {"errors", "roi_pool"},
     "checkpoint": {"errors", "files", "models"},
     "evaluation": {"boxes", "errors", "files", "structures", "visualize"},
-    "engine": {"boxes", "device", "losses", "postprocess", "seeds", "structures", "targets"},
+    "engine": {"boxes", "device", "distributed", "errors", "losses", "postprocess", "seeds", "structures", "targets"},
     "compose": {"boxes", "config", "data", "device", "engine", "errors", "models", "optim", "postprocess", "targets"},
 }
 ONLY_IN = {"hydra": {"cli"}, "omegaconf": {"cli"}, "tensorboard": {"tracking"}, "torch.utils.tensorboard": {"tracking"}}

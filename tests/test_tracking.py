@@ -6,7 +6,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from detector.tracking import Means, Tracker, peak_memory_mib
+from detector.device import peak_memory_mib
+from detector.tracking import Means, Tracker
 
 
 @pytest.fixture

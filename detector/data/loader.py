@@ -1,6 +1,9 @@
 """From a reader and its proposals to batches."""
 
+import signal
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from detector.data.proposals import Selection, select_proposals
 from detector.data.transforms import Augment, Resize
+from detector.errors import InputError, RunFailure
 from detector.seeds import Stream, seed_of
 from detector.structures import Batch, GroundTruth, Sample
 
@@ -123,15 +127,26 @@ class TrainOrder:
     """The images of each training batch, as lists of (index, position), from `start` to `iterations`.
 
     Every epoch is a permutation of its own; the batches run on over the end of one. Which images iteration i sees is
-    a function of (seed, i).
+    a function of (seed, i). Of `processes` each has its part of every batch, by its `rank`.
     """
 
-    def __init__(self, size: int, images_per_batch: int, iterations: int, seed: int, start: int = 0) -> None:
+    def __init__(
+        self,
+        size: int,
+        images_per_batch: int,
+        iterations: int,
+        seed: int,
+        start: int = 0,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
         self.size = size
         self.images_per_batch = images_per_batch
         self.iterations = iterations
         self.seed = seed
         self.start = start
+        self.rank = rank
+        self.processes = processes
 
     def __len__(self) -> int:
         return self.iterations - self.start
@@ -145,7 +160,8 @@ class TrainOrder:
                     epoch = position // self.size
                     order = np.random.default_rng(seed_of(self.seed, Stream.ORDER, epoch)).permutation(self.size)
                 batch.append((int(order[position % self.size]), position))
-            yield batch
+            share = len(batch) // self.processes
+            yield batch[self.rank * share : (self.rank + 1) * share]
 
 
 def collate(items: list[tuple[Sample, int]]) -> Batch:
@@ -174,9 +190,35 @@ def train_loader(samples: Samples, order: TrainOrder, workers: int) -> DataLoade
     return _loader(samples, order, workers)
 
 
-def eval_loader(samples: Samples, workers: int) -> DataLoader:
-    """Every image once, in the reader's order, one at a time: no result depends on what stood beside it."""
-    return _loader(samples, [[(index, index)] for index in range(len(samples.reader))], workers)
+def eval_loader(samples: Samples, workers: int, rank: int = 0, processes: int = 1) -> DataLoader:
+    """Every image once, in the reader's order, one at a time: no result depends on what stood beside it.
+
+    Of `processes` each has every so-manieth image, beginning with that of its `rank`.
+    """
+    return _loader(samples, [[(index, index)] for index in range(rank, len(samples.reader), processes)], workers)
+
+
+@contextmanager
+def explain_workers(last_images: list[str]) -> Iterator[None]:
+    """Say what the user needs to know when a data worker dies or meets wrong input.
+
+    `last_images` are to be those of the last batch that came.
+    """
+    try:
+        yield
+    except InputError as error:  # one out of a worker holds its whole traceback
+        message = str(error).strip().splitlines()[-1]
+        raise InputError(message.removeprefix(f"{InputError.__module__}.{InputError.__name__}: ")) from error
+    except (RuntimeError, ConnectionError, EOFError) as error:  # a batch of a dead worker cannot be fetched: the latter
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            raise
+        with suppress(RuntimeError):  # torch raises it once more where the signal of the death comes late
+            time.sleep(0.2)
+        raise RunFailure(
+            f"a process that reads images died ({str(error).strip() or type(error).__name__}). The system kills one "
+            "when memory, or the shared memory in /dev/shm, runs out: fewer workers, smaller images, or in a container "
+            f"a larger --shm-size help. The last images that arrived: {', '.join(last_images) or 'none'}"
+        ) from error
 
 
 def _loader(samples: Samples, batches: TrainOrder | list, workers: int) -> DataLoader:
@@ -185,9 +227,11 @@ def _loader(samples: Samples, batches: TrainOrder | list, workers: int) -> DataL
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate,
-        worker_init_fn=_single_threaded_cv2,
+        worker_init_fn=_init_worker,
     )
 
 
-def _single_threaded_cv2(worker: int) -> None:
+def _init_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # the workers themselves fill the cores
+    for number in (signal.SIGINT, signal.SIGTERM):  # may reach them too; the training process decides when to stop
+        signal.signal(number, signal.SIG_IGN)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchvision import models
 
-from detector.checkpoint import load_checkpoint, save_checkpoint
+from detector.checkpoint import Checkpoints, load_checkpoint
 from detector.errors import InputError
 from detector.models import build_model, weights
 from detector.models.weights import load_weights
@@ -50,10 +50,11 @@ def test_vgg16_s_fully_connected_layers_are_taken_with_their_order_changed(tmp_p
 def test_a_checkpoint_with_other_classes_gives_all_but_the_output_layers(tmp_path, caplog):
     caplog.set_level("INFO")
     trained = build_model("resnet18", "fc", num_classes=5, hidden=8)
-    save_checkpoint(tmp_path / "c.pt", trained, {"seed": 0}, ("a", "b", "c", "d", "e"), iteration=7)
+    content = {"model": trained.state_dict(), "config": {"seed": 0}, "classes": list("abcde"), "iteration": 7}
+    Checkpoints(tmp_path).save_last(content)
     model = build_model("resnet18", "fc", num_classes=2, hidden=8, pretrained=True)
     fresh = model.cls_score.weight.clone()
-    load_weights(model, "resnet18", str(tmp_path / "c.pt"))
+    load_weights(model, "resnet18", str(tmp_path / "last.pt"))
     assert torch.equal(model.head.fc6.weight, trained.head.fc6.weight)
     assert torch.equal(model.cls_score.weight, fresh)
     assert "trained from scratch: bbox_pred, cls_score" in caplog.text

@@ -1,0 +1,371 @@
+"""Cases 1 to 16 of FAULTS.md: a run is stopped, killed or spoilt, and taken up again."""
+
+import json
+import logging
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import train
+from detector import checkpoint as checkpoints
+from detector.checkpoint import Checkpoints, find_damage, load_checkpoint, load_to_resume, newest_valid
+from detector.data.fingerprint import fingerprint_data, fingerprint_proposals
+from detector.data.formats.records import ImageProposals
+from detector.data.joined import JoinedProposals
+from detector.data.loader import Samples, TrainOrder, train_loader
+from detector.data.proposals import open_proposals, stream_store
+from detector.data.transforms import Augment, Resize
+from detector.data.voc import VocDataset
+from detector.errors import InputError, RunFailure
+from detector.resume import check_same_run, clean_up, find_run
+from detector.run_folder import FolderLock
+from detector.signals import StopRequest
+from scripts.kill_runs import differences
+from tests.conftest import REPOSITORY
+from tests.faults.conftest import wait_for
+from tests.faults.processes import FORKS
+
+
+@pytest.fixture
+def spoilt(whole, tmp_path):
+    """A copy of the finished run, to be spoilt."""
+    shutil.copytree(whole, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def metrics_lines(folder):
+    path = folder / "metrics.jsonl"
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def test_case_01_killed_at_any_moment_and_in_a_write_the_outcome_is_equal_in_every_bit():
+    command = [sys.executable, "scripts/kill_runs.py", "--kills", "3", "--workers", "1"]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "1 of them in the middle of writing" in result.stdout or "2 of them in" in result.stdout
+    assert "0 unequal" in result.stdout
+
+
+def test_case_01_the_comparison_sees_one_bit(whole, spoilt):
+    assert differences(spoilt, whole) == []
+    content = torch.load(spoilt / "checkpoints/last.pt", weights_only=True)
+    momentum = content["optimizer"][0]["momentum_buffer"]
+    momentum[0, 0, 0, 0] = torch.nextafter(momentum[0, 0, 0, 0], torch.tensor(9.0))
+    torch.save(content, spoilt / "checkpoints/last.pt")
+    assert differences(spoilt, whole) == ["last.pt"]
+
+
+def test_case_02_killed_between_the_renames_and_half_written_files(tmp_path, caplog):
+    """The worst moment: the old one is `previous.pt` already, the new one has not its name yet."""
+    folder = tmp_path / "checkpoints"
+    Checkpoints(folder).save_last({"iteration": 1})
+    os.replace(folder / "last.pt", folder / "previous.pt")
+    (folder / ".next.pt.unfinished").write_bytes(b"half")
+    (tmp_path / "metrics.jsonl").write_text('{"iteration": 1}\n{"iteration": 2}\n{"iterat')
+    assert newest_valid(folder) == folder / "previous.pt"
+    caplog.set_level(logging.INFO)
+    clean_up(tmp_path, iteration=1)
+    assert [path.name for path in folder.iterdir()] == ["previous.pt"]
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"iteration": 1}\n'
+    assert ".next.pt.unfinished, which was not finished" in caplog.text
+    assert "2 lines of metrics.jsonl are of steps that are done again" in caplog.text
+    Checkpoints(folder).save_last({"iteration": 2})  # and the good one is not lost by the next
+    assert [torch.load(folder / name)["iteration"] for name in ("last.pt", "previous.pt")] == [2, 1]
+
+
+def truncate(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def empty(data: bytes) -> bytes:
+    return b""
+
+
+def flip_a_bit(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+@pytest.mark.parametrize("damage", [truncate, empty, flip_a_bit])
+def test_case_03_a_damaged_newest_checkpoint_steps_aside_for_the_previous_one(tmp_path, caplog, damage):
+    for iteration in (1, 2):
+        Checkpoints(tmp_path).save_last({"iteration": iteration, "weights": torch.arange(5000.0)})
+    bad = damage((tmp_path / "last.pt").read_bytes())
+    (tmp_path / "last.pt").write_bytes(bad)
+    assert newest_valid(tmp_path) == tmp_path / "previous.pt"
+    assert "last.pt is damaged" in caplog.text
+    assert "previous.pt is used" in caplog.text
+    assert (tmp_path / "last.pt.damaged").read_bytes() == bad
+
+
+def test_case_04_without_one_good_checkpoint_nothing_begins_anew(settings, spoilt, tiny):
+    for name, damage in (("last.pt", empty), ("previous.pt", truncate), ("best.pt", flip_a_bit)):
+        path = spoilt / "checkpoints" / name
+        path.write_bytes(damage(path.read_bytes()))
+    before = sorted(path.name for path in spoilt.rglob("*"))
+    says = r"every checkpoint in .* is damaged: last\.pt: .*; previous\.pt: .*; best\.pt: .*another run\.dir"
+    with pytest.raises(InputError, match=says):
+        train.main(settings("train", *tiny, f"run.dir={spoilt}", "resume=auto"))
+    assert sorted(path.name for path in spoilt.rglob("*")) == before
+
+
+def test_case_05_sigterm_saves_within_a_step_and_the_run_goes_on_exactly(whole, begin, tmp_path):
+    run = begin("workers=1", "train.checkpoint_every=100")
+    wait_for(lambda: len(metrics_lines(tmp_path / "run")) >= 2)
+    steps = len(metrics_lines(tmp_path / "run"))
+    os.kill(run.pid, signal.SIGTERM)
+    run.join()
+    assert run.exitcode == 143
+    assert "SIGTERM: stopping after this step" in (tmp_path / "log").read_text()
+    saved = load_to_resume(tmp_path / "run/checkpoints/last.pt")["iteration"]
+    assert steps <= saved <= steps + 1
+    again = begin("workers=4", "resume=auto", "train.checkpoint_every=100")  # case 9, from end to end
+    again.join()
+    assert again.exitcode == 0, (tmp_path / "log").read_text()
+    for name in ("last.pt", "best.pt"):
+        ours, theirs = (load_checkpoint(folder / "checkpoints" / name) for folder in (tmp_path / "run", whole))
+        assert all(torch.equal(ours["model"][key], theirs["model"][key]) for key in theirs["model"])
+    assert (tmp_path / "run/metrics.json").read_bytes() == (whole / "metrics.json").read_bytes()
+
+
+def take_a_long_step(ready, answered) -> None:
+    with StopRequest() as stop:
+        ready.set()
+        while not stop.signal:
+            time.sleep(0.01)
+        answered.set()
+        time.sleep(60)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_case_06_a_second_signal_stops_at_once(number):
+    ready, answered = FORKS.Event(), FORKS.Event()
+    process = FORKS.Process(target=take_a_long_step, args=(ready, answered))
+    process.start()
+    for event in (ready, answered):
+        assert event.wait(60)
+        os.kill(process.pid, number)
+    process.join(20)
+    assert process.exitcode == -number  # which a shell shows as 130 or 143
+
+
+def test_case_06_ctrl_c_during_an_evaluation_saves_and_the_evaluation_is_done_later(
+    whole, tiny, settings, tmp_path, monkeypatch
+):
+    evaluate = train.evaluate
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return evaluate(*arguments)
+
+    config = settings("train", *tiny, f"run.dir={tmp_path}/run", "resume=auto")
+    monkeypatch.setattr(train, "evaluate", interrupted)
+    with pytest.raises(train.Stopped) as stopped:
+        train.main(config)
+    assert stopped.value.signal == signal.SIGINT
+    saved = load_to_resume(tmp_path / "run/checkpoints/last.pt")
+    assert (saved["iteration"], saved["evaluated"]) == (4, 0)
+    monkeypatch.setattr(train, "evaluate", evaluate)
+    train.main(config)
+    assert differences(tmp_path / "run", whole) == []
+
+
+@pytest.fixture
+def small_disk():
+    """Files of this process cannot grow beyond 8 MB, and a checkpoint has more."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8_000_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_case_07_a_full_disk_leaves_the_old_checkpoints_and_ends_the_run_after_three(
+    spoilt, settings, tiny, small_disk, caplog
+):
+    before = {path.name: path.read_bytes() for path in (spoilt / "checkpoints").iterdir()}
+    every = ["train.iterations=12", "train.checkpoint_every=1", "train.eval_every=100"]
+    with pytest.raises(RunFailure, match=r"iteration 9 could NOT be written: .*File too large.* Those before are"):
+        train.main(settings("train", *tiny, *every, f"run.dir={spoilt}", "resume=auto"))
+    assert [f"iteration {number} could NOT" in caplog.text for number in (7, 8)] == [True, True]
+    assert {path.name: path.read_bytes() for path in (spoilt / "checkpoints").iterdir()} == before
+
+
+def test_case_08_a_folder_that_cannot_be_written_any_more_is_never_called_saved(
+    settings, tiny, tmp_path, monkeypatch, caplog
+):
+    """Root may write anywhere, so a file where the folder should be stands for a lost permission."""
+    draw = train.draw_batch
+
+    def spoil(*arguments):
+        (tmp_path / "run/checkpoints").write_text("")
+        return draw(*arguments)
+
+    monkeypatch.setattr(train, "draw_batch", spoil)
+    with pytest.raises(RunFailure, match="iteration 1 could NOT be written"):
+        train.main(settings("train", *tiny, f"run.dir={tmp_path}/run", "train.iterations=1", "train.eval_every=9"))
+    assert "done:" not in caplog.text
+
+
+def test_case_09_batches_after_a_resume_do_not_depend_on_the_workers(small_shapes):
+    import albumentations as A
+
+    reader = VocDataset(small_shapes, "train")
+    boxes = {image_id: np.zeros((0, 4), np.float32) for image_id in reader.image_ids}
+    samples = Samples(reader, boxes, Resize(64, 96), Augment([A.HorizontalFlip(p=0.5)]), seed=3)
+
+    def batches(start: int, workers: int) -> list:
+        loader = train_loader(samples, TrainOrder(6, 2, 9, seed=3, start=start), workers)
+        return [(batch.image_ids, batch.positions, batch.images.numpy().tobytes()) for batch in loader]
+
+    assert batches(4, 0) == batches(4, 4) == batches(0, 0)[4:]
+
+
+def resumable(spoilt):
+    saved = load_to_resume(spoilt / "checkpoints/last.pt")
+    return saved, saved["config"], tuple(saved["classes"]), saved["made_of"]
+
+
+def test_case_10_another_batch_is_refused_and_another_number_of_processes_is_said(spoilt, settings, tiny, caplog):
+    saved, config, classes, made_of = resumable(spoilt)
+    config = config | {"train": config["train"] | {"images_per_batch": 4}}
+    with pytest.raises(InputError, match=r"train\.images_per_batch: 2 -> 4"):
+        check_same_run(saved, config, classes, made_of)
+    content = torch.load(spoilt / "checkpoints/last.pt", weights_only=True)
+    torch.save(content | {"processes": 2}, spoilt / "checkpoints/last.pt")
+    train.main(settings("train", *tiny, f"run.dir={spoilt}", "resume=auto", "train.iterations=7"))
+    assert "1 processes instead of 2: the same images at each step, but not the same bits" in caplog.text
+
+
+def test_case_11_other_classes_are_refused(spoilt):
+    saved, config, classes, made_of = resumable(spoilt)
+    check_same_run(saved, config, classes, made_of)
+    for other in (classes[::-1], classes[:3], (*classes, "cat")):
+        with pytest.raises(InputError, match=f"classes: ball, crate, kite, star -> {', '.join(other)}"):
+            check_same_run(saved, config, other, made_of)
+
+
+def test_case_12_what_the_weights_mean_is_fixed_and_the_rest_is_a_table(spoilt, caplog):
+    saved, config, classes, made_of = resumable(spoilt)
+    for group, key, value in (
+        ("model", "backbone", "vgg16"),
+        ("model", "pool_size", 5),
+        ("roi", "delta_std", [1, 1, 1, 1]),
+        ("optimizer", "_target_", "torch.optim.Adam"),
+    ):
+        with pytest.raises(InputError, match=rf"{group}\.{key}: .* -> "):
+            check_same_run(saved, config | {group: config[group] | {key: value}}, classes, made_of)
+    with pytest.raises(InputError, match="seed: 0 -> 1"):
+        check_same_run(saved, config | {"seed": 1}, classes, made_of)
+    assert "changed" not in caplog.text
+    train_settings = config["train"] | {"eval_every": 5, "log_every": 7}
+    check_same_run(saved, config | {"train": train_settings, "workers": 3}, classes, made_of)
+    assert "train.eval_every: 4 -> 5\n  train.log_every: 1 -> 7\n  workers: 0 -> 3" in caplog.text
+
+
+def test_case_12_a_changed_rate_is_the_one_that_is_used(spoilt, settings, tiny):
+    more = ["train.iterations=7", "schedule.warmup_iterations=0", "optimizer.lr=0.125"]
+    train.main(settings("train", *tiny, f"run.dir={spoilt}", "resume=auto", *more))
+    last = [json.loads(line) for line in metrics_lines(spoilt) if "train/lr" in line][-1]
+    expected = 0.125 * (1 + np.cos(np.pi * 6 / 7)) / 2  # case 16: the cosine of the new length
+    assert (last["iteration"], last["train/lr"]) == (7, pytest.approx(expected))
+
+
+def test_case_13_other_data_or_proposals_are_refused(spoilt, make_voc):
+    saved, config, classes, made_of = resumable(spoilt)
+    for name in ("training data", "validation data", "training proposals", "validation proposals"):
+        with pytest.raises(InputError, match=f"the {name}: fingerprint {made_of[name][:12]} -> 0123"):
+            check_same_run(saved, config, classes, made_of | {name: "0123"})
+    images = {"a": [("cat", 1, 1, 20, 20)], "b": []}
+    one = VocDataset(make_voc({"train": images}, "one"), "train")
+    assert fingerprint_data(one) == fingerprint_data(VocDataset(make_voc({"train": images}, "moved"), "train"))
+    for number, other in enumerate(
+        ({"a": [("cat", 1, 1, 20, 21)], "b": []}, {"a": [("cat", 1, 1, 20, 20, 1)], "b": []}, {"a": images["a"]})
+    ):
+        assert fingerprint_data(one) != fingerprint_data(VocDataset(make_voc({"train": other}, f"o{number}"), "train"))
+    (one.root / "JPEGImages/b.jpg").write_bytes(b"another picture")
+    assert fingerprint_data(one) != fingerprint_data(VocDataset(one.root.parent / "moved", "train"))
+
+
+def test_case_13_fingerprints_of_proposals(tmp_path):
+    def store(boxes_of_a, boxes_of_b, score=None):
+        path = tmp_path / f"{len(boxes_of_a)}{score}.safetensors"
+        scores = [None if score is None else np.full(len(x), score, np.float32) for x in (boxes_of_a, boxes_of_b)]
+        stream_store(path, map(ImageProposals, "ab", (boxes_of_a, boxes_of_b), scores), {})
+        return open_proposals(path)
+
+    box, none = np.array([[0, 0, 5, 5]], np.float32), np.zeros((0, 4), np.float32)
+    stores = [store(box, none), store(none, box), store(box, none, 1), store(box, none, 2)]
+    joined = JoinedProposals({"a": (stores[2], "a"), "b": (stores[2], "b")})
+    found = [fingerprint_proposals(proposals, ["a", "b"]) for proposals in (*stores, joined)]
+    assert len(set(found[:4])) == 4
+    assert found[4] == found[2]
+
+
+def test_case_14_checkpoints_of_other_versions_are_named(spoilt):
+    path = spoilt / "checkpoints/last.pt"
+    content = torch.load(path, weights_only=True)
+    older = {key: content[key] for key in ("model", "config", "classes", "iteration")}
+    torch.save(older, path)
+    assert load_checkpoint(path)["iteration"] == 6  # good enough to evaluate
+    with pytest.raises(InputError, match=r"has no best, evaluated, .*an older version.*model\.weights="):
+        load_to_resume(path)
+    torch.save(content | {"format": checkpoints.FORMAT + 1}, path)
+    with pytest.raises(InputError, match="made by a newer version"):
+        load_to_resume(path)
+
+
+def test_case_16_a_finished_run_is_complete_and_left_alone(spoilt, settings, tiny, caplog):
+    before = {path: path.stat().st_mtime_ns for path in spoilt.rglob("*") if path.name not in (".lock", "train.log")}
+    caplog.set_level(logging.INFO)
+    train.main(settings("train", *tiny, f"run.dir={spoilt}", "resume=auto"))
+    assert "already complete: 6 of 6 iterations" in caplog.text
+    after = {path: path.stat().st_mtime_ns for path in spoilt.rglob("*") if path.name not in (".lock", "train.log")}
+    assert after == before
+
+
+def test_which_run_is_meant(spoilt, tmp_path, whole, monkeypatch):
+    def find(*arguments):
+        with FolderLock() as lock:
+            return find_run(*arguments, lock)
+
+    last = spoilt / "checkpoints/last.pt"
+    assert find("auto", str(spoilt)) == (spoilt, last)
+    assert find(str(last), None) == (spoilt, last)
+    assert find(str(last), str(spoilt)) == (spoilt, last)
+    assert find("auto", str(tmp_path / "new")) == (None, None)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("")
+    for arguments, says in (
+        (("auto", None), r"needs run\.dir"),
+        (("auto", str(tmp_path / "mine")), "not the folder of a run"),
+        ((str(last), str(whole)), "does not lie in"),
+        ((str(spoilt), None), "is a folder: resume=auto run.dir="),
+        ((str(spoilt / "config.yaml"), None), "cannot be read: File is not a zip file"),
+        (("nowhere.pt", None), r"nowhere\.pt cannot be read: no such file"),
+    ):
+        with pytest.raises(InputError, match=says):
+            find(*arguments)
+    shutil.rmtree(spoilt / "checkpoints")
+    assert find("auto", str(spoilt)) == (spoilt, None)  # killed before the first checkpoint
+
+
+def test_a_checkpoint_that_cannot_be_read_back_is_not_kept(tmp_path, monkeypatch, caplog):
+    Checkpoints(tmp_path).save_best({"iteration": 1})
+    before = (tmp_path / "best.pt").read_bytes()
+    monkeypatch.setattr(checkpoints, "find_damage", lambda path: "a bad disk")
+    Checkpoints(tmp_path).save_best({"iteration": 2})
+    assert "iteration 2 could NOT be written" in caplog.text
+    assert "did not come back: a bad disk" in caplog.text
+    with pytest.raises(RunFailure, match="iteration 3 could NOT"):
+        Checkpoints(tmp_path).save_last({"iteration": 3}, final=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["best.pt"]
+    assert (tmp_path / "best.pt").read_bytes() == before
+    assert find_damage(tmp_path / "best.pt") is None

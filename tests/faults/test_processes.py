@@ -1,0 +1,478 @@
+"""Cases 51 to 58 of FAULTS.md, and several processes as one run."""
+
+import contextlib
+import itertools
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+from detector import cli, distributed
+from detector.boxes import BoxCoder
+from detector.config import validate_training
+from detector.data.loader import Samples, TrainOrder, eval_loader, explain_workers, train_loader
+from detector.data.transforms import Resize
+from detector.data.voc import VocDataset
+from detector.device import choose_compute, choose_device
+from detector.distributed import (
+    Place,
+    first_host,
+    from_main,
+    gather_turns,
+    largest,
+    place,
+    share_gradients,
+    shared_errors,
+)
+from detector.engine import Recipe, evaluate, training_steps
+from detector.errors import InputError, RunFailure
+from detector.evaluation.voc_ap import score_voc
+from detector.models.backbones import Backbone
+from detector.models.fast_rcnn import FastRCNN
+from detector.models.heads import FcHead
+from detector.postprocess import Postprocess
+from detector.run_folder import FolderLock
+from detector.signals import Stopped, StopRequest
+from detector.targets import Sampling
+from detector.tracking import Tracker
+from tests.conftest import REPOSITORY
+from tests.faults.conftest import wait_for
+from tests.faults.processes import FORKS, start_ranks
+
+COMPUTE = choose_compute("cpu", "float32", True)
+RECIPE = Recipe(Sampling(rois_per_image=8), BoxCoder(), Postprocess(0.01, 0.3, 20), seed=0)
+
+
+class Boxes(dict):
+    """The same proposals for every image; the last image has none."""
+
+    def __missing__(self, image_id):
+        if image_id.endswith("5"):
+            return torch.zeros(0, 4).numpy()
+        x, y = torch.meshgrid(torch.arange(0, 40, 5.0), torch.arange(0, 20, 5.0), indexing="ij")
+        corners = torch.stack([x, y], dim=-1).reshape(-1, 2)
+        return torch.cat([corners, corners + 20], dim=1).numpy()
+
+
+class TinyBody(Backbone):
+    """Without batch norm, whose statistics would be of one process's images."""
+
+    out_channels, stride = 4, 16
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 4, 16, stride=16)
+
+    def forward(self, images):
+        return self.convolution(images).relu()
+
+
+def tiny_model() -> FastRCNN:
+    torch.manual_seed(3)
+    return FastRCNN(TinyBody(), FcHead(4, 2, hidden=8), num_classes=2, pool_size=2)
+
+
+def six_images(root: Path) -> Samples:
+    return Samples(VocDataset(root, "train", ["cat", "dog"]), Boxes(), Resize(40, 60))
+
+
+@pytest.fixture
+def root(make_voc) -> Path:
+    """Six images: two with a cat, one with a dog, three with nothing to find, of which one has no proposals either."""
+    objects = [[("cat", 6, 6, 26, 26)], [], [("dog", 11, 6, 31, 24)], [("cat", 1, 1, 22, 22)], [], []]
+    return make_voc({"train": {f"i{number}": boxes for number, boxes in enumerate(objects)}})
+
+
+def train_a_little(root: Path, model: FastRCNN) -> list[float]:
+    """Nine steps of two images; some have no foreground, some no RoI at all in one of two processes."""
+    here = place()
+    order = TrainOrder(6, 2, 9, 0, 0, here.rank, here.world_size)
+    learner, optimizer = share_gradients(model, COMPUTE.device), torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    steps = training_steps(learner, train_loader(six_images(root), order, 0), optimizer, lambda _: 1.0, RECIPE, COMPUTE)
+    return [float(step.values["train/loss"]) for step in steps]
+
+
+def score(root: Path, model: FastRCNN) -> dict:
+    here, samples = place(), six_images(root)
+    detections, losses = evaluate(model, eval_loader(samples, 0, here.rank, here.world_size), RECIPE, COMPUTE)
+    truths = [samples.reader.ground_truth(index) for index in range(6)]
+    assert [item.image_id for item in detections] == samples.reader.image_ids
+    return score_voc(truths, detections, ("cat", "dog"), [0.5], False)[0] | {"losses": losses}
+
+
+def fail_in_the_last(here: Place) -> None:
+    if here.rank == here.world_size - 1:
+        raise InputError("no such folder")
+
+
+def as_one(folder: Path, root: Path) -> None:
+    """What several processes do together; the first one writes down what came out."""
+    here, model = place(), tiny_model()
+    outcome = {"score": score(root, model), "loss": train_a_little(root, model)}
+
+    assert gather_turns(list(range(here.rank, 7, here.world_size))) == list(range(7))
+    assert from_main(lambda: f"made by {here.rank}") == "made by 0"
+    assert largest(here.rank) == here.world_size - 1
+    with pytest.raises(InputError if here.rank == 0 else SystemExit, match="no such folder|2"), shared_errors():
+        fail_in_the_last(here)
+
+    with StopRequest() as stop:  # one is asked, all stop
+        if here.rank == here.world_size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Stopped):
+            list(stop.cut_short(range(3)))
+
+    spoilt = tiny_model()
+    images = train_loader(six_images(root), TrainOrder(6, 6, 1, 0, 0, here.rank, here.world_size), 0)
+    if here.rank == here.world_size - 1:  # not finite in one, stopped in all
+        images = list(images)
+        spoilt.bbox_pred.register_forward_hook(lambda *arguments: arguments[-1] * torch.nan)
+        spoilt.cls_score.register_forward_hook(lambda *arguments: arguments[-1] * torch.nan)
+    before = {key: value.clone() for key, value in spoilt.state_dict().items()}
+    optimizer = torch.optim.SGD(spoilt.parameters(), 0.5)
+    failure = None
+    try:
+        list(training_steps(share_gradients(spoilt, COMPUTE.device), images, optimizer, lambda _: 1.0, RECIPE, COMPUTE))
+    except RunFailure as error:
+        failure = str(error)
+    except SystemExit as end:  # only the first one speaks
+        failure = f"status {end.code}"
+    assert all(torch.equal(value, before[key]) for key, value in spoilt.state_dict().items())
+    (folder / f"failure{here.rank}").write_text(failure)
+
+    if here.rank == 0:
+        torch.save(model.state_dict(), folder / "weights.pt")
+        (folder / "outcome.json").write_text(json.dumps(outcome))
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_case_53_several_processes_train_and_score_as_one(root, tmp_path, processes):
+    """Also cases 17 and 19 with several processes. Three cannot share batches of two: they only score."""
+    ranks = start_ranks(as_one if processes == 2 else score_alone, processes, tmp_path, root)
+    alone = tiny_model()
+    scored, losses = score(root, alone), train_a_little(root, alone)
+    for rank, process in enumerate(ranks):
+        process.join(200)
+        assert process.exitcode == 0, (tmp_path / f"rank{rank}.log").read_text()
+    outcome = json.loads((tmp_path / "outcome.json").read_text())
+    assert outcome["score"] == scored
+    assert scored["area@0.50"]["mAP"] > 0
+    if processes == 2:
+        assert outcome["loss"] == pytest.approx(losses, rel=1e-5)
+        together = torch.load(tmp_path / "weights.pt")
+        assert all(torch.allclose(together[key], value, atol=1e-6) for key, value in alone.state_dict().items())
+        failure = (tmp_path / "failure0").read_text()
+        guilty = next(iter(train_loader(six_images(root), TrainOrder(6, 6, 1, 0, 0, 1, 2), 0))).image_ids
+        assert [f"  {name} (" in failure for name in [f"i{number}" for number in range(6)]] == [
+            f"i{number}" in guilty for number in range(6)
+        ]
+        assert (tmp_path / "failure1").read_text() == "status 1"
+
+
+def score_alone(folder: Path, root: Path) -> None:
+    outcome = {"score": score(root, tiny_model())}
+    if place().rank == 0:
+        (folder / "outcome.json").write_text(json.dumps(outcome))
+
+
+def test_a_step_sees_the_same_images_however_many_processes_there_are():
+    whole = list(TrainOrder(7, 6, 5, seed=1))
+    for processes in (2, 3):
+        parts = [list(TrainOrder(7, 6, 5, seed=1, rank=rank, processes=processes)) for rank in range(processes)]
+        assert [list(itertools.chain(*step)) for step in zip(*parts, strict=True)] == whole
+
+
+def wait_for_the_other(folder: Path) -> None:
+    (folder / f"ready{place().rank}").write_text("")
+    for _ in range(10_000):
+        largest(0)
+        time.sleep(0.01)
+
+
+def test_case_52_when_a_process_dies_the_others_say_so_and_end(tmp_path):
+    ranks = start_ranks(wait_for_the_other, 2, tmp_path)
+    wait_for(lambda: all((tmp_path / f"ready{rank}").exists() for rank in range(2)))
+    begun = time.monotonic()
+    ranks[1].kill()
+    ranks[0].join(60)
+    assert ranks[0].exitcode == 1
+    assert time.monotonic() - begun < 30
+    assert "process 0 of 2 stops: another process of this run ended" in (tmp_path / "rank0.log").read_text()
+
+
+def test_case_52_torchrun_takes_the_run_up_again(tiny, tmp_path):
+    """One folder, one writer; a process is killed, torchrun starts both anew, resume=auto finishes the run."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    overrides = [*tiny, f"run.dir={run}", "resume=auto", "train.checkpoint_every=1"]
+    with open(log, "w") as file:
+        program = subprocess.Popen(
+            [*command, "train.py", *overrides],
+            cwd=REPOSITORY,
+            stdout=file,
+            stderr=file,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        try:
+            wait_for(lambda: (run / "checkpoints/last.pt").exists() or program.poll() is not None, 900)
+            [victim] = [pid for pid in children(program.pid) if b"RANK=1" in environment(pid).split(b"\0")]
+            os.kill(victim, signal.SIGKILL)
+            assert program.wait(900) == 0, log.read_text()
+        finally:
+            program.terminate()
+            program.wait(60)
+    assert "going on after iteration" in log.read_text()
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["run"]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines if "train/loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert json.loads((run / "metrics.json").read_text())["source"]["images"] == 3
+    assert torch.load(run / "checkpoints/last.pt", weights_only=True)["processes"] == 2
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
+
+
+def environment(pid: int) -> bytes:
+    with contextlib.suppress(ProcessLookupError):
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    return b""
+
+
+def test_case_51_a_data_worker_that_dies_is_explained(begin, tmp_path):
+    run = begin("workers=1", "train.iterations=500")
+    wait_for(lambda: (tmp_path / "run/metrics.jsonl").is_file() and (tmp_path / "run/metrics.jsonl").read_text())
+    workers = children(run.pid)
+    assert workers
+    os.kill(workers[0], signal.SIGKILL)
+    run.join(60)
+    assert run.exitcode == 1
+    log = (tmp_path / "log").read_text()
+    assert "error: a process that reads images died (" in log
+    assert "--shm-size" in log
+    assert "The last images that arrived: train_" in log
+    assert "Traceback" not in log
+
+
+def test_case_51_a_batch_that_a_dead_worker_did_not_send_is_explained_too():
+    with pytest.raises(RunFailure, match=r"died \(Connection reset"), explain_workers([]):
+        raise ConnectionResetError("Connection reset by peer")
+    with pytest.raises(RuntimeError, match="another matter"), explain_workers([]):
+        raise RuntimeError("another matter")
+
+
+def test_case_51_wrong_input_met_by_a_worker_is_one_line_with_the_file(small_shapes, tmp_path):
+    samples = Samples(VocDataset(small_shapes, "train"), Boxes(), Resize(40, 60))
+    samples.reader.image = BrokenImage()
+    with pytest.raises(InputError, match=r"^x\.jpg: damaged image$"), explain_workers([]):
+        list(eval_loader(samples, workers=1))
+
+
+class BrokenImage:
+    def __call__(self, index):
+        raise InputError("x.jpg: damaged image")
+
+
+def test_killed_runs_leave_no_process_behind(begin, tmp_path):
+    run = begin("workers=2", "train.iterations=500")
+    wait_for(lambda: (tmp_path / "run/metrics.jsonl").is_file() and (tmp_path / "run/metrics.jsonl").read_text())
+    wait_for(lambda: len(children(run.pid)) >= 2)
+    workers = children(run.pid)
+    run.kill()
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), 30)
+
+
+def hold(folder: Path, held) -> None:
+    with FolderLock() as lock:
+        lock.take(folder)
+        held.set()
+        time.sleep(60)
+
+
+def test_case_54_two_runs_in_one_folder(whole, settings, tiny, tmp_path):
+    import shutil
+
+    import train
+
+    shutil.copytree(whole, tmp_path / "run")
+    held = FORKS.Event()
+    other = FORKS.Process(target=hold, args=(tmp_path / "run", held))
+    other.start()
+    assert held.wait(60)
+    config = settings("train", *tiny, f"run.dir={tmp_path}/run", "resume=auto", "train.iterations=9")
+    with pytest.raises(InputError, match=rf"another run is writing into .*/run: process {other.pid} on "):
+        train.main(config)
+    other.kill()
+    other.join()
+    with FolderLock() as lock:  # the lock ended with the process
+        lock.take(tmp_path / "run")
+
+
+def test_case_55_when_tensorboard_cannot_write_the_run_goes_on(tmp_path, caplog):
+    tracker = Tracker(tmp_path)
+    tracker.scalars(1, {"train/loss": 0.5})
+
+    def fails(*arguments):
+        raise OSError(28, "No space left on device")
+
+    tracker.writer.add_scalar = fails
+    for iteration in (2, 3):
+        tracker.scalars(iteration, {"train/loss": 0.25})
+    tracker.text("config", "a")
+    tracker.close()
+    assert caplog.text.count("no more TensorBoard events: [Errno 28] No space left") == 1
+    assert [json.loads(line)["iteration"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [
+        1,
+        2,
+        3,
+    ]
+
+
+def test_case_55_at_the_start_it_is_an_error(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(InputError, match=r"run\.dir: .*/run cannot be written"):
+        Tracker(tmp_path / "run")
+
+
+def test_case_55_metrics_that_cannot_be_written_are_one_warning(tmp_path, caplog):
+    tracker = Tracker(tmp_path)
+    tracker.lines.close()
+    tracker.lines = open("/dev/full", "ab", buffering=0)  # noqa: SIM115
+    for iteration in (1, 2):
+        tracker.scalars(iteration, {"train/loss": 0.5})
+    tracker.close()
+    assert caplog.text.count("metrics.jsonl cannot be written") == 1
+    assert len(EventAccumulator(str(tmp_path)).Reload().Scalars("train/loss")) == 2
+
+
+def test_case_56_curves_go_on_without_overlap(tmp_path):
+    for start, value in ((0, 1.0), (2, 2.0)):
+        tracker = Tracker(tmp_path, start)
+        for iteration in range(start + 1, start + 4):
+            tracker.scalars(iteration, {"train/loss": value})
+        tracker.close()
+        time.sleep(1.1)  # the names of event files count seconds
+    scalars = EventAccumulator(str(tmp_path)).Reload().Scalars("train/loss")
+    assert [(event.step, event.value) for event in scalars] == [(1, 1), (2, 1), (3, 2), (4, 2), (5, 2)]
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("train.iteration=3", r"^train\.iteration: no such setting; did you mean train\.iterations\? "),
+        ("optimiser.lr=1", r"^optimiser\.lr: no such setting; did you mean optimizer\.lr\? "),
+        ("frobnicate=1", "^frobnicate: no such setting"),
+        ("model=resnet19", "resnet19.*Available options in 'model': resnet18 resnet50 vgg16"),
+        ("train.iterations", "train.iterations"),
+    ],
+)
+def test_case_57_a_mistyped_setting_is_one_line_with_the_nearest(override, says):
+    with pytest.raises(InputError, match=says) as error:
+        cli.check_overrides("train", [override])
+    assert "\n" not in str(error.value)
+
+
+def test_case_57_right_settings_pass():
+    cli.check_overrides("train", ["model=vgg16", "experiment=paper", "+optimizer.nesterov=true", "train.iterations=3"])
+
+
+def test_case_57_a_data_set_of_evaluation_is_none_to_train_on(settings):
+    import train
+
+    with pytest.raises(
+        InputError, match=r"data\.reader=None: must be a data set's class: give data=voc data\.root=DIR"
+    ):
+        train.main(settings("train", "data=as_trained"))
+
+
+def test_case_58_a_device_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match=r"device: 'cuda' is not there: torch sees \d GPUs; use device=cpu"):
+        choose_device("cuda")
+    assert choose_device("auto") == torch.device("cpu")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(InputError, match="'cuda:1' is not there: torch sees 1 GPUs"):
+        choose_device("auto")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("auto") == torch.device("cuda:1")
+    with pytest.raises(InputError, match="2 processes cannot share 'cuda:0'"):
+        choose_device("cuda:0")
+
+
+def test_who_is_who(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_NTASKS", "4")  # as in a batch script without srun
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    assert place() == Place(0, 1, 0)
+    for name, value in (("STEP_NUM_TASKS", "8"), ("PROCID", "5"), ("LOCALID", "1"), ("JOB_ID", "1234567"),
+                        ("STEP_NODELIST", "gpu[03-05,9],cpu1")):  # fmt: skip
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert place() == Place(5, 8, 1)
+    assert distributed._meeting_point() == {"MASTER_ADDR": "gpu03", "MASTER_PORT": str(20000 + 1234567 % 20000)}
+    assert [first_host(text) for text in ("n1", "n1,n2", "a-[7,9]-x")] == ["n1", "n1", "a-7-x"]
+    monkeypatch.setenv("RANK", "1")  # torchrun within srun
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert place() == Place(1, 2, 0)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(settings, tiny, monkeypatch):
+    import train
+
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(
+        InputError, match=r"train\.images_per_batch=2: must be a multiple of the number of processes, 3"
+    ):
+        train.main(settings("train", *tiny))
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [("resume=3", "resume=3: must be null, auto"), ("distributed.timeout_s=0", "timeout_s=0: must")],
+)
+def test_senseless_values_are_named(settings, override, says):
+    with pytest.raises(InputError, match=says):
+        validate_training(settings("train", override), processes=1)
+
+
+def test_the_timeout_is_that_of_the_connection(settings, tiny, monkeypatch):
+    import train
+
+    class Connected(Exception):
+        pass
+
+    def connect(backend, store, rank, world_size, timeout):
+        raise Connected(rank, world_size, timeout.total_seconds())
+
+    monkeypatch.setattr(
+        distributed.dist, "rendezvous", lambda *where, timeout: iter([(torch.distributed.HashStore(), 0, 0)])
+    )
+    monkeypatch.setattr(distributed.dist, "init_process_group", connect)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(Connected) as connected:
+        train.main(settings("train", *tiny, "distributed.timeout_s=7"))
+    assert connected.value.args == (1, 2, 7)
+
+
+def test_only_the_first_process_logs_to_the_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    handlers = list(logging.getLogger().handlers)
+    cli.log_to_file(tmp_path / "train.log")
+    assert logging.getLogger().handlers == handlers
