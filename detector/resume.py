@@ -13,9 +13,17 @@ from detector.run_folder import FolderLock, check_run_folder, is_empty
 
 logger = logging.getLogger(__name__)
 
-# Settings that decide what the weights mean, or which images a step sees. The data and the proposals are compared by
-# what is in them, not by where they lie.
-FIXED = ("model.", "roi.delta_std", "seed", "train.images_per_batch", "optimizer._target_")
+# Settings that decide what the weights mean, which images a step sees, or which checkpoint is the best. The data and
+# the proposals are compared by what is in them, not by where they lie.
+FIXED = (
+    "model.",
+    "roi.delta_std",
+    "seed",
+    "train.images_per_batch",
+    "optimizer._target_",
+    "metric.main",
+    "metric.overlaps",
+)
 OF_THE_CALL = ("resume", "run.")  # may differ, and mean nothing for the weights
 
 

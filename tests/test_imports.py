@@ -38,7 +38,11 @@ ALLOWED = {
     "evaluation": {"boxes", "errors", "files", "structures", "visualize"},
     "engine": {"boxes", "device", "distributed", "errors", "losses", "postprocess", "seeds", "structures", "targets"},
     "compose": {"boxes", "config", "data", "device", "engine", "errors", "models", "optim", "postprocess", "targets"},
-}
+    "run": {
+        "checkpoint", "config", "data", "device", "distributed", "engine", "evaluation", "files", "models", "signals",
+        "structures", "tracking", "visualize",
+    },
+}  # fmt: skip
 ONLY_IN = {"hydra": {"cli"}, "omegaconf": {"cli"}, "tensorboard": {"tracking"}, "torch.utils.tensorboard": {"tracking"}}
 FILES = sorted((REPOSITORY / "detector").rglob("*.py"))
 

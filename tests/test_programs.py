@@ -223,7 +223,7 @@ def test_the_main_metric_decides_which_checkpoint_is_best(settings, common, tmp_
         voc = {"area@0.50": {"mAP": 0.0, "AP": {}}}
         return {"main": {"metric": str(main), "value": next(values)[main]}, "loss": {}, "voc": voc}
 
-    monkeypatch.setattr(train, "write_report", scored)
+    monkeypatch.setattr("detector.run.write_report", scored)
     train.main(settings("train", *common, *overrides, f"run.dir={tmp_path}/run"))
     assert torch.load(tmp_path / "run/checkpoints/best.pt", weights_only=True)["iteration"] == best
 

@@ -24,10 +24,12 @@ from detector.data.loader import Samples, TrainOrder, train_loader
 from detector.data.proposals import open_proposals, stream_store
 from detector.data.transforms import Augment, Resize
 from detector.data.voc import VocDataset
+from detector.engine import evaluate
 from detector.errors import InputError, RunFailure
 from detector.resume import check_same_run, clean_up, find_run
 from detector.run_folder import FolderLock
-from detector.signals import StopRequest
+from detector.signals import Stopped, StopRequest
+from detector.visualize import draw_batch
 from scripts.kill_runs import differences
 from tests.conftest import REPOSITORY
 from tests.faults.conftest import wait_for
@@ -160,20 +162,18 @@ def test_case_06_a_second_signal_stops_at_once(number):
 def test_case_06_ctrl_c_during_an_evaluation_saves_and_the_evaluation_is_done_later(
     whole, tiny, settings, tmp_path, monkeypatch
 ):
-    evaluate = train.evaluate
-
     def interrupted(*arguments):
         os.kill(os.getpid(), signal.SIGINT)
         return evaluate(*arguments)
 
     config = settings("train", *tiny, f"run.dir={tmp_path}/run", "resume=auto")
-    monkeypatch.setattr(train, "evaluate", interrupted)
-    with pytest.raises(train.Stopped) as stopped:
+    monkeypatch.setattr("detector.run.evaluate", interrupted)
+    with pytest.raises(Stopped) as stopped:
         train.main(config)
     assert stopped.value.signal == signal.SIGINT
     saved = load_to_resume(tmp_path / "run/checkpoints/last.pt")
     assert (saved["iteration"], saved["evaluated"]) == (4, 0)
-    monkeypatch.setattr(train, "evaluate", evaluate)
+    monkeypatch.setattr("detector.run.evaluate", evaluate)
     train.main(config)
     assert differences(tmp_path / "run", whole) == []
 
@@ -202,13 +202,12 @@ def test_case_08_a_folder_that_cannot_be_written_any_more_is_never_called_saved(
     settings, tiny, tmp_path, monkeypatch, caplog
 ):
     """Root may write anywhere, so a file where the folder should be stands for a lost permission."""
-    draw = train.draw_batch
 
     def spoil(*arguments):
         (tmp_path / "run/checkpoints").write_text("")
-        return draw(*arguments)
+        return draw_batch(*arguments)
 
-    monkeypatch.setattr(train, "draw_batch", spoil)
+    monkeypatch.setattr("detector.run.draw_batch", spoil)
     with pytest.raises(RunFailure, match="iteration 1 could NOT be written"):
         train.main(settings("train", *tiny, f"run.dir={tmp_path}/run", "train.iterations=1", "train.eval_every=9"))
     assert "done:" not in caplog.text
@@ -259,6 +258,8 @@ def test_case_12_what_the_weights_mean_is_fixed_and_the_rest_is_a_table(spoilt, 
         ("model", "pool_size", 5),
         ("roi", "delta_std", [1, 1, 1, 1]),
         ("optimizer", "_target_", "torch.optim.Adam"),
+        ("metric", "main", "area@0.50"),
+        ("metric", "overlaps", [0.75]),
     ):
         with pytest.raises(InputError, match=rf"{group}\.{key}: .* -> "):
             check_same_run(saved, config | {group: config[group] | {key: value}}, classes, made_of)

@@ -1,0 +1,177 @@
+"""What happens in a run between the steps, and what it leaves in its folder."""
+
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from detector.checkpoint import Checkpoints
+from detector.config import flatten
+from detector.data.loader import Samples
+from detector.device import Compute, peak_memory_mib
+from detector.distributed import place, share_buffers, wait
+from detector.engine import Recipe, Step, evaluate
+from detector.evaluation.report import write_report
+from detector.evaluation.results import through_files
+from detector.evaluation.tables import ap_table
+from detector.files import write_atomically
+from detector.models import FastRCNN
+from detector.signals import Stopped, StopRequest
+from detector.structures import Detections
+from detector.tracking import Means, Tracker, tag_of
+from detector.visualize import draw_batch, draw_detections
+
+logger = logging.getLogger(__name__)
+
+NUM_PICTURES = 8  # of validation images in TensorBoard, the same ones at every evaluation
+
+
+@dataclass
+class Run:
+    """What happens between the steps: logging, evaluation, checkpoints. Of several processes the first one writes."""
+
+    config: dict
+    folder: Path
+    tracker: Tracker | None  # in the first process
+    stop: StopRequest
+    classes: tuple[str, ...]
+    made_of: dict[str, str]  # fingerprints of data and proposals
+    model: FastRCNN
+    optimizer: torch.optim.Optimizer
+    recipe: Recipe
+    compute: Compute
+    val_samples: Samples
+    val_batches: DataLoader
+
+    def __post_init__(self) -> None:
+        self.means = Means()
+        self.last_images: list[str] = []
+        self.best = -math.inf
+        self.final: dict[str, float] = {}  # the main metric of the last evaluation
+        self.evaluated = 0  # iteration of the last evaluation
+        self.stopping = 0  # the signal that asked for it
+        self.checkpoints = Checkpoints(self.folder / "checkpoints")
+        if self.tracker is not None:
+            text = yaml.safe_dump(self.config, sort_keys=False)
+            write_atomically(self.folder / "config.yaml", text.encode())
+            self.tracker.text("config", text)
+
+    def take_up(self, checkpoint: dict) -> None:
+        """Go on where the checkpoint was written, perhaps before or during an evaluation."""
+        self.best, self.evaluated = checkpoint["best"], checkpoint["evaluated"]
+        if checkpoint["processes"] != place().world_size:
+            logger.warning(
+                "%d processes instead of %d: the same images at each step, but not the same bits",
+                place().world_size, checkpoint["processes"],
+            )  # fmt: skip
+        logger.info("going on after iteration %d", checkpoint["iteration"])
+        if lacks_evaluation(checkpoint, self.config["train"]):
+            self.keep(checkpoint["iteration"], evaluate=True, save=True)
+
+    def after_step(self, step: Step, progress: tqdm) -> None:
+        iteration, self.stopping = step.iteration, self.stop.agreed()
+        due = {name: is_due(name, iteration, self.config["train"]) for name in ("log", "eval", "checkpoint")}
+        self.last_images[:] = step.batch.image_ids
+        if self.tracker is not None:
+            self.means.add(step.values)
+            if iteration == 1:
+                self.tracker.image(iteration, "train/rois", draw_batch(step.batch, step.targets))
+            if any(due.values()) or self.stopping:
+                self.log(self.tracker, step, progress)
+        self.keep(iteration, due["eval"] and not self.stopping, due["checkpoint"] or bool(self.stopping))
+        if self.stopping:
+            raise Stopped(self.stopping)
+
+    def log(self, tracker: Tracker, step: Step, progress: tqdm) -> None:
+        values = self.means.take() | {"memory/peak_mib": peak_memory_mib(self.compute.device)}
+        tracker.scalars(step.iteration, values)
+        progress.set_postfix(loss=f"{values['train/loss']:.3f}")
+        if progress.disable:  # no terminal
+            of, seconds = self.config["train"]["iterations"], values["time/step_s"]
+            logger.info(
+                "iteration %d of %d: loss %.3f, %.2f s a step", step.iteration, of, values["train/loss"], seconds
+            )
+
+    def keep(self, iteration: int, evaluate: bool, save: bool) -> None:
+        """Evaluate, write a checkpoint; whatever ends an evaluation, the steps before it are not lost."""
+        try:
+            if evaluate:
+                self.evaluate(iteration)
+        except BaseException:
+            self.save(iteration)
+            raise
+        if save:
+            self.save(iteration)
+        if evaluate or save:
+            wait()
+
+    def evaluate(self, iteration: int) -> None:
+        share_buffers(self.model)
+        batches = self.stop.cut_short(self.val_batches)
+        detections, losses = evaluate(self.model, batches, self.recipe, self.compute)
+        if self.tracker is not None:
+            self.report(self.tracker, iteration, detections, losses)
+        self.evaluated = iteration
+
+    def report(self, tracker: Tracker, iteration: int, detections: list[Detections], losses: dict[str, float]) -> None:
+        detections = through_files(
+            self.folder / "detections", detections, self.classes, self.config["metric"]["devkit"]
+        )
+        reader = self.val_samples.reader
+        truths = [reader.ground_truth(index) for index in range(len(reader))]
+        source = {"iteration": iteration, "data": reader.name, "images": len(reader)}
+        image = reader.image if iteration == self.config["train"]["iterations"] else None  # report.html at the end
+        metrics = write_report(
+            self.folder, truths, detections, self.classes, **self.config["metric"], losses=losses, source=source,
+            image=image,
+        )  # fmt: skip
+        logger.info("evaluation at iteration %d\n%s", iteration, ap_table(metrics))
+        tracker.metrics(iteration, metrics)
+        for index in range(0, len(reader), max(len(reader) // NUM_PICTURES, 1))[:NUM_PICTURES]:
+            picture = draw_detections(reader.image(index), truths[index], detections[index], self.classes)
+            tracker.image(iteration, f"val/{truths[index].image_id}", picture)
+        name, score = metrics["main"]["metric"], metrics["main"]["value"]
+        self.final = {} if score is None else {f"hparam/mAP_{tag_of(name)}": score}
+        if score is None or score > self.best:  # without a single object to find, the latest is the best
+            self.best = score or -math.inf
+            self.save(iteration, best=True)
+
+    def save(self, iteration: int, best: bool = False) -> None:
+        if self.tracker is None:
+            return
+        self.tracker.flush()
+        content = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict()["state"],  # rates and the like are settings
+            "config": self.config,
+            "classes": list(self.classes),
+            "iteration": iteration,
+            "evaluated": self.evaluated,
+            "best": self.best,
+            "made_of": self.made_of,
+            "processes": place().world_size,
+        }
+        final = bool(self.stopping) or iteration == self.config["train"]["iterations"]
+        (self.checkpoints.save_best if best else self.checkpoints.save_last)(content, final)
+
+    def finish(self) -> None:
+        if self.tracker is None:
+            return
+        self.tracker.hyperparameters(flatten(self.config), self.final)
+        self.tracker.close()
+        logger.info("done: %s; to look at it: tensorboard --logdir %s", self.folder, self.folder.parent)
+
+
+def is_due(what: str, iteration: int, settings: dict) -> bool:
+    """Whether `log`, `eval` or `checkpoint` comes after this iteration."""
+    return iteration == settings["iterations"] or iteration % settings[f"{what}_every"] == 0
+
+
+def lacks_evaluation(checkpoint: dict, settings: dict) -> bool:
+    """Whether the run was stopped before the evaluation that is due at the checkpoint was done."""
+    return is_due("eval", checkpoint["iteration"], settings) and checkpoint["evaluated"] < checkpoint["iteration"]
