@@ -35,6 +35,7 @@ from detector.distributed import (
 )
 from detector.engine import Recipe, evaluate, training_steps
 from detector.errors import InputError, RunFailure
+from detector.evaluation.matching import match
 from detector.evaluation.voc_ap import score_voc
 from detector.models.backbones import Backbone
 from detector.models.fast_rcnn import FastRCNN
@@ -106,7 +107,7 @@ def score(root: Path, model: FastRCNN) -> dict:
     detections, losses = evaluate(model, eval_loader(samples, 0, here.rank, here.world_size), RECIPE, COMPUTE)
     truths = [samples.reader.ground_truth(index) for index in range(6)]
     assert [item.image_id for item in detections] == samples.reader.image_ids
-    return score_voc(truths, detections, ("cat", "dog"), [0.5], False)[0] | {"losses": losses}
+    return score_voc(match(truths, detections, 2), ("cat", "dog"), [0.5])[0] | {"losses": losses}
 
 
 def fail_in_the_last(here: Place) -> None:
