@@ -10,31 +10,32 @@ from detector.errors import InputError
 ALLOWED = ("detector.", "torch.optim.", "albumentations.")
 
 
-def build(settings: Mapping, **more: Any) -> Any:
+def build(settings: Mapping, packages: tuple[str, ...] = ALLOWED, /, **more: Any) -> Any:
     """Make an object of the class that `_target_` names, with the other settings and `more` as its arguments.
 
-    Raises InputError for anything but a class of `ALLOWED`, and when the class does not take the settings.
+    `packages`: where the class may come from, as narrow as the use allows. Raises InputError for anything but a class
+    of these, and when the class does not take the settings.
     """
     arguments = {key: value for key, value in settings.items() if key != "_target_"}
     target = str(settings.get("_target_"))
-    cls = _find_class(target)
+    cls = _find_class(target, packages)
     try:
         return cls(**arguments, **more)
     except (TypeError, ValueError) as error:
         raise InputError(f"{target} does not take {arguments}: {error}") from None
 
 
-def _find_class(target: str) -> type:
+def _find_class(target: str, packages: tuple[str, ...]) -> type:
     module, _, name = target.rpartition(".")
-    if target.startswith(ALLOWED):
+    if target.startswith(packages):
         try:
             found = getattr(importlib.import_module(module), name, None)
         except ImportError:
             found = None
         # Where a class was defined counts too: modules offer what they import, detector.files.os for one.
-        if isinstance(found, type) and f"{found.__module__}.".startswith(ALLOWED):
+        if isinstance(found, type) and f"{found.__module__}.".startswith(packages):
             return found
-    raise InputError(f"_target_: {target}: not a class of {', '.join(name.rstrip('.') for name in ALLOWED)}")
+    raise InputError(f"_target_: {target}: not a class of {', '.join(name.rstrip('.') for name in packages)}")
 
 
 def flatten(settings: Mapping, prefix: str = "") -> dict[str, str | int | float | bool]:
@@ -81,6 +82,9 @@ RULES: dict[str, Rule] = {
     "data.train_max_proposals": _positive,
     "data.val_max_proposals": _positive,
     "data.use_difficult": _flag,
+    "data.exif": _one_of("apply", "ignore"),
+    "data.max_image_pixels": _positive,
+    "data.max_bad_fraction": _ratio,
     "proposals.mode": _one_of("single", "fast", "quality"),
     "model.backbone": _one_of("vgg16", "resnet18", "resnet50"),
     "model.head": _one_of("fc", "res5"),

@@ -13,6 +13,7 @@ from tests.conftest import REPOSITORY
 ALLOWED = {
     "errors": set(),
     "files": set(),
+    "classes": {"errors"},
     "seeds": set(),
     "structures": set(),
     "boxes": set(),
@@ -29,12 +30,12 @@ ALLOWED = {
     "postprocess": {"boxes", "structures"},
     "visualize": {"structures", "targets"},
     "tracking": set(),
-    "data": {"boxes", "errors", "files", "seeds", "selective_search", "structures"},
+    "data": {"boxes", "classes", "errors", "files", "seeds", "selective_search", "structures"},
     "models": {"errors", "roi_pool"},
-    "checkpoint": {"errors", "files", "models"},
+    "checkpoint": {"classes", "errors", "files", "models"},
     "evaluation": {"errors", "files", "structures"},
     "engine": {"boxes", "device", "losses", "postprocess", "seeds", "structures", "targets"},
-    "compose": {"boxes", "config", "data", "device", "engine", "models", "optim", "postprocess", "targets"},
+    "compose": {"boxes", "config", "data", "device", "engine", "errors", "models", "optim", "postprocess", "targets"},
 }
 ONLY_IN = {"hydra": {"cli"}, "omegaconf": {"cli"}, "tensorboard": {"tracking"}, "torch.utils.tensorboard": {"tracking"}}
 FILES = sorted((REPOSITORY / "detector").rglob("*.py"))

@@ -245,7 +245,7 @@ CASES = [
     (None, [f"run.dir={REPOSITORY}/LICENSE/run"], "run.dir: .*/LICENSE/run cannot be written"),
     (None, [f"proposals.folder={REPOSITORY}/LICENSE/p"], "proposals.folder: .* cannot be written"),
     (None, ["data.classes=[]"], "data.classes="),
-    (spoil_box, [], r"test_1\.xml: object 1 lies outside its image"),
+    (spoil_box, [], r"test_1\.xml: box 1 .* lies outside its image"),
     (None, ["data.root=/nowhere/at/all"], "there is no folder /nowhere/at/all"),
     (None, ["device=cuda:7"], "device: 'cuda:7' is not there"),
     (None, ["data.val_split=trainval"], "no such split; there is test, train"),
@@ -351,6 +351,19 @@ def test_a_data_set_without_objects_to_find_is_scored_as_such(settings, common, 
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert metrics["voc"]["area@0.50"]["mAP"] is None
     assert (tmp_path / "run/checkpoints/best.pt").is_file()
+
+
+def test_a_bad_image_is_left_out_of_training_up_to_a_limit(settings, common, small_shapes, tmp_path, caplog):
+    caplog.set_level("INFO")
+    root = tmp_path / "data"
+    shutil.copytree(small_shapes, root)
+    spoil_jpeg(root)
+    fine = "data.max_bad_fraction=0.2"
+    train.main(settings("train", *common, f"data.root={root}", f"run.dir={tmp_path}/run", fine))
+    assert "5 images to train on, 3 to validate" in caplog.text
+    (root / "JPEGImages/test_1.jpg").write_bytes(b"")
+    with pytest.raises(InputError, match="A score needs every image"):
+        train.main(settings("train", *common, f"data.root={root}", f"run.dir={tmp_path}/other", fine))
 
 
 def test_images_without_objects_and_proposals_train(settings, common, small_shapes, tmp_path):
