@@ -10,6 +10,8 @@ from detector import compose
 from detector.checkpoint import load_checkpoint
 from detector.cli import run_program
 from detector.config import validate, validate_metric
+from detector.data.check import Checked, require_readable
+from detector.data.generate import store_path
 from detector.data.loader import Reader, eval_loader
 from detector.engine import evaluate
 from detector.errors import InputError
@@ -32,15 +34,21 @@ def main(config: dict) -> None:
         require_writable("out", Path(config["out"]))
     if config["checkpoint"] is not None:
         checkpoint = load_checkpoint(Path(config["checkpoint"]))
-        config = with_training_settings(config, checkpoint["config"])
+        trained = checkpoint["config"]
+        config = with_training_settings(config, trained)
         validate(config)
         reader = compose.make_reader(config, "val").with_classes(checkpoint["classes"])
-        folder = output_folder(config, checkpoint["config"], reader)
-        detections, losses = detect(config, checkpoint, reader)
+        folder = output_folder(config, trained, reader)
+        checked = compose.check(config, reader, "val")
+        if config["data"]["val_proposals"] is None:  # those made in training are read there, and new ones kept here
+            kept = store_path(Path(trained["proposals"]["folder"] or ""), reader, config["proposals"]["mode"])
+            config["data"]["val_proposals"] = str(kept) if kept.is_file() else None
+        detections, losses = detect(config, checkpoint, checked)
         detections = through_files(folder / "detections", detections, reader.classes, config["metric"]["devkit"])
         source = {"checkpoint": config["checkpoint"], "iteration": checkpoint["iteration"]}
     else:
         reader, detections = read_detections(config)
+        require_readable(reader)
         folder, losses = Path(config["out"]) if config["out"] else make_run_folder(None), None
         source = {"detections": config["detections"]}
     truths = [reader.ground_truth(index) for index in range(len(reader))]
@@ -51,7 +59,15 @@ def main(config: dict) -> None:
 
 
 def with_training_settings(config: dict, trained: dict) -> dict:
-    """The settings that were left open, as they were in training."""
+    """The settings that were left open, as they were in training.
+
+    A checkpoint may be a stranger's: it can say what to read, but never a place to write to.
+    """
+    if config["data"]["root"] is None and not Path(trained["data"]["root"] or "").is_dir():
+        raise InputError(
+            f"{config['checkpoint']}: was trained on data.root={trained['data']['root']}, which is not here "
+            f"({Path.cwd()}): name a data set with data=voc data.root=DIR"
+        )
     merged = config | trained | {key: value for key, value in config.items() if value is not None}
     for group in ("detect", "proposals"):
         merged[group] = trained[group] | {key: value for key, value in config[group].items() if value is not None}
@@ -77,13 +93,12 @@ def output_folder(config: dict, trained: dict, reader: Reader) -> Path:
     return path.parents[1] if same else path.parents[1] / f"evaluate-{reader.name}"
 
 
-def detect(config: dict, checkpoint: dict, reader: Reader) -> tuple[list[Detections], dict[str, float]]:
+def detect(config: dict, checkpoint: dict, checked: Checked) -> tuple[list[Detections], dict[str, float]]:
     """Run the network over the data set: its detections and the losses."""
-    model = compose.make_model(config, len(reader.classes))
-    model.load_state_dict(checkpoint["model"])
+    model = compose.make_trained_model(config, checkpoint["model"], len(checked.reader.classes))
     compute = compose.make_compute(config)
     compute.place(model)
-    batches = eval_loader(compose.make_samples(config, reader, "val"), config["workers"])
+    batches = eval_loader(compose.make_samples(config, checked, "val"), config["workers"])
     return evaluate(model, batches, compose.make_recipe(config), compute)
 
 
