@@ -63,9 +63,10 @@ def with_training_settings(config: dict, trained: dict) -> dict:
 
     A checkpoint may be a stranger's: it can say what to read, but never a place to write to.
     """
-    if config["data"]["root"] is None and not Path(trained["data"]["root"] or "").is_dir():
+    root = trained["data"].get("root")
+    if config["data"]["root"] is None and not (isinstance(root, str) and root and Path(root).is_dir()):
         raise InputError(
-            f"{config['checkpoint']}: was trained on data.root={trained['data']['root']}, which is not here "
+            f"{config['checkpoint']}: was trained on data.root={root}, which is not here "
             f"({Path.cwd()}): name a data set with data=voc data.root=DIR"
         )
     merged = config | trained | {key: value for key, value in config.items() if value is not None}
