@@ -1,6 +1,7 @@
 """From settings to objects: what a config may name, and which values make sense."""
 
 import importlib
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,7 +22,7 @@ def build(settings: Mapping, packages: tuple[str, ...] = ALLOWED, /, **more: Any
     cls = _find_class(target, packages)
     try:
         return cls(**arguments, **more)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError, OSError) as error:
         raise InputError(f"{target} does not take {arguments}: {error}") from None
 
 
@@ -56,15 +57,21 @@ def _is(kind: type | tuple[type, ...], test: Callable[[Any], bool]) -> Callable[
     return lambda value: isinstance(value, kind) and not isinstance(value, bool) and test(value)
 
 
-_positive = (_is(int, lambda value: value > 0), "a whole number above 0")
-_not_negative = (_is(int, lambda value: value >= 0), "a whole number, 0 or more")
+def _whole(low: int, high: int, wanted: str) -> Rule:
+    return _is(int, lambda value: low <= value <= high), wanted
+
+
+_positive = _whole(1, 2**31, "a whole number above 0")
+_not_negative = _whole(0, 2**63 - 1, "a whole number, 0 or more")
+_side = _whole(1, 20_000, "a whole number from 1 to 20000")  # a checkpoint may be a stranger's: no bomb in it either
 _ratio = (_is((int, float), lambda value: 0 <= value <= 1), "a number from 0 to 1")
-_above_zero = (_is((int, float), lambda value: value > 0), "a number above 0")
+_above_zero = (_is((int, float), lambda value: 0 < value < math.inf), "a number above 0")
 _flag = (lambda value: isinstance(value, bool), "true or false")
+_text = (lambda value: isinstance(value, str) and value != "" and "\0" not in value, "a text")
 
 
 def _one_of(*choices: str) -> Rule:
-    return (lambda value: value in choices), " or ".join(choices)
+    return (lambda value: isinstance(value, str) and value in choices), " or ".join(choices)
 
 
 def _or_null(rule: Rule) -> Rule:
@@ -72,32 +79,52 @@ def _or_null(rule: Rule) -> Rule:
     return (lambda value: value is None or sensible(value)), f"null or {wanted}"
 
 
+def _list_of(rule: Rule, wanted: str, lengths: range = range(10_000)) -> Rule:
+    return (lambda value: isinstance(value, list) and len(value) in lengths and all(map(rule[0], value))), wanted
+
+
+_settings = (lambda value: isinstance(value, Mapping), "a group of settings")
+
 RULES: dict[str, Rule] = {
     "seed": _not_negative,
     "precision": _one_of("auto", "bfloat16", "float32"),
     "channels_last": _flag,
-    "workers": _not_negative,
-    "data.short_side_px": _positive,
-    "data.max_side_px": _positive,
+    "workers": _whole(0, 1000, "a whole number from 0 to 1000"),
+    "data.reader": _text,
+    "data.root": _text,
+    "data.train_split": _text,
+    "data.val_split": _text,
+    "data.classes": _or_null(_list_of(_text, "a list of names, such as [cat,dog]", range(1, 10_000))),
+    "data.ignored_classes": _list_of(_text, "a list of names, such as [cat,dog]"),
+    "data.train_proposals": _or_null(_text),
+    "data.val_proposals": _or_null(_text),
+    "data.short_side_px": _side,
+    "data.max_side_px": _side,
     "data.train_max_proposals": _positive,
     "data.val_max_proposals": _positive,
     "data.use_difficult": _flag,
     "data.exif": _one_of("apply", "ignore"),
     "data.max_image_pixels": _positive,
     "data.max_bad_fraction": _ratio,
+    "proposals.folder": _text,
     "proposals.mode": _one_of("single", "fast", "quality"),
     "model.backbone": _one_of("vgg16", "resnet18", "resnet50"),
     "model.head": _one_of("fc", "res5"),
-    "model.pool_size": _positive,
-    "model.hidden": _positive,
+    "model.weights": _or_null(_text),
+    "model.pool_size": _whole(1, 100, "a whole number from 1 to 100"),
+    "model.hidden": _whole(1, 1_000_000, "a whole number from 1 to 1000000"),
     "model.dropout": _ratio,
     "model.frozen_stages": _or_null(_not_negative),
+    "optimizer": _settings,
+    "schedule": _settings,
+    "augment.transforms": _list_of(_settings, "a list of transforms, each with its _target_"),
     "optimizer.lr": _or_null(_above_zero),
+    "roi.delta_std": _list_of(_above_zero, "four numbers above 0", range(4, 5)),
     "device": (lambda value: isinstance(value, str), "auto, cpu, cuda or cuda:N"),
-    "run.dir": (lambda value: value is None or isinstance(value, str), "null or the name of a folder"),
+    "run.dir": _or_null((_text[0], "the name of a folder")),
     "schedule.warmup_iterations": _not_negative,
     "schedule.warmup_factor": _ratio,
-    "optimizer.weight_decay": (_is((int, float), lambda value: value >= 0), "a number, 0 or more"),
+    "optimizer.weight_decay": (_is((int, float), lambda value: 0 <= value < math.inf), "a number, 0 or more"),
     "train.iterations": _positive,
     "train.images_per_batch": _positive,
     "train.eval_every": _positive,
@@ -119,29 +146,31 @@ def validate(config: Mapping) -> None:
     for key, (sensible, wanted) in RULES.items():
         node: Any = config
         for part in key.split("."):
-            node = node.get(part) if isinstance(node, Mapping) else None
+            if not isinstance(node, Mapping) or part not in node:
+                raise InputError(f"{key} is missing: must be {wanted}")
+            node = node[part]
         if not sensible(node):
             raise InputError(f"{key}={node}: must be {wanted}")
+    for group in ("model", "roi", "detect"):  # the parts that these make take no other
+        unknown = [key for key in config[group] if f"{group}.{key}" not in RULES]
+        if unknown:
+            raise InputError(f"{group}: there is no setting {unknown[0]!r}")
     roi = config["roi"]
     if not roi["background_iou_low"] < roi["background_iou_high"] <= roi["foreground_iou"]:
         raise InputError(
             f"roi: needs background_iou_low < background_iou_high <= foreground_iou, has {roi['background_iou_low']}, "
             f"{roi['background_iou_high']}, {roi['foreground_iou']}"
         )
-    schedule = config["schedule"]
-    if not (isinstance(schedule.get("steps", []), list) and all(map(_ratio[0], schedule.get("steps", [])))):
-        raise InputError(f"schedule.steps={schedule['steps']}: must be a list of parts of the run, such as [0.75]")
-    std = roi["delta_std"]
-    if not (isinstance(std, list) and len(std) == 4 and all(map(_above_zero[0], std))):
-        raise InputError(f"roi.delta_std={std}: must be four numbers above 0")
-    validate_metric(config["metric"])
-    classes = config["data"]["classes"]
-    if classes is not None and not (isinstance(classes, list) and classes and all(isinstance(x, str) for x in classes)):
-        raise InputError(f"data.classes={classes}: must be null or a list of names, such as [cat,dog]")
+    steps = config["schedule"].get("steps", [])
+    if not (isinstance(steps, list) and all(map(_ratio[0], steps))):
+        raise InputError(f"schedule.steps={steps}: must be a list of parts of the run, such as [0.75]")
+    validate_metric(config.get("metric"))
 
 
-def validate_metric(metric: Mapping) -> None:
+def validate_metric(metric: Any) -> None:
     """Raise InputError for senseless settings of `metric`."""
+    if not isinstance(metric, Mapping) or metric.keys() != {"overlaps", "devkit"}:
+        raise InputError(f"metric={metric}: must have `overlaps` and `devkit`, and nothing else")
     overlaps = metric["overlaps"]
     if not (isinstance(overlaps, list) and overlaps and all(_above_zero[0](x) and x <= 1 for x in overlaps)):
         raise InputError(

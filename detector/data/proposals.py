@@ -59,7 +59,9 @@ class ProposalStore:
     def __getitem__(self, image_id: str) -> np.ndarray:
         """Boxes (P, 4) float32 of an image."""
         number = self._index[image_id]
-        return self._boxes[int(self._offsets[number]) : int(self._offsets[number + 1])]
+        start, end = int(self._offsets[number]), int(self._offsets[number + 1])
+        # A slice of nothing at the very end is an error to safetensors.
+        return self._boxes[start:end] if start < end else np.zeros((0, 4), dtype=np.float32)
 
     def image_hw(self, image_id: str) -> tuple[int, int]:
         """Size of the image that the boxes were made on."""
