@@ -40,8 +40,8 @@ def main(config: dict) -> None:
         reader = compose.make_reader(config, "val").with_classes(checkpoint["classes"])
         folder = output_folder(config, trained, reader)
         checked = compose.check(config, reader, "val")
-        if config["data"]["val_proposals"] is None:  # those made in training are read there, and new ones kept here
-            kept = store_path(Path(trained["proposals"]["folder"] or ""), reader, config["proposals"]["mode"])
+        if config["data"].get("val_proposals") is None:  # those made in training are read there, and new ones kept here
+            kept = store_path(Path(trained["proposals"].get("folder") or ""), reader, config["proposals"]["mode"])
             config["data"]["val_proposals"] = str(kept) if kept.is_file() else None
         detections, losses = detect(config, checkpoint, checked)
         detections = through_files(folder / "detections", detections, reader.classes, config["metric"]["devkit"])

@@ -38,8 +38,7 @@ def make_reader(config: dict, part: str) -> Reader:
         {"_target_": data["reader"]},
         ("detector.data.",),
         root=data["root"],
-        split=data[f"{part}_split"],
-        ignored_classes=data["ignored_classes"],
+        split=data.get(f"{part}_split"),
         image_options=ImageOptions(data["exif"], data["max_image_pixels"]),
     )
 
@@ -54,7 +53,7 @@ def make_samples(config: dict, checked: Checked, part: str) -> Samples:
     """Samples of the part `train` (augmented) or `val`, with their proposals."""
     data, settings, reader, image_hws = config["data"], config["proposals"], checked.reader, checked.image_hws
     folder = Path(settings["folder"])
-    proposals = proposals_for(reader, image_hws, data[f"{part}_proposals"], settings["mode"], folder)
+    proposals = proposals_for(reader, image_hws, data.get(f"{part}_proposals"), settings["mode"], folder)
     logger.info("%s: %s", reader.name, check_proposals(proposals, reader.image_ids, image_hws))
     return Samples(
         reader,
@@ -78,7 +77,7 @@ def make_recipe(config: dict) -> Recipe:
 def make_model(config: dict, num_classes: int) -> FastRCNN:
     """The untrained network. With pretrained weights to come, its batch norm and first stages are frozen."""
     settings = dict(config["model"])
-    pretrained = settings.pop("weights") is not None
+    pretrained = settings.pop("weights", None) is not None
     return build_model(**settings, num_classes=num_classes, pretrained=pretrained)
 
 
@@ -102,8 +101,8 @@ def make_trained_model(config: dict, state: dict, num_classes: int) -> FastRCNN:
 def make_optimizer(config: dict, model: FastRCNN) -> tuple[torch.optim.Optimizer, Callable[[int], float]]:
     """The optimizer, and the schedule: the factor on its rates at an iteration, from 0."""
     settings, train = dict(config["optimizer"]), config["train"]
-    pretrained = config["model"]["weights"] is not None
-    settings["lr"] = settings["lr"] or default_rate(train["images_per_batch"], pretrained)
+    pretrained = config["model"].get("weights") is not None
+    settings["lr"] = settings.get("lr") or default_rate(train["images_per_batch"], pretrained)
     groups = parameter_groups(model, settings["lr"], settings["weight_decay"])
     optimizer = build(settings, ("torch.optim.",), params=groups)
     return optimizer, build(config["schedule"], ("detector.schedules.",), iterations=train["iterations"])

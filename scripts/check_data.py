@@ -41,7 +41,7 @@ def check(arguments: argparse.Namespace) -> bool:
         raise InputError(f"--proposals: {len(arguments.proposals)} files for {len(arguments.splits)} splits")
     whole, sets = True, []
     for number, split in enumerate(arguments.splits):
-        reader = VocDataset(arguments.data, split, arguments.classes, (), ImageOptions(arguments.exif))
+        reader = VocDataset(arguments.data, split, arguments.classes, ImageOptions(arguments.exif))
         checked = check_data(reader)
         sets.append(checked)
         print("\n  ".join([checked.summary(), f"classes: {', '.join(reader.classes)}", *checked.details()]))

@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import scipy.io
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from detector.data.mat5 import read_mat5
 from detector.errors import InputError, first_few
 from detector.files import write_atomically
 
@@ -104,11 +104,11 @@ class MatProposals:
         if not self.path.is_file():
             raise InputError(f"{self.path}: no such proposal file")
         try:
-            content = scipy.io.loadmat(self.path, variable_names=["boxes", "images"])
+            content = read_mat5(self.path, ("boxes", "images"))
         except NotImplementedError:
             raise InputError(f"{self.path}: a MATLAB v7.3 file; save it with '-v7' in MATLAB") from None
-        except Exception as error:  # scipy raises whatever a damaged byte leads to
-            raise InputError(f"{self.path}: not a readable .mat file: {error!r}") from None
+        except (ValueError, OSError) as error:
+            raise InputError(f"{self.path}: not a readable .mat file: {error}") from None
         if not {"boxes", "images"} <= content.keys():
             raise InputError(f"{self.path}: has no cell arrays `boxes` and `images`, as the original release has")
         try:

@@ -6,7 +6,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from xml.etree.ElementTree import Element, ParseError
 
@@ -44,8 +44,8 @@ class _NoObject(Exception):
 class VocDataset:
     """Images with their ground truth, in the order of a split file.
 
-    `classes` are the labels 1..K; without them, all names in the annotations, sorted. Objects of `ignored_classes` are
-    as if they were not annotated. Every annotation is read at once; images are read one at a time.
+    `classes` are the labels 1..K; without them, all names in the annotations, sorted. Every
+    annotation is read at once; images are read one at a time.
 
     Raises InputError: no such root or split, an empty split, an id twice, a missing XML file, an object of a class
     that is not among `classes`. An annotation that cannot be used raises when its ground truth is asked for, so that
@@ -57,7 +57,6 @@ class VocDataset:
         root: str | Path,
         split: str,
         classes: Sequence[str] | None = None,
-        ignored_classes: Sequence[str] = (),
         image_options: ImageOptions = UPRIGHT_IMAGES,
     ) -> None:
         self.root = Path(root)
@@ -70,7 +69,7 @@ class VocDataset:
                 f"{self.root / 'Annotations'}: {len(missing)} of the {len(self.image_ids)} images of split '{split}' "
                 f"have no XML file: {first_few(missing)}. An image without objects needs one too, without <object>."
             )
-        self._annotations = [_read_or_error(self.annotation_path(index), ignored_classes) for index in range(len(self))]
+        self._annotations = [_read_or_error(self.annotation_path(index)) for index in range(len(self))]
         self._files: dict[Path, dict[str, list[str]]] = {}
         self.classes: tuple[str, ...] = ()
         self._label(
@@ -155,7 +154,7 @@ class VocDataset:
                 lines.append(f"{first[name]}: unknown class '{name}'{hint}, {count} objects of it in the split")
             raise InputError(
                 f"{len(unknown)} classes in the annotations are not among {', '.join(self.classes)}; mend the names, "
-                "or leave objects out on purpose with data.ignored_classes=[NAME,...]:\n  " + "\n  ".join(lines)
+                "or leave objects out on purpose with data.exclude_classes=[NAME,...]:\n  " + "\n  ".join(lines)
             )
 
 
@@ -175,20 +174,11 @@ def _images_by_stem(folder: Path) -> dict[str, list[str]]:
     return files
 
 
-def _read_or_error(path: Path, ignored_classes: Sequence[str]) -> Annotation | InputError:
+def _read_or_error(path: Path) -> Annotation | InputError:
     try:
-        annotation = read_annotation(path)
+        return read_annotation(path)
     except InputError as error:
         return error
-    if not {*annotation.names} & {*ignored_classes}:
-        return annotation
-    kept = [number for number, name in enumerate(annotation.names) if name not in ignored_classes]
-    return replace(
-        annotation,
-        names=tuple(annotation.names[number] for number in kept),
-        boxes=annotation.boxes[kept],
-        difficult=annotation.difficult[kept],
-    )
 
 
 def read_split(root: Path, split: str) -> list[str]:

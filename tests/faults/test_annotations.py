@@ -112,15 +112,7 @@ def test_case_40_unknown_classes_are_named_with_what_was_meant(make_voc):
         error.value
     )
     assert f"{root}/Annotations/a.xml: unknown class 'cat' (did you mean 'cats'?), 1 objects" in str(error.value)
-    assert "data.ignored_classes=[NAME,...]" in str(error.value)
-
-
-def test_case_40_classes_can_be_left_out_on_purpose(make_voc):
-    root = make_voc({"train": {"a": [("dog", 1, 1, 2, 2, 1), CAT]}})
-    reader = VocDataset(root, "train", ignored_classes=["dog"])
-    assert reader.classes == ("cat",)
-    truth = reader.ground_truth(0)
-    assert (truth.labels.tolist(), truth.boxes.tolist(), truth.difficult.tolist()) == ([1], [[0, 0, 20, 20]], [False])
+    assert "data.exclude_classes=[NAME,...]" in str(error.value)
 
 
 def test_case_41_difficult_is_1_only_where_it_says_so(tmp_path):
