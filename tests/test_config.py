@@ -104,6 +104,13 @@ def test_a_wrong_argument_is_an_input_error():
         ("run.dir=2024", "run.dir=2024"),
         ("optimizer.lr=-1", "optimizer.lr=-1"),
         ("optimizer.weight_decay=-1", "optimizer.weight_decay=-1"),
+        ("data.exif=yes", "data.exif=yes: must be apply or ignore"),
+        ("data.max_image_pixels=0", "data.max_image_pixels=0: must be a whole number above 0"),
+        ("data.max_bad_fraction=2", "data.max_bad_fraction=2: must be a number from 0 to 1"),
+        ("data.short_side_px=1000000", "data.short_side_px=1000000: must be a whole number from 1 to 20000"),
+        ("data.classes=[1]", r"data.classes=\[1\]: must be null or a list of names"),
+        ("+model.hiden=3", "model: there is no setting 'hiden'"),
+        ("optimizer.lr=.inf", "optimizer.lr=inf: must be null or a number above 0"),
         ("model.frozen_stages=-1", "model.frozen_stages=-1: must be null or a whole number"),
     ],
 )

@@ -73,7 +73,9 @@ def check_data(reader: Reader) -> Checked:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         looked = pool.map(functools.partial(_look, reader, known), range(len(reader)))
         results = list(tqdm(looked, total=len(reader), unit="image", desc="check", leave=False, disable=None))
-    _write_cache(cache, made_by, {look.digest: look.image_hw for look in results if look.image_hw})
+    sound = {look.digest: look.image_hw for look in results if look.image_hw}
+    if sound != known:
+        _write_cache(cache, made_by, sound)
     good = [index for index, look in enumerate(results) if look.problem is None]
     return Checked(
         reader=reader if len(good) == len(reader) else Subset(reader, good),
