@@ -110,7 +110,7 @@ def test_a_wrong_argument_is_an_input_error():
         ("data.short_side_px=1000000", "data.short_side_px=1000000: must be a whole number from 1 to 20000"),
         ("data.classes=[1]", r"data.classes=\[1\]: must be null or a list of names"),
         ("+model.hiden=3", "model: there is no setting 'hiden'"),
-        ("optimizer.lr=.inf", "optimizer.lr=inf: must be null or a number above 0"),
+        ("optimizer.lr=inf", "optimizer.lr=inf: must be null or a number above 0"),
         ("model.frozen_stages=-1", "model.frozen_stages=-1: must be null or a whole number"),
     ],
 )
