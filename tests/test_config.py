@@ -4,6 +4,7 @@ import torch
 
 from detector import compose
 from detector.config import build, flatten, validate
+from detector.data.image import ImageOptions
 from detector.data.shapes import VERSION
 from detector.data.voc import VocDataset
 from detector.errors import InputError
@@ -40,6 +41,13 @@ def test_every_data_set_is_read_from_its_root(settings, make_voc, choice):
     assert isinstance(reader, VocDataset)
     assert reader.image_ids == [config["data"]["train_split"]]
     assert compose.make_reader(config, "val").image_ids == ["test"]
+
+
+def test_how_images_are_read_is_a_setting(settings, make_voc):
+    root = make_voc({"train": {"a": [("cat", 1, 1, 9, 9)]}})
+    where = ["data=voc", f"data.root={root}", "data.train_split=train"]
+    reader = compose.make_reader(settings("train", *where, "data.exif=ignore", "data.max_image_pixels=77"), "train")
+    assert reader.image_options == ImageOptions(exif="ignore", max_pixels=77)
 
 
 def test_build_passes_settings_on():
