@@ -15,6 +15,7 @@ from detector import compose
 from detector.checkpoint import save_checkpoint
 from detector.cli import log_to_file, run_program
 from detector.config import flatten, validate
+from detector.data.check import warn_of_overlap
 from detector.data.loader import Samples, TrainOrder, eval_loader, train_loader
 from detector.device import Compute
 from detector.engine import Recipe, Step, evaluate, training_steps
@@ -56,8 +57,11 @@ def main(config: dict) -> None:
     optimizer, schedule = compose.make_optimizer(config, model)
     config["optimizer"]["lr"] = optimizer.defaults["lr"]  # what null came to
 
-    train_samples = compose.make_samples(config, train_set, "train")
-    val_samples = compose.make_samples(config, val_set, "val")
+    train_checked, val_checked = compose.check(config, train_set, "train"), compose.check(config, val_set, "val")
+    warn_of_overlap(train_checked, val_checked)
+    train_set = train_checked.reader  # without what cannot be used
+    train_samples = compose.make_samples(config, train_checked, "train")
+    val_samples = compose.make_samples(config, val_checked, "val")
     order = TrainOrder(len(train_set), settings["images_per_batch"], settings["iterations"], seed)
     train_batches = train_loader(train_samples, order, config["workers"])
     val_batches = eval_loader(val_samples, config["workers"])

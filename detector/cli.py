@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable
+from logging.handlers import MemoryHandler
 from pathlib import Path
 
 import hydra
@@ -14,12 +15,17 @@ from detector.errors import InputError
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 WRONG_INPUT, INTERRUPTED = 2, 130
 FORMAT = logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S")
+# What is logged before there is a file for it, such as what was found in the data.
+_early = MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1)
 
 
 def log_to_file(path: Path) -> None:
-    """From now on what is logged goes to this file too."""
+    """What is logged goes to this file too, from the beginning of the program on."""
     handler = logging.FileHandler(path)
     handler.setFormatter(FORMAT)
+    _early.setTarget(handler)
+    _early.flush()
+    logging.getLogger().removeHandler(_early)
     logging.getLogger().addHandler(handler)
 
 
@@ -31,7 +37,7 @@ def run_program(main: Callable[[dict], None], config_name: str) -> None:
     """
     console = logging.StreamHandler(sys.stdout)
     console.setFormatter(FORMAT)
-    logging.basicConfig(level=logging.INFO, handlers=[console])
+    logging.basicConfig(level=logging.INFO, handlers=[console, _early])
     composed = False
 
     def guarded(config: DictConfig) -> None:
