@@ -11,6 +11,7 @@ from detector import compose
 from detector.checkpoint import load_checkpoint
 from detector.cli import run_program
 from detector.config import validate, validate_given, validate_metric
+from detector.data.check import Checked, require_readable
 from detector.data.loader import Reader, eval_loader
 from detector.engine import evaluate
 from detector.errors import InputError
@@ -45,19 +46,29 @@ def main(config: dict) -> None:
         require_writable("out", Path(config["out"]))
     if config["checkpoint"] is not None:
         checkpoint = load_checkpoint(Path(config["checkpoint"]))
-        config = with_training_settings(config, checkpoint["config"])
+        trained = checkpoint["config"]
+        for group in ("data", "proposals"):
+            validate_given(trained, group)
+        config = with_training_settings(config, trained)
         validate(config)
         reader = compose.make_reader(config, "val")
-        learned = [*checkpoint["classes"], *(checkpoint["config"]["data"].get("exclude_classes") or ())]
+        learned = [*checkpoint["classes"], *(trained["data"].get("exclude_classes") or ())]
         compose.require_known_exclusions(config, reader, more=learned)
         reader = reader.with_classes(checkpoint["classes"])
-        folder = output_folder(config, checkpoint["config"], reader)
-        detections, losses = detect(config, checkpoint, reader)
+        folder = output_folder(config, trained, reader)
+        checked = compose.check(config, reader, "val")
+        if config["data"].get("val_proposals") is None:  # those made in training are read there, and new ones kept here
+            kept = compose.kept_proposals(
+                reader, Path(trained["proposals"].get("folder") or ""), config["proposals"]["mode"]
+            )
+            config["data"]["val_proposals"] = kept if any(kept) else None
+        detections, losses = detect(config, checkpoint, checked)
         write_coco_results(folder / "detections.json", detections, reader.classes, category_ids(reader, reader.classes))
         detections = through_files(folder / "detections", detections, reader.classes, config["metric"]["devkit"])
         source = {"checkpoint": config["checkpoint"], "iteration": checkpoint["iteration"]}
     else:
         reader, detections = read_detections(config)
+        require_readable(reader)
         folder, losses = Path(config["out"]) if config["out"] else make_run_folder(None), None
         source = {"detections": config["detections"]}
     truths = [reader.ground_truth(index) for index in range(len(reader))]
@@ -70,7 +81,16 @@ def main(config: dict) -> None:
 
 
 def with_training_settings(config: dict, trained: dict) -> dict:
-    """The settings that were left open, as they were in training."""
+    """The settings that were left open, as they were in training.
+
+    A checkpoint may be a stranger's: it can say what to read, but never a place to write to.
+    """
+    root = trained["data"].get("root")
+    if config["data"]["root"] is None and not (isinstance(root, str) and root and Path(root).is_dir()):
+        raise InputError(
+            f"{config['checkpoint']}: was trained on data.root={root}, which is not here "
+            f"({Path.cwd()}): name a data set with data=voc data.root=DIR"
+        )
     merged = config | trained | {key: value for key, value in config.items() if value is not None}
     for group in ("detect", "proposals"):
         merged[group] = trained[group] | {key: value for key, value in config[group].items() if value is not None}
@@ -83,7 +103,7 @@ def with_training_settings(config: dict, trained: dict) -> dict:
             data = {"val_proposals": None} | data  # those of training are of other images
         merged["data"] = trained["data"] | data
     else:
-        merged["data"] = {key: trained["data"][key] for key in AS_IN_TRAINING} | data
+        merged["data"] = {key: trained["data"].get(key) for key in AS_IN_TRAINING} | data
     return merged
 
 
@@ -98,13 +118,12 @@ def output_folder(config: dict, trained: dict, reader: Reader) -> Path:
     return path.parents[1] if same else path.parents[1] / f"evaluate-{reader.name}"
 
 
-def detect(config: dict, checkpoint: dict, reader: Reader) -> tuple[list[Detections], dict[str, float]]:
+def detect(config: dict, checkpoint: dict, checked: Checked) -> tuple[list[Detections], dict[str, float]]:
     """Run the network over the data set: its detections and the losses."""
-    model = compose.make_model(config, len(reader.classes))
-    model.load_state_dict(checkpoint["model"])
+    model = compose.make_trained_model(config, checkpoint["model"], len(checked.reader.classes))
     compute = compose.make_compute(config)
     compute.place(model)
-    batches = eval_loader(compose.make_samples(config, reader, "val"), config["workers"])
+    batches = eval_loader(compose.make_samples(config, checked, "val"), config["workers"])
     return evaluate(model, batches, compose.make_recipe(config), compute)
 
 

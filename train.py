@@ -11,6 +11,7 @@ from detector import compose
 from detector.checkpoint import load_state, load_to_resume
 from detector.cli import log_to_file, run_program
 from detector.config import validate_training
+from detector.data.check import warn_of_overlap
 from detector.data.fingerprint import fingerprints
 from detector.data.loader import TrainOrder, eval_loader, explain_workers, train_loader
 from detector.distributed import from_main, is_main, place, process_group, share_gradients, shared_errors
@@ -62,8 +63,11 @@ def train(config: dict, lock: FolderLock) -> None:
         optimizer, schedule = compose.make_optimizer(config, model)
         config["optimizer"]["lr"] = optimizer.defaults["lr"]  # what null came to
 
-        train_samples = compose.make_samples(config, train_set, "train")
-        val_samples = compose.make_samples(config, val_set, "val")
+        train_checked, val_checked = compose.check(config, train_set, "train"), compose.check(config, val_set, "val")
+        warn_of_overlap(train_checked, val_checked)
+        train_set = train_checked.reader  # without what cannot be used
+        train_samples = compose.make_samples(config, train_checked, "train")
+        val_samples = compose.make_samples(config, val_checked, "val")
         made_of = fingerprints("training", train_set, train_samples.proposals)
         made_of |= fingerprints("validation", val_set, val_samples.proposals)
         if checkpoint is not None:

@@ -5,6 +5,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable
+from logging.handlers import MemoryHandler
 from pathlib import Path
 
 import hydra
@@ -21,16 +22,21 @@ from detector.signals import Stopped
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 FORMAT = logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S")
+# What is logged before there is a file for it, such as what was found in the data.
+_early = MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1)
 
 logger = logging.getLogger(__name__)
 
 
 def log_to_file(path: Path) -> None:
-    """From now on what the first process logs goes to this file too."""
+    """What the first process logs goes to this file too, from the beginning of the program on."""
     if not is_main():
         return
     handler = logging.FileHandler(path)
     handler.setFormatter(FORMAT)
+    _early.setTarget(handler)
+    _early.flush()
+    logging.getLogger().removeHandler(_early)
     logging.getLogger().addHandler(handler)
 
 
@@ -43,7 +49,7 @@ def run_program(main: Callable[[dict], None], config_name: str) -> None:
     console = logging.StreamHandler(sys.stdout)
     console.setFormatter(FORMAT)
     # Of several processes the first one speaks for all, except of errors.
-    logging.basicConfig(level=logging.INFO if is_main() else logging.ERROR, handlers=[console])
+    logging.basicConfig(level=logging.INFO if is_main() else logging.ERROR, handlers=[console, _early])
 
     def guarded(config: DictConfig) -> None:
         try:

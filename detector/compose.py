@@ -11,9 +11,10 @@ import torch
 
 from detector.boxes import BoxCoder
 from detector.config import build
-from detector.data.check import check_images
+from detector.data.check import Checked, accept, check_data, check_proposals, require_whole
 from detector.data.classes import WithoutClasses, require_known
-from detector.data.generate import proposals_for
+from detector.data.generate import proposals_for, store_path
+from detector.data.image import ImageOptions
 from detector.data.joined import JoinedDataset, JoinedProposals, parts_of
 from detector.data.loader import CROWD_PART, Proposals, Reader, Samples
 from detector.data.proposals import Selection
@@ -85,7 +86,10 @@ def _single_reader(data: dict, part: str) -> Reader | None:
     arguments = {name: data.get(key.format(part)) for name, key in _reader_arguments(data).items()}
     if next(iter(arguments.values())) is None:
         return None
-    return build({"_target_": data["reader"]}, root=data["root"], **arguments)
+    options = image_options(data)
+    return build(
+        {"_target_": data["reader"]}, ("detector.data.",), root=data["root"], image_options=options, **arguments
+    )
 
 
 def _reader_arguments(data: dict) -> dict[str, str]:
@@ -111,10 +115,22 @@ def require_known_exclusions(config: dict, *readers: Reader, more: Collection[st
     require_known(data.get("exclude_classes") or (), known)
 
 
-def make_samples(config: dict, reader: Reader, part: str) -> Samples:
-    """Samples of the part `train` (augmented) or `val`, every image checked and with proposals."""
-    image_hws = check_images(reader)
-    return samples_with(config, reader, make_proposals(config, reader, image_hws, part), part)
+def image_options(data: dict) -> ImageOptions:
+    return ImageOptions(data["exif"], data["max_image_pixels"])
+
+
+def check(config: dict, reader: Reader, part: str) -> Checked:
+    """Every image and annotation looked at: a few bad ones are left out of `train`, of `val` none may be bad."""
+    checked = check_data(reader)
+    return accept(checked, config["data"]["max_bad_fraction"]) if part == "train" else require_whole(checked)
+
+
+def make_samples(config: dict, checked: Checked, part: str) -> Samples:
+    """Samples of the part `train` (augmented) or `val`, with their proposals."""
+    reader, image_hws = checked.reader, checked.image_hws
+    proposals = make_proposals(config, reader, image_hws, part)
+    logger.info("%s: %s", reader.name, check_proposals(proposals, reader.image_ids, image_hws))
+    return samples_with(config, reader, proposals, part)
 
 
 def samples_with(config: dict, reader: Reader, proposals: Proposals, part: str) -> Samples:
@@ -124,7 +140,9 @@ def samples_with(config: dict, reader: Reader, proposals: Proposals, part: str) 
         reader,
         proposals,
         Resize(data["short_side_px"], data["max_side_px"]),
-        Augment([build(item) for item in config["augment"]["transforms"]]) if part == "train" else None,
+        Augment([build(item, ("albumentations.",)) for item in config["augment"]["transforms"]])
+        if part == "train"
+        else None,
         config["seed"],
         Selection(
             data["proposals_by_score"], data["min_proposal_px"], data["unique_proposals"], data[f"{part}_max_proposals"]
@@ -136,7 +154,7 @@ def samples_with(config: dict, reader: Reader, proposals: Proposals, part: str) 
 
 def make_proposals(config: dict, reader: Reader, image_hws: Sequence[tuple[int, int]], part: str) -> Proposals:
     """Proposals from one file, or of each part of a joined data set from a file of its own or by selective search."""
-    files, settings = config["data"][f"{part}_proposals"], config["proposals"]
+    files, settings = config["data"].get(f"{part}_proposals"), config["proposals"]
     mode, folder = settings["mode"], Path(settings["folder"])
     parts = parts_of(reader)
     if not isinstance(files, list) and (files or len(parts) == 1):
@@ -155,6 +173,12 @@ def make_proposals(config: dict, reader: Reader, image_hws: Sequence[tuple[int, 
     return JoinedProposals(sources)
 
 
+def kept_proposals(reader: Reader, folder: Path, mode: str) -> list[str | None]:
+    """Of each data set that `reader` is joined of, the proposals that were made and kept in `folder`, if they were."""
+    paths = [store_path(folder, single, mode) for single, _ in parts_of(reader)]
+    return [str(path) if path.is_file() else None for path in paths]
+
+
 def make_recipe(config: dict) -> Recipe:
     roi = dict(config["roi"])
     coder = BoxCoder(roi.pop("delta_std"))
@@ -164,14 +188,32 @@ def make_recipe(config: dict) -> Recipe:
 def make_model(config: dict, num_classes: int) -> FastRCNN:
     """The untrained network. With pretrained weights to come, its batch norm and first stages are frozen."""
     settings = dict(config["model"])
-    pretrained = settings.pop("weights") is not None
+    pretrained = settings.pop("weights", None) is not None
     return build_model(**settings, num_classes=num_classes, pretrained=pretrained)
+
+
+def make_trained_model(config: dict, state: dict, num_classes: int) -> FastRCNN:
+    """The network with the weights of a checkpoint. Raises InputError, before memory is taken, if they do not fit."""
+    with torch.device("meta"):
+        wanted = {key: tuple(value.shape) for key, value in make_model(config, num_classes).state_dict().items()}
+    given = {key: tuple(value.shape) for key, value in state.items()}
+    wrong = sorted(key for key in {*wanted, *given} if wanted.get(key) != given.get(key))
+    if wrong:
+        key = wrong[0]
+        raise InputError(
+            f"the checkpoint does not fit its own settings of the network: {len(wrong)} tensors differ, {key} has "
+            f"{given.get(key, 'no place')} in it, and {wanted.get(key, 'no place')} by model.backbone, model.head, ..."
+        )
+    model = make_model(config, num_classes)
+    model.load_state_dict(state)
+    return model
 
 
 def make_optimizer(config: dict, model: FastRCNN) -> tuple[torch.optim.Optimizer, Callable[[int], float]]:
     """The optimizer, and the schedule: the factor on its rates at an iteration, from 0."""
     settings, train = dict(config["optimizer"]), config["train"]
-    pretrained = config["model"]["weights"] is not None
-    settings["lr"] = settings["lr"] or default_rate(train["images_per_batch"], pretrained)
+    pretrained = config["model"].get("weights") is not None
+    settings["lr"] = settings.get("lr") or default_rate(train["images_per_batch"], pretrained)
     groups = parameter_groups(model, settings["lr"], settings["weight_decay"])
-    return build(settings, params=groups), build(config["schedule"], iterations=train["iterations"])
+    optimizer = build(settings, ("torch.optim.",), params=groups)
+    return optimizer, build(config["schedule"], ("detector.schedules.",), iterations=train["iterations"])

@@ -1,6 +1,7 @@
 """From settings to objects: what a config may name, and which values make sense."""
 
 import importlib
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,31 +11,32 @@ from detector.errors import InputError
 ALLOWED = ("detector.", "torch.optim.", "albumentations.")
 
 
-def build(settings: Mapping, **more: Any) -> Any:
+def build(settings: Mapping, packages: tuple[str, ...] = ALLOWED, /, **more: Any) -> Any:
     """Make an object of the class that `_target_` names, with the other settings and `more` as its arguments.
 
-    Raises InputError for anything but a class of `ALLOWED`, and when the class does not take the settings.
+    `packages`: where the class may come from, as narrow as the use allows. Raises InputError for anything but a class
+    of these, and when the class does not take the settings.
     """
     arguments = {key: value for key, value in settings.items() if key != "_target_"}
     target = str(settings.get("_target_"))
-    cls = _find_class(target)
+    cls = _find_class(target, packages)
     try:
         return cls(**arguments, **more)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError, OSError) as error:
         raise InputError(f"{target} does not take {arguments}: {error}") from None
 
 
-def _find_class(target: str) -> type:
+def _find_class(target: str, packages: tuple[str, ...]) -> type:
     module, _, name = target.rpartition(".")
-    if target.startswith(ALLOWED):
+    if target.startswith(packages):
         try:
             found = getattr(importlib.import_module(module), name, None)
         except ImportError:
             found = None
         # Where a class was defined counts too: modules offer what they import, detector.files.os for one.
-        if isinstance(found, type) and f"{found.__module__}.".startswith(ALLOWED):
+        if isinstance(found, type) and f"{found.__module__}.".startswith(packages):
             return found
-    raise InputError(f"_target_: {target}: not a class of {', '.join(name.rstrip('.') for name in ALLOWED)}")
+    raise InputError(f"_target_: {target}: not a class of {', '.join(name.rstrip('.') for name in packages)}")
 
 
 def flatten(settings: Mapping, prefix: str = "") -> dict[str, str | int | float | bool]:
@@ -55,26 +57,21 @@ def _is(kind: type | tuple[type, ...], test: Callable[[Any], bool]) -> Callable[
     return lambda value: isinstance(value, kind) and not isinstance(value, bool) and test(value)
 
 
-_positive = (_is(int, lambda value: value > 0), "a whole number above 0")
-_not_negative = (_is(int, lambda value: value >= 0), "a whole number, 0 or more")
+def _whole(low: int, high: int, wanted: str) -> Rule:
+    return _is(int, lambda value: low <= value <= high), wanted
+
+
+_positive = _whole(1, 2**31, "a whole number above 0")
+_not_negative = _whole(0, 2**63 - 1, "a whole number, 0 or more")
+_side = _whole(1, 20_000, "a whole number from 1 to 20000")  # a checkpoint may be a stranger's: no bomb in it either
 _ratio = (_is((int, float), lambda value: 0 <= value <= 1), "a number from 0 to 1")
-_above_zero = (_is((int, float), lambda value: value > 0), "a number above 0")
+_above_zero = (_is((int, float), lambda value: 0 < value < math.inf), "a number above 0")
 _flag = (lambda value: isinstance(value, bool), "true or false")
-
-
-def _is_list_of(kind: type | tuple[type, ...]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and all(isinstance(item, kind) for item in value)
-
-
-_names = (_is_list_of(str), "a list of names, such as [cat,dog]")
-_files = (
-    lambda value: isinstance(value, str) or _is_list_of((str, type(None)))(value),
-    "the name of a file, or a list of one for each data set that is joined",
-)
+_text = (lambda value: isinstance(value, str) and value != "" and "\0" not in value, "a text")
 
 
 def _one_of(*choices: str) -> Rule:
-    return (lambda value: value in choices), " or ".join(choices)
+    return (lambda value: isinstance(value, str) and value in choices), " or ".join(choices)
 
 
 def _or_null(rule: Rule) -> Rule:
@@ -82,44 +79,69 @@ def _or_null(rule: Rule) -> Rule:
     return (lambda value: value is None or sensible(value)), f"null or {wanted}"
 
 
+def _list_of(rule: Rule, wanted: str, lengths: range = range(10_000)) -> Rule:
+    return (lambda value: isinstance(value, list) and len(value) in lengths and all(map(rule[0], value))), wanted
+
+
+_settings = (lambda value: isinstance(value, Mapping), "a group of settings")
+_files_of_parts = _list_of(_or_null(_text), "a list of files, or null, one for each data set that is joined")
+_proposals = (
+    lambda value: value is None or _text[0](value) or _files_of_parts[0](value),
+    f"null, the name of a file, or {_files_of_parts[1]}",
+)
+_part = (
+    lambda value: isinstance(value, dict) and all(v is None or _flag[0](v) or _text[0](v) for v in value.values()),
+    "a data set",
+)
+
 RULES_OF_TRAINING: dict[str, Rule] = {
     "resume": (lambda value: value is None or isinstance(value, str), "null, auto or a file RUN/checkpoints/*.pt"),
     "distributed.timeout_s": _positive,
 }
 RULES: dict[str, Rule] = {
-    "data.reader": (lambda value: isinstance(value, str), "a data set's class: give data=voc data.root=DIR"),
     "seed": _not_negative,
     "precision": _one_of("auto", "bfloat16", "float32"),
     "channels_last": _flag,
-    "workers": _not_negative,
-    "data.short_side_px": _positive,
-    "data.max_side_px": _positive,
+    "workers": _whole(0, 1000, "a whole number from 0 to 1000"),
+    "data.reader": (_text[0], "a data set's class: give data=voc data.root=DIR"),
+    "data.root": _text,
+    "data.classes": _or_null(_list_of(_text, "a list of names, such as [cat,dog]", range(1, 10_000))),
+    "data.short_side_px": _side,
+    "data.max_side_px": _side,
     "data.train_max_proposals": _positive,
     "data.val_max_proposals": _positive,
-    "data.classes": (lambda value: value is None or (_names[0](value) and value), f"null or {_names[1]}"),
     "data.max_images": _or_null(_positive),
-    "data.exclude_classes": _or_null(_names),
-    "data.parts": _or_null((_is_list_of(dict), "a list of data sets, such as [{root: /data/a}, {root: /data/b}]")),
+    "data.exclude_classes": _or_null(_list_of(_text, "a list of names, such as [cat,dog]")),
+    "data.parts": _or_null(_list_of(_part, "a list of data sets, such as [{root: /data/a}, {root: /data/b}]")),
     "data.drop_empty_boxes": _or_null(_flag),
-    "data.train_proposals": _or_null(_files),
-    "data.val_proposals": _or_null(_files),
+    "data.train_proposals": _proposals,
+    "data.val_proposals": _proposals,
     "data.proposals_by_score": _flag,
-    "data.min_proposal_px": (_is((int, float), lambda value: value >= 0), "a number of pixels, 0 or more"),
+    "data.min_proposal_px": (_is((int, float), lambda value: 0 <= value < math.inf), "a number of pixels, 0 or more"),
     "data.unique_proposals": _flag,
     "data.use_difficult": _flag,
+    "data.exif": _one_of("apply", "ignore"),
+    "data.max_image_pixels": _positive,
+    "data.max_bad_fraction": _ratio,
+    "proposals.folder": _text,
     "proposals.mode": _one_of("single", "fast", "quality"),
     "model.backbone": _one_of("vgg16", "resnet18", "resnet50"),
     "model.head": _one_of("fc", "res5"),
-    "model.pool_size": _positive,
-    "model.hidden": _positive,
+    "model.weights": _or_null(_text),
+    "model.pool_size": _whole(1, 100, "a whole number from 1 to 100"),
+    "model.hidden": _whole(1, 1_000_000, "a whole number from 1 to 1000000"),
     "model.dropout": _ratio,
     "model.frozen_stages": _or_null(_not_negative),
+    "optimizer": _settings,
+    "schedule": _settings,
+    "augment.transforms": _list_of(_settings, "a list of transforms, each with its _target_"),
     "optimizer.lr": _or_null(_above_zero),
+    "roi.delta_std": _list_of(_above_zero, "four numbers above 0", range(4, 5)),
     "device": (lambda value: isinstance(value, str), "auto, cpu, cuda or cuda:N"),
-    "run.dir": (lambda value: value is None or isinstance(value, str), "null or the name of a folder"),
+    "run.dir": _or_null((_text[0], "the name of a folder")),
     "schedule.warmup_iterations": _not_negative,
     "schedule.warmup_factor": _ratio,
-    "optimizer.weight_decay": (_is((int, float), lambda value: value >= 0), "a number, 0 or more"),
+    "optimizer.weight_decay": (_is((int, float), lambda value: 0 <= value < math.inf), "a number, 0 or more"),
     "train.iterations": _positive,
     "train.images_per_batch": _positive,
     "train.eval_every": _positive,
@@ -140,19 +162,20 @@ def validate(config: Mapping) -> None:
     """Raise InputError for the first setting with a senseless value, before anything is read or computed."""
     for key, rule in RULES.items():
         _check(config, key, rule)
+    for group in ("model", "roi", "detect"):  # the parts that these make take no other
+        unknown = [key for key in config[group] if f"{group}.{key}" not in RULES]
+        if unknown:
+            raise InputError(f"{group}: there is no setting {unknown[0]!r}")
     roi = config["roi"]
     if not roi["background_iou_low"] < roi["background_iou_high"] <= roi["foreground_iou"]:
         raise InputError(
             f"roi: needs background_iou_low < background_iou_high <= foreground_iou, has {roi['background_iou_low']}, "
             f"{roi['background_iou_high']}, {roi['foreground_iou']}"
         )
-    schedule = config["schedule"]
-    if not (isinstance(schedule.get("steps", []), list) and all(map(_ratio[0], schedule.get("steps", [])))):
-        raise InputError(f"schedule.steps={schedule['steps']}: must be a list of parts of the run, such as [0.75]")
-    std = roi["delta_std"]
-    if not (isinstance(std, list) and len(std) == 4 and all(map(_above_zero[0], std))):
-        raise InputError(f"roi.delta_std={std}: must be four numbers above 0")
-    validate_metric(config["metric"])
+    steps = config["schedule"].get("steps", [])
+    if not (isinstance(steps, list) and all(map(_ratio[0], steps))):
+        raise InputError(f"schedule.steps={steps}: must be a list of parts of the run, such as [0.75]")
+    validate_metric(config.get("metric"))
 
 
 def validate_training(config: Mapping, processes: int) -> None:
@@ -181,8 +204,10 @@ def _check(config: Mapping, key: str, rule: Rule) -> None:
         raise InputError(f"{key}={node}: must be {wanted}")
 
 
-def validate_metric(metric: Mapping) -> None:
+def validate_metric(metric: Any) -> None:
     """Raise InputError for senseless settings of `metric`."""
+    if not isinstance(metric, Mapping) or metric.keys() != {"overlaps", "main", "devkit", "coco"}:
+        raise InputError(f"metric={metric}: must have `overlaps`, `main`, `devkit` and `coco`, and nothing else")
     overlaps = metric["overlaps"]
     if not (isinstance(overlaps, list) and overlaps and all(_above_zero[0](x) and x <= 1 for x in overlaps)):
         raise InputError(

@@ -89,14 +89,13 @@ def run(arguments: argparse.Namespace) -> list[str]:
         raise InputError(f"--out: {arguments.out} is not empty, and nothing is overwritten: name another folder")
     checkpoint = load_checkpoint(arguments.checkpoint)
     config = settings(checkpoint["config"], arguments)
-    reader = ImageFiles(files, checkpoint["classes"])
+    reader = ImageFiles(files, checkpoint["classes"], compose.image_options(config["data"]))
     cores = os.cpu_count() or 1
     mode, threads = config["proposals"]["mode"], max(cores // len(reader), 1)
     proposals = Given(arguments.proposals, reader) if arguments.proposals else Searched(reader, mode, threads)
     samples = compose.samples_with(config, reader, proposals, "val")
     compute, recipe = compose.make_compute(config), compose.make_recipe(config)
-    model = compose.make_model(config, len(reader.classes))
-    model.load_state_dict(checkpoint["model"])
+    model = compose.make_trained_model(config, checkpoint["model"], len(reader.classes))
     compute.place(model)
 
     bad, found = [], []

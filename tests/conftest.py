@@ -34,6 +34,12 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nothing goes into the user's own folder of caches; inherited by the programs that tests start."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 def ground_truth(image_id: str, *objects: tuple) -> GroundTruth:
     """Objects as (label, x1, y1, x2, y2[, difficult[, crowd]])."""
     boxes = np.array([o[1:5] for o in objects], dtype=np.float32).reshape(-1, 4)

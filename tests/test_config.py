@@ -8,6 +8,7 @@ import torch
 from detector import compose
 from detector.config import build, flatten, validate
 from detector.data.formats.records import ImageProposals
+from detector.data.image import ImageOptions
 from detector.data.proposals import stream_store
 from detector.data.shapes import VERSION
 from detector.data.subset import Subset
@@ -121,15 +122,16 @@ def test_proposals_of_each_part(settings, make_voc, make_proposals, tmp_path):
     config["data"]["train_proposals"] = files
     validate(config)
     for some in (reader, Subset(reader, [1, 0])):
-        samples = compose.make_samples(config, some, "train")
+        samples = compose.make_samples(config, compose.check(config, some, "train"), "train")
         found = {image_id: samples.proposals[image_id].tolist() for image_id in some.image_ids}
         assert found == {"1-one-train/a": [[0, 0, 9, 9]], "2-two-train/a": [[1, 1, 5, 5]]}
     config["data"]["train_proposals"] = [files[0], None]
-    assert len(compose.make_samples(config, reader, "train").proposals["2-two-train/a"]) > 0
+    checked = compose.check(config, reader, "train")
+    assert len(compose.make_samples(config, checked, "train").proposals["2-two-train/a"]) > 0
     assert [path.name[:10] for path in (tmp_path / "kept").glob("*.safetensors")] == ["two-train-"]
     config["data"]["train_proposals"] = files[:1]
     with pytest.raises(InputError, match=r"data\.train_proposals: 1 files for 2 data sets"):
-        compose.make_samples(config, reader, "train")
+        compose.make_samples(config, checked, "train")
 
 
 @pytest.mark.parametrize(
@@ -149,8 +151,16 @@ def test_settings_decide_which_proposals_are_used(settings, make_voc, tmp_path, 
     config = settings(
         "train", "data=voc", f"data.root={root}", f"data.val_proposals={tmp_path}/p.safetensors", override
     )
-    samples = compose.make_samples(config, compose.make_reader(config, "val"), "val")
+    reader = compose.make_reader(config, "val")
+    samples = compose.make_samples(config, compose.check(config, reader, "val"), "val")
     assert samples.original(0).proposals.tolist() == left
+
+
+def test_how_images_are_read_is_a_setting(settings, make_voc):
+    root = make_voc({"train": {"a": [("cat", 1, 1, 9, 9)]}})
+    where = ["data=voc", f"data.root={root}", "data.train_split=train"]
+    reader = compose.make_reader(settings("train", *where, "data.exif=ignore", "data.max_image_pixels=77"), "train")
+    assert reader.image_options == ImageOptions(exif="ignore", max_pixels=77)
 
 
 def test_build_passes_settings_on():
@@ -220,13 +230,20 @@ def test_a_wrong_argument_is_an_input_error():
         ("data.exclude_classes=cat", r"data.exclude_classes=cat: must be null or a list of names, such as \[cat,dog\]"),
         ("data.classes=[]", r"data.classes=\[\]: must be null or a list"),
         ("data=joined data.parts=[a]", r"data.parts=\['a'\]: must be null or a list of data sets"),
-        ("data.val_proposals=3", "data.val_proposals=3: must be null or the name of a file"),
+        ("data.val_proposals=3", "data.val_proposals=3: must be null, the name of a file"),
         ("run.dir=2024", "run.dir=2024"),
         ("optimizer.lr=-1", "optimizer.lr=-1"),
         ("optimizer.weight_decay=-1", "optimizer.weight_decay=-1"),
         ("data.min_proposal_px=-1", "data.min_proposal_px=-1: must be a number of pixels"),
         ("data.unique_proposals=2", "data.unique_proposals=2: must be true or false"),
         ("data.proposals_by_score=x", "data.proposals_by_score=x: must be true or false"),
+        ("data.exif=yes", "data.exif=yes: must be apply or ignore"),
+        ("data.max_image_pixels=0", "data.max_image_pixels=0: must be a whole number above 0"),
+        ("data.max_bad_fraction=2", "data.max_bad_fraction=2: must be a number from 0 to 1"),
+        ("data.short_side_px=1000000", "data.short_side_px=1000000: must be a whole number from 1 to 20000"),
+        ("data.classes=[1]", r"data.classes=\[1\]: must be null or a list of names"),
+        ("+model.hiden=3", "model: there is no setting 'hiden'"),
+        ("optimizer.lr=inf", "optimizer.lr=inf: must be null or a number above 0"),
         ("model.frozen_stages=-1", "model.frozen_stages=-1: must be null or a whole number"),
     ],
 )

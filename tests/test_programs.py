@@ -71,6 +71,7 @@ def test_a_run_leaves_what_is_promised(run):
     assert checkpoint["config"]["data"]["short_side_px"] == 96
     assert checkpoint["config"]["optimizer"]["lr"] == 0.01
     assert checkpoint["classes"] == ["ball", "crate", "kite", "star"]
+    assert "shapes-train: 6 images found, 0 missing" in (run / "train.log").read_text()
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["iteration"] for line in lines] == [2, 2, 3, 4, 4]
     logged = {tag for line in lines for tag in line}
@@ -303,7 +304,7 @@ CASES = [
     (None, [f"run.dir={REPOSITORY}/LICENSE/run"], "run.dir: .*/LICENSE/run cannot be written"),
     (None, [f"proposals.folder={REPOSITORY}/LICENSE/p"], "proposals.folder: .* cannot be written"),
     (None, ["data.classes=[]"], "data.classes="),
-    (spoil_box, [], r"test_1\.xml: object 1 lies outside its image"),
+    (spoil_box, [], r"test_1\.xml: box 1 .* lies outside its image"),
     (None, ["data.root=/nowhere/at/all"], "there is no folder /nowhere/at/all"),
     (None, ["device=cuda:7"], "device: 'cuda:7' is not there"),
     (None, ["data.val_split=trainval"], "no such split; there is test, train"),
@@ -480,6 +481,22 @@ def test_classes_keep_their_category_ids(settings, make_coco, make_voc, tmp_path
     assert (reader.classes, detections[0].labels.tolist(), detections[0].scores.tolist()) == (("dog",), [1], [0.25])
     with pytest.raises(InputError, match="data.max_images=0: must be"):
         evaluate.read_detections(settings("evaluate", *where, "data.max_images=0"))
+
+
+def test_a_bad_image_is_left_out_of_training_up_to_a_limit(settings, common, small_shapes, tmp_path, caplog):
+    caplog.set_level("INFO")
+    root = tmp_path / "data"
+    shutil.copytree(small_shapes, root)
+    spoil_jpeg(root)
+    for kind in ("JPEGImages/{}.jpg", "Annotations/{}.xml"):
+        shutil.copy(root / kind.format("test_0"), root / kind.format("train_0"))
+    fine = "data.max_bad_fraction=0.2"
+    train.main(settings("train", *common, f"data.root={root}", f"run.dir={tmp_path}/run", fine))
+    assert "5 images to train on, 3 to validate" in caplog.text
+    assert "1 of the 3 images of data-test are in data-train too, so the score will flatter: test_0" in caplog.text
+    (root / "JPEGImages/test_1.jpg").write_bytes(b"")
+    with pytest.raises(InputError, match="A score needs every image"):
+        train.main(settings("train", *common, f"data.root={root}", f"run.dir={tmp_path}/other", fine))
 
 
 def test_images_without_objects_and_proposals_train(settings, common, small_shapes, tmp_path):

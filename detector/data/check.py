@@ -1,48 +1,165 @@
-"""Look at the data before hours are spent on it."""
+"""Look at the data before hours are spent on it.
 
+`check_data` decodes every image in full, once: it remembers by their contents those that were sound, in a folder of
+its own beside other programs' caches, so that the next start only reads the files. Nothing of the user's is changed.
+"""
+
+import functools
+import hashlib
+import json
+import logging
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass, field
+from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import __version__ as PILLOW
 from tqdm import tqdm
 
 from detector.boxes import overlaps
+from detector.data.image import read_image, stored_hw
 from detector.data.loader import Proposals, Reader
-from detector.errors import InputError
+from detector.data.subset import Subset
+from detector.errors import InputError, first_few
+from detector.files import write_atomically
+
+logger = logging.getLogger(__name__)
+
+SHOWN = 20  # problems that are written out
+HARDLY_CUT = "cut by a pixel or less"  # so common that the objects are counted, but not written out
+VERSION = 1  # of what it takes to be sound
 
 
-def check_images(reader: Reader) -> list[tuple[int, int]]:
-    """Decode every image in full and return their sizes (H, W).
+@dataclass(frozen=True)
+class Checked:
+    """A data set that was looked at, and what was found. Images that cannot be used are not in `reader` any more."""
 
-    Raises one InputError that lists the first 20 images that are missing, damaged, not of the annotated size, or have
-    an object wholly outside.
-    """
+    reader: Reader
+    image_hws: list[tuple[int, int]]  # of the images of `reader`
+    digests: list[str]  # of the contents of their files
+    found: int  # images with a file, usable or not
+    empty: int  # images without an object: background
+    bad: list[tuple[str, str]]  # images that cannot be used: missing, corrupt or misannotated, and why
+    repairs: list[tuple[str, str]]  # objects left out or cut at the border: what was done, and to which
+    notes: list[str] = field(default_factory=list)  # what else is worth knowing
 
-    def check(index: int) -> tuple[int, int] | InputError:
-        try:
-            height, width = reader.image(index).shape[:2]
-            for number, (x1, y1, x2, y2) in enumerate(reader.ground_truth(index).boxes, start=1):
-                if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
-                    return InputError(
-                        f"{reader.annotation_path(index)}: object {number} lies outside its image of {width}x{height}: "
-                        f"x from {x1:g} to {x2:g}, y from {y1:g} to {y2:g}"
-                    )
-            return height, width
-        except InputError as error:
-            return error
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(check, range(len(reader)))
-        results = list(tqdm(found, total=len(reader), unit="image", desc="check", leave=False, disable=None))
-    bad = [result for result in results if isinstance(result, InputError)]
-    if bad:
-        shown = "\n  ".join(str(error) for error in bad[:20])
-        raise InputError(
-            f"{len(bad)} of {len(reader)} images of {reader.name} cannot be used; mend them or take them out of the "
-            f"split:\n  {shown}" + (f"\n  and {len(bad) - 20} more" if len(bad) > 20 else "")
+    def summary(self) -> str:
+        """One line: N images found, M missing, E empty, C corrupt, ..., R objects repaired (how)."""
+        kinds, repairs = Counter(kind for kind, _ in self.bad), Counter(how for how, _ in self.repairs)
+        how = ", ".join(f"{count} {what}" for what, count in sorted(repairs.items()))
+        return (
+            f"{self.reader.name}: {self.found} images found, {kinds['missing']} missing, {self.empty} empty, "
+            f"{kinds['corrupt']} corrupt, {kinds['misannotated']} misannotated, {len(self.repairs)} objects repaired"
+            + (f" ({how})" if how else "")
         )
-    return [result for result in results if not isinstance(result, InputError)]
+
+    def details(self) -> list[str]:
+        """The first problems with file, object and value, worst first, then the notes."""
+        lines = [f"{kind}: {text}" for kind, text in [*self.bad, *self.repairs] if kind != HARDLY_CUT]
+        more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+        return lines[:SHOWN] + more + self.notes
+
+
+def check_data(reader: Reader) -> Checked:
+    """Look at every image and annotation of a data set; which of them are to be errors is the caller's choice."""
+    folder = hashlib.sha256(str(reader.annotation_path(0).resolve().parent).encode()).hexdigest()[:8]
+    cache = cache_folder() / f"{reader.name}-{folder}.json"
+    made_by = [VERSION, PILLOW, *astuple(reader.image_options)]
+    known = _read_cache(cache, made_by)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        looked = pool.map(functools.partial(_look, reader, known), range(len(reader)))
+        results = list(tqdm(looked, total=len(reader), unit="image", desc="check", leave=False, disable=None))
+    sound = {look.digest: look.image_hw for look in results if look.image_hw}
+    if sound != known:
+        _write_cache(cache, made_by, sound)
+    good = [index for index, look in enumerate(results) if look.problem is None]
+    return Checked(
+        reader=reader if len(good) == len(reader) else Subset(reader, good),
+        image_hws=[hw for look in results if look.problem is None and (hw := look.image_hw)],
+        digests=[results[index].digest for index in good],
+        found=sum(bool(look.digest) for look in results),
+        empty=sum(len(look.corners) == 0 for look in results if look.problem is None),
+        bad=[look.problem for look in results if look.problem is not None],
+        repairs=[repair for look in results if look.problem is None for repair in look.repairs],
+        notes=_counted_from_0(
+            look for index, look in enumerate(results) if reader.annotation_path(index).suffix == ".xml"
+        ),
+    )
+
+
+def accept(checked: Checked, max_bad_fraction: float) -> Checked:
+    """Log what was found, and raise InputError if more than this part of the images cannot be used."""
+    total = len(checked.bad) + len(checked.reader)
+    logger.info("%s", checked.summary())
+    if len(checked.bad) > max_bad_fraction * total or not len(checked.reader):
+        raise InputError(
+            f"{len(checked.bad)} of {total} images of {checked.reader.name} cannot be used, more than "
+            f"data.max_bad_fraction={max_bad_fraction:g} allows; mend them or take them out of the split:\n  "
+            + "\n  ".join(checked.details())
+        )
+    for line in checked.details():
+        logger.warning("%s: %s", checked.reader.name, line)
+    return checked
+
+
+def require_whole(checked: Checked) -> Checked:
+    """Log what was found, and raise InputError if an image or an object would be left out: no score would be right."""
+    left_out = [(kind, text) for kind, text in checked.repairs if not kind.startswith("cut")]
+    if checked.bad or left_out:
+        raise InputError(
+            f"{checked.summary()}.\nA score needs every image and object; mend these or take them out of the split:\n  "
+            + "\n  ".join(f"{kind}: {text}" for kind, text in [*checked.bad, *left_out][:SHOWN])
+        )
+    return accept(checked, 0)
+
+
+def require_readable(reader: Reader) -> None:
+    """Raise InputError if an annotation, or an object in one, cannot be used: for a score that needs no images."""
+    problems: list[str] = []
+    for index in range(len(reader)):
+        try:
+            problems += reader.left_out(index)
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        raise InputError(
+            f"{len(problems)} objects or annotations of {reader.name} cannot be used, and a score needs all:\n  "
+            + "\n  ".join(problems[:SHOWN])
+        )
+
+
+def warn_of_overlap(train: Checked, val: Checked) -> list[str]:
+    """Log a warning if images of the one are, by contents, in the other too; return their ids in the other."""
+    seen = {*train.digests}
+    both = [id for id, digest in zip(val.reader.image_ids, val.digests, strict=True) if digest in seen]
+    if both:
+        logger.warning(
+            "%d of the %d images of %s are in %s too, so the score will flatter: %s",
+            len(both), len(val.reader), val.reader.name, train.reader.name, first_few(both),
+        )  # fmt: skip
+    return both
+
+
+def check_proposals(proposals: Proposals, image_ids: Sequence[str], image_hws: Sequence[tuple[int, int]]) -> str:
+    """One line on the proposals of these images: how many, and how many that training and detection leave out."""
+    total = not_numbers = outside = without = 0
+    for image_id, (height, width) in zip(image_ids, image_hws, strict=True):
+        boxes = np.asarray(proposals[image_id])
+        finite = np.isfinite(boxes).all(axis=1)
+        cut = np.clip(boxes, 0, [width, height, width, height])
+        usable = finite & (cut[:, 2:] > cut[:, :2]).all(axis=1)
+        total += len(boxes)
+        not_numbers += int((~finite).sum())
+        outside += int((finite & ~usable).sum())
+        without += not usable.any()
+    return (
+        f"{total} proposals of {len(image_ids)} images, {total / max(len(image_ids), 1):.0f} an image; left out: "
+        f"{not_numbers} not numbers, {outside} without area in their image; {without} images have none"
+    )
 
 
 def proposal_recall(reader: Reader, proposals: Proposals, indices: Sequence[int], iou: float = 0.5) -> float:
@@ -55,3 +172,100 @@ def proposal_recall(reader: Reader, proposals: Proposals, indices: Sequence[int]
         if len(boxes) and len(objects):
             found += int((overlaps(objects, boxes).amax(dim=1) >= iou).sum())
     return found / total if total else 1.0
+
+
+@dataclass
+class _Look:
+    """What was found on one image."""
+
+    digest: str = ""  # of its file's contents; empty without a file
+    image_hw: tuple[int, int] | None = None  # once it is decoded
+    problem: tuple[str, str] | None = None  # why it cannot be used
+    corners: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))  # x1, y1 of its objects
+    repairs: list[tuple[str, str]] = field(default_factory=list)
+
+
+def _look(reader: Reader, known: dict[str, tuple[int, int]], index: int) -> _Look:
+    look, stage = _Look(), "missing"
+    try:
+        path = reader.image_path(index)
+        with open(path, "rb") as file:
+            look.digest = hashlib.file_digest(file, "sha256").hexdigest()
+        stage = "corrupt"
+        look.image_hw = known.get(look.digest)
+        if look.image_hw is None:
+            height, width = read_image(path, reader.image_options).shape[:2]
+            look.image_hw = height, width
+        stage = "misannotated"
+        _require_size(reader, index, look.image_hw)
+        boxes = reader.ground_truth(index).boxes
+        look.corners = boxes[:, :2]
+        look.repairs += [("left out", text) for text in reader.left_out(index)]
+        look.repairs += _repairs(boxes, look.image_hw, reader.annotation_path(index))
+    except InputError as error:
+        look.problem = stage, str(error)
+    except OSError as error:
+        look.problem = stage, f"{path}: cannot be read: {error.strerror}"
+    return look
+
+
+def _require_size(reader: Reader, index: int, image_hw: tuple[int, int]) -> None:
+    annotated, path = reader.annotated_hw(index), reader.image_path(index)
+    if annotated in (None, image_hw):
+        return
+    sizes = f"is for an image of {annotated[1]}x{annotated[0]}, but {path} is {image_hw[1]}x{image_hw[0]}"
+    if reader.image_options.exif == "apply" and stored_hw(path) == annotated:
+        raise InputError(
+            f"{reader.annotation_path(index)}: {sizes} once it is turned upright as its EXIF says: it was annotated "
+            "without EXIF. With data.exif=ignore images are used as they lie in their files"
+        )
+    raise InputError(
+        f"{reader.annotation_path(index)}: {sizes}: the boxes belong to another version of the image. If they do fit, "
+        "take the size out of the annotation"
+    )
+
+
+def _repairs(boxes: np.ndarray, image_hw: tuple[int, int], annotation: Path) -> Iterable[tuple[str, str]]:
+    """What training does with boxes that reach out of their image: by a pixel is common, and not worth a name."""
+    height, width = image_hw
+    for number, (x1, y1, x2, y2) in enumerate(boxes, start=1):
+        where = f"box {number} x from {x1:g} to {x2:g}, y from {y1:g} to {y2:g} in an image of {width}x{height}"
+        if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
+            yield "left out", f"{annotation}: {where}: lies outside its image"
+        elif max(-x1, -y1, x2 - width, y2 - height) > 1:
+            yield "cut at the border", f"{annotation}: {where}: reaches out of it"
+        elif max(-x1, -y1, x2 - width, y2 - height) > 0:
+            yield HARDLY_CUT, f"{annotation}: {where}"
+
+
+def _counted_from_0(looks: Iterable[_Look]) -> list[str]:
+    corners = np.concatenate([np.zeros((0, 2)), *(look.corners for look in looks)])
+    if not len(corners) or corners.min() != -1:
+        return []
+    return [
+        f"{int((corners == -1).any(axis=1).sum())} objects have xmin or ymin 0, so these files seem to count pixels "
+        "from 0; they are read as VOC says, from 1, and every box lies a pixel further up and left than it was drawn"
+    ]
+
+
+def cache_folder() -> Path:
+    """Where sound images are remembered: fast-rcnn/checked in the user's folder of caches (XDG_CACHE_HOME)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fast-rcnn" / "checked"
+
+
+def _read_cache(path: Path, made_by: list) -> dict[str, tuple[int, int]]:
+    """Sizes of sound images by digest; none without a cache, or if it is damaged or was made in another way."""
+    try:
+        content = json.loads(path.read_bytes())
+        if content["made by"] != made_by:
+            return {}
+        return {str(digest): (int(height), int(width)) for digest, (height, width) in content["sound"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
+        return {}
+
+
+def _write_cache(path: Path, made_by: list, sound: dict[str, tuple[int, int]]) -> None:
+    try:
+        write_atomically(path, json.dumps({"made by": made_by, "sound": sound}).encode())
+    except OSError as error:
+        logger.warning("%s cannot be written (%s): images will be decoded again at the next start", path, error)

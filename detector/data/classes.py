@@ -1,11 +1,12 @@
 """Names of classes: what may be one, an object of an unknown one, and objects that are left out by theirs."""
 
 import difflib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from detector.classes import check_classes
 from detector.data.loader import Reader
 from detector.errors import InputError
 from detector.structures import GroundTruth
@@ -16,20 +17,24 @@ def labels_by_name(classes: Sequence[str], where: Path) -> dict[str, int]:
 
     `where` is the data set, for the message.
     """
-    if len(set(classes)) != len(classes):
-        raise InputError(f"data.classes: {list(classes)} names a class twice")
-    for name in classes:
-        if not 0 < len(name.encode()) <= 100 or any(character in name for character in "/\\\0\n"):
-            raise InputError(f"{where}: {name!r} cannot be a class: its name must do as part of a file's name")
-    return {name: number for number, name in enumerate(classes, start=1)}
+    return {name: number for number, name in enumerate(check_classes(where, classes), start=1)}
 
 
-def unknown_class(what: str, name: str, classes: Sequence[str]) -> InputError:
-    """The error for an object, `what`, of a class that is not among `classes`."""
-    return InputError(
-        f"{what} is of the unknown class '{name}'{_did_you_mean(name, classes)}; the classes asked for are "
-        f"{', '.join(classes)}, and all in the data must be among them: to leave such objects out, give "
-        f"data.exclude_classes=[{name}]"
+def require_none_unknown(unknown: Mapping[str, int], first: Mapping[str, object], classes: Sequence[str]) -> None:
+    """Raise InputError if there are names in `unknown`: the number of objects by the name of a class without a label.
+
+    `first` says where the first object of each is.
+    """
+    if not unknown:
+        return
+    names = sorted(unknown, key=lambda name: (-unknown[name], name))
+    lines = [
+        f"{first[name]}: unknown class '{name}'{_did_you_mean(name, classes)}, {unknown[name]} objects of it"
+        for name in names[:20]
+    ]
+    raise InputError(
+        f"{len(unknown)} classes in the annotations are not among {', '.join(classes)}; mend the names, or leave "
+        f"objects out on purpose with data.exclude_classes=[{','.join(names)}]:\n  " + "\n  ".join(lines)
     )
 
 
@@ -44,8 +49,9 @@ def require_known(excluded: Sequence[str], known: Collection[str]) -> None:
 
 
 def _did_you_mean(name: str, classes: Collection[str]) -> str:
-    near = difflib.get_close_matches(name, classes, n=1)
-    return f" (did you mean '{near[0]}'?)" if near else ""
+    plain = {"".join(other.lower().split()): other for other in classes}  # upper case and spaces count little
+    near = difflib.get_close_matches("".join(name.lower().split()), plain, n=1)
+    return f" (did you mean '{plain[near[0]]}'?)" if near else ""
 
 
 class WithoutClasses:
@@ -59,6 +65,7 @@ class WithoutClasses:
         self.excluded = tuple(excluded)
         self.known = reader.classes
         self.image_ids = reader.image_ids
+        self.image_options = reader.image_options
         self.classes = classes or tuple(name for name in reader.classes if name not in excluded)
         # The reader must know a label for every object it has, also for those that are left out here.
         self.reader = reader.with_classes([*self.classes, *(name for name in excluded if name not in self.classes)])
@@ -82,6 +89,12 @@ class WithoutClasses:
 
     def annotation_path(self, index: int) -> Path:
         return self.reader.annotation_path(index)
+
+    def annotated_hw(self, index: int) -> tuple[int, int] | None:
+        return self.reader.annotated_hw(index)
+
+    def left_out(self, index: int) -> Sequence[str]:
+        return self.reader.left_out(index)
 
     def ground_truth(self, index: int) -> GroundTruth:
         truth = self.reader.ground_truth(index)

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from detector.data.classes import labels_by_name, unknown_class
-from detector.data.image import read_image
+from detector.data.classes import labels_by_name, require_none_unknown
+from detector.data.image import UPRIGHT_IMAGES, ImageOptions, read_image
 from detector.errors import InputError, first_few
 from detector.structures import GroundTruth
 
@@ -39,8 +39,10 @@ class CocoDataset:
         images: str | None = None,
         drop_empty_boxes: bool = False,
         classes: Sequence[str] | None = None,
+        image_options: ImageOptions = UPRIGHT_IMAGES,
     ) -> None:
         self.root = Path(root)
+        self.image_options = image_options
         self.path = self.root / json
         self.folder = self.root / (images or "")
         content = read_json(self.root, self.path)
@@ -76,16 +78,16 @@ class CocoDataset:
         return self.path
 
     def image(self, index: int) -> np.ndarray:
-        """(H, W, 3) uint8 RGB. Raises InputError if its size is not the one in the JSON file."""
-        path, expected = self.image_path(index), self._image_hws[index]
-        image = read_image(path)
-        height, width = image.shape[:2]
-        if expected not in (None, (height, width)):
-            raise InputError(
-                f"{self.path}: image {self.image_ids[index]} is {expected[1]}x{expected[0]} there, but {path} is "
-                f"{width}x{height} (upright as EXIF says): the boxes belong to another version of the image"
-            )
-        return image
+        """(H, W, 3) uint8 RGB."""
+        return read_image(self.image_path(index), self.image_options)
+
+    def annotated_hw(self, index: int) -> tuple[int, int] | None:
+        """(H, W) that the JSON file says the image has, if it does."""
+        return self._image_hws[index]
+
+    def left_out(self, index: int) -> Sequence[str]:
+        """Nothing: a box that cannot be used is an error, or all such are left out by `drop_empty_boxes`."""
+        return ()
 
     def ground_truth(self, index: int) -> GroundTruth:
         mine = slice(self._starts[index], self._starts[index + 1])
@@ -172,10 +174,10 @@ class CocoDataset:
     def _label(self, classes: Sequence[str]) -> None:
         self.classes = tuple(classes)
         label = labels_by_name(self.classes, self.path)
-        with_objects = {*np.unique(self._categories).tolist()}
-        for name, id in self.category_ids.items():
-            if name not in label and id in with_objects:
-                raise unknown_class(f"{self.path}: category {id}", name, self.classes)
+        ids, counts = np.unique(self._categories, return_counts=True)
+        objects = dict(zip(ids.tolist(), counts.tolist(), strict=True))
+        unknown = {name: objects[id] for name, id in self.category_ids.items() if name not in label and id in objects}
+        require_none_unknown(unknown, dict.fromkeys(unknown, self.path), self.classes)
         label_of = {id: label.get(name, 0) for name, id in self.category_ids.items()}
         self._labels = np.array([label_of[id] for id in self._categories.tolist()], dtype=np.int64)
 

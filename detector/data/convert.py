@@ -109,7 +109,7 @@ def _of_data_set(raw: RawProposals, layout: Layout | None, reader: Reader) -> It
     extra = sum(id not in wanted for id in raw.rows)
     if extra:
         logger.info("%d images of %s are not in %s and are left out", extra, raw.path, reader.name)
-    image_hws = [read_image_hw(reader.image_path(index)) for index in range(len(reader))]
+    image_hws = [read_image_hw(reader.image_path(index), reader.image_options) for index in range(len(reader))]
     require_fit(raw, reader, image_hws, layout)
     assert layout is not None  # require_fit has seen to it
     return (

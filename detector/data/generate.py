@@ -81,7 +81,8 @@ def store_path(folder: Path, reader: Reader, mode: str) -> Path:
 
 def fingerprint(reader: Reader, mode: str) -> str:
     """A digest of the ids and contents of the images, the mode, and the version of the algorithm."""
-    digest = hashlib.sha256(f"{mode} {SEED} {VERSION}".encode())
+    exif = "" if reader.image_options.exif == "apply" else " exif ignored"
+    digest = hashlib.sha256(f"{mode} {SEED} {VERSION}{exif}".encode())
     for index, image_id in enumerate(reader.image_ids):
         with open(reader.image_path(index), "rb") as file:
             digest.update(f"{image_id} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())

@@ -2,46 +2,98 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from detector.errors import InputError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+Image.MAX_IMAGE_PIXELS = None  # ImageOptions.max_pixels is the limit, a setting with an error that names it
+
+ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
-def read_image(path: Path) -> np.ndarray:
-    """Decode a file to (H, W, 3) uint8 RGB, upright as its EXIF orientation says.
+@dataclass(frozen=True)
+class ImageOptions:
+    """What decides how an image file is read, besides its contents."""
 
-    Gray and palette images become RGB, transparency is laid on white, 16 bits are scaled to 8.
-    Raises InputError, naming the file, if it is missing, no image, truncated, or too large to be honest.
+    exif: str = "apply"  # apply: turned upright as the camera noted; ignore: as the pixels lie in the file (but TIFF)
+    max_pixels: int = 178_956_970  # more are refused before they are unpacked
+
+
+UPRIGHT_IMAGES = ImageOptions()
+
+
+def read_image(path: Path, options: ImageOptions = UPRIGHT_IMAGES) -> np.ndarray:
+    """Decode a file to (H, W, 3) uint8 RGB, upright as its EXIF orientation says, which a broken one does not.
+
+    Gray, CMYK and palette images become RGB, transparency is laid on white, 16 bits are scaled to 8.
+    Raises InputError, naming the file, if it is missing, no image, truncated, or too large.
     """
-    with _opened(path) as image:
+    with _opened(path, options) as image:
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        turn = UPRIGHT.get(_orientation(image)) if options.exif == "apply" else None
+        return _to_rgb(image if turn is None else image.transpose(turn))
 
 
-def read_image_hw(path: Path) -> tuple[int, int]:
+def read_image_hw(path: Path, options: ImageOptions = UPRIGHT_IMAGES) -> tuple[int, int]:
     """Height and width of the image that `read_image` gives, from the head of its file alone. Same errors."""
-    with _opened(path) as image:
+    with _opened(path, options) as image:
         width, height = image.size
-        on_its_side = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        # Pillow itself turns a TIFF, and says its size as it will be.
+        on_its_side = options.exif == "apply" and image.format != "TIFF" and _orientation(image) in (5, 6, 7, 8)
         return (width, height) if on_its_side else (height, width)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path, options: ImageOptions) -> Iterator[Image.Image]:
     try:
         with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > options.max_pixels:
+                raise InputError(
+                    f"{path}: {width}x{height} are more pixels than data.max_image_pixels={options.max_pixels}: "
+                    "raise that if the image is honest, or scale the image down"
+                )
             yield image
     except FileNotFoundError:
         raise InputError(f"{path}: no such image file") from None
     except UnidentifiedImageError:
-        raise InputError(f"{path}: not an image (readable are {', '.join(FORMATS)})") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: not an image (readable are {', '.join(FORMATS)}){_size_hint(path)}") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: a folder, not an image") from None
+    except (OSError, ValueError, SyntaxError, MemoryError) as error:
         raise InputError(f"{path}: damaged image: {error}") from None
+
+
+def stored_hw(path: Path) -> tuple[int, int]:
+    """(H, W) of the pixels as they lie in the file of a readable image, whatever its EXIF says."""
+    with Image.open(path, formats=FORMATS) as image:
+        return image.size[1], image.size[0]
+
+
+def _size_hint(path: Path) -> str:
+    return "; the file is empty" if path.stat().st_size == 0 else ""
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # whatever a damaged byte leads to; the pixels were decoded without it
+        return 1
+    return value if isinstance(value, int) else 1
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from detector.data.image import read_image
+from detector.data.image import ImageOptions, read_image
 from detector.errors import InputError
 from detector.structures import GroundTruth
 
@@ -15,13 +15,14 @@ from detector.structures import GroundTruth
 class ImageFiles:
     """Images by id, of which nothing else is known. A reader without objects."""
 
-    def __init__(self, paths: Mapping[str, Path], classes: Sequence[str]) -> None:
+    def __init__(self, paths: Mapping[str, Path], classes: Sequence[str], image_options: ImageOptions) -> None:
         self.image_ids = list(paths)
         self.classes = tuple(classes)
+        self.image_options = image_options
         self._paths = paths
 
     def with_classes(self, classes: Sequence[str]) -> "ImageFiles":
-        return ImageFiles(self._paths, classes)
+        return ImageFiles(self._paths, classes, self.image_options)
 
     @property
     def name(self) -> str:
@@ -31,7 +32,7 @@ class ImageFiles:
         return len(self.image_ids)
 
     def image(self, index: int) -> np.ndarray:
-        return read_image(self.image_path(index))
+        return read_image(self.image_path(index), self.image_options)
 
     def image_path(self, index: int) -> Path:
         return self._paths[self.image_ids[index]]
@@ -39,6 +40,12 @@ class ImageFiles:
     def annotation_path(self, index: int) -> Path:
         """There is none: the image itself."""
         return self.image_path(index)
+
+    def annotated_hw(self, index: int) -> None:
+        """None: nothing says it."""
+
+    def left_out(self, index: int) -> Sequence[str]:
+        return ()
 
     def ground_truth(self, index: int) -> GroundTruth:
         return GroundTruth(

@@ -23,6 +23,7 @@ class JoinedDataset:
         self.classes = tuple(classes or sorted({name for part in parts for name in part.classes}))
         self.parts = [part.with_classes(self.classes) for part in parts]
         self.image_ids = [id for part in parts for id in part.image_ids]
+        self.image_options = parts[0].image_options  # as data.exif and the like say, for all
         if len(set(self.image_ids)) < len(self.image_ids):
             self.image_ids = [
                 f"{number}-{part.name}/{id}" for number, part in enumerate(parts, start=1) for id in part.image_ids
@@ -50,6 +51,14 @@ class JoinedDataset:
     def annotation_path(self, index: int) -> Path:
         part, own = self._places[index]
         return part.annotation_path(own)
+
+    def annotated_hw(self, index: int) -> tuple[int, int] | None:
+        part, own = self._places[index]
+        return part.annotated_hw(own)
+
+    def left_out(self, index: int) -> Sequence[str]:
+        part, own = self._places[index]
+        return part.left_out(own)
 
     def ground_truth(self, index: int) -> GroundTruth:
         part, own = self._places[index]

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from detector.data.image import ImageOptions
 from detector.data.proposals import Selection, select_proposals
 from detector.data.transforms import Augment, Resize
 from detector.errors import InputError, RunFailure
@@ -32,6 +33,7 @@ class Reader(Protocol):
 
     image_ids: list[str]
     classes: tuple[str, ...]
+    image_options: ImageOptions  # how its image files are read
 
     @property
     def name(self) -> str: ...
@@ -40,6 +42,8 @@ class Reader(Protocol):
     def image(self, index: int) -> np.ndarray: ...
     def image_path(self, index: int) -> Path: ...
     def annotation_path(self, index: int) -> Path: ...
+    def annotated_hw(self, index: int) -> tuple[int, int] | None: ...  # as the annotation says, if it does
+    def left_out(self, index: int) -> Sequence[str]: ...  # what is wrong with objects not in the ground truth
     def ground_truth(self, index: int) -> GroundTruth: ...
 
 

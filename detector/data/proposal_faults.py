@@ -28,7 +28,7 @@ def find_faults(proposals: ProposalStore | FileProposals, reader: Reader) -> dic
         if image_id not in proposals:
             faults["missing"][image_id] = 1
             continue
-        image_hw = read_image_hw(reader.image_path(index))
+        image_hw = read_image_hw(reader.image_path(index), reader.image_options)
         found = _box_faults(proposals[image_id], image_hw)
         found["other size"] = int(proposals.image_hw(image_id) not in (None, image_hw))
         for kind, count in found.items():

@@ -17,6 +17,7 @@ class Subset:
         self.indices = list(indices)
         self.image_ids = [reader.image_ids[index] for index in self.indices]
         self.classes = reader.classes
+        self.image_options = reader.image_options
 
     @property
     def name(self) -> str:
@@ -39,3 +40,9 @@ class Subset:
 
     def ground_truth(self, index: int) -> GroundTruth:
         return self.reader.ground_truth(self.indices[index])
+
+    def annotated_hw(self, index: int) -> tuple[int, int] | None:
+        return self.reader.annotated_hw(self.indices[index])
+
+    def left_out(self, index: int) -> Sequence[str]:
+        return self.reader.left_out(self.indices[index])

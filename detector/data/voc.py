@@ -2,11 +2,10 @@
 
 import copy
 import logging
-import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from xml.etree.ElementTree import Element, ParseError
 from xml.sax.saxutils import escape
@@ -14,8 +13,8 @@ from xml.sax.saxutils import escape
 import numpy as np
 from defusedxml import DefusedXmlException
 
-from detector.data.classes import labels_by_name, unknown_class
-from detector.data.image import read_image
+from detector.data.classes import labels_by_name, require_none_unknown
+from detector.data.image import UPRIGHT_IMAGES, ImageOptions, read_image
 from detector.data.safe_xml import parse_xml
 from detector.errors import InputError, first_few
 from detector.structures import GroundTruth
@@ -23,6 +22,7 @@ from detector.structures import GroundTruth
 logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+MAX_XML_BYTES = 10_000_000  # honest ones have some thousand; a parsed one takes many times its size in memory
 
 
 @dataclass(frozen=True)
@@ -34,32 +34,47 @@ class Annotation:
     boxes: np.ndarray  # (G, 4) float32
     difficult: np.ndarray  # (G,) bool
     image_hw: tuple[int, int] | None  # the annotator's idea of the image's size, where the file gives one
+    left_out: tuple[str, ...] = ()  # objects without a class or a box, which are not among those above: what is wrong
+
+
+class _NoObject(Exception):
+    """An <object> that says too little to be one."""
 
 
 class VocDataset:
     """Images with their ground truth, in the order of a split file.
 
-    `classes` are the labels 1..K; without them, all names in the annotations, sorted. Every annotation is read at
-    once, so that whatever is wrong in one is known before anything else happens; images are read one at a time.
+    `classes` are the labels 1..K; without them, all names in the annotations, sorted. Every
+    annotation is read at once; images are read one at a time.
 
-    Raises InputError: no such root or split, an empty split, an id twice, a missing or broken XML file, an object
-    of a class that is not among `classes`, an impossible box.
+    Raises InputError: no such root or split, an empty split, an id twice, a missing XML file, an object of a class
+    that is not among `classes`. An annotation that cannot be used raises when its ground truth is asked for, so that
+    a few bad ones can be listed (see check.py) and left out.
     """
 
-    def __init__(self, root: str | Path, split: str, classes: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        split: str,
+        classes: Sequence[str] | None = None,
+        image_options: ImageOptions = UPRIGHT_IMAGES,
+    ) -> None:
         self.root = Path(root)
         self.split = split
+        self.image_options = image_options
         self.image_ids = read_split(self.root, split)
-        folder = self.root / "Annotations"
-        missing = [id for id in self.image_ids if not (folder / f"{id}.xml").is_file()]
+        missing = [id for index, id in enumerate(self.image_ids) if not self.annotation_path(index).is_file()]
         if missing:
             raise InputError(
-                f"{folder}: {len(missing)} of the {len(self.image_ids)} images of split '{split}' have no XML file: "
-                f"{first_few(missing)}. An image without objects needs one too, without <object>."
+                f"{self.root / 'Annotations'}: {len(missing)} of the {len(self.image_ids)} images of split '{split}' "
+                f"have no XML file: {first_few(missing)}. An image without objects needs one too, without <object>."
             )
-        self.annotations = [read_annotation(folder / f"{id}.xml") for id in self.image_ids]
+        self._annotations = [_read_or_error(self.annotation_path(index)) for index in range(len(self))]
+        self._files: dict[Path, dict[str, list[str]]] = {}
         self.classes: tuple[str, ...] = ()
-        self._label(classes or sorted({name for a in self.annotations for name in a.names}))
+        self._label(
+            classes or sorted({name for a in self._annotations if isinstance(a, Annotation) for name in a.names})
+        )
 
     def with_classes(self, classes: Sequence[str]) -> "VocDataset":
         """The same data with these labels."""
@@ -75,65 +90,79 @@ class VocDataset:
         return f"{self.root.resolve().name}-{self.split}"
 
     def image_path(self, index: int) -> Path:
-        """The image's file: the id with any common suffix, in any case."""
-        path = self.root / "JPEGImages" / f"{self.image_ids[index]}.jpg"
-        if path.is_file():
-            return path
-        found = self._other_files.get(path.stem, [])
+        """The image's file: the id with any common suffix, in any case. Raises InputError if there is none, or two."""
+        image_id = self.image_ids[index]
+        wanted = self.root / "JPEGImages" / image_id  # an id may name a folder in it too
+        if wanted.parent not in self._files:
+            self._files[wanted.parent] = _images_by_stem(wanted.parent)
+        found = self._files[wanted.parent].get(wanted.name, [])
         if len(found) != 1:
-            problem = f"more than one: {first_few(found)}" if found else "none"
+            problem = f"more than one: {first_few(sorted(found))}" if found else "none"
             raise InputError(
-                f"{path.parent}: image '{path.stem}' of split '{self.split}' needs one file, there is {problem}"
+                f"{wanted.parent}: image '{image_id}' of split '{self.split}' needs one file, there is {problem}"
             )
-        return path.parent / found[0]
+        return wanted.parent / found[0]
 
     def annotation_path(self, index: int) -> Path:
-        return self.annotations[index].path
+        return self.root / "Annotations" / f"{self.image_ids[index]}.xml"
 
     def image(self, index: int) -> np.ndarray:
-        """(H, W, 3) uint8 RGB. Raises InputError if its size is not the one that the annotation was made for."""
-        path, annotation = self.image_path(index), self.annotations[index]
-        image = read_image(path)
-        height, width = image.shape[:2]
-        if annotation.image_hw not in (None, (height, width)):
-            xml_height, xml_width = annotation.image_hw
-            raise InputError(
-                f"{annotation.path}: its <size> is {xml_width}x{xml_height}, but {path} is {width}x{height} "
-                "(upright as EXIF says): the boxes belong to another version of the image"
-            )
-        return image
+        """(H, W, 3) uint8 RGB."""
+        return read_image(self.image_path(index), self.image_options)
+
+    def annotated_hw(self, index: int) -> tuple[int, int] | None:
+        """(H, W) that the annotation says the image has, if it does."""
+        return self._annotation(index).image_hw
+
+    def left_out(self, index: int) -> Sequence[str]:
+        """What is wrong with the objects of the annotation that are not in the ground truth, a line each."""
+        return self._annotation(index).left_out
 
     def ground_truth(self, index: int) -> GroundTruth:
-        return self._ground_truth[index]
+        """Raises InputError if the annotation cannot be used."""
+        annotation = self._annotation(index)
+        return GroundTruth(
+            image_id=self.image_ids[index],
+            boxes=annotation.boxes,
+            labels=np.array([self._labels[name] for name in annotation.names], dtype=np.int64),
+            difficult=annotation.difficult,
+            crowd=np.zeros(len(annotation.boxes), dtype=bool),
+            areas=np.prod(annotation.boxes[:, 2:] - annotation.boxes[:, :2], axis=1, dtype=np.float64),
+        )
+
+    def _annotation(self, index: int) -> Annotation:
+        annotation = self._annotations[index]
+        if isinstance(annotation, InputError):
+            raise annotation
+        return annotation
 
     def _label(self, classes: Sequence[str]) -> None:
         self.classes = tuple(classes)
-        label = labels_by_name(self.classes, self.root)
-        for annotation in self.annotations:
-            for number, name in enumerate(annotation.names, start=1):
-                if name not in label:
-                    raise unknown_class(f"{annotation.path}: object {number}", name, self.classes)
-        self._ground_truth = [
-            GroundTruth(
-                image_id=id,
-                boxes=a.boxes,
-                labels=np.array([label[name] for name in a.names], dtype=np.int64),
-                difficult=a.difficult,
-                crowd=np.zeros(len(a.boxes), dtype=bool),
-                areas=np.prod(a.boxes[:, 2:] - a.boxes[:, :2], axis=1, dtype=np.float64),
-            )
-            for id, a in zip(self.image_ids, self.annotations, strict=True)
-        ]
+        self._labels = labels_by_name(self.classes, self.root)
+        unknown: Counter[str] = Counter()
+        first: dict[str, Path] = {}
+        for annotation in self._annotations:
+            if isinstance(annotation, Annotation):
+                for name in {*annotation.names} - self._labels.keys():
+                    unknown[name] += annotation.names.count(name)
+                    first.setdefault(name, annotation.path)
+        require_none_unknown(unknown, first, self.classes)
 
-    @cached_property
-    def _other_files(self) -> dict[str, list[str]]:
-        """Files in JPEGImages by stem, for images that are no plain .jpg."""
-        folder = self.root / "JPEGImages"
-        files: dict[str, list[str]] = {}
-        for path in folder.iterdir() if folder.is_dir() else []:
-            if path.suffix.lower() in IMAGE_SUFFIXES:
-                files.setdefault(path.stem, []).append(path.name)
-        return files
+
+def _images_by_stem(folder: Path) -> dict[str, list[str]]:
+    """Names of the image files in a folder, by the part before the suffix."""
+    files: dict[str, list[str]] = {}
+    for path in folder.iterdir() if folder.is_dir() else []:
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            files.setdefault(path.stem, []).append(path.name)
+    return files
+
+
+def _read_or_error(path: Path) -> Annotation | InputError:
+    try:
+        return read_annotation(path)
+    except InputError as error:
+        return error
 
 
 def read_split(root: Path, split: str) -> list[str]:
@@ -169,28 +198,35 @@ def read_split(root: Path, split: str) -> list[str]:
 def read_annotation(path: Path) -> Annotation:
     """Read one VOC XML file; its boxes lose 1 from x1 and y1 (1-based inclusive to continuous), no more.
 
-    Raises InputError that names the file, the object's number and the value.
+    An object without a class, or without four numbers that hold a pixel, is left out and named in `left_out`.
+    Raises InputError if the file cannot be used: no XML, no annotation, too large, an object with swapped corners.
     """
     try:
+        if path.stat().st_size > MAX_XML_BYTES:
+            raise InputError(f"{path}: has {path.stat().st_size} bytes; an annotation has {MAX_XML_BYTES} at most")
         root = parse_xml(path)
-    except (ParseError, DefusedXmlException, UnicodeDecodeError, LookupError, ValueError) as error:
+    except (ParseError, DefusedXmlException, UnicodeDecodeError, LookupError, ValueError, OSError) as error:
         raise InputError(f"{path}: broken XML: {error or type(error).__name__}") from None
     if root.tag != "annotation":
         raise InputError(f"{path}: its root is <{root.tag}>, not <annotation>: no VOC annotation file")
-    objects = root.findall("object")  # direct children only: a <part> inside an object is none
-    size = root.find("size")
-    width, height = (_number(path, "<size>", size, tag, 0.0) for tag in ("width", "height"))
+    names, boxes, difficult, left_out = [], [], [], []
+    for number, item in enumerate(root.findall("object"), start=1):  # a <part> inside an object is no object
+        what = f"{path}: object {number}"
+        try:
+            name, box = _name(what, item), _box(what, item)
+        except _NoObject as error:
+            left_out.append(str(error))
+            continue
+        names.append(name)
+        boxes.append(box)
+        difficult.append((item.findtext("difficult") or "").strip() == "1")  # some tools write "Unspecified"
     return Annotation(
         path=path,
-        names=tuple(_name(path, number, item) for number, item in enumerate(objects, start=1)),
-        boxes=np.array(
-            [_box(path, f"object {number}", item) for number, item in enumerate(objects, start=1)], dtype=np.float32
-        ).reshape(-1, 4),
-        difficult=np.array(
-            [(item.findtext("difficult") or "").strip() == "1" for item in objects],  # some tools write "Unspecified"
-            dtype=bool,
-        ),
-        image_hw=(int(height), int(width)) if width > 0 and height > 0 else None,
+        names=tuple(names),
+        boxes=np.array(boxes, dtype=np.float32).reshape(-1, 4),
+        difficult=np.array(difficult, dtype=bool),
+        image_hw=_image_hw(path, root.find("size")),
+        left_out=tuple(left_out),
     )
 
 
@@ -214,32 +250,44 @@ def annotation_xml(file_name: str, shape: Sequence[int], objects: Sequence[dict]
     return "\n".join([*lines, "</annotation>", ""])
 
 
-def _name(path: Path, number: int, item: Element) -> str:
+def _image_hw(path: Path, size: Element | None) -> tuple[int, int] | None:
+    """<size>; some tools leave it out or write zeros."""
+    if size is None:
+        return None
+    try:
+        height, width = (_number(f"{path}: <size>", size, tag) for tag in ("height", "width"))
+    except _NoObject:
+        return None
+    return (int(height), int(width)) if width > 0 and height > 0 else None
+
+
+def _name(what: str, item: Element) -> str:
     name = (item.findtext("name") or "").strip()
     if not name:
-        raise InputError(f"{path}: object {number} has no <name>")
+        raise _NoObject(f"{what} has no <name>")
     return name
 
 
-def _box(path: Path, what: str, item: Element) -> list[float]:
+def _box(what: str, item: Element) -> list[float]:
     bndbox = item.find("bndbox")
     if bndbox is None:
-        raise InputError(f"{path}: {what} has no <bndbox>")
-    x1, y1, x2, y2 = (_number(path, what, bndbox, tag, None) for tag in ("xmin", "ymin", "xmax", "ymax"))
-    if x2 < x1 or y2 < y1:
-        raise InputError(f"{path}: {what} has its corners swapped: xmin {x1:g} ymin {y1:g} xmax {x2:g} ymax {y2:g}")
+        raise _NoObject(f"{what} has no <bndbox>")
+    x1, y1, x2, y2 = (_number(what, bndbox, tag) for tag in ("xmin", "ymin", "xmax", "ymax"))
+    corners = f"xmin {x1:g} ymin {y1:g} xmax {x2:g} ymax {y2:g}"
+    if x2 < x1 - 1 or y2 < y1 - 1:
+        raise InputError(f"{what} has its corners swapped: {corners}")
+    if x2 <= x1 - 1 or y2 <= y1 - 1:
+        raise _NoObject(f"{what} holds no pixel: {corners}")
     return [x1 - 1, y1 - 1, x2, y2]
 
 
-def _number(path: Path, what: str, parent: Element | None, tag: str, default: float | None) -> float:
-    """The number in <tag>; VOC 2012 itself holds decimal fractions. An absent tag is the default."""
-    text = None if parent is None else parent.findtext(tag)
-    if text is None and default is not None:
-        return default
+def _number(what: str, parent: Element, tag: str) -> float:
+    """The number in <tag>; VOC 2012 itself holds decimal fractions."""
+    text = parent.findtext(tag)
     try:
         value = float(text)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         value = float("nan")
-    if not math.isfinite(value):
-        raise InputError(f"{path}: {what}: <{tag}> must be a number, it is {text!r}")
+    if not abs(value) < 1e9:  # nor is "inf"
+        raise _NoObject(f"{what}: <{tag}> must be a number, it is {text!r}")
     return value

@@ -5,6 +5,7 @@ from pathlib import Path
 from urllib.error import URLError
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torchvision import models
 
@@ -48,6 +49,8 @@ def read_state(path: Path) -> dict:
     if not path.is_file():
         raise InputError(f"{path}: no such file of weights")
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the format has no exception of its own
         raise InputError(

@@ -32,7 +32,7 @@ def test_other_labels(reader):
 
 
 def test_an_unknown_class_says_how_to_leave_it_out(reader):
-    with pytest.raises(InputError, match=r"b\.xml: object 1 is of the unknown class 'bee'.*exclude_classes=\[bee\]"):
+    with pytest.raises(InputError, match=r"exclude_classes=\[bee\]:\n.*b\.xml: unknown class 'bee', 1 objects"):
         reader.with_classes(["ant", "cat"])
     with pytest.raises(InputError, match="unknown class 'cat'"):
         WithoutClasses(reader, ["bee"]).with_classes(["ant"])

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from detector.data import generate
-from detector.data.check import check_images, proposal_recall
+from detector.data.check import check_data, proposal_recall
 from detector.data.formats.records import ImageProposals
 from detector.data.generate import generate_proposals, grid_boxes, merge_shards, proposals_for, store_path
 from detector.data.proposals import ProposalStore, stream_store
@@ -180,7 +180,7 @@ def test_without_a_terminal_the_log_says_how_it_goes(reader, tmp_path, caplog, m
 
 def test_the_kept_file_is_made_once_and_named_after_all_it_depends_on(reader, small_shapes, tmp_path, make_voc, caplog):
     caplog.set_level(logging.INFO)
-    hws = check_images(reader)
+    hws = check_data(reader).image_hws
     proposals_for(reader, hws, None, "single", tmp_path)
     path = store_path(tmp_path, reader, "single")
     made = path.stat().st_mtime_ns
@@ -200,7 +200,7 @@ def test_the_kept_file_is_made_once_and_named_after_all_it_depends_on(reader, sm
 
 
 def test_boxes_in_another_order_are_noticed(reader, tmp_path, caplog):
-    hws = check_images(reader)
+    hws = check_data(reader).image_hws
     store = proposals_for(reader, hws, None, "fast", tmp_path)
     assert "hardly any object" not in caplog.text
     swapped = [
@@ -210,18 +210,6 @@ def test_boxes_in_another_order_are_noticed(reader, tmp_path, caplog):
     stream_store(tmp_path / "swapped.safetensors", swapped, {})
     proposals_for(reader, hws, str(tmp_path / "swapped.safetensors"), "fast", tmp_path)
     assert "hardly any object has a proposal" in caplog.text
-
-
-def test_check_names_every_bad_image(make_voc):
-    root = make_voc({"train": {name: [("cat", 1, 1, 9, 9)] for name in "abcd"}})
-    data = (root / "JPEGImages/b.jpg").read_bytes()
-    (root / "JPEGImages/b.jpg").write_bytes(data[:-100])
-    (root / "JPEGImages/d.jpg").unlink()
-    reader = VocDataset(root, "train")
-    with pytest.raises(
-        InputError, match=r"2 of 4 images of set-train cannot be used(.|\n)*b\.jpg: damaged(.|\n)*image 'd'"
-    ):
-        check_images(reader)
 
 
 def test_recall_of_literal_boxes(make_voc):

@@ -23,7 +23,7 @@ def read_coco_json(path: Path) -> RawProposals:
         items = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise InputError(f"{path}: no such proposal file") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a readable JSON file: {error}") from None
     if not isinstance(items, list):
         raise InputError(f"{path}: is no list, as COCO's result format is")
@@ -33,7 +33,7 @@ def read_coco_json(path: Path) -> RawProposals:
             x, y, width, height = item["bbox"]
             row = [float(value) for value in (x, y, width, height, item.get("score", 0))]
             values.setdefault(str(item["image_id"]), array("d")).extend(row)
-        except (TypeError, KeyError, ValueError, AttributeError):
+        except (TypeError, KeyError, ValueError, AttributeError, OverflowError):
             raise InputError(
                 f"{path}: entry {number} has no image_id and bbox [x, y, width, height]: {str(item)[:200]}"
             ) from None

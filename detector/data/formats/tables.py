@@ -11,6 +11,7 @@ import csv
 import io
 import math
 import zipfile
+import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -24,6 +25,8 @@ from detector.files import open_atomically
 CSV_ORDERS = {"xyxy": ("x1", "y1", "x2", "y2"), "xywh": ("x", "y", "w", "h")}
 # A zip file keeps the time of writing; equal proposals shall give equal bytes.
 _NO_TIME = (1980, 1, 1, 0, 0, 0)
+# What a changed byte in a zip of arrays leads to; RuntimeError covers methods of packing and encryption not known here.
+_DAMAGED = (OSError, ValueError, EOFError, RuntimeError, MemoryError, OverflowError, zipfile.BadZipFile, zlib.error)
 
 
 def read_npz(path: Path) -> RawProposals:
@@ -31,7 +34,7 @@ def read_npz(path: Path) -> RawProposals:
         content = np.load(path, allow_pickle=False)
         if not isinstance(content, np.lib.npyio.NpzFile):
             raise ValueError("a single array, without image ids")
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         raise InputError(f"{path}: not a readable .npz file: {error}") from None
     return RawProposals(path, None, _NpzRows(path, content))
 
@@ -43,7 +46,7 @@ class _NpzRows(Mapping[str, np.ndarray]):
     def __getitem__(self, image_id: str) -> np.ndarray:
         try:
             rows = self._content[image_id]
-        except (ValueError, OSError, zipfile.BadZipFile) as error:  # an array of objects, or a damaged byte
+        except _DAMAGED as error:  # or an array of objects
             raise InputError(f"{self._path}: '{image_id}' cannot be read: {error}") from None
         return as_rows(self._path, f"'{image_id}'", rows)
 

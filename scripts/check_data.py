@@ -1,0 +1,89 @@
+"""Look at a data set as train.py does before it begins, and say what is wrong with it. Nothing is changed.
+
+    python scripts/check_data.py --data ROOT --splits trainval test [--proposals trainval.safetensors test.safetensors]
+    python scripts/check_data.py --data ROOT --annotations train.json val.json [--images train val]
+
+Ends with status 0 if all is well, 1 if there is something to mend, 2 if it cannot look at all (no such folder, ...).
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from detector.data.check import Checked, check_data, check_proposals, proposal_recall, warn_of_overlap
+from detector.data.coco import CocoDataset
+from detector.data.image import ImageOptions
+from detector.data.loader import Reader
+from detector.data.proposals import open_proposals, require_images
+from detector.data.voc import VocDataset
+from detector.errors import InputError
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, type=Path, help="root of a data set in VOC or COCO layout")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--splits", nargs="+", help="VOC: files in ImageSets/Main, without .txt")
+    which.add_argument("--annotations", nargs="+", metavar="FILE.json", help="COCO: annotation files, from ROOT")
+    parser.add_argument("--images", nargs="+", help="COCO: the folder of images of each, from ROOT (default: ROOT)")
+    parser.add_argument("--proposals", nargs="+", help="a file of proposals for each of these")
+    parser.add_argument("--classes", nargs="+", help="the classes there should be (default: any)")
+    parser.add_argument("--exif", default="apply", choices=["apply", "ignore"], help="as data.exif in training")
+    arguments = parser.parse_args()
+    logging.basicConfig(format="%(message)s", stream=sys.stdout)
+    try:
+        sys.exit(0 if check(arguments) else 1)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def check(arguments: argparse.Namespace) -> bool:
+    """Print what there is to say of each split; whether all is well."""
+    names, options = arguments.splits or arguments.annotations, ImageOptions(arguments.exif)
+    if arguments.images and arguments.splits:
+        raise InputError("--images belongs to --annotations; in VOC layout images are in JPEGImages")
+    for option, given in (("--proposals", arguments.proposals), ("--images", arguments.images)):
+        if given and len(given) != len(names):
+            raise InputError(f"{option}: {len(given)} for {len(names)}, {', '.join(names)}")
+    whole, sets = True, []
+    for number, name in enumerate(names):
+        reader: Reader
+        if arguments.splits:
+            reader = VocDataset(arguments.data, name, arguments.classes, options)
+        else:
+            folder = arguments.images[number] if arguments.images else None
+            reader = CocoDataset(arguments.data, name, folder, classes=arguments.classes, image_options=options)
+        checked = check_data(reader)
+        sets.append(checked)
+        print("\n  ".join([checked.summary(), f"classes: {', '.join(reader.classes)}", *checked.details()]))
+        whole &= not (checked.bad or checked.details())
+        if arguments.proposals:
+            whole &= check_file(checked, arguments.proposals[number])
+    for number, val in enumerate(sets):
+        for train in sets[:number]:
+            both = warn_of_overlap(train, val)
+            whole &= not both
+    return whole
+
+
+def check_file(checked: Checked, path: str) -> bool:
+    """Print what there is to say of the proposals of a split; whether they can be used for it."""
+    reader, proposals = checked.reader, open_proposals(path)
+    try:
+        require_images(proposals, reader.image_ids, checked.image_hws)
+    except InputError as error:
+        print(f"  {error}")
+        return False
+    recall = proposal_recall(reader, proposals, range(len(reader)))
+    print(
+        f"  {path}: {check_proposals(proposals, reader.image_ids, checked.image_hws)}; recall {recall:.3f} at IoU 0.5"
+    )
+    return True
+
+
+if __name__ == "__main__":
+    main()

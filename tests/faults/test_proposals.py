@@ -1,0 +1,93 @@
+"""Proposals that are not there, are no numbers, or are of other images: the cases 46 to 50 of FAULTS.md."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+from detector.data.check import check_proposals
+from detector.data.generate import proposals_for, store_path
+from detector.data.image import ImageOptions
+from detector.data.loader import Samples
+from detector.data.proposals import ProposalStore, open_proposals, require_images, write_store
+from detector.data.transforms import Resize
+from detector.data.voc import VocDataset
+from detector.errors import InputError
+
+HW = (40, 60)
+
+
+def store(path, **boxes) -> ProposalStore:
+    """A store with these boxes of images of 60x40."""
+    arrays = [np.array(item, dtype=np.float32).reshape(-1, 4) for item in boxes.values()]
+    write_store(path, list(boxes), arrays, [HW] * len(boxes), {})
+    return open_proposals(path)
+
+
+@pytest.fixture
+def reader(make_voc) -> VocDataset:
+    return VocDataset(make_voc({"train": {"a": [("cat", 1, 1, 20, 20)], "b": []}}), "train")
+
+
+def test_case_46_missing_images_are_counted_and_named_with_the_command_that_makes_them(tmp_path, reader):
+    proposals = store(tmp_path / "p.safetensors", a=[[0, 0, 9, 9]])
+    with pytest.raises(InputError, match=r"no proposals for 1 of 2 images: b(.|\n)*scripts/proposals\.py generate"):
+        require_images(proposals, reader.image_ids, [HW] * 2)
+
+
+def test_case_47_what_is_no_box_is_left_out_and_counted(tmp_path, reader):
+    nan, inf = float("nan"), float("inf")
+    bad = [[0, 0, nan, 9], [0, 0, inf, 9], [9, 9, 4, 12], [5, 5, 5, 9], [70, 1, 99, 9], [-9, -9, -1, -1]]
+    proposals = store(tmp_path / "p.safetensors", a=[*bad, [-5, 3, 999, 9], [1, 2, 3, 4]], b=[])
+    assert check_proposals(proposals, ["a", "b"], [HW] * 2) == (
+        "8 proposals of 2 images, 4 an image; left out: 2 not numbers, 4 without area in their image; "
+        "1 images have none"
+    )
+    samples = Samples(reader, proposals, Resize(40, 60))
+    used = samples.original(0).proposals
+    assert [0, 3, 60, 9] in used.tolist()
+    assert [1, 2, 3, 4] in used.tolist()
+    assert np.isfinite(used).all()
+    assert samples.original(1).proposals.shape == (0, 4)  # the last image of the file
+
+
+def test_case_48_boxes_made_on_another_size_are_an_error(tmp_path, reader):
+    proposals = store(tmp_path / "p.safetensors", a=[[0, 0, 9, 9]], b=[[0, 0, 9, 9]])
+    with pytest.raises(InputError, match=r"the proposals of b were made on .*\(40, 60\), but it has \(80, 120\)"):
+        require_images(proposals, ["a", "b"], [HW, (80, 120)])
+
+
+def test_case_49_boxes_are_matched_by_image_id_never_by_position(tmp_path, reader):
+    proposals = store(tmp_path / "p.safetensors", b=[[1, 1, 5, 5]], a=[[0, 0, 20, 20]])
+    samples = Samples(reader, proposals, Resize(40, 60))
+    assert [samples.original(index).proposals.tolist() for index in range(2)] == [[[0, 0, 20, 20]], [[1, 1, 5, 5]]]
+
+
+def test_case_49_boxes_of_other_images_are_noticed_by_their_recall(tmp_path, reader, caplog):
+    store(tmp_path / "p.safetensors", a=[[30, 20, 60, 40]], b=[])
+    proposals_for(reader, [HW] * 2, str(tmp_path / "p.safetensors"), "fast", tmp_path)
+    assert "hardly any object has a proposal: are these boxes of other images, or in another order?" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["p.pkl", "p.pickle", "p.npy", "p"])
+def test_case_50_other_formats_are_refused_by_name(tmp_path, name):
+    (tmp_path / name).write_bytes(pickle.dumps({"a": [[0, 0, 9, 9]]}))
+    with pytest.raises(InputError, match=rf"{name}: proposals are read from \.safetensors"):
+        open_proposals(tmp_path / name)
+
+
+def test_case_50_a_store_that_is_replaced_while_it_is_read_stays_what_it_was(tmp_path):
+    """Writers replace files, never change them, so that an open one keeps its contents."""
+    opened = store(tmp_path / "p.safetensors", a=[[0, 0, 9, 9]])
+    store(tmp_path / "p.safetensors", a=[[5, 5, 6, 6]])
+    assert opened["a"].tolist() == [[0, 0, 9, 9]]
+    assert open_proposals(tmp_path / "p.safetensors")["a"].tolist() == [[5, 5, 6, 6]]
+
+
+def test_exif_is_part_of_what_kept_proposals_are_named_after(make_voc, tmp_path):
+    root = make_voc({"train": {"a": []}})
+    names = {
+        store_path(tmp_path, VocDataset(root, "train", image_options=ImageOptions(exif=exif)), "fast").name
+        for exif in ("apply", "ignore")
+    }
+    assert len(names) == 2

@@ -1,0 +1,353 @@
+"""Files from strangers: they can be wrong, and nothing worse. Case 15 and the second table of FAULTS.md."""
+
+import copy
+import json
+import os
+import pickle
+import struct
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import evaluate
+import train
+from detector import compose
+from detector.checkpoint import Checkpoints, load_checkpoint, save_weights
+from detector.data.check import cache_folder, check_data
+from detector.data.proposals import open_proposals
+from detector.data.voc import VocDataset, read_annotation
+from detector.errors import InputError
+from detector.models import build_model
+from detector.models.weights import load_weights
+from scripts.export import main as export
+from tests.conftest import write_xml
+from tests.watch import nothing_happens
+
+TINY = [
+    "data=voc", "data.train_split=train", "data.short_side_px=96", "data.max_side_px=160",
+    "data.train_max_proposals=60", "data.val_max_proposals=60", "proposals.mode=single", "model.hidden=32",
+    "train.iterations=2", "train.images_per_batch=2", "detect.score_threshold=0.01", "workers=0", "device=cpu",
+    "precision=float32", "model.dropout=0.1",
+]  # fmt: skip
+
+
+class Payload:
+    """Writes the file `stolen` when it is unpickled."""
+
+    def __reduce__(self):
+        return (open, ("stolen", "w"))
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """An empty working folder, which is to stay free of `stolen`."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+@pytest.fixture(scope="module")
+def run(small_shapes, tmp_path_factory) -> Path:
+    """A finished run. Not to be changed."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from tests.conftest import REPOSITORY
+
+    folder = tmp_path_factory.mktemp("untrusted")
+    places = [f"data.root={small_shapes}", f"proposals.folder={folder}/proposals", f"run.dir={folder}/run"]
+    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+        train.main(OmegaConf.to_container(hydra_compose("train", [*TINY, *places]), resolve=True))
+    return folder / "run"
+
+
+@pytest.fixture
+def content(run) -> dict:
+    """What the run's last checkpoint holds."""
+    return load_checkpoint(run / "checkpoints/last.pt")
+
+
+def refused(path: Path, says: str) -> None:
+    with nothing_happens(), pytest.raises(InputError, match=says):
+        load_checkpoint(path)
+
+
+# --- checkpoints
+
+
+def test_case_15_a_checkpoint_with_a_payload_is_refused_and_runs_nothing(here, content):
+    for where in ("model", "config", "classes", "iteration"):
+        torch.save({**content, where: Payload()}, here / "evil.pt")
+        refused(here / "evil.pt", "code above all, are refused")
+        with pytest.raises(InputError, match="are refused"):
+            load_weights(build_model("resnet18", "fc", 2, hidden=8), "resnet18", "evil.pt")
+    for protocol in (0, 2, 5):  # a plain pickle under the name of a checkpoint
+        (here / "evil.pt").write_bytes(pickle.dumps(Payload(), protocol))
+        refused(here / "evil.pt", "are refused")
+    assert not (here / "stolen").exists()
+
+
+def test_case_15_a_payload_put_into_a_sound_checkpoint_is_refused(here, content):
+    torch.save(content, here / "sound.pt")
+    with zipfile.ZipFile(here / "sound.pt") as sound, zipfile.ZipFile(here / "evil.pt", "w") as evil:
+        for name in sound.namelist():
+            evil.writestr(name, pickle.dumps(Payload(), 2) if name.endswith("data.pkl") else sound.read(name))
+    refused(here / "evil.pt", "are refused")
+    assert not (here / "stolen").exists()
+
+
+def huge(content: dict) -> dict:
+    """A tensor that poses as 4 TB by a stride of 0."""
+    return {**content["model"], "cls_score.weight": torch.zeros(1).expand(10**12)}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda content: {"model": {}}, "`model` is no dict of tensors"),
+        (lambda content: {"model": {"a": 1}}, "`model` has 'a', which is no tensor"),
+        (lambda content: {"model": {1: torch.zeros(1)}}, "`model` has 1, which is no tensor"),
+        (lambda content: {"model": huge(content)}, "cls_score.weight is no plain tensor"),
+        (lambda content: {"model": {"a": torch.eye(2).to_sparse()}}, "a is no plain tensor"),
+        (lambda content: {"config": [1]}, "`config` is no dict"),
+        (lambda content: {"config": {}}, "`config` has no settings of data"),
+        (lambda content: {"config": content["config"] | {"x": torch.zeros(1)}}, "more than plain values"),
+        (lambda content: {"classes": "cat"}, "`classes` is no list"),
+        (lambda content: {"classes": ["../../.bashrc"]}, "cannot be a class"),
+        (lambda content: {"classes": ["cat", "cat"]}, "names a class twice"),
+        (lambda content: {"iteration": "7"}, "`iteration` is no number"),
+    ],
+)
+def test_a_checkpoint_with_a_part_of_another_kind_is_refused(here, content, change, says):
+    torch.save({**content, **change(content)}, here / "odd.pt")
+    refused(here / "odd.pt", rf"odd\.pt.*{says}")
+
+
+def test_a_checkpoint_that_does_not_fit_its_own_settings_takes_no_memory(settings, content):
+    config = copy.deepcopy(content["config"])
+    config["model"]["hidden"] = 10**9  # 100 TB of weights
+    with pytest.raises(InputError, match="the checkpoint does not fit its own settings of the network: .* tensors"):
+        compose.make_trained_model(config, content["model"], 4)
+
+
+def evaluated(settings, content: dict, here: Path, *overrides: str, **data) -> None:
+    """Evaluate a checkpoint that came with other settings of the data set."""
+    content = copy.deepcopy(content)
+    content["config"]["data"] |= data
+    torch.save(content, here / "model.pt")
+    evaluate.main(settings("evaluate", f"checkpoint={here}/model.pt", f"out={here}/out", "workers=0", *overrides))
+
+
+@pytest.mark.parametrize(
+    "reader",
+    ["os.system", "detector.tracking.Tracker", "torch.optim.SGD", "albumentations.Compose", "detector.data.check.os"],
+)
+def test_a_checkpoint_can_only_name_a_data_set_as_its_reader(settings, content, here, reader):
+    with pytest.raises(InputError, match=f"data.reader={reader}: must be one of detector.data.voc.VocDataset"):
+        evaluated(settings, content, here, reader=reader)
+
+
+def test_a_checkpoint_cannot_have_a_data_set_made(settings, content, here):
+    with pytest.raises(InputError, match=r"was trained on data\.root=.*planted, which is not here .*name a data set"):
+        evaluated(settings, content, here, reader="detector.data.shapes.ShapesDataset", root=f"{here}/planted")
+    assert not (here / "planted").exists()
+
+
+def test_a_checkpoint_names_no_place_to_write_to(settings, content, here, tmp_path):
+    content = copy.deepcopy(content)
+    content["config"]["proposals"]["folder"] = str(tmp_path / "planted")
+    content["config"]["run"]["dir"] = str(tmp_path / "planted")
+    content["config"]["metric"]["devkit"] = True
+    evaluated(settings, content, here)
+    assert not (tmp_path / "planted").exists()
+    assert len(list((here / "data/proposals").glob("*.safetensors"))) == 1
+    assert json.loads((here / "out/metrics.json").read_text())["source"]["images"] == 3
+
+
+def test_proposals_that_training_kept_are_read_where_they_are(settings, content, here):
+    evaluated(settings, content, here)
+    assert sorted(path.name for path in here.iterdir()) == ["model.pt", "out"]
+
+
+# --- weights to share
+
+
+@pytest.fixture
+def exported(run, here, monkeypatch) -> Path:
+    checkpoint = str(run / "checkpoints/last.pt")
+    monkeypatch.setattr(sys, "argv", ["export.py", "weights", "--checkpoint", checkpoint, "--out", str(here / "share")])
+    export()
+    return here / "share"
+
+
+def test_exported_weights_score_the_same_to_the_digit(settings, run, exported, here, small_shapes):
+    assert sorted(path.name for path in exported.iterdir()) == ["model.json", "model.safetensors"]
+    where = ["data=voc", f"data.root={small_shapes}", "workers=0"]
+    for name, path in (("trained", run / "checkpoints/last.pt"), ("shared", exported / "model.safetensors")):
+        evaluate.main(settings("evaluate", f"checkpoint={path}", f"out={here / name}", *where))
+    trained, shared = (json.loads((here / name / "metrics.json").read_text()) for name in ("trained", "shared"))
+    assert trained["voc"]["area@0.50"]["mAP"] > 0
+    assert (shared["voc"], shared["loss"]) == (trained["voc"], trained["loss"])
+    assert shared["source"]["iteration"] == 2
+
+
+def test_exported_weights_tell_nothing_of_the_machine(settings, exported, run, small_shapes):
+    about = (exported / "model.json").read_text()
+    for place in (str(run), str(small_shapes), str(Path.home()), os.sep + "tmp"):
+        assert place not in about
+    with pytest.raises(InputError, match=r"data\.root=None, which is not here .*: name a data set with data=voc"):
+        evaluate.main(settings("evaluate", f"checkpoint={exported}/model.safetensors"))
+
+
+def test_exported_weights_start_a_training(exported, content):
+    model = build_model("resnet18", "fc", num_classes=2, hidden=32, pretrained=True)
+    load_weights(model, "resnet18", str(exported / "model.safetensors"))
+    assert torch.equal(model.head.fc6.weight, content["model"]["head.fc6.weight"])
+
+
+def test_an_export_overwrites_nothing(exported, content):
+    before = (exported / "model.json").read_bytes()
+    with pytest.raises(InputError, match=r"model\.safetensors is there already"):
+        save_weights(exported, content)
+    assert (exported / "model.json").read_bytes() == before
+
+
+def test_damaged_exports_are_named(exported):
+    tensors, about = exported / "model.safetensors", exported / "model.json"
+    whole, said = tensors.read_bytes(), json.loads(about.read_text())
+    for header in (
+        struct.pack("<Q", 2**63),
+        struct.pack("<Q", 10**9),
+        b"\0" * 8,
+    ):  # a bomb: bytes of the header to come
+        tensors.write_bytes(header + whole[8:])
+        refused(tensors, r"model\.safetensors: not a checkpoint")
+    tensors.write_bytes(whole[:-4])
+    refused(tensors, r"model\.safetensors: not a checkpoint")
+    tensors.write_bytes(whole)
+    texts = {"{": "broken JSON", "[" * 100_000: "broken JSON", "[]": "its format is not", '{"format": 1}': "its format"}
+    texts[json.dumps({**said, "format": "fast-rcnn weights 9"})] = "its format is not 'fast-rcnn weights 1'"
+    texts[json.dumps({**said, "classes": ["a/b"]})] = "cannot be a class"
+    texts[json.dumps({**said, "config": 3})] = "`config` is no dict"
+    for text, says in texts.items():
+        about.write_text(text)
+        refused(tensors, says)
+    about.unlink()
+    refused(tensors, r"model\.json: no such file; weights in \.safetensors need it beside them")
+
+
+# --- settings
+
+
+FOREIGN = {"_target_": "os.system", "command": "touch stolen"}
+WRITES = {"_target_": "detector.tracking.Tracker", "folder": "stolen"}
+MAKES = {"_target_": "detector.data.shapes.ShapesDataset", "root": "stolen", "split": "train"}
+
+
+@pytest.mark.parametrize("item", [FOREIGN, WRITES, MAKES])
+@pytest.mark.parametrize("group", ["optimizer", "schedule", "augment"])
+def test_a_config_with_a_target_of_another_kind_makes_nothing(settings, here, small_shapes, group, item):
+    config = settings("train", *TINY, f"data.root={small_shapes}", "proposals.folder=kept")
+    config["augment"]["transforms"] = []
+    if group == "augment":
+        config["augment"]["transforms"] = [item]
+    else:
+        config[group] |= item
+    with pytest.raises(InputError, match=rf"_target_: {item['_target_']}: not a class of"):
+        train.main(config)
+    assert not (here / "stolen").exists()
+
+
+# --- annotations
+
+
+def bomb() -> str:
+    entities = "".join(f'<!ENTITY {b} "&{a};&{a};&{a};&{a};">' for a, b in zip("abcdefghi", "bcdefghij", strict=True))
+    return f'<!DOCTYPE x [<!ENTITY a "lol">{entities}]><annotation><object><name>&j;</name></object></annotation>'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [bomb(), '<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]><annotation><object><name>&a;</name></object>'
+     "</annotation>", '<!DOCTYPE x SYSTEM "http://127.0.0.1:9/x.dtd"><annotation>&a;</annotation>'],
+    ids=["bomb", "a file of this machine", "a file from the network"],
+)  # fmt: skip
+def test_entities_in_xml_are_refused(tmp_path, text):
+    (tmp_path / "a.xml").write_text(text)
+    with nothing_happens(), pytest.raises(InputError, match=r"a\.xml: broken XML"):
+        read_annotation(tmp_path / "a.xml")
+
+
+def test_100_mb_of_xml_are_refused_unread(tmp_path):
+    with open(tmp_path / "a.xml", "w") as file:
+        file.truncate(100_000_000)
+    with pytest.raises(InputError, match=r"a\.xml: has 100000000 bytes; an annotation has 10000000 at most"):
+        read_annotation(tmp_path / "a.xml")
+
+
+def test_elements_nested_deep_are_no_objects(tmp_path):
+    (tmp_path / "a.xml").write_text("<annotation>" + "<object>" * 100_000 + "</object>" * 100_000 + "</annotation>")
+    annotation = read_annotation(tmp_path / "a.xml")
+    assert (annotation.names, len(annotation.left_out)) == ((), 1)
+
+
+def test_a_class_that_is_a_path_is_refused(make_voc):
+    with pytest.raises(InputError, match="cannot be a class"):
+        VocDataset(make_voc({"train": {"a": [("../../x", 1, 1, 2, 2)]}}), "train")
+
+
+# --- proposals, caches, images
+
+
+@pytest.mark.parametrize("name", ["p.pkl", "p.mat", "p.safetensors", "p.npz"])
+def test_a_pickle_given_as_proposals_is_refused(here, name):
+    (here / name).write_bytes(pickle.dumps(Payload()))
+    with nothing_happens(), pytest.raises(InputError, match=rf"{name}: "):
+        open_proposals(here / name)
+    assert not (here / "stolen").exists()
+
+
+def test_object_arrays_given_as_proposals_run_nothing(here):
+    np.savez(here / "p.npz", boxes=np.array([Payload()], dtype=object))
+    with pytest.raises(InputError, match=r"p\.npz: "):
+        open_proposals(here / "p.npz")
+    assert not (here / "stolen").exists()
+
+
+def test_a_pickle_given_as_the_cache_is_ignored(here, make_voc):
+    root = make_voc({"train": {"a": [("cat", 1, 1, 2, 2)]}}, name="poisoned")
+    check_data(VocDataset(root, "train"))
+    [cache] = cache_folder().glob("poisoned-train-*.json")
+    cache.write_bytes(pickle.dumps(Payload()))
+    assert check_data(VocDataset(root, "train")).image_hws == [(40, 60)]
+    assert not (here / "stolen").exists()
+
+
+@pytest.mark.parametrize("suffix", ["gif", "ppm", "eps", "ico", "icns", "fits"])
+def test_only_common_image_formats_are_decoded(make_voc, suffix):
+    root = make_voc({"train": {"a": [("cat", 1, 1, 2, 2)]}})
+    write_xml(root / "Annotations/a.xml", [])
+    starts = {"fits": b"SIMPLE  =                    T".ljust(2880)}
+    if suffix in starts:
+        (root / "JPEGImages/a.jpg").write_bytes(starts[suffix])
+    else:
+        Image.new("RGB", (16, 16)).save(root / "JPEGImages/a.jpg", format={"ico": "ICO"}.get(suffix, suffix.upper()))
+    [(kind, text)] = check_data(VocDataset(root, "train")).bad
+    assert (kind, "not an image (readable are JPEG, PNG, WEBP, BMP, TIFF)" in text) == ("corrupt", True)
+
+
+def test_save_and_load_keep_what_a_checkpoint_says(tmp_path, content):
+    Checkpoints(tmp_path).save_last(content)
+    again = load_checkpoint(tmp_path / "last.pt")
+    assert {key: again[key] for key in ("config", "classes", "iteration")} == {
+        key: content[key] for key in ("config", "classes", "iteration")
+    }
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    refused(tmp_path / "other.safetensors", r"other\.json: no such file")

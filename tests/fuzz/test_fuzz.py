@@ -1,0 +1,321 @@
+"""Feed every reader of files with what no one would write on purpose: it takes it, or raises our one error.
+
+Nothing may be written, run or connected to meanwhile. A few hundred examples in the suite;
+FUZZ_MINUTES=10 python -m pytest tests/fuzz -s    goes on for 10 minutes with each, and says how many examples it were.
+"""
+
+import copy
+import io
+import itertools
+import json
+import os
+import time
+import warnings
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.io
+import torch
+from hypothesis import HealthCheck, given, seed
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+import evaluate
+from detector import compose
+from detector.checkpoint import load_checkpoint, save_weights
+from detector.config import build, validate
+from detector.data.convert import READERS, WRITERS
+from detector.data.formats import mat, tables
+from detector.data.formats.records import ImageProposals, Layout
+from detector.data.proposals import open_proposals, require_images, write_store
+from detector.data.voc import read_annotation
+from detector.errors import InputError
+from tests.watch import nothing_happens
+
+MINUTES = float(os.environ.get("FUZZ_MINUTES", "0"))
+
+
+def fuzz(name: str, strategy: st.SearchStrategy, read: Callable[[Any], None], path: Path | None = None) -> None:
+    """Call `read` with 100 examples, or with as many as fit into FUZZ_MINUTES; it may raise InputError alone.
+
+    With `path` an example is the contents of that file, and `read` gets the path.
+    """
+    end, count = time.monotonic() + 60 * MINUTES, 0
+
+    def once(example: Any) -> None:
+        nonlocal count
+        count += 1
+        if path:
+            path.write_bytes(example)
+        with warnings.catch_warnings(), nothing_happens():
+            warnings.simplefilter("ignore")
+            with suppress(InputError):
+                read(path or example)
+
+    options = hypothesis_settings(
+        max_examples=100, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
+    first = time.time_ns() if MINUTES else 0  # the suite always has the same examples
+    for batch in itertools.count(first):
+        seed(batch)(options(given(strategy)(once)))()
+        if time.monotonic() >= end:
+            break
+    print(f"\n{name}: {count} examples")
+
+
+# --- what to feed
+
+SMALL = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8),
+    st.sampled_from([0, -1, 1, 10**6, 10**30, 1e308, float("nan"), float("inf"), "", ".", "/", "1", "auto", "cpu"]),
+)  # fmt: skip
+ANYTHING = st.recursive(
+    SMALL,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=6,
+)
+
+
+@st.composite
+def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
+    """A file with a few bytes changed, cut off, taken out, doubled or put in."""
+    data = bytearray(whole)
+    for _ in range(draw(st.integers(1, 4))):
+        # most of the structure of a file is at its beginning and its end
+        near = st.integers(0, min(300, len(data))) | st.integers(max(0, len(data) - 300), len(data))
+        start = draw(near | st.integers(0, len(data)))
+        length = draw(st.integers(1, 16))
+        kind = draw(st.sampled_from(["set", "flip", "cut", "out", "double", "in"]))
+        if kind == "set":
+            data[start : start + length] = draw(st.binary(min_size=length, max_size=length))
+        elif kind == "flip" and start < len(data):
+            data[start] ^= 1 << draw(st.integers(0, 7))
+        elif kind == "cut":
+            del data[start:]
+        elif kind == "out":
+            del data[start : start + length]
+        elif kind == "double":
+            data[start:start] = data[start : start + 40 * length]
+        elif kind == "in":
+            data[start:start] = draw(st.binary(max_size=length))
+    return bytes(data)
+
+
+@st.composite
+def zip_surgery(draw: st.DrawFn, whole: bytes) -> bytes:
+    """A zip with a member damaged, exchanged, renamed, left out or added."""
+    with zipfile.ZipFile(io.BytesIO(whole)) as file:
+        members = {name: file.read(name) for name in file.namelist()}
+    for _ in range(draw(st.integers(1, 3))):
+        name = draw(st.sampled_from(sorted(members) or [""]))
+        kind = draw(st.sampled_from(["damage", "exchange", "rename", "out", "add"]))
+        if kind == "add":
+            members["../" * draw(st.integers(0, 3)) + draw(st.text("ab/.", min_size=1, max_size=9)) + "x"] = draw(
+                st.binary(max_size=40)
+            )
+        elif name in members and kind == "damage":
+            members[name] = draw(damaged(members[name]))
+        elif name in members and kind == "exchange":
+            members[name] = members[draw(st.sampled_from(sorted(members)))]
+        elif name in members and kind == "rename":
+            members[draw(st.sampled_from(["a/data.pkl", "archive/data.pkl", "x", "../data.pkl"]))] = members.pop(name)
+        elif name in members:
+            del members[name]
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as file:
+        for name, data in members.items():
+            file.writestr(name, data)
+    return made.getvalue()
+
+
+@st.composite
+def misplaced(draw: st.DrawFn, whole: dict) -> dict:
+    """Nested settings with some values exchanged for anything, taken out, or put in."""
+    result = copy.deepcopy(whole)
+    for _ in range(draw(st.integers(1, 3))):
+        node = result
+        while True:
+            key = draw(st.sampled_from(sorted(node, key=str)) if node else st.text(max_size=5))
+            if isinstance(node.get(key), dict) and draw(st.integers(0, 9)):
+                node = node[key]
+            else:
+                break
+        if draw(st.integers(0, 5)) == 0:
+            node.pop(key, None)
+        else:
+            node[key] = draw(ANYTHING)
+    return result
+
+
+# --- annotations
+
+TAGS = [
+    "annotation",
+    "object",
+    "name",
+    "bndbox",
+    "xmin",
+    "ymin",
+    "xmax",
+    "ymax",
+    "size",
+    "width",
+    "height",
+    "difficult",
+]
+TEXTS = st.sampled_from(
+    ["", "cat", "1", "0", "-5", "1e400", "nan", "9" * 400, "&#0;", "&a;", "<![CDATA[x]]>", "\u0661"]
+)
+
+
+def element(tag: str, inner: str) -> str:
+    return f"<{tag}>{inner}</{tag}>"
+
+
+XML = st.recursive(
+    st.builds(element, st.sampled_from(TAGS), TEXTS | st.text(max_size=6)),
+    lambda inner: st.builds(
+        lambda tag, parts: element(tag, "".join(parts)), st.sampled_from(TAGS), st.lists(inner, max_size=5)
+    ),
+    max_leaves=25,
+).map(lambda text: element("annotation", text).encode(errors="replace"))
+SOUND_XML = (
+    b'<?xml version="1.0" encoding="utf-8"?><annotation><size><width>60</width><height>40</height></size><object><name>'
+    b"cat</name><difficult>0</difficult><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>30</xmax><ymax>20</ymax></bndbox>"
+    b"</object></annotation>"
+)
+
+
+def test_annotations(tmp_path):
+    def read(path: Path) -> None:
+        annotation = read_annotation(path)
+        assert len(annotation.names) == len(annotation.boxes) == len(annotation.difficult)
+        assert (annotation.boxes[:, 2:] > annotation.boxes[:, :2]).all()
+
+    (tmp_path / "a.xml").write_bytes(SOUND_XML)
+    assert read_annotation(tmp_path / "a.xml").names == ("cat",)
+    fuzz("annotations", damaged(SOUND_XML) | XML | st.binary(max_size=60), read, tmp_path / "a.xml")
+
+
+# --- proposals
+
+IDS, BOXES = ["a", "b"], [np.array([[0, 0, 5, 6], [1, 2, 3, 4]], np.float32), np.zeros((0, 4), np.float32)]
+
+
+def store(path: Path) -> None:
+    write_store(path, IDS, BOXES, [(40, 60)] * 2, {"name": "by hand"})
+
+
+def release(path: Path) -> None:
+    cells, images = np.empty((1, 2), dtype=object), np.empty((2, 1), dtype=object)
+    for number in range(2):
+        cells[0, number], images[number, 0] = BOXES[number].astype(np.uint16), IDS[number]
+    scipy.io.savemat(path, {"boxes": cells, "images": images})
+
+
+@pytest.mark.parametrize(("name", "write"), [("p.safetensors", store), ("p.mat", release)])
+def test_proposals(tmp_path, name, write):
+    def read(path: Path) -> None:
+        proposals = open_proposals(path)
+        require_images(proposals, IDS, [(40, 60)] * 2)
+        for image_id in IDS:
+            boxes = proposals[image_id]
+            assert (boxes.ndim, boxes.shape[1], boxes.dtype) == (2, 4, np.float32)
+
+    path = tmp_path / name
+    write(path)
+    read(path)
+    fuzz(name, damaged(path.read_bytes()) | st.binary(max_size=60), read, path)
+
+
+@pytest.mark.parametrize("name", [*tables.WRITERS, *mat.WRITERS, "coco-json"])
+def test_proposals_to_convert(tmp_path, name):
+    def read(path: Path) -> None:
+        raw = READERS[name](path)
+        for image_id in raw.rows:
+            boxes = raw.boxes(image_id, raw.layout or Layout("xyxy", "0"))
+            assert (boxes.ndim, boxes.shape[1], boxes.dtype) == (2, 4, np.float32)
+
+    written = tmp_path / ("p.json" if name == "coco-json" else f"p.{name}")
+    WRITERS[name](written, [ImageProposals(id, boxes, image_hw=(40, 60)) for id, boxes in zip(IDS, BOXES, strict=True)])
+    path = written if written.is_file() else sorted(written.rglob("*.mat"))[0]
+    read(path)
+    fuzz(name, damaged(path.read_bytes()) | st.binary(max_size=60), read, path)
+
+
+# --- settings
+
+
+def test_settings(tmp_path, settings):
+    whole = settings("train", "data=voc", f"data.root={tmp_path}")
+
+    def read(config: dict) -> None:
+        validate(config)
+        compose.make_compute(config)
+        compose.make_recipe(config)
+        with torch.device("meta"):
+            model = compose.make_model(config, 2)
+        compose.make_optimizer(config, model)
+        for item in config["augment"]["transforms"]:
+            build(item, ("albumentations.",))
+        compose.make_reader(config, "train")
+
+    with pytest.raises(InputError, match="not in VOC layout"):  # so far it comes
+        read(copy.deepcopy(whole))
+    fuzz("settings", misplaced(whole), read)
+
+
+# --- checkpoints
+
+
+@pytest.fixture
+def content(settings, tmp_path) -> dict:
+    """A checkpoint's, with few and small tensors."""
+    config = settings("train", "data=voc", f"data.root={tmp_path}")
+    model = {"a.weight": torch.rand(3, 4), "a.bias": torch.rand(3), "n": torch.tensor(7)}
+    return {"model": model, "config": config, "classes": ["cat", "dog"], "iteration": 7}
+
+
+def test_checkpoints(tmp_path, content):
+    def read(path: Path) -> None:
+        state = load_checkpoint(path)["model"]
+        assert all(torch.isfinite(value.double()).shape == value.shape for value in state.values())  # all in memory
+
+    path = tmp_path / "c.pt"
+    torch.save(content, path)
+    read(path)
+    whole = path.read_bytes()
+    fuzz("checkpoints", damaged(whole) | zip_surgery(whole) | st.binary(max_size=60), read, path)
+
+
+def test_shared_weights(tmp_path, content):
+    save_weights(tmp_path, content)
+    path = tmp_path / "model.safetensors"
+    load_checkpoint(path)
+    fuzz("weights to share", damaged(path.read_bytes()), load_checkpoint, path)
+
+
+def test_what_a_checkpoint_says(tmp_path, content, settings):
+    """The description beside shared weights, up to the network that is built by it."""
+    evaluation = settings("evaluate", f"checkpoint={tmp_path}/model.safetensors")
+    save_weights(tmp_path, content)
+    about = tmp_path / "model.json"
+    said = json.loads(about.read_text())
+    said["config"]["data"]["root"] = str(tmp_path)
+
+    def read(path: Path) -> None:
+        checkpoint = load_checkpoint(tmp_path / "model.safetensors")
+        config = evaluate.with_training_settings(copy.deepcopy(evaluation), checkpoint["config"])
+        validate(config)
+        compose.make_recipe(config)
+        with pytest.raises(InputError, match="does not fit its own settings"):
+            compose.make_trained_model(config, checkpoint["model"], len(checkpoint["classes"]))
+        compose.make_reader(config, "val")
+
+    texts = misplaced(said).map(lambda value: json.dumps(value).encode()) | damaged(json.dumps(said).encode())
+    fuzz("what checkpoints say", texts, read, about)
