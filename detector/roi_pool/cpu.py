@@ -17,7 +17,21 @@ def forward(
     features: Tensor, rois: Tensor, pooled_hw: tuple[int, int], spatial_scale: float, with_argmax: bool
 ) -> tuple[Tensor, Tensor]:
     """Pool (B,C,H,W) features to (R,C,*pooled_hw), with the cell index of each maximum or an empty tensor."""
+    channels, lanes = features.shape[1], kernels.BLOCK_BYTES // features.element_size()
+    if channels >= lanes:
+        return _forward(features, rois, pooled_hw, spatial_scale, with_argmax)
+    # Less than a block: only in examples.
+    padded = torch.nn.functional.pad(features, (0, 0, 0, 0, 0, lanes - channels))
+    pooled, argmax = _forward(padded, rois, pooled_hw, spatial_scale, with_argmax)
+    return _first_channels(pooled, channels), _first_channels(argmax, channels) if with_argmax else argmax
+
+
+def _forward(
+    features: Tensor, rois: Tensor, pooled_hw: tuple[int, int], spatial_scale: float, with_argmax: bool
+) -> tuple[Tensor, Tensor]:
+    """The same for at least a block of channels."""
     batch_size, channels, height, width = features.shape
+    lanes = kernels.BLOCK_BYTES // features.element_size()
     corners = rois.detach().to(coordinate_dtype(features)).contiguous().numpy()
     bad = kernels.first_bad_roi(corners, batch_size)
     if bad >= 0:
@@ -30,7 +44,8 @@ def forward(
 
     windows = kernels.bin_windows(corners, spatial_scale, (height, width), pooled_hw)
     aligned = all(channels * np.dtype(each).itemsize % kernels.ALIGNMENT == 0 for each in (maps.dtype, index))
-    blocks = range(0, channels, kernels.BLOCK_BYTES // maps.itemsize)
+    # Where channels are no multiple of a block, the last two blocks share some, and write the same values.
+    blocks = [*range(0, channels - lanes, lanes), channels - lanes]
     images = corners[:, 0].astype(np.int64)
     parts = -(-2 * torch.get_num_threads() // max(len(blocks) * batch_size, 1))
     tasks = [
@@ -71,6 +86,10 @@ def backward(grad: Tensor, rois: Tensor, argmax: Tensor, batch_size: int, height
     threads.run(kernels.scatter, tasks)
     result = torch.from_numpy(sums).view(batch_size, height, width, channels).to(grad.dtype)
     return result.permute(0, 3, 1, 2)
+
+
+def _first_channels(pooled: Tensor, channels: int) -> Tensor:
+    return pooled[:, :channels].contiguous(memory_format=torch.channels_last)
 
 
 def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

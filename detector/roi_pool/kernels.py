@@ -176,29 +176,26 @@ def bin_windows(rois, spatial_scale, map_hw, pooled_hw):  # type: ignore[no-unty
 @njit(nogil=True, cache=True)
 def _copy_block(image, first, infinity_bits, cells):  # type: ignore[no-untyped-def]
     """Copy channels `first` on of a map (H,W,C) to cells (H*W,lanes), 16-bit floats in order."""
-    height, width, channels = image.shape
-    lanes = cells.shape[1]
-    count = min(lanes, channels - first)
-    cells[:, count:] = 0
+    height, width, _ = image.shape
     for y in range(height):
         for x in range(width):
-            source, target = image[y, x, first : first + count], cells[y * width + x]
-            for c in range(count):
-                target[c] = _ordered(source[c], infinity_bits)
+            for c in range(cells.shape[1]):
+                cells[y * width + x, c] = _ordered(image[y, x, first + c], infinity_bits)
 
 
 @njit(nogil=True, cache=True)
 def _has_nan(cells):  # type: ignore[no-untyped-def]
     """Is there a NaN among floats? Asked of their bits, since the greatest integer is found by vector instructions."""
+    flat = cells.reshape(-1)
     if cells.itemsize == 4:
-        return _greatest_magnitude(cells.view(np.int32)) > np.int32(0x7F800000)
-    return _greatest_magnitude(cells.view(np.int64)) > np.int64(0x7FF0000000000000)
+        return _greatest_magnitude(flat.view(np.int32)) > np.int32(0x7F800000)
+    return _greatest_magnitude(flat.view(np.int64)) > np.int64(0x7FF0000000000000)
 
 
 @njit(nogil=True, cache=True)
 def _greatest_magnitude(bits):  # type: ignore[no-untyped-def]
     greatest = bits.dtype.type(0)
-    for value in bits.ravel():
+    for value in bits:
         greatest = max(greatest, value & bits.dtype.type(np.iinfo(bits.dtype).max))
     return greatest
 
@@ -209,28 +206,13 @@ def pool(maps, image, windows, infinity_bits, aligned, pooled, argmax, first, ro
 
     windows: what `bin_windows` returns. aligned: the rows of pooled and argmax begin at multiples of ALIGNMENT.
     """
-    _, height, width, channels = maps.shape
-    lanes = BLOCK_BYTES // maps.itemsize
-    cells = np.empty((height * width, lanes), maps.dtype)
+    _, height, width, _ = maps.shape
+    cells = np.empty((height * width, BLOCK_BYTES // maps.itemsize), maps.dtype)
     _copy_block(maps[image], first, infinity_bits, cells)
-    if channels - first >= lanes:
-        if aligned and not (infinity_bits is None and _has_nan(cells)):
-            _pool_block(cells, width, windows, True, pooled, argmax, first, rows)
-        else:
-            _pool_block(cells, width, windows, None, pooled, argmax, first, rows)
-        return
-    # The last channels are less than a block: by way of a result with room for a whole one.
-    room = np.empty((1, *pooled.shape[1:3], lanes), pooled.dtype)
-    tops, bottoms, lefts, rights = windows
-    for r in rows:
-        window = tops[r : r + 1], bottoms[r : r + 1], lefts[r : r + 1], rights[r : r + 1]
-        if argmax is None:
-            _pool_block(cells, width, window, None, room, None, 0, np.zeros(1, rows.dtype))
-        else:
-            room_for_cells = np.empty(room.shape, argmax.dtype)
-            _pool_block(cells, width, window, None, room, room_for_cells, 0, np.zeros(1, rows.dtype))
-            argmax[r, :, :, first:] = room_for_cells[0, :, :, : channels - first]
-        pooled[r, :, :, first:] = room[0, :, :, : channels - first]
+    if aligned and not (infinity_bits is None and _has_nan(cells)):
+        _pool_block(cells, width, windows, True, pooled, argmax, first, rows)
+    else:
+        _pool_block(cells, width, windows, None, pooled, argmax, first, rows)
 
 
 @njit(nogil=True, cache=True)
@@ -284,4 +266,6 @@ def scatter(grad, argmax, rows, bfloat16, result, image, first, past):  # type: 
                     widened_bits[c] = np.uint32(values[c]) << np.uint32(16)
                 for c in range(past - first):
                     sums[where[c], c] += widened[c]
-    result[image, :, first:past] = sums
+    for cell in range(len(sums)):  # assigning a slice would take numba seconds longer to compile
+        for c in range(past - first):
+            result[image, cell, first + c] = sums[cell, c]

@@ -153,6 +153,7 @@ def test_argmax_is_computed_only_for_a_gradient(mode, monkeypatch):
 def test_peak_memory():
     maps = features(channels=512).contiguous(memory_format=torch.channels_last)
     rois = ROIS.repeat(100, 1)
+    cpu.forward(maps, rois, (7, 7), 1 / 16, False)  # the code is loaded
     pooled, argmax = cpu.forward(maps, rois, (7, 7), 1 / 16, True)
     cpu.backward(pooled, rois, argmax, 2, 6, 7)
 
