@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detector.roi_pool import kernels, threads
+from detector.roi_pool import kernels, memory, threads
 from detector.roi_pool.reference import argmax_dtype, coordinate_dtype, raise_bad_roi
 
 # numba has no 16-bit floats: their bits are pooled as int16, and bits above infinity's are NaN.
@@ -38,12 +38,12 @@ def _forward(
         raise_bad_roi(bad, corners[bad].tolist(), batch_size)
     infinity_bits = _INFINITY_BITS.get(features.dtype)
     maps = _channels_last_array(features)
-    pooled = _empty((len(rois), *pooled_hw, channels), maps.dtype)
+    pooled = memory.empty((len(rois), *pooled_hw, channels), maps.dtype)
     index = np.uint16 if argmax_dtype(height, width) == torch.uint16 else np.int32
-    argmax = _empty(pooled.shape, np.dtype(index)) if with_argmax else None
+    argmax = memory.empty(pooled.shape, np.dtype(index)) if with_argmax else None
 
     windows = kernels.bin_windows(corners, spatial_scale, (height, width), pooled_hw)
-    aligned = all(channels * np.dtype(each).itemsize % kernels.ALIGNMENT == 0 for each in (maps.dtype, index))
+    aligned = all(channels * np.dtype(each).itemsize % memory.ALIGNMENT == 0 for each in (maps.dtype, index))
     # Where channels are no multiple of a block, the last two blocks share some, and write the same values.
     blocks = [*range(0, channels - lanes, lanes), channels - lanes]
     images = corners[:, 0].astype(np.int64)
@@ -74,7 +74,8 @@ def backward(grad: Tensor, rois: Tensor, argmax: Tensor, batch_size: int, height
     if bfloat16:
         values = values.view(np.uint16)
     where = argmax.permute(0, 2, 3, 1).contiguous().numpy()
-    sums = np.empty((batch_size, height * width, channels), np.float64 if grad.dtype == torch.float64 else np.float32)
+    sums_dtype = np.dtype(np.float64 if grad.dtype == torch.float64 else np.float32)
+    sums = memory.empty((batch_size, height * width, channels), sums_dtype)
     images = rois[:, 0].long().numpy()
     share = batch_size * channels // (2 * torch.get_num_threads())
     step = min(max(share, _FEWEST_CHANNELS), _MOST_CHANNELS)
@@ -90,18 +91,6 @@ def backward(grad: Tensor, rois: Tensor, argmax: Tensor, batch_size: int, height
 
 def _first_channels(pooled: Tensor, channels: int) -> Tensor:
     return pooled[:, :channels].contiguous(memory_format=torch.channels_last)
-
-
-def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An array that begins at a cache line.
-
-    Allocated by numpy: it asks Linux for huge pages, without which the page faults of a fresh 200 MB result take
-    several times as long as the pooling.
-    """
-    size = int(np.prod(shape)) * dtype.itemsize
-    room = np.empty(size + kernels.ALIGNMENT, np.uint8)
-    start = -room.ctypes.data % kernels.ALIGNMENT
-    return room[start : start + size].view(dtype).reshape(shape)
 
 
 def _channels_last_array(tensor: Tensor) -> np.ndarray:

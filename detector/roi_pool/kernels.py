@@ -14,12 +14,11 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from detector.roi_pool.memory import ALIGNMENT
 from detector.roi_pool.reference import CELL_LIMIT
 
 # Bytes of a cell's block of channels in pooling: two cache lines, and few enough registers for its maxima.
 BLOCK_BYTES = 128
-# Results whose rows start at multiples of this, the size of a cache line, can be written past the caches.
-ALIGNMENT = 64
 
 _INT32, _INT64 = ir.IntType(32), ir.IntType(64)
 
