@@ -41,9 +41,7 @@ def measure(
     histogram = np.zeros((count, len(planes) * (COLOUR_BINS + DIRECTIONS * TEXTURE_BINS)), np.int32)
     samples = np.zeros(count, np.int64)
     histograms(planes, labels, histogram, samples)
-    whole = np.maximum(samples, 1)[:, None] * len(planes)  # a region without a sample resembles none
-    colour, texture = np.split(histogram.astype(np.int64) * ONE, [len(planes) * COLOUR_BINS], axis=1)
-    histogram = np.concatenate([colour // whole, texture // (whole * DIRECTIONS)], axis=1).astype(np.int32)
+    normalise(histogram, samples, len(planes))
     return Regions(size, boxes, histogram, heaviest, *first_of_each_pair(neighbours, weights, count))
 
 
@@ -125,6 +123,38 @@ def first_of_each_pair(neighbours: np.ndarray, weights: np.ndarray, count: int) 
     return pairs[:found], pair_weights[:found]
 
 
+@compiled
+def normalise(histogram: np.ndarray, samples: np.ndarray, channels: int) -> None:
+    """Make the counts of colour and those of texture of each region sum up to ONE; of no samples all are 0."""
+    for region in range(len(samples)):
+        whole = np.int64(max(samples[region], 1)) * channels
+        for i in range(histogram.shape[1]):
+            share = whole if i < channels * COLOUR_BINS else whole * DIRECTIONS
+            histogram[region, i] = np.int64(histogram[region, i]) * ONE // share
+
+
+@compiled
+def merge(
+    size: np.ndarray,
+    boxes: np.ndarray,
+    histogram: np.ndarray,
+    labels: np.ndarray,
+    total_size: np.ndarray,
+    merged_boxes: np.ndarray,
+    merged: np.ndarray,
+) -> None:
+    """Boxes round the regions of each label, and the averages of their histograms weighted by size (Uijlings et al.,
+    equation 3), into `merged`, which comes as zeros."""
+    for region in range(len(labels)):
+        label = labels[region]
+        enlarge(merged_boxes, label, boxes[region, 0], boxes[region, 1], boxes[region, 2], boxes[region, 3])
+        for i in range(histogram.shape[1]):
+            merged[label, i] += size[region] * histogram[region, i]
+    for label in range(len(total_size)):
+        for i in range(merged.shape[1]):
+            merged[label, i] //= total_size[label]
+
+
 def coarsen(fine: Regions, k: int) -> Regions:
     """Segment on with a larger k, from the regions of a finer segmentation instead of from pixels.
 
@@ -136,15 +166,11 @@ def coarsen(fine: Regions, k: int) -> Regions:
     join_regions(fine.pairs, fine.weights, k, parent, size, heaviest)
     labels, roots = number(parent)
 
-    members = np.argsort(labels, kind="stable")
-    start = np.searchsorted(labels[members], np.arange(len(roots)))
-    weighted = fine.size[:, None] * fine.histogram  # the average weighted by size (Uijlings et al., equation 3)
     total_size = size[roots].astype(np.int64)
-    histogram = np.add.reduceat(weighted[members], start) // total_size[:, None]
-    low = np.minimum.reduceat(fine.boxes[members, :2], start)
-    high = np.maximum.reduceat(fine.boxes[members, 2:], start)
+    histogram = np.zeros((len(roots), fine.histogram.shape[1]), np.int64)
+    boxes = fine.boxes[roots]
+    merge(fine.size, fine.boxes, fine.histogram, labels, total_size, boxes, histogram)
     pairs, weights = first_of_each_pair(labels[fine.pairs], fine.weights, len(roots))
-    boxes = np.concatenate([low, high], axis=1)
     return Regions(total_size, boxes, histogram.astype(np.int32), heaviest[roots], pairs, weights)
 
 

@@ -1,7 +1,8 @@
 """The public function: diversify over colour spaces, scales and similarities, then order all boxes."""
 
 import os
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -61,7 +62,7 @@ def selective_search(
         and the boxes are scaled back. Memory: at most about 150 bytes a (shrunk) pixel and thread.
     mode: "single", "fast" or "quality", see `MODES`.
     seed: of the order of boxes that rank the same.
-    threads: how many colour spaces, then hierarchies, are worked on at once; None takes every core. The work
+    threads: how many colour spaces or hierarchies are worked on at once; None takes every core. The work
         releases the GIL, so for many images call this with `threads=1` from several Python threads or processes.
 
     Returns (P, 4) float32 x1 y1 x2 y2 in continuous pixels of the image given, best first, none twice, the
@@ -76,9 +77,14 @@ def selective_search(
         np.ascontiguousarray(np.broadcast_to(small[..., None], (*small.shape, 3)) if small.ndim == 2 else small)
     )
     with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
-        per_space = pool.map(lambda space: segmentations(rgb, space, chosen.ks, chosen.min_size), chosen.spaces)
-        jobs = [(found, of) for space in per_space for found in space for of in chosen.strategies]
-        hierarchies = list(pool.map(lambda job: hierarchy(*job), jobs))
+
+        def grow(space: str) -> list[Future]:
+            """Hand out the grouping of each segmentation as soon as it is there."""
+            found = segmentations(rgb, space, chosen.ks, chosen.min_size)
+            return [pool.submit(hierarchy, regions, strategy) for regions in found for strategy in chosen.strategies]
+
+        per_space = [pool.submit(grow, space) for space in chosen.spaces]
+        hierarchies = [grouped.result() for space in per_space for grouped in space.result()]
     boxes = order(hierarchies, seed).astype(np.float32)
     scale = np.array([width / small.shape[1], height / small.shape[0]] * 2, np.float32)
     return boxes * scale
@@ -112,14 +118,15 @@ def shrink(image: npt.NDArray[np.uint8], max_side_px: int) -> npt.NDArray[np.uin
     return np.asarray(Image.fromarray(image).resize((size[0], size[1]), Image.Resampling.BOX))
 
 
-def segmentations(rgb: npt.NDArray[np.uint16], space: str, ks: tuple[int, ...], min_size: int) -> list[Regions]:
+def segmentations(rgb: npt.NDArray[np.uint16], space: str, ks: tuple[int, ...], min_size: int) -> Iterator[Regions]:
     """The regions of one colour space for each k."""
     planes = to_space(rgb, space)
     edges, ends = sorted_edges(planes)
-    regions = [measure(planes, *segment(edges, ends, planes.shape[1:], ks[0] * LEVEL, min_size))]
+    regions = measure(planes, *segment(edges, ends, planes.shape[1:], ks[0] * LEVEL, min_size))
+    yield regions
     for k in ks[1:]:
-        regions.append(coarsen(regions[-1], k * LEVEL))
-    return regions
+        regions = coarsen(regions, k * LEVEL)
+        yield regions
 
 
 def hierarchy(regions: Regions, strategy: Strategy) -> npt.NDArray[np.int32]:

@@ -85,9 +85,7 @@ def segment(
     refused, weights = refused[:count], weights[:count]
     join_small(refused, offset, min_size, parent, size)
     labels, roots = number(parent)
-    pixel = refused >> 2
-    neighbours = np.stack([labels[pixel], labels[pixel + offset[refused & 3]]], axis=1)
-    return labels.reshape(shape_hw), heaviest[roots], neighbours, weights
+    return labels.reshape(shape_hw), heaviest[roots], regions_of(refused, offset, labels), weights
 
 
 @compiled
@@ -130,6 +128,16 @@ def join_small(refused: np.ndarray, offset: np.ndarray, min_size: int, parent: n
         a, b = find(parent, pixel), find(parent, pixel + offset[edge & 3])
         if a != b and (size[a] < min_size or size[b] < min_size):
             join(parent, size, a, b)
+
+
+@compiled
+def regions_of(edges: np.ndarray, offset: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The two regions of each edge, (E, 2). Compiled to be without the GIL, not for its own speed."""
+    regions = np.empty((edges.size, 2), np.int32)
+    for i in range(edges.size):
+        pixel = np.int64(edges[i] >> 2)
+        regions[i, 0], regions[i, 1] = labels[pixel], labels[pixel + offset[edges[i] & 3]]
+    return regions
 
 
 @compiled

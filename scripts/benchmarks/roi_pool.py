@@ -6,8 +6,9 @@
 Every case times the operators in turn, round after round, on the same maps and RoIs, and shows its fastest.
 The maps are those of a 600 x 1000 pixel image at stride 16 (38 x 63 cells), one for all RoIs as at test
 time, or with --images 2 as in training. Each operator gets the memory format that it likes best and is timed
-from its arguments to its result in newly allocated memory; `both` is forward and backward to the maps'
-gradient. `fill` and `copy` write memory of the result's size that is already there.
+from its arguments to its result, in memory as it allocates it (ours takes that of a result that is gone);
+`both` is forward and backward to the maps' gradient. `fill` and `copy` write memory of the result's size that
+is already there.
 """
 
 import argparse

@@ -2,10 +2,13 @@ import shutil
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from detector.boxes import BoxCoder
+from detector.device import Compute
+from detector.engine import train_step
 from detector.errors import InputError
 from detector.losses import multi_task_loss
 from detector.models import build_model
@@ -35,6 +38,28 @@ def test_shapes_and_a_gradient_for_every_parameter(backbone, head, channels):
     sum(multi_task_loss(logits, deltas, targets).values()).backward()
     without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     assert without == []
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "vgg16"])
+def test_losses_of_training_are_those_with_torchvision_s_pooling(backbone):
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(40, 2, generator=generator) * torch.tensor([60.0, 40.0])
+    boxes = torch.cat([corners, corners + 4 + torch.rand(40, 2, generator=generator) * 40], dim=1)
+    rois = torch.cat([torch.arange(40)[:, None] % 2, boxes], dim=1)
+    labels = torch.randint(0, 4, (40,), generator=generator)
+    targets = RoiTargets(rois, labels, torch.randn(40, 4, generator=generator))
+    compute, losses = Compute(torch.device("cpu"), torch.float32, channels_last=True), {}
+    for pool in ("ours", "theirs"):
+        torch.manual_seed(0)
+        model = build_model(backbone, "fc", num_classes=3, hidden=32)
+        if pool == "theirs":
+            model.roi_pool = torchvision.ops.RoIPool(7, 1 / 16)
+        compute.place(model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+        steps = [train_step(model, IMAGES, targets, optimizer, compute) for _ in range(4)]
+        losses[pool] = [float(step["train/loss"]) for step in steps]
+    assert losses["ours"] == pytest.approx(losses["theirs"], rel=1e-5)
+    assert losses["ours"][3] < losses["ours"][0]
 
 
 def test_answers_for_a_roi_do_not_depend_on_the_others():

@@ -22,9 +22,9 @@ def random_rois(count, batch_size, width, height, generator):
 @pytest.mark.parametrize(
     ("shape", "output_size", "scale", "count"),
     [
-        ((1, 16, 38, 63), 7, 1 / 16, 4000),
+        ((1, 64, 38, 63), 7, 1 / 16, 4000),  # whole blocks of channels, each row at a cache line
         ((3, 3, 20, 31), (7, 7), 1 / 16, 3000),
-        ((2, 17, 50, 34), (6, 3), 1 / 8, 2000),
+        ((2, 45, 50, 34), (6, 3), 1 / 8, 2000),  # a block and a part of one, rows anywhere
         ((2, 1, 9, 130), (1, 7), 1 / 2, 2000),
         ((1, 2, 1, 1), 2, 1 / 32, 500),
         ((1, 5, 300, 280), 7, 1.0, 500),  # so many cells that their index takes four bytes
@@ -143,26 +143,30 @@ def test_of_equal_values_the_first_in_reading_order_gets_the_gradient():
     assert features.grad.tolist() == [[[[0, 1, 0], [0, 0, 0]]]]
 
 
+@pytest.mark.parametrize("channels", [1, 96])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_features_that_are_not_finite_come_out_as_they_are(dtype):
+def test_features_that_are_not_finite_come_out_as_they_are(dtype, channels):
     nan, inf = float("nan"), float("inf")
     rows = [[1, nan, 2], [-nan, inf, 3], [-inf, -inf, -inf], [inf, 4, -inf]]
-    features = torch.tensor(rows, dtype=dtype).view(4, 1, 1, 3).requires_grad_()
+    features = torch.tensor(rows, dtype=dtype).view(4, 1, 1, 3).repeat(1, channels, 1, 1).requires_grad_()
     rois = torch.tensor([[image, 0, 0, 2, 0] for image in range(4)], dtype=torch.float32)
-    pooled = roi_pool(features, rois, 1).flatten()
-    assert pooled.isnan().tolist() == [True, True, False, False]
-    assert pooled[2:].tolist() == [-inf, inf]
+    pooled = roi_pool(features, rois, 1).flatten(1)
+    for channel in range(channels):
+        assert pooled[:, channel].isnan().tolist() == [True, True, False, False]
+        assert pooled[2:, channel].tolist() == [-inf, inf]
     pooled.backward(torch.ones_like(pooled))
-    assert features.grad.flatten(1).tolist() == [[0, 1, 0], [1, 0, 0], [1, 0, 0], [1, 0, 0]]
-    slow, argmax = reference.forward(features.detach(), rois, (1, 1), 1.0)
-    torch.testing.assert_close(slow.flatten(), pooled, rtol=0, atol=0, equal_nan=True)
-    assert argmax.flatten().tolist() == [1, 0, 0, 0]
+    for channel in range(channels):
+        assert features.grad[:, channel].flatten(1).tolist() == [[0, 1, 0], [1, 0, 0], [1, 0, 0], [1, 0, 0]]
+    for other in (reference.forward(features.detach(), rois, (1, 1), 1.0)[0], roi_pool(features.detach(), rois, 1)):
+        torch.testing.assert_close(other.flatten(1), pooled, rtol=0, atol=0, equal_nan=True)
+    assert reference.forward(features.detach(), rois, (1, 1), 1.0)[1][:, 0].flatten().tolist() == [1, 0, 0, 0]
 
 
+@pytest.mark.parametrize("channels", [40, 128])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_16_bit_features_give_the_exact_maximum_and_sums_in_float32(dtype):
+def test_16_bit_features_give_the_exact_maximum_and_sums_in_float32(dtype, channels):
     generator = torch.Generator().manual_seed(0)
-    features = torch.randn(2, 40, 20, 30, generator=generator).to(dtype)
+    features = torch.randn(2, channels, 20, 30, generator=generator).to(dtype)
     features[0, :, :4, :4] = torch.tensor([0.0, -0.0, -1, -65504], dtype=dtype)
     features[0, 0, 0, 0] = 2**-24  # denormal in float16
     rois = random_rois(300, 2, 480, 320, generator)
