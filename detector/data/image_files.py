@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from detector.data.image import ImageOptions, read_image
+from detector.data.image import UPRIGHT_IMAGES, ImageOptions, read_image
 from detector.errors import InputError
 from detector.structures import GroundTruth
 
@@ -15,7 +15,9 @@ from detector.structures import GroundTruth
 class ImageFiles:
     """Images by id, of which nothing else is known. A reader without objects."""
 
-    def __init__(self, paths: Mapping[str, Path], classes: Sequence[str], image_options: ImageOptions) -> None:
+    def __init__(
+        self, paths: Mapping[str, Path], classes: Sequence[str], image_options: ImageOptions = UPRIGHT_IMAGES
+    ) -> None:
         self.image_ids = list(paths)
         self.classes = tuple(classes)
         self.image_options = image_options
