@@ -24,12 +24,12 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
 
 def test_a_checkpoint_holds_weights_settings_classes_and_iteration(tmp_path):
     model = torch.nn.Linear(2, 3)
-    config = {"seed": 1, "data": {"classes": None}}
+    config = {"seed": 1, "data": {"classes": None}, "model": {}, "roi": {}, "detect": {}, "proposals": {}}
     Checkpoints(tmp_path / "c").save_last(
         {"model": model.state_dict(), "config": config, "classes": ["cat", "dog"], "iteration": 12}
     )
     content = load_checkpoint(tmp_path / "c/last.pt")
-    assert content["config"] == {"seed": 1, "data": {"classes": None}}
+    assert content["config"] == config
     assert (content["classes"], content["iteration"]) == (["cat", "dog"], 12)
     assert torch.equal(content["model"]["weight"], model.weight)
 
