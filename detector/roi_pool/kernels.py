@@ -175,11 +175,14 @@ def bin_windows(rois, spatial_scale, map_hw, pooled_hw):  # type: ignore[no-unty
 @njit(nogil=True, cache=True)
 def _copy_block(image, first, infinity_bits, cells):  # type: ignore[no-untyped-def]
     """Copy channels `first` on of a map (H,W,C) to cells (H*W,lanes), 16-bit floats in order."""
-    height, width, _ = image.shape
-    for y in range(height):
-        for x in range(width):
-            for c in range(cells.shape[1]):
-                cells[y * width + x, c] = _ordered(image[y, x, first + c], infinity_bits)
+    channels = image.shape[2]
+    flat = image.reshape(-1)
+    for cell in range(len(cells)):
+        start = cell * channels + first
+        for c in range(0, cells.shape[1], ALIGNMENT // image.itemsize):
+            _prefetch(flat, start + 8 * channels + c)  # type: ignore[call-arg]
+        for c in range(cells.shape[1]):
+            cells[cell, c] = _ordered(flat[start + c], infinity_bits)
 
 
 @njit(nogil=True, cache=True)
