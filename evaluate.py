@@ -92,6 +92,7 @@ def with_training_settings(config: dict, trained: dict) -> dict:
             f"({Path.cwd()}): name a data set with data=voc data.root=DIR"
         )
     merged = config | trained | {key: value for key, value in config.items() if value is not None}
+    merged |= {key: config[key] for key in ("checkpoint", "detections", "out")}
     for group in ("detect", "proposals"):
         merged[group] = trained[group] | {key: value for key, value in config[group].items() if value is not None}
     data = {key: value for key, value in config["data"].items() if value is not None or key not in AS_IN_TRAINING}

@@ -71,7 +71,10 @@ def unwrapped(reader: Reader) -> Reader:
 
 def _part_settings(data: dict, own: dict) -> dict:
     """The settings of one of `data.parts`: its own, and else those of all; its root lies in that of all."""
-    settings = data | own | {"root": str(Path(data["root"], own.get("root", "")))}
+    root = own.get("root", "")
+    if not isinstance(root, str):
+        raise InputError(f"data.parts: {own} needs a folder as its root, inside data.root or by a whole path")
+    settings = data | own | {"root": str(Path(data["root"], root))}
     arguments = _reader_arguments(settings)
     known = {"reader", "root", *(key.format(part) for key in arguments.values() for part in ("train", "val"))}
     if own.keys() - known:
@@ -102,14 +105,14 @@ def choose_classes(config: dict, *readers: Reader, more: Collection[str] = ()) -
     """`data.classes`, else all names in these data sets and in `more`, without those of `data.exclude_classes`."""
     data = config["data"]
     require_known_exclusions(config, *readers, more=more)
-    names = data["classes"] or sorted({*more}.union(*(reader.classes for reader in readers)))
+    names = data.get("classes") or sorted({*more}.union(*(reader.classes for reader in readers)))
     return tuple(name for name in names if name not in (data.get("exclude_classes") or ()))
 
 
 def require_known_exclusions(config: dict, *readers: Reader, more: Collection[str] = ()) -> None:
     """Raise InputError for a name of `data.exclude_classes` that is neither in these data sets nor in `more`."""
     data = config["data"]
-    known = {*more, *(data["classes"] or ())}
+    known = {*more, *(data.get("classes") or ())}
     for reader in readers:
         known |= {*(reader.known if isinstance(reader, WithoutClasses) else reader.classes)}
     require_known(data.get("exclude_classes") or (), known)

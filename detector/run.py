@@ -102,6 +102,10 @@ class Run:
         try:
             if evaluate:
                 self.evaluate(iteration)
+        except Stopped as stopped:
+            self.stopping = stopped.signal  # so that the checkpoint is the last one: failing to write it is an error
+            self.save(iteration)
+            raise
         except BaseException:
             self.save(iteration)
             raise

@@ -124,7 +124,7 @@ def settings(trained: dict, arguments: argparse.Namespace) -> dict:
     detection["score_threshold"] = arguments.score_threshold
     if arguments.max_detections is not None:
         detection["max_detections"] = arguments.max_detections
-    proposals["mode"] = arguments.mode or proposals["mode"]
+    proposals["mode"] = arguments.mode or proposals.get("mode")
     config = trained | {"device": arguments.device, "detect": detection, "proposals": proposals}
     validate(config)
     return config

@@ -58,7 +58,7 @@ def _max_window(typing: Any, cells: Any, width: Any, window: Any, plain: Any, be
         def store(vector: ir.Value, array_type: Any, argument: ir.Value) -> None:
             to = builder.bitcast(pointer(array_type, argument), vector.type.as_pointer())
             if is_plain:
-                written = builder.store(vector, to, align=ALIGNMENT)
+                written = builder.store(vector, to, align=min(ALIGNMENT, lanes * array_type.dtype.bitwidth // 8))
                 written.set_metadata("nontemporal", builder.module.add_metadata([_INT32(1)]))
             else:
                 builder.store(vector, to, align=array_type.dtype.bitwidth // 8)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from detector.data.proposals import write_store
 from detector.data.voc import VocDataset
@@ -18,6 +19,15 @@ TINY = [
     "train.checkpoint_every=2", "train.log_every=1", "roi.rois_per_image=16", "detect.score_threshold=0.01",
     "workers=0", "device=cpu", "precision=float32",
 ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Runs in this process compute with one thread, as those in processes of their own do: sums are equal then."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

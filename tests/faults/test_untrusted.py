@@ -169,6 +169,8 @@ def test_a_checkpoint_names_no_place_to_write_to(settings, content, here, tmp_pa
     assert not (tmp_path / "planted").exists()
     assert len(list((here / "data/proposals").glob("*.safetensors"))) == 1
     assert json.loads((here / "out/metrics.json").read_text())["source"]["images"] == 3
+    own = settings("evaluate", f"checkpoint={here}/model.pt")
+    assert evaluate.with_training_settings(own, content["config"] | {"out": "planted"})["out"] is None
 
 
 def test_proposals_that_training_kept_are_read_where_they_are(settings, content, here):
