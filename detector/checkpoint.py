@@ -111,6 +111,8 @@ def load_checkpoint(path: Path) -> dict:
     Raises InputError if the file is not there, is damaged, or is no checkpoint of this program.
     """
     content = read_state(path)
+    if path.suffix != ".safetensors" and (damage := find_damage(path)):  # torch.load does not look at checksums
+        raise InputError(f"{path}: damaged: {damage}")
     if path.suffix == ".safetensors":
         content = {"model": content} | _read_json(path.with_suffix(".json"))
     if missing := TO_EVALUATE - content.keys():

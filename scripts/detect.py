@@ -125,7 +125,9 @@ def settings(trained: dict, arguments: argparse.Namespace) -> dict:
     if arguments.max_detections is not None:
         detection["max_detections"] = arguments.max_detections
     proposals["mode"] = arguments.mode or proposals.get("mode")
-    config = trained | {"device": arguments.device, "detect": detection, "proposals": proposals}
+    # No data set is read here, nor its proposals, and exported weights name no place of either.
+    data, proposals["folder"] = trained["data"] | {"root": "."}, "."
+    config = trained | {"device": arguments.device, "data": data, "detect": detection, "proposals": proposals}
     validate(config)
     return config
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import evaluate
-from detector.checkpoint import Checkpoints
+from detector.checkpoint import Checkpoints, load_checkpoint, save_weights
 from detector.compose import make_model
 from detector.data import generate
 from detector.data.image_files import ImageFiles, find_files
@@ -55,6 +55,13 @@ def read(out: Path) -> list[dict]:
 
 def files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_exported_weights_find_the_same(checkpoint, images, tmp_path):
+    save_weights(tmp_path / "shared", load_checkpoint(checkpoint))
+    for name, source in (("a", checkpoint), ("b", tmp_path / "shared/model.safetensors")):
+        assert run(source, images / "good.jpg", tmp_path / name) == 0
+    assert read(tmp_path / "a") == read(tmp_path / "b") != []
 
 
 def test_a_bad_image_is_reported_and_the_rest_goes_on(checkpoint, images, tmp_path, capsys):

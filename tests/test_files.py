@@ -32,6 +32,12 @@ def test_a_checkpoint_holds_weights_settings_classes_and_iteration(tmp_path):
     assert content["config"] == config
     assert (content["classes"], content["iteration"]) == (["cat", "dog"], 12)
     assert torch.equal(content["model"]["weight"], model.weight)
+    data = bytearray((tmp_path / "c/last.pt").read_bytes())
+    at = data.index(model.weight.detach().numpy().tobytes())
+    data[at] ^= 1
+    (tmp_path / "flipped.pt").write_bytes(data)
+    with pytest.raises(InputError, match=r"flipped\.pt: damaged: checksum of .* does not match"):
+        load_checkpoint(tmp_path / "flipped.pt")
 
 
 def test_run_folders(tmp_path, monkeypatch):
