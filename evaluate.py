@@ -12,7 +12,7 @@ from detector.checkpoint import load_checkpoint
 from detector.cli import run_program
 from detector.config import validate, validate_given, validate_metric
 from detector.data.check import Checked, require_readable
-from detector.data.loader import Reader, eval_loader
+from detector.data.loader import Reader, eval_loader, explain_workers
 from detector.engine import evaluate
 from detector.errors import InputError
 from detector.evaluation.report import write_report
@@ -125,7 +125,8 @@ def detect(config: dict, checkpoint: dict, checked: Checked) -> tuple[list[Detec
     compute = compose.make_compute(config)
     compute.place(model)
     batches = eval_loader(compose.make_samples(config, checked, "val"), config["workers"])
-    return evaluate(model, batches, compose.make_recipe(config), compute)
+    with explain_workers([]):
+        return evaluate(model, batches, compose.make_recipe(config), compute)
 
 
 def read_detections(config: dict) -> tuple[Reader, list[Detections]]:

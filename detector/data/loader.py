@@ -210,8 +210,10 @@ def explain_workers(last_images: list[str]) -> Iterator[None]:
     """
     try:
         yield
-    except InputError as error:  # one out of a worker holds its whole traceback
-        message = str(error).strip().splitlines()[-1]
+    except InputError as error:
+        if not str(error).startswith("Caught InputError"):
+            raise
+        message = str(error).strip().splitlines()[-1]  # one out of a worker holds its whole traceback
         raise InputError(message.removeprefix(f"{InputError.__module__}.{InputError.__name__}: ")) from error
     except (RuntimeError, ConnectionError, EOFError) as error:  # a batch of a dead worker cannot be fetched: the latter
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):

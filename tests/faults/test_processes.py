@@ -276,6 +276,8 @@ def test_case_51_wrong_input_met_by_a_worker_is_one_line_with_the_file(small_sha
     samples.reader.image = BrokenImage()
     with pytest.raises(InputError, match=r"^x\.jpg: damaged image$"), explain_workers([]):
         list(eval_loader(samples, workers=1))
+    with pytest.raises(InputError, match=r"^of this process:\n  in two lines$"), explain_workers([]):
+        raise InputError("of this process:\n  in two lines")
 
 
 class BrokenImage:
