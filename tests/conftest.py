@@ -1,6 +1,8 @@
 """What several tests need: small data sets in VOC layout, composed settings, and the shared material if it is there."""
 
+import gc
 import json
+import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,6 +40,17 @@ def seeded() -> None:
 def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Nothing goes into the user's own folder of caches; inherited by the programs that tests start."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_process_outlives_the_tests():
+    """One that is left behind would keep the suite from ending."""
+    yield
+    gc.collect()
+    left = multiprocessing.active_children()
+    for process in left:
+        process.kill()
+    assert not left
 
 
 def ground_truth(image_id: str, *objects: tuple) -> GroundTruth:

@@ -1,7 +1,10 @@
 """From a reader and its proposals to batches."""
 
+import os
 import signal
+import threading
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -213,6 +216,8 @@ def explain_workers(last_images: list[str]) -> Iterator[None]:
     except InputError as error:
         if not str(error).startswith("Caught InputError"):
             raise
+        # Torch's frames hold the error that holds them; the loader, kept by them too, would end its workers only late.
+        traceback.clear_frames(error.__traceback__)
         message = str(error).strip().splitlines()[-1]  # one out of a worker holds its whole traceback
         raise InputError(message.removeprefix(f"{InputError.__module__}.{InputError.__name__}: ")) from error
     except (RuntimeError, ConnectionError, EOFError) as error:  # a batch of a dead worker cannot be fetched: the latter
@@ -239,5 +244,14 @@ def _loader(samples: Samples, batches: TrainOrder | list, workers: int) -> DataL
 
 def _init_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # the workers themselves fill the cores
-    for number in (signal.SIGINT, signal.SIGTERM):  # may reach them too; the training process decides when to stop
-        signal.signal(number, signal.SIG_IGN)
+    # Both signals may reach the workers too, but the training process decides when to stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    threading.Thread(target=_end_when_the_training_process_says_so, daemon=True).start()
+
+
+def _end_when_the_training_process_says_so() -> None:
+    """It does by SIGTERM: when it ends while the worker still waits for work, as it does after an error."""
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)

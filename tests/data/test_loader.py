@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from collections import Counter
 
 import albumentations as A
@@ -11,6 +13,7 @@ from detector.data.loader import PADDING_RGB, Samples, TrainOrder, collate, eval
 from detector.data.proposals import Selection
 from detector.data.transforms import Augment, Resize
 from detector.data.voc import VocDataset
+from tests.conftest import REPOSITORY
 
 
 class AllOver(dict):
@@ -132,3 +135,17 @@ def test_batches_do_not_depend_on_the_number_of_workers(samples):
 
 def test_evaluation_sees_every_image_once_in_order(samples):
     assert [ids for ids, _, _ in contents(eval_loader(samples, 0))] == [[f"train_{n}"] for n in range(6)]
+
+
+def test_a_program_that_ends_while_workers_wait_does_end(small_shapes):
+    """As it does after an error in the middle of the data, which keeps the loader alive in its traceback."""
+    program = f"""
+from tests.data.test_loader import AllOver, Resize, Samples, VocDataset, eval_loader
+samples = Samples(VocDataset({str(small_shapes)!r}, "train"), AllOver(), Resize(40, 60))
+unfinished = iter(eval_loader(samples, workers=1))
+print(next(unfinished).image_ids)
+unfinished.keeps_itself = unfinished
+import gc; gc.disable()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=100)
+    assert (ended.stdout, ended.returncode) == ("['train_0']\n", 0), ended.stderr
