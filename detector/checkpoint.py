@@ -88,7 +88,8 @@ def _stage(folder: Path, content: dict) -> Path:
     data = io.BytesIO()
     torch.save({"format": FORMAT, **content}, data)
     staged = folder / ".next.pt.unfinished"
-    write_atomically(staged, data.getbuffer())
+    with data.getbuffer() as view:  # let go here: Python 3.12.1 crashes where it finds one that an error has kept
+        write_atomically(staged, view)
     if damage := find_damage(staged):
         staged.unlink()
         raise OSError(f"{folder}: what was written did not come back: {damage}")
