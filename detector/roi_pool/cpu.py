@@ -73,19 +73,21 @@ def backward(grad: Tensor, rois: Tensor, argmax: Tensor, batch_size: int, height
     values = _channels_last_array(grad.float() if grad.dtype == torch.float16 else grad)
     if bfloat16:
         values = values.view(np.uint16)
+    real = np.dtype(np.float32) if bfloat16 else values.dtype
     where = argmax.permute(0, 2, 3, 1).contiguous().numpy()
-    sums_dtype = np.dtype(np.float64 if grad.dtype == torch.float64 else np.float32)
-    sums = memory.empty((batch_size, height * width, channels), sums_dtype)
+    sums = memory.empty((batch_size, height * width, channels), values.dtype)
     images = rois[:, 0].long().numpy()
     share = batch_size * channels // (2 * torch.get_num_threads())
     step = min(max(share, _FEWEST_CHANNELS), _MOST_CHANNELS)
+    ranges = [(first, min(first + step, channels)) for first in range(0, channels, step)]
     tasks = [
-        (values, where, np.flatnonzero(images == image), bfloat16, sums, image, first, min(first + step, channels))
+        (values, where, np.flatnonzero(images == image), real, bfloat16, sums, image, *channel_range)
         for image in range(batch_size)
-        for first in range(0, channels, step)
+        for channel_range in ranges
     ]
     threads.run(kernels.scatter, tasks)
-    result = torch.from_numpy(sums).view(batch_size, height, width, channels).to(grad.dtype)
+    result = torch.from_numpy(sums).view(batch_size, height, width, channels)
+    result = result.view(torch.bfloat16) if bfloat16 else result.to(grad.dtype)
     return result.permute(0, 3, 1, 2)
 
 

@@ -19,6 +19,8 @@ from detector.roi_pool.reference import CELL_LIMIT
 
 # Bytes of a cell's block of channels in pooling: two cache lines, and few enough registers for its maxima.
 BLOCK_BYTES = 128
+# Cells of a map whose memory is asked for in advance, while it is copied.
+_CELLS_AHEAD = 16
 
 _INT32, _INT64 = ir.IntType(32), ir.IntType(64)
 
@@ -30,7 +32,7 @@ def _max_window(typing: Any, cells: Any, width: Any, window: Any, plain: Any, be
     A loop over channels that numba turns into vector instructions keeps the maxima in memory from cell to cell;
     written with LLVM's own vectors, of whatever width the processor has, they stay in registers.
 
-    cells: (H * W, lanes) in C order, lanes * itemsize being BLOCK_BYTES: floats, or int16 as from `_ordered`, which
+    cells: (H * W, lanes) in C order, lanes * itemsize being BLOCK_BYTES: floats, or int16 as from `_copy_cells`, which
         come out as the 16-bit floats' bits.
     width: W. window: (top, bottom, left, right), not empty, all int64.
     plain: True for the quick way: no NaN is among the cells, and `best` and `where` begin at a multiple of ALIGNMENT,
@@ -104,19 +106,94 @@ def _max_window(typing: Any, cells: Any, width: Any, window: Any, plain: Any, be
 
 
 @intrinsic
+def _copy_cells(typing: Any, values: Any, first: Any, channels: Any, infinity_bits: Any, cells: Any) -> Any:
+    """Copy channels `first` on of a map, `values` (H*W*channels,), to cells (H*W,lanes); is there a NaN among floats?
+
+    infinity_bits: None if the map holds floats. If it holds the bits of 16-bit floats, those of infinity: they become
+        int16 in the floats' order, NaN above all.
+    """
+    bits = cells.dtype.bitwidth
+    lanes = BLOCK_BYTES * 8 // bits
+    is_float = isinstance(cells.dtype, types.Float)
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: tuple) -> Any:
+        vector = ir.VectorType(context.get_data_type(cells.dtype), lanes)
+        source = context.make_array(values)(context, builder, arguments[0]).data
+        target = context.make_array(cells)(context, builder, arguments[4])
+        is_nan = cgutils.alloca_once_value(builder, ir.Constant(ir.VectorType(ir.IntType(1), lanes), None))
+
+        def constant(value: int) -> ir.Constant:
+            return ir.Constant(vector, [value] * lanes)
+
+        with cgutils.for_range(builder, builder.extract_value(target.shape, 0)) as loop:
+            start = builder.add(builder.mul(loop.index, arguments[2]), arguments[1])
+            for line in range(0, BLOCK_BYTES * 8 // bits, ALIGNMENT * 8 // bits):
+                ahead = builder.add(builder.mul(arguments[2], _INT64(_CELLS_AHEAD)), _INT64(line))
+                _prefetch_at(builder, builder.gep(source, [builder.add(start, ahead)]))
+            value = builder.load(builder.bitcast(builder.gep(source, [start]), vector.as_pointer()), align=bits // 8)
+            if is_float:
+                unordered = builder.fcmp_unordered("uno", value, value)
+                builder.store(builder.or_(builder.load(is_nan), unordered), is_nan)
+            else:
+                magnitude = builder.and_(value, constant((1 << (bits - 1)) - 1))
+                negative = builder.icmp_signed("<", value, constant(0))
+                infinity = builder.insert_element(ir.Constant(vector, ir.Undefined), arguments[3], _INT32(0))
+                infinity = builder.shuffle_vector(infinity, infinity, ir.Constant(ir.VectorType(_INT32, lanes), None))
+                value = builder.select(negative, builder.neg(magnitude), magnitude)
+                above_all = builder.icmp_signed(">", magnitude, infinity)
+                value = builder.select(above_all, constant((1 << (bits - 1)) - 1), value)
+            to = builder.gep(target.data, [builder.mul(loop.index, _INT64(lanes))])
+            builder.store(value, builder.bitcast(to, vector.as_pointer()), align=bits // 8)
+        mask = ir.IntType(lanes)
+        return builder.icmp_unsigned("!=", builder.bitcast(builder.load(is_nan), mask), mask(0))
+
+    return types.boolean(values, first, channels, infinity_bits, cells), codegen
+
+
+@intrinsic
+def _copy(typing: Any, source: Any, start: Any, target: Any, to: Any, size: Any) -> Any:
+    """target[to : to + size] = source[start : start + size], of one-dimensional arrays of one type."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: tuple) -> Any:
+        read = builder.gep(context.make_array(source)(context, builder, arguments[0]).data, [arguments[1]])
+        written = builder.gep(context.make_array(target)(context, builder, arguments[2]).data, [arguments[3]])
+        cgutils.raw_memcpy(builder, written, read, arguments[4], source.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(source, start, target, to, size), codegen
+
+
+@intrinsic
+def _widened(typing: Any, value: Any) -> Any:
+    """A float as it is; that of which bfloat16's bits are given as a uint16, as a float32."""
+    if isinstance(value, types.Float):
+        return value(value), lambda context, builder, signature, arguments: arguments[0]
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: tuple) -> Any:
+        bits = builder.shl(builder.zext(arguments[0], _INT32), _INT32(16))
+        return builder.bitcast(bits, ir.FloatType())
+
+    return types.float32(value), codegen
+
+
+@intrinsic
 def _prefetch(typing: Any, array: Any, index: Any) -> Any:
     """Ask for the memory at `array[index]` of a one-dimensional array, which may lie outside of it."""
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: tuple) -> Any:
         data = context.make_array(array)(context, builder, arguments[0]).data
-        address = builder.bitcast(builder.gep(data, [arguments[1]]), ir.IntType(8).as_pointer())
-        kind = ir.FunctionType(ir.VoidType(), [address.type, _INT32, _INT32, _INT32])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [address.type], kind)
-        to_read, keep, data_not_code = _INT32(0), _INT32(3), _INT32(1)
-        builder.call(function, [address, to_read, keep, data_not_code])
+        _prefetch_at(builder, builder.gep(data, [arguments[1]]))
         return context.get_dummy_value()
 
     return types.void(array, index), codegen
+
+
+def _prefetch_at(builder: ir.IRBuilder, address: ir.Value) -> None:
+    address = builder.bitcast(address, ir.IntType(8).as_pointer())
+    kind = ir.FunctionType(ir.VoidType(), [address.type, _INT32, _INT32, _INT32])
+    function = builder.module.declare_intrinsic("llvm.prefetch", [address.type], kind)
+    to_read, keep, data_not_code = _INT32(0), _INT32(3), _INT32(1)
+    builder.call(function, [address, to_read, keep, data_not_code])
 
 
 @njit(nogil=True, cache=True)
@@ -151,17 +228,6 @@ def _bin_edges(rois, r, axis, spatial_scale, limit, first, past):  # type: ignor
 
 
 @njit(nogil=True, cache=True)
-def _ordered(value, infinity_bits):  # type: ignore[no-untyped-def]
-    """A float as it is; the bits of a 16-bit float as an int16 of the same order, NaN above all."""
-    if infinity_bits is None:
-        return value
-    magnitude = np.int16(value & np.int16(0x7FFF))
-    if magnitude > infinity_bits:
-        return np.int16(0x7FFF)
-    return magnitude if value >= 0 else np.int16(-magnitude)
-
-
-@njit(nogil=True, cache=True)
 def bin_windows(rois, spatial_scale, map_hw, pooled_hw):  # type: ignore[no-untyped-def]
     """Windows of each RoI's bins: rows from tops to bottoms (R,ph), columns from lefts to rights (R,pw)."""
     tops, bottoms = np.empty((len(rois), pooled_hw[0]), np.int64), np.empty((len(rois), pooled_hw[0]), np.int64)
@@ -173,36 +239,6 @@ def bin_windows(rois, spatial_scale, map_hw, pooled_hw):  # type: ignore[no-unty
 
 
 @njit(nogil=True, cache=True)
-def _copy_block(image, first, infinity_bits, cells):  # type: ignore[no-untyped-def]
-    """Copy channels `first` on of a map (H,W,C) to cells (H*W,lanes), 16-bit floats in order."""
-    channels = image.shape[2]
-    flat = image.reshape(-1)
-    for cell in range(len(cells)):
-        start = cell * channels + first
-        for c in range(0, cells.shape[1], ALIGNMENT // image.itemsize):
-            _prefetch(flat, start + 8 * channels + c)  # type: ignore[call-arg]
-        for c in range(cells.shape[1]):
-            cells[cell, c] = _ordered(flat[start + c], infinity_bits)
-
-
-@njit(nogil=True, cache=True)
-def _has_nan(cells):  # type: ignore[no-untyped-def]
-    """Is there a NaN among floats? Asked of their bits, since the greatest integer is found by vector instructions."""
-    flat = cells.reshape(-1)
-    if cells.itemsize == 4:
-        return _greatest_magnitude(flat.view(np.int32)) > np.int32(0x7F800000)
-    return _greatest_magnitude(flat.view(np.int64)) > np.int64(0x7FF0000000000000)
-
-
-@njit(nogil=True, cache=True)
-def _greatest_magnitude(bits):  # type: ignore[no-untyped-def]
-    greatest = bits.dtype.type(0)
-    for value in bits:
-        greatest = max(greatest, value & bits.dtype.type(np.iinfo(bits.dtype).max))
-    return greatest
-
-
-@njit(nogil=True, cache=True)
 def pool(maps, image, windows, infinity_bits, aligned, pooled, argmax, first, rows):  # type: ignore[no-untyped-def]
     """Pool a block of channels, from `first` on, of maps (B,H,W,C): the given rows of pooled (R,ph,pw,C) and argmax.
 
@@ -210,8 +246,9 @@ def pool(maps, image, windows, infinity_bits, aligned, pooled, argmax, first, ro
     """
     _, height, width, _ = maps.shape
     cells = np.empty((height * width, BLOCK_BYTES // maps.itemsize), maps.dtype)
-    _copy_block(maps[image], first, infinity_bits, cells)
-    if aligned and not (infinity_bits is None and _has_nan(cells)):
+    flat = maps[image].reshape(-1)
+    has_nan = _copy_cells(flat, first, maps.shape[3], infinity_bits, cells)  # type: ignore[call-arg,var-annotated]
+    if aligned and not has_nan:
         _pool_block(cells, width, windows, True, pooled, argmax, first, rows)
     else:
         _pool_block(cells, width, windows, None, pooled, argmax, first, rows)
@@ -238,14 +275,14 @@ def _pool_block(cells, width, windows, plain, pooled, argmax, first, rows):  # t
 
 
 @njit(nogil=True, cache=True)
-def scatter(grad, argmax, rows, bfloat16, result, image, first, past):  # type: ignore[no-untyped-def]
+def scatter(grad, argmax, rows, real, bfloat16, result, image, first, past):  # type: ignore[no-untyped-def]
     """Add gradients (R,ph,pw,C) of the given rows to their cells in result (B,H*W,C), for channels first to past.
 
-    bfloat16: True if grad holds the bits of bfloat16, as uint16, which are the upper half of a float32's; else None.
+    real: the dtype to add up in: grad's own.
+    bfloat16: None, or True if grad and result hold the bits of bfloat16, as uint16, which are the upper half of a
+        float32's; `real` is float32 then.
     """
-    sums = np.zeros((result.shape[1], past - first), result.dtype)
-    widened_bits = np.empty(past - first, np.uint32)
-    widened = widened_bits.view(np.float32)
+    sums = np.zeros((result.shape[1], past - first), real)
     channels = grad.shape[3]
     flat_grad, flat_argmax = grad.reshape(-1), argmax.reshape(-1)
     bins = grad.shape[1] * grad.shape[2]
@@ -260,14 +297,20 @@ def scatter(grad, argmax, rows, bfloat16, result, image, first, past):  # type: 
             values, where = flat_grad[start + first : start + past], flat_argmax[start + first : start + past]
             if where[0] == np.iinfo(argmax.dtype).max:  # an empty bin, in all channels
                 continue
-            if bfloat16 is None:
-                for c in range(past - first):
-                    sums[where[c], c] += values[c]
-            else:
-                for c in range(past - first):
-                    widened_bits[c] = np.uint32(values[c]) << np.uint32(16)
-                for c in range(past - first):
-                    sums[where[c], c] += widened[c]
-    for cell in range(len(sums)):  # assigning a slice would take numba seconds longer to compile
-        for c in range(past - first):
-            result[image, cell, first + c] = sums[cell, c]
+            for c in range(past - first):
+                sums[where[c], c] += _widened(values[c])  # type: ignore[call-arg]
+    flat_sums, flat_result, width = sums.reshape(-1), result[image].reshape(-1), past - first
+    for cell in range(len(sums)):
+        start, to = cell * width, cell * channels + first
+        if bfloat16 is None:
+            _copy(flat_sums, start, flat_result, to, width)  # type: ignore[call-arg]
+        else:
+            _narrow(flat_sums.view(np.uint32)[start : start + width], flat_result[to : to + width])
+
+
+@njit(nogil=True, cache=True)
+def _narrow(float32_bits, bfloat16_bits):  # type: ignore[no-untyped-def]
+    """Round sums of bfloat16 to bfloat16, ties to even. Their NaNs have no bits in the half that goes."""
+    for c in range(len(float32_bits)):
+        bits = float32_bits[c]
+        bfloat16_bits[c] = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)

@@ -162,6 +162,26 @@ def test_features_that_are_not_finite_come_out_as_they_are(dtype, channels):
     assert reference.forward(features.detach(), rois, (1, 1), 1.0)[1][:, 0].flatten().tolist() == [1, 0, 0, 0]
 
 
+def test_bfloat16_gradients_are_added_up_as_float32_and_rounded_once():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 70, 9, 11, generator=generator).bfloat16()
+    rois = random_rois(300, 2, 11, 9, generator)
+    grad = torch.randn(300, 70, 3, 3, generator=generator).bfloat16()
+    rois[40:44, 1:] = torch.tensor([0.0, 0, 10, 8])
+    # Sums on ties of rounding, infinite ones and ones that are no number, with all bits set.
+    grad[:40] = (grad[:40] * 64).round() / 64
+    grad[40, 3], grad[41, 5], grad[42, 5] = torch.inf, -torch.inf, torch.inf
+    grad[43, 7] = torch.tensor([0x7FFF], dtype=torch.int16).view(torch.bfloat16)
+    sums = {}
+    for dtype in (torch.bfloat16, torch.float32):
+        leaf = features.to(dtype).requires_grad_()
+        [sums[dtype]] = torch.autograd.grad(roi_pool(leaf, rois, 3), leaf, grad.to(dtype))
+    expected = sums[torch.float32].bfloat16()
+    assert expected.isinf().any()
+    assert expected.isnan().any()
+    torch.testing.assert_close(sums[torch.bfloat16], expected, rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("channels", [40, 128])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_16_bit_features_give_the_exact_maximum_and_sums_in_float32(dtype, channels):
