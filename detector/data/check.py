@@ -10,8 +10,9 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from detector.data.image import read_image, stored_hw
 from detector.data.loader import Proposals, Reader
 from detector.data.subset import Subset
 from detector.errors import InputError, first_few
-from detector.files import write_atomically
+from detector.files import locked, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -69,13 +70,14 @@ def check_data(reader: Reader) -> Checked:
     folder = hashlib.sha256(str(reader.annotation_path(0).resolve().parent).encode()).hexdigest()[:8]
     cache = cache_folder() / f"{reader.name}-{folder}.json"
     made_by = [VERSION, PILLOW, *astuple(reader.image_options)]
-    known = _read_cache(cache, made_by)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        looked = pool.map(functools.partial(_look, reader, known), range(len(reader)))
-        results = list(tqdm(looked, total=len(reader), unit="image", desc="check", leave=False, disable=None))
-    sound = {look.digest: look.image_hw for look in results if look.image_hw}
-    if sound != known:
-        _write_cache(cache, made_by, sound)
+    with _one_after_the_other(cache):
+        known = _read_cache(cache, made_by)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            looked = pool.map(functools.partial(_look, reader, known), range(len(reader)))
+            results = list(tqdm(looked, total=len(reader), unit="image", desc="check", leave=False, disable=None))
+        sound = {look.digest: look.image_hw for look in results if look.image_hw}
+        if sound != known:
+            _write_cache(cache, made_by, sound)
     good = [index for index, look in enumerate(results) if look.problem is None]
     return Checked(
         reader=reader if len(good) == len(reader) else Subset(reader, good),
@@ -251,6 +253,15 @@ def _counted_from_0(looks: Iterable[_Look]) -> list[str]:
 def cache_folder() -> Path:
     """Where sound images are remembered: fast-rcnn/checked in the user's folder of caches (XDG_CACHE_HOME)."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fast-rcnn" / "checked"
+
+
+@contextmanager
+def _one_after_the_other(cache: Path) -> Iterator[None]:
+    """The processes of a run: the first decodes the images, the others then find that in the cache."""
+    with ExitStack() as stack:
+        with suppress(OSError):  # there can be no cache here: they decode side by side
+            stack.enter_context(locked(cache.with_name(f"{cache.name}.lock")))
+        yield
 
 
 def _read_cache(path: Path, made_by: list) -> dict[str, tuple[int, int]]:

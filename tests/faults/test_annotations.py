@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -273,6 +275,22 @@ def test_sound_images_are_decoded_once_and_known_by_their_contents(make_voc, mon
         cache.write_text(broken)
         assert again() == ["a", "b"]
         assert again() == []
+
+
+def test_the_processes_of_a_run_decode_an_image_once_together(make_voc, monkeypatch):
+    root, decoded = make_voc({"train": {"a": [CAT]}}, name="together"), []
+
+    def read(path, options):
+        decoded.append(path.stem)
+        time.sleep(0.3)  # time enough for the other to come
+        return np.zeros((40, 60, 3), np.uint8)
+
+    monkeypatch.setattr(check, "read_image", read)
+    with ThreadPoolExecutor(2) as processes:
+        both = list(processes.map(check_data, [VocDataset(root, "train")] * 2))
+    assert [checked.image_hws for checked in both] == [[(40, 60)]] * 2
+    assert decoded == ["a"]
+    assert not list(cache_folder().glob("*.lock"))
 
 
 def test_a_cache_that_cannot_be_written_stops_nothing(make_voc, tmp_path, monkeypatch, caplog):
