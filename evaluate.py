@@ -56,6 +56,7 @@ def main(config: dict) -> None:
         compose.require_known_exclusions(config, reader, more=learned)
         reader = reader.with_classes(checkpoint["classes"])
         folder = output_folder(config, trained, reader)
+        require_writable("out", folder)
         checked = compose.check(config, reader, "val")
         if config["data"].get("val_proposals") is None:  # those made in training are read there, and new ones kept here
             kept = compose.kept_proposals(

@@ -68,8 +68,8 @@ def train(config: dict, lock: FolderLock) -> None:
         train_set = train_checked.reader  # without what cannot be used
         train_samples = compose.make_samples(config, train_checked, "train")
         val_samples = compose.make_samples(config, val_checked, "val")
-        made_of = fingerprints("training", train_set, train_samples.proposals)
-        made_of |= fingerprints("validation", val_set, val_samples.proposals)
+        made_of = fingerprints("training", train_checked, train_samples.proposals)
+        made_of |= fingerprints("validation", val_checked, val_samples.proposals)
         if checkpoint is not None:
             check_same_run(checkpoint, config, classes, made_of)
             load_state(checkpoint, model, optimizer)

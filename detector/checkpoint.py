@@ -10,11 +10,11 @@ form may come from a stranger, and can only be wrong, not dangerous: neither is 
 checked before it is used.
 """
 
+import hashlib
 import io
 import json
 import logging
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from detector.classes import check_classes
 from detector.errors import InputError, RunFailure
-from detector.files import replace, write_atomically
+from detector.files import ZIP_DAMAGE, replace, write_atomically
 from detector.models.weights import read_state
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,10 @@ GROUPS = ("data", "model", "roi", "detect", "proposals")  # of settings that eva
 FORMAT = 1  # of what a run is taken up from; a checkpoint without a number is older, and has weights only
 TO_EVALUATE = {"model", "config", "classes", "iteration"}
 TO_RESUME = TO_EVALUATE | {"optimizer", "evaluated", "best", "made_of", "processes"}
+KINDS_TO_RESUME = {"optimizer": dict, "evaluated": int, "best": float, "made_of": dict, "processes": int}
 MAX_FAILED = 3  # writes, one after the other
+SEAL = b"sha256 "
+SEAL_BYTES = len(SEAL) + 64
 NEWEST_FIRST = ("last.pt", "previous.pt", "best.pt")
 
 
@@ -87,6 +90,7 @@ def _stage(folder: Path, content: dict) -> Path:
     """A new file with the content, known to be whole."""
     data = io.BytesIO()
     torch.save({"format": FORMAT, **content}, data)
+    _seal(data)
     staged = folder / ".next.pt.unfinished"
     with data.getbuffer() as view:  # let go here: Python 3.12.1 crashes where it finds one that an error has kept
         write_atomically(staged, view)
@@ -96,13 +100,44 @@ def _stage(folder: Path, content: dict) -> Path:
     return staged
 
 
+def _seal(data: io.BytesIO) -> None:
+    """Append a digest of a zip file as its comment: the zip's own checksums leave out names, sizes and kinds."""
+    digest = SEAL + hashlib.sha256(data.getbuffer()).hexdigest().encode()
+    data.seek(-2, io.SEEK_END)  # the length of the comment, the last thing in a zip file
+    data.write(len(digest).to_bytes(2, "little") + digest)
+
+
+def _seal_of(path: Path) -> str | None:
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - SEAL_BYTES))
+        last = file.read()
+    return last.removeprefix(SEAL).decode("latin-1") if last.startswith(SEAL) else None
+
+
+def _digest(path: Path) -> str:
+    """That of the file as it was before `_seal`."""
+    digest, left = hashlib.sha256(), path.stat().st_size - SEAL_BYTES - 2
+    with open(path, "rb") as file:
+        while left > 0:
+            piece = file.read(min(left, 2**20))
+            digest.update(piece)
+            left -= len(piece) or left
+    digest.update(bytes(2))
+    return digest.hexdigest()
+
+
 def find_damage(path: Path) -> str | None:
-    """What is wrong with the file, None if it is whole: truncated, empty, and changed bytes are all found."""
+    """What is wrong with the file, None if it is whole: truncated, empty, and changed bytes are all found.
+
+    Of a file that `Checkpoints` did not write only what its zip's own checksums cover.
+    """
     try:
+        if seal := _seal_of(path):
+            return None if seal == _digest(path) else "its bytes are not those that were written"
         with zipfile.ZipFile(path) as archive:
             changed = archive.testzip()
         return f"checksum of {changed} does not match" if changed else None
-    except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
+    except ZIP_DAMAGE as error:
         return f"{error or type(error).__name__} ({path.stat().st_size} bytes)" if path.is_file() else "no such file"
 
 
@@ -125,6 +160,8 @@ def load_checkpoint(path: Path) -> dict:
 def load_to_resume(path: Path) -> dict:
     """Read a checkpoint to go on from it. Raises InputError as above, and for one of another version."""
     content = load_checkpoint(path)
+    if not isinstance(content.get("format", 0), int):
+        raise InputError(f"{path}: not a checkpoint of this program: its format is no number")
     if content.get("format", 0) > FORMAT:
         raise InputError(f"{path}: made by a newer version of this program (format {content['format']}, not {FORMAT})")
     if missing := TO_RESUME - content.keys():
@@ -132,6 +169,11 @@ def load_to_resume(path: Path) -> dict:
             f"{path}: cannot be taken up again: it has no {', '.join(sorted(missing))}, perhaps because an older "
             f"version made it. A new run from its weights: model.weights={path} run.dir=ANOTHER"
         )
+    for name, kind in KINDS_TO_RESUME.items():
+        if not isinstance(content[name], kind):
+            raise InputError(
+                f"{path}: not a checkpoint of this program: its {name} is a {type(content[name]).__name__}"
+            )
     return content
 
 

@@ -1,12 +1,18 @@
 """Writing files so that a reader never meets half of one."""
 
 import fcntl
+import lzma
 import os
+import struct
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
+# What changed bytes in a zip file lead to; RuntimeError covers methods of packing and encryption not known here.
+ZIP_DAMAGE = (OSError, ValueError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 UNFINISHED = ".*.unfinished"  # names of files that a killed program has left half written
 
 

@@ -9,7 +9,7 @@ from detector.checkpoint import find_damage, newest_valid
 from detector.config import flatten
 from detector.errors import InputError
 from detector.files import UNFINISHED, write_atomically
-from detector.run_folder import FolderLock, check_run_folder, is_empty
+from detector.run_folder import FolderLock, check_run_folder, is_empty, require_run
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ def find_run(resume: str | None, run_dir: str | None, lock: FolderLock) -> tuple
         folder = path.resolve().parents[1]
         if path.resolve().parent.name != "checkpoints" or (run_dir and Path(run_dir).resolve() != folder):
             raise InputError(f"resume: {path} does not lie in {run_dir or 'RUN'}/checkpoints")
+        require_run(folder)
         lock.take(folder)
         return folder, path
     if run_dir is None:
@@ -55,8 +56,7 @@ def find_run(resume: str | None, run_dir: str | None, lock: FolderLock) -> tuple
         check_run_folder(run_dir)
         logger.info("nothing to resume in %s: a new run begins", folder)
         return None, None
-    if not (folder / "config.yaml").is_file():
-        raise InputError(f"resume: {folder} is not the folder of a run: it has no config.yaml")
+    require_run(folder)
     lock.take(folder)
     newest = newest_valid(folder / "checkpoints")
     if newest is None:
@@ -83,7 +83,7 @@ def clean_up(folder: Path, iteration: int) -> None:
 def _iteration_of(line: str) -> float:
     try:
         return json.loads(line)["iteration"]
-    except ValueError:  # cut off when the run was killed
+    except (ValueError, KeyError, TypeError):  # cut off when the run was killed
         return float("inf")
 
 

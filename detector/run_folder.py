@@ -11,7 +11,7 @@ from typing import IO
 
 from detector.errors import InputError
 
-LOCK = ".lock"
+LOCK, HOLDER = ".lock", "process"
 
 
 class FolderLock:
@@ -29,15 +29,19 @@ class FolderLock:
 
     def take(self, folder: Path) -> Path:
         """Lock the folder, and return it. Raises InputError if another process has it."""
-        file = open(folder / LOCK, "a+")  # noqa: SIM115  closed at the end of the context
         try:
+            file = open(folder / LOCK, "a+")  # noqa: SIM115  closed at the end of the context
             # Not flock: data workers would inherit that, and hold it for a while after the run was killed.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             file.seek(0)
             raise InputError(f"run.dir: another run is writing into {folder}: {file.read().strip()}") from None
+        except OSError as error:
+            raise InputError(
+                f"run.dir: {folder / LOCK} cannot be made and locked ({error.strerror}): name a folder on another disk"
+            ) from None
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.write(f"{HOLDER} {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         self._files.append(file)
         return folder
@@ -55,6 +59,13 @@ def require_writable(setting: str, folder: Path) -> None:
 def is_empty(folder: Path) -> bool:
     """Whether there is nothing in the folder, or no folder; a lock is nothing."""
     return not folder.exists() or (folder.is_dir() and all(path.name == LOCK for path in folder.iterdir()))
+
+
+def require_run(folder: Path) -> None:
+    """Raise InputError unless a run was begun in the folder: its lock, made before anything else, stays there."""
+    lock = folder / LOCK
+    if not lock.is_file() or not lock.read_bytes().startswith(HOLDER.encode()):
+        raise InputError(f"resume: {folder} is not the folder of a run: it has no {LOCK} of this program")
 
 
 def check_run_folder(path: str | None) -> None:

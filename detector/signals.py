@@ -2,14 +2,19 @@
 
 import logging
 import signal
+import time
 from collections.abc import Iterable, Iterator
 from types import FrameType, TracebackType
 from typing import TypeVar
 
-from detector.distributed import largest
+from detector.distributed import gather, largest
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+
+# Signals that follow the first one within this time are taken for the same request: torchrun, asked together with its
+# processes, asks them once more.
+SAME_REQUEST_S = 2.0
 
 
 class Stopped(BaseException):
@@ -25,6 +30,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal = 0
+        self._first = 0.0
 
     def __enter__(self) -> "StopRequest":
         self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -35,9 +41,13 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        for each in self._before:
-            signal.signal(each, signal.SIG_DFL)
+        now = time.monotonic()
+        if self.signal and now - self._first > SAME_REQUEST_S:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        if self.signal:
+            return
+        self.signal, self._first = number, now
         logger.warning("%s: stopping after this step; once more to stop at once", signal.Signals(number).name)
 
     def agreed(self) -> int:
@@ -50,5 +60,5 @@ class StopRequest:
             if self.signal:
                 break
             yield item
-        if number := self.agreed():
+        if number := max(gather(self.signal)):  # patiently: the others may have more to do
             raise Stopped(number)

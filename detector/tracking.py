@@ -55,7 +55,7 @@ class Tracker:
 
     def __init__(self, folder: Path, start: int = 0) -> None:
         try:
-            self.writer: SummaryWriter | None = SummaryWriter(str(folder), purge_step=start + 1 if start else None)
+            self.writer: SummaryWriter | None = SummaryWriter(str(folder), purge_step=start + 1)
             self.lines = open(folder / "metrics.jsonl", "ab", buffering=0)  # noqa: SIM115  closed in close()
         except OSError as error:
             raise InputError(f"run.dir: {folder} cannot be written: {error}") from None

@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -98,7 +99,8 @@ def differences(folder: Path, expected: Path) -> list[str]:
 def same(one: object, other: object) -> bool:
     """Whether two checkpoints are equal in every bit."""
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
+        one, other = one.contiguous().view(-1), other.contiguous().view(-1)  # bytes, since 0.0 equals -0.0
+        return one.dtype == other.dtype and torch.equal(one.view(torch.uint8), other.view(torch.uint8))
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     return one == other
@@ -145,7 +147,10 @@ def main() -> int:
     rng, place = random.Random(options.seed), Path(tempfile.mkdtemp(prefix="kill_runs_"))
     settings = SETTINGS + make_data(place / "scenes")
     begun = time.monotonic()
-    begin([*settings, "workers=0"], place / "alone").join()
+    alone = begin([*settings, "workers=0"], place / "alone")
+    alone.join()
+    if alone.exitcode:
+        sys.exit(f"the run that was left alone ended with {alone.exitcode}: {place}/alone.log")
     took_s = time.monotonic() - begun
     print(f"the run that was left alone took {took_s:.1f} s", flush=True)
     kills = in_writes = runs = unequal = 0
@@ -179,6 +184,8 @@ def main() -> int:
     print(f"{kills} kills, {in_writes} of them in the middle of writing a checkpoint; {runs} runs, {unequal} unequal")
     if unequal:
         print(f"the runs lie in {place}")
+    else:
+        shutil.rmtree(place)
     return int(unequal > 0)
 
 

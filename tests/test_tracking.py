@@ -1,5 +1,6 @@
 import json
 import math
+import time
 
 import numpy as np
 import pytest
@@ -46,6 +47,17 @@ def test_events_hold_scalars_images_text_and_hyperparameters_in_one_run(folder):
     assert b"seed: 1" in events.Tensors("config/text_summary")[0].tensor_proto.string_val[0]
     plugin = events.summary_metadata["_hparams_/session_start_info"].plugin_data
     assert plugin.plugin_name == "hparams"
+
+
+def test_a_run_that_begins_anew_in_its_folder_shows_each_step_once(tmp_path):
+    for value in (0.5, 0.25):  # killed before its first checkpoint, and once more
+        tracker = Tracker(tmp_path)
+        for step in (1, 2):
+            tracker.scalars(step, {"train/loss": value})
+        tracker.close()
+        time.sleep(1.1)  # TensorBoard reads the files in the order of the seconds in their names
+    events = EventAccumulator(str(tmp_path)).Reload().Scalars("train/loss")
+    assert [(event.step, event.value) for event in events] == [(1, 0.25), (2, 0.25)]
 
 
 def test_the_same_numbers_stand_in_metrics_jsonl(folder):

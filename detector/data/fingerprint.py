@@ -1,24 +1,27 @@
 """What a run was trained on, in one number each, so that it is not taken up again on something else."""
 
 import hashlib
+from collections.abc import Sequence
 
+from detector.data.check import Checked
 from detector.data.loader import Proposals, Reader
 
 
-def fingerprints(part: str, reader: Reader, proposals: Proposals) -> dict[str, str]:
+def fingerprints(part: str, checked: Checked, proposals: Proposals) -> dict[str, str]:
     """Those of the data and of the proposals, under names such as `training data`."""
+    reader = checked.reader
     return {
-        f"{part} data": fingerprint_data(reader),
+        f"{part} data": fingerprint_data(reader, checked.digests),
         f"{part} proposals": fingerprint_proposals(proposals, reader.image_ids),
     }
 
 
-def fingerprint_data(reader: Reader) -> str:
-    """A digest of the image ids, the sizes of the image files in bytes, and all objects. The folder does not count."""
+def fingerprint_data(reader: Reader, image_digests: Sequence[str]) -> str:
+    """A digest of the image ids, those of the image files, and all objects. The folder does not count."""
     digest = hashlib.sha256()
-    for index, image_id in enumerate(reader.image_ids):
+    for index, (image_id, image_digest) in enumerate(zip(reader.image_ids, image_digests, strict=True)):
         truth = reader.ground_truth(index)
-        digest.update(f"{image_id} {reader.image_path(index).stat().st_size} {len(truth.boxes)}\n".encode())
+        digest.update(f"{image_id} {image_digest} {len(truth.boxes)}\n".encode())
         for values in (truth.boxes, truth.labels, truth.difficult, truth.crowd):
             digest.update(values.tobytes())
     return digest.hexdigest()

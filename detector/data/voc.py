@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 from xml.etree.ElementTree import Element, ParseError
 from xml.sax.saxutils import escape
 
@@ -87,7 +88,7 @@ class VocDataset:
 
     @property
     def name(self) -> str:
-        return f"{self.root.resolve().name}-{self.split}"
+        return f"{self.root.resolve().name}-{quote(self.split, safe='')}"  # it becomes part of files' names
 
     def image_path(self, index: int) -> Path:
         """The image's file: the id with any common suffix, in any case. Raises InputError if there is none, or two."""

@@ -1,6 +1,7 @@
 """Weights from elsewhere: torchvision's, trained on ImageNet, or a file."""
 
 import logging
+import zipfile
 from pathlib import Path
 from urllib.error import URLError
 
@@ -51,6 +52,7 @@ def read_state(path: Path) -> dict:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        require_stored(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the format has no exception of its own
         raise InputError(
@@ -60,6 +62,15 @@ def read_state(path: Path) -> dict:
     if not isinstance(state, dict):
         raise InputError(f"{path}: holds a {type(state).__name__}, not a dict of tensors")
     return state
+
+
+def require_stored(path: Path) -> None:
+    """Raise ValueError for a zip file with packed members: torch writes none, and would unpack any size."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                if member.compress_type != zipfile.ZIP_STORED:
+                    raise ValueError(f"{member.filename} is packed")
 
 
 def _imagenet_state(backbone: str) -> dict:

@@ -5,6 +5,7 @@ import json
 import pickle
 import sys
 import types
+import zipfile
 
 import h5py
 import numpy as np
@@ -344,6 +345,14 @@ def test_bad_files_are_named(tmp_path):
     (tmp_path / "folder").mkdir()
     with open(tmp_path / "objects.npz", "wb") as file:
         np.savez(file, a=np.array([{}], dtype=object))
+    with zipfile.ZipFile(tmp_path / "lzma.npz", "w", zipfile.ZIP_LZMA) as zipped, zipped.open("a.npy", "w") as member:
+        np.lib.format.write_array(member, np.ones((3, 4)))
+    data = bytearray((tmp_path / "lzma.npz").read_bytes())
+    data[60] ^= 85
+    (tmp_path / "lzma.npz").write_bytes(data)
+    header = b"{1: 2, 'a': 3}".ljust(117) + b"\n"
+    with zipfile.ZipFile(tmp_path / "keys.npz", "w") as zipped:
+        zipped.writestr("a.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
     (tmp_path / "columns.csv").write_text("image_id,left,top,right,bottom\na,1,2,3,4\n")
     (tmp_path / "few.csv").write_text("a,1,2,3\n")
     (tmp_path / "words.csv").write_text("a,1,2,3,4\na,1,2,3,x\n")
@@ -366,6 +375,8 @@ def test_bad_files_are_named(tmp_path):
         ("mcg-mat", "scores.mat", "has 2 boxes but 3 scores"),
         ("npz", "junk", "not a readable .npz"),
         ("npz", "objects.npz", "'a' cannot be read"),
+        ("npz", "lzma.npz", "'a' cannot be read: Corrupt input data"),
+        ("npz", "keys.npz", "'a' cannot be read"),
         ("csv", "columns.csv", "neither x1, y1, x2, y2 nor"),
         ("csv", "few.csv", "4 columns"),
         ("csv", "words.csv", "box 2 is not"),

@@ -305,6 +305,29 @@ def test_a_class_that_is_a_path_is_refused(make_voc):
         VocDataset(make_voc({"train": {"a": [("../../x", 1, 1, 2, 2)]}}), "train")
 
 
+def test_a_packed_checkpoint_is_refused_before_it_is_unpacked(tmp_path, content):
+    torch.save(content | {"model": {"a": torch.zeros(10**7)}}, tmp_path / "stored.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "stored.pt") as stored,
+        zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for name in stored.namelist():
+            bomb.writestr(name, stored.read(name))
+    refused(tmp_path / "bomb.pt", r"bomb\.pt: not a checkpoint .*ValueError")
+
+
+def test_a_split_cannot_name_a_place_to_write_to(make_voc, tmp_path):
+    """What a checkpoint says of the data becomes part of files' names."""
+    root = make_voc({"train": {"a": [("cat", 1, 1, 20, 20)]}}, name="climbs")
+    (tmp_path / "notes.txt").write_text("a\n")
+    up = os.path.relpath(tmp_path / "notes", root / "ImageSets/Main")
+    reader = VocDataset(root, up)
+    assert "/" not in reader.name
+    check_data(reader)
+    assert [path.parent for path in cache_folder().rglob("climbs-*notes*")] == [cache_folder()]
+    assert sorted(path.name for path in tmp_path.glob("notes*")) == ["notes.txt"]
+
+
 # --- proposals, caches, images
 
 

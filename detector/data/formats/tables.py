@@ -11,7 +11,6 @@ import csv
 import io
 import math
 import zipfile
-import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -20,13 +19,13 @@ import numpy as np
 
 from detector.data.formats.records import ImageProposals, RawProposals, as_rows
 from detector.errors import InputError
-from detector.files import open_atomically
+from detector.files import ZIP_DAMAGE, open_atomically
 
 CSV_ORDERS = {"xyxy": ("x1", "y1", "x2", "y2"), "xywh": ("x", "y", "w", "h")}
 # A zip file keeps the time of writing; equal proposals shall give equal bytes.
 _NO_TIME = (1980, 1, 1, 0, 0, 0)
-# What a changed byte in a zip of arrays leads to; RuntimeError covers methods of packing and encryption not known here.
-_DAMAGED = (OSError, ValueError, EOFError, RuntimeError, MemoryError, OverflowError, zipfile.BadZipFile, zlib.error)
+# What a changed byte in a zip of arrays leads to: a header of an array may ask for too much, or make no sense.
+_DAMAGED = (*ZIP_DAMAGE, MemoryError, OverflowError, TypeError)
 
 
 def read_npz(path: Path) -> RawProposals:
