@@ -36,7 +36,7 @@ def test_a_checkpoint_holds_weights_settings_classes_and_iteration(tmp_path):
     at = data.index(model.weight.detach().numpy().tobytes())
     data[at] ^= 1
     (tmp_path / "flipped.pt").write_bytes(data)
-    with pytest.raises(InputError, match=r"flipped\.pt: damaged: checksum of .* does not match"):
+    with pytest.raises(InputError, match=r"flipped\.pt: damaged: its bytes are not those"):
         load_checkpoint(tmp_path / "flipped.pt")
 
 
