@@ -9,7 +9,8 @@ from detector.roi_pool.reference import argmax_dtype, coordinate_dtype, raise_ba
 
 # numba has no 16-bit floats: their bits are pooled as int16, and bits above infinity's are NaN.
 _INFINITY_BITS = {torch.bfloat16: np.int16(0x7F80), torch.float16: np.int16(0x7C00)}
-# Channels of a task in the backward pass: more read memory in longer pieces, fewer give every thread a task.
+# Channels of a task in the backward pass: more read memory in longer pieces, fewer give every thread a task. The fewest
+# fill a cache line of any dtype.
 _MOST_CHANNELS, _FEWEST_CHANNELS = 128, 32
 
 
@@ -67,27 +68,28 @@ def backward(grad: Tensor, rois: Tensor, argmax: Tensor, batch_size: int, height
 
     One task adds up all RoIs of an image, in their order, for some channels: the sums do not depend on the threads.
     """
-    channels = grad.shape[1]
-    bfloat16 = grad.dtype == torch.bfloat16 or None
+    channels, missing = grad.shape[1], -grad.shape[1] % _FEWEST_CHANNELS
+    if missing:  # only in examples
+        grad, argmax = (torch.nn.functional.pad(each, (0, 0, 0, 0, 0, missing)) for each in (grad, argmax))
+        return _first_channels(backward(grad, rois, argmax, batch_size, height, width), channels)
     # float16, which training never uses, is the one dtype that is copied.
     values = _channels_last_array(grad.float() if grad.dtype == torch.float16 else grad)
-    if bfloat16:
-        values = values.view(np.uint16)
-    real = np.dtype(np.float32) if bfloat16 else values.dtype
+    real = values.dtype
+    if grad.dtype == torch.bfloat16:
+        values, real = values.view(np.uint16), np.dtype(np.float32)
     where = argmax.permute(0, 2, 3, 1).contiguous().numpy()
     sums = memory.empty((batch_size, height * width, channels), values.dtype)
     images = rois[:, 0].long().numpy()
     share = batch_size * channels // (2 * torch.get_num_threads())
-    step = min(max(share, _FEWEST_CHANNELS), _MOST_CHANNELS)
-    ranges = [(first, min(first + step, channels)) for first in range(0, channels, step)]
+    step = min(max(share - share % _FEWEST_CHANNELS, _FEWEST_CHANNELS), _MOST_CHANNELS)
     tasks = [
-        (values, where, np.flatnonzero(images == image), real, bfloat16, sums, image, *channel_range)
+        (values, where, np.flatnonzero(images == image), real, sums, image, first, min(first + step, channels))
         for image in range(batch_size)
-        for channel_range in ranges
+        for first in range(0, channels, step)
     ]
     threads.run(kernels.scatter, tasks)
     result = torch.from_numpy(sums).view(batch_size, height, width, channels)
-    result = result.view(torch.bfloat16) if bfloat16 else result.to(grad.dtype)
+    result = result.view(torch.bfloat16) if grad.dtype == torch.bfloat16 else result.to(grad.dtype)
     return result.permute(0, 3, 1, 2)
 
 

@@ -151,16 +151,35 @@ def _copy_cells(typing: Any, values: Any, first: Any, channels: Any, infinity_bi
 
 
 @intrinsic
-def _copy(typing: Any, source: Any, start: Any, target: Any, to: Any, size: Any) -> Any:
-    """target[to : to + size] = source[start : start + size], of one-dimensional arrays of one type."""
+def _write_sums(typing: Any, sums: Any, start: Any, result: Any, to: Any, size: Any) -> Any:
+    """result[to : to + size] = sums[start : start + size], past the caches, without reading result first.
+
+    Both are one-dimensional, and result's part begins and ends at multiples of ALIGNMENT. Where it is uint16, it gets
+    the bits of float32 sums rounded to bfloat16, ties to even. A sum's NaN has no bits in the half that goes.
+    """
+    lanes = ALIGNMENT * 8 // result.dtype.bitwidth
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: tuple) -> Any:
-        read = builder.gep(context.make_array(source)(context, builder, arguments[0]).data, [arguments[1]])
-        written = builder.gep(context.make_array(target)(context, builder, arguments[2]).data, [arguments[3]])
-        cgutils.raw_memcpy(builder, written, read, arguments[4], source.dtype.bitwidth // 8)
+        summed = ir.VectorType(context.get_data_type(sums.dtype), lanes)
+        written = ir.VectorType(context.get_data_type(result.dtype), lanes)
+        source = builder.gep(context.make_array(sums)(context, builder, arguments[0]).data, [arguments[1]])
+        target = builder.gep(context.make_array(result)(context, builder, arguments[2]).data, [arguments[3]])
+        with cgutils.for_range_slice(builder, _INT64(0), arguments[4], _INT64(lanes)) as (at, _):
+            address = builder.bitcast(builder.gep(source, [at]), summed.as_pointer())
+            values = builder.load(address, align=sums.dtype.bitwidth // 8)
+            if not isinstance(result.dtype, types.Float):
+                vector = ir.VectorType(_INT32, lanes)
+                half, last, below_half = (ir.Constant(vector, [each] * lanes) for each in (16, 1, 0x7FFF))
+                bits = builder.bitcast(values, vector)
+                is_odd = builder.and_(builder.lshr(bits, half), last)
+                values = builder.trunc(builder.lshr(builder.add(builder.add(bits, below_half), is_odd), half), written)
+            store = builder.store(
+                values, builder.bitcast(builder.gep(target, [at]), written.as_pointer()), align=ALIGNMENT
+            )
+            store.set_metadata("nontemporal", builder.module.add_metadata([_INT32(1)]))
         return context.get_dummy_value()
 
-    return types.void(source, start, target, to, size), codegen
+    return types.void(sums, start, result, to, size), codegen
 
 
 @intrinsic
@@ -275,12 +294,13 @@ def _pool_block(cells, width, windows, plain, pooled, argmax, first, rows):  # t
 
 
 @njit(nogil=True, cache=True)
-def scatter(grad, argmax, rows, real, bfloat16, result, image, first, past):  # type: ignore[no-untyped-def]
+def scatter(grad, argmax, rows, real, result, image, first, past):  # type: ignore[no-untyped-def]
     """Add gradients (R,ph,pw,C) of the given rows to their cells in result (B,H*W,C), for channels first to past.
 
-    real: the dtype to add up in: grad's own.
-    bfloat16: None, or True if grad and result hold the bits of bfloat16, as uint16, which are the upper half of a
-        float32's; `real` is float32 then.
+    The channels' part of a cell in result begins and ends at multiples of ALIGNMENT.
+
+    real: the dtype to add up in: grad's own, or float32 where grad and result are uint16, which are the bits of
+        bfloat16: the upper half of a float32's.
     """
     sums = np.zeros((result.shape[1], past - first), real)
     channels = grad.shape[3]
@@ -301,16 +321,4 @@ def scatter(grad, argmax, rows, real, bfloat16, result, image, first, past):  # 
                 sums[where[c], c] += _widened(values[c])  # type: ignore[call-arg]
     flat_sums, flat_result, width = sums.reshape(-1), result[image].reshape(-1), past - first
     for cell in range(len(sums)):
-        start, to = cell * width, cell * channels + first
-        if bfloat16 is None:
-            _copy(flat_sums, start, flat_result, to, width)  # type: ignore[call-arg]
-        else:
-            _narrow(flat_sums.view(np.uint32)[start : start + width], flat_result[to : to + width])
-
-
-@njit(nogil=True, cache=True)
-def _narrow(float32_bits, bfloat16_bits):  # type: ignore[no-untyped-def]
-    """Round sums of bfloat16 to bfloat16, ties to even. Their NaNs have no bits in the half that goes."""
-    for c in range(len(float32_bits)):
-        bits = float32_bits[c]
-        bfloat16_bits[c] = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+        _write_sums(flat_sums, cell * width, flat_result, cell * channels + first, width)  # type: ignore[call-arg]
