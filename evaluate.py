@@ -11,8 +11,9 @@ from detector import compose
 from detector.checkpoint import load_checkpoint
 from detector.cli import run_program
 from detector.config import validate, validate_given, validate_metric
-from detector.data.check import Checked, require_readable
+from detector.data.check import require_readable
 from detector.data.loader import Reader, eval_loader, explain_workers
+from detector.distributed import is_main, place, process_group, shared_errors
 from detector.engine import evaluate
 from detector.errors import InputError
 from detector.evaluation.report import write_report
@@ -25,7 +26,7 @@ from detector.evaluation.results import (
 )
 from detector.evaluation.tables import summary
 from detector.postprocess import postprocess_again
-from detector.run_folder import make_run_folder, require_writable
+from detector.run_folder import make_new_folder, make_run_folder, require_writable
 from detector.structures import Detections
 
 logger = logging.getLogger("evaluate")
@@ -35,7 +36,6 @@ AS_IN_TRAINING = (  # unless given, whatever the data set
     "short_side_px", "max_side_px", "proposals_by_score", "min_proposal_px", "unique_proposals", "val_max_proposals",
 )  # fmt: skip
 WHICH_IMAGES = ("root", "val_split", "val_json", "val_images")
-WHICH_DATA = ("reader", "parts", *WHICH_IMAGES, "drop_empty_boxes", "exclude_classes", "max_images")
 
 
 def main(config: dict) -> None:
@@ -45,6 +45,16 @@ def main(config: dict) -> None:
     if config["out"]:
         require_writable("out", Path(config["out"]))
     if config["checkpoint"] is not None:
+        with process_group(config["distributed"]["timeout_s"]):
+            score_checkpoint(config)
+    elif is_main():
+        score_saved(config)
+
+
+def score_checkpoint(config: dict) -> None:
+    """Run the network over the data set, each process on its part of the images, and report."""
+    here = place()
+    with shared_errors():
         checkpoint = load_checkpoint(Path(config["checkpoint"]))
         trained = checkpoint["config"]
         for group in ("data", "proposals"):
@@ -55,25 +65,49 @@ def main(config: dict) -> None:
         learned = [*checkpoint["classes"], *(trained["data"].get("exclude_classes") or ())]
         compose.require_known_exclusions(config, reader, more=learned)
         reader = reader.with_classes(checkpoint["classes"])
-        folder = output_folder(config, trained, reader)
-        require_writable("out", folder)
+        if not config["out"]:
+            require_writable("out", run_of(config))
         checked = compose.check(config, reader, "val")
         if config["data"].get("val_proposals") is None:  # those made in training are read there, and new ones kept here
             kept = compose.kept_proposals(
                 reader, Path(trained["proposals"].get("folder") or ""), config["proposals"]["mode"]
             )
             config["data"]["val_proposals"] = kept if any(kept) else None
-        detections, losses = detect(config, checkpoint, checked)
-        write_coco_results(folder / "detections.json", detections, reader.classes, category_ids(reader, reader.classes))
-        detections = through_files(folder / "detections", detections, reader.classes, config["metric"]["devkit"])
-        source = {"checkpoint": config["checkpoint"], "iteration": checkpoint["iteration"]}
-    else:
-        reader, detections = read_detections(config)
-        require_readable(reader)
-        folder, losses = Path(config["out"]) if config["out"] else make_run_folder(None), None
-        source = {"detections": config["detections"]}
+        model = compose.make_trained_model(config, checkpoint["model"], len(reader.classes))
+        compute = compose.make_compute(config)
+        compute.place(model)
+        samples = compose.make_samples(config, checked, "val")
+    batches = eval_loader(samples, config["workers"], here.rank, here.world_size)
+    with explain_workers([]):
+        detections, losses = evaluate(model, batches, compose.make_recipe(config), compute)
+    if not is_main():
+        return
+    folder = Path(config["out"]) if config["out"] else make_new_folder(run_of(config), f"evaluate-{reader.name}")
+    write_coco_results(folder / "detections.json", detections, reader.classes, category_ids(reader, reader.classes))
+    detections = through_files(folder / "detections", detections, reader.classes, config["metric"]["devkit"])
+    source = {"checkpoint": config["checkpoint"], "iteration": checkpoint["iteration"]}
+    report(config, folder, reader, detections, source, losses)
+
+
+def score_saved(config: dict) -> None:
+    """Report on saved detections."""
+    reader, detections = read_detections(config)
+    require_readable(reader)
+    folder = Path(config["out"]) if config["out"] else make_run_folder(None)
+    report(config, folder, reader, detections, {"detections": config["detections"]})
+
+
+def report(
+    config: dict,
+    folder: Path,
+    reader: Reader,
+    detections: Sequence[Detections],
+    source: dict,
+    losses: dict[str, float] | None = None,
+) -> None:
+    """Score the detections, one an image, and leave all about it in the folder."""
     truths = [reader.ground_truth(index) for index in range(len(reader))]
-    source |= {"data": reader.name, "images": len(reader)}
+    source = source | {"data": reader.name, "images": len(reader)}
     metrics = write_report(
         folder, truths, detections, reader.classes, **config["metric"], losses=losses, source=source, image=reader.image
     )
@@ -101,6 +135,13 @@ def with_training_settings(config: dict, trained: dict) -> dict:
         data = {key: value for key, value in data.items() if value is not None}
         for key in data.keys() - trained["data"].keys() - {"exclude_classes", "max_images"}:
             raise InputError(f"data.{key}: the data set of training has no such setting; for another: data=voc or coco")
+        parts = trained["data"].get("parts") or []
+        for key in data.keys() & {*WHICH_IMAGES} - {"root"}:
+            if parts and all(key in part for part in parts):
+                raise InputError(
+                    f"data.{key}: the data set of training is joined of {len(parts)}, each with its own; name all anew "
+                    "with data.parts=[...], or one with data=voc or coco"
+                )
         if data.keys() & {*WHICH_IMAGES}:
             data = {"val_proposals": None} | data  # those of training are of other images
         merged["data"] = trained["data"] | data
@@ -109,25 +150,10 @@ def with_training_settings(config: dict, trained: dict) -> dict:
     return merged
 
 
-def output_folder(config: dict, trained: dict, reader: Reader) -> Path:
-    """`out`, or the run's folder for the data of training, or a folder in that for other data."""
-    if config["out"]:
-        return Path(config["out"])
+def run_of(config: dict) -> Path:
+    """The folder of the run that the checkpoint lies in, or `runs`."""
     path = Path(config["checkpoint"]).resolve()
-    if path.parent.name != "checkpoints":
-        return make_run_folder(None)
-    same = all(config["data"].get(key) == trained["data"].get(key) for key in WHICH_DATA)
-    return path.parents[1] if same else path.parents[1] / f"evaluate-{reader.name}"
-
-
-def detect(config: dict, checkpoint: dict, checked: Checked) -> tuple[list[Detections], dict[str, float]]:
-    """Run the network over the data set: its detections and the losses."""
-    model = compose.make_trained_model(config, checkpoint["model"], len(checked.reader.classes))
-    compute = compose.make_compute(config)
-    compute.place(model)
-    batches = eval_loader(compose.make_samples(config, checked, "val"), config["workers"])
-    with explain_workers([]):
-        return evaluate(model, batches, compose.make_recipe(config), compute)
+    return path.parents[1] if path.parent.name == "checkpoints" else Path("runs")
 
 
 def read_detections(config: dict) -> tuple[Reader, list[Detections]]:

@@ -18,7 +18,7 @@ from detector.distributed import from_main, is_main, place, process_group, share
 from detector.engine import training_steps
 from detector.errors import InputError
 from detector.models.weights import load_weights
-from detector.resume import check_same_run, clean_up, find_run
+from detector.resume import check_same_run, clean_up, find_run, make_newest
 from detector.run import Run, lacks_evaluation
 from detector.run_folder import FolderLock, make_run_folder, require_writable
 from detector.signals import StopRequest
@@ -84,6 +84,8 @@ def train(config: dict, lock: FolderLock) -> None:
     logger.info("%d images to train on, %d to validate, classes: %s", len(train_set), len(val_set), ", ".join(classes))
     logger.info("on %s in %s, learning rate %g -> %s", compute.device, compute.dtype, optimizer.defaults["lr"], folder)
     if is_main():
+        if resumed is not None and config["resume"] != "auto":
+            make_newest(resumed, start)
         clean_up(folder, start)
     tracker = Tracker(folder, start) if is_main() else None
     progress = tqdm(total=settings["iterations"], initial=start, unit="step", disable=None if is_main() else True)

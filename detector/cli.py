@@ -7,8 +7,10 @@ import sys
 from collections.abc import Callable
 from logging.handlers import MemoryHandler
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
+import torch.distributed as dist
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -59,7 +61,7 @@ def run_program(main: Callable[[dict], None], config_name: str) -> None:
                 raise InputError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
             record(main)(settings)  # type: ignore[arg-type]  # torchrun reports what went wrong
         except InputError as error:
-            _end(str(error), WRONG_INPUT)
+            _wrong_input(error)
         except RunFailure as error:
             _end(str(error), FAILED)
         except Stopped as stopped:
@@ -70,11 +72,17 @@ def run_program(main: Callable[[dict], None], config_name: str) -> None:
     try:
         check_overrides(config_name, sys.argv[1:])
     except InputError as error:
-        _end(str(error), WRONG_INPUT)
+        _wrong_input(error)
     hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(guarded)()
 
 
-def _end(message: str, status: int) -> None:
+def _wrong_input(error: InputError) -> NoReturn:
+    if is_main() or dist.is_initialized():  # before they are connected all processes find the same
+        _end(str(error), WRONG_INPUT)
+    sys.exit(WRONG_INPUT)
+
+
+def _end(message: str, status: int) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):  # the run's own log

@@ -160,7 +160,7 @@ def evaluate(
         targets = make_targets(batch, recipe.sampling, recipe.coder, recipe.seed)
         proposals = [with_batch_index(boxes, index) for index, boxes in enumerate(batch.proposals)]
         rois = torch.cat([targets.rois, *proposals])
-        class_logits, deltas = (answer.float().cpu() for answer in compute.forward(model, batch.images, rois))
+        class_logits, deltas = _answers(model, batch, rois, compute)
         drawn = len(targets.rois)
         losses.append(multi_task_loss(class_logits[:drawn], deltas[:drawn], targets))
         detections += _detections(class_logits[drawn:], deltas[drawn:], batch, recipe)
@@ -173,8 +173,22 @@ def detect(model: nn.Module, batch: Batch, recipe: Recipe, compute: Compute) -> 
     """Detections of every image of a batch."""
     model.eval()
     rois = torch.cat([with_batch_index(boxes, index) for index, boxes in enumerate(batch.proposals)])
-    class_logits, deltas = (answer.float().cpu() for answer in compute.forward(model, batch.images, rois))
+    class_logits, deltas = _answers(model, batch, rois, compute)
     return _detections(class_logits, deltas, batch, recipe)
+
+
+def _answers(model: nn.Module, batch: Batch, rois: Tensor, compute: Compute) -> tuple[Tensor, Tensor]:
+    """Class logits and deltas of every RoI, in float32 on the CPU."""
+    try:
+        class_logits, deltas = compute.forward(model, batch.images, rois)
+        return class_logits.float().cpu(), deltas.float().cpu()
+    except torch.OutOfMemoryError as error:
+        raise RunFailure(
+            f"out of GPU memory at {', '.join(batch.image_ids)}: padded to {batch.images.shape[2]}x"
+            f"{batch.images.shape[3]}, {len(rois)} RoIs, at most {peak_memory_mib(compute.device):.0f} MiB in use. "
+            "Less is needed with smaller data.max_side_px or data.val_max_proposals, or with precision=bfloat16. "
+            f"({str(error).splitlines()[0]})"
+        ) from error
 
 
 def _detections(class_logits: Tensor, deltas: Tensor, batch: Batch, recipe: Recipe) -> list[Detections]:

@@ -1,6 +1,7 @@
 """Writing files so that a reader never meets half of one."""
 
 import fcntl
+import itertools
 import lzma
 import os
 import struct
@@ -45,6 +46,13 @@ def replace(source: Path, target: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def numbered(path: Path) -> Iterator[Path]:
+    """`path`, then NAME-2, NAME-3 ... beside it, for who looks for a name that is not taken."""
+    yield path
+    for number in itertools.count(2):
+        yield path.with_name(f"{path.stem}-{number}{path.suffix}")
 
 
 @contextmanager

@@ -5,10 +5,10 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from detector.checkpoint import find_damage, newest_valid
+from detector.checkpoint import NEWEST_FIRST, find_damage, load_checkpoint, newest_valid
 from detector.config import flatten
 from detector.errors import InputError
-from detector.files import UNFINISHED, write_atomically
+from detector.files import UNFINISHED, numbered, replace, write_atomically
 from detector.run_folder import FolderLock, check_run_folder, is_empty, require_run
 
 logger = logging.getLogger(__name__)
@@ -62,6 +62,28 @@ def find_run(resume: str | None, run_dir: str | None, lock: FolderLock) -> tuple
     if newest is None:
         logger.info("no checkpoint in %s yet: the run begins anew", folder)
     return folder, newest
+
+
+def make_newest(path: Path, iteration: int) -> None:
+    """Have `last.pt` be the checkpoint that was named, of this iteration: the run goes on from it, and so will `auto`.
+
+    What was `last.pt`, and what is of later steps, steps aside as NAME-of-ITERATION.pt.
+    """
+    if path.name == "last.pt":
+        return
+    for other in (path.with_name(name) for name in NEWEST_FIRST if name != path.name):
+        if not other.exists():
+            continue
+        try:
+            found = load_checkpoint(other)["iteration"]
+        except InputError:
+            found = "unknown"
+        if other.name == "last.pt" or found == "unknown" or found > iteration:
+            wanted = other.with_name(f"{other.stem}-of-{found}.pt")
+            aside = next(name for name in numbered(wanted) if not name.exists())
+            replace(other, aside)
+            logger.warning("%s is now %s: the run goes back to iteration %d", other, aside.name, iteration)
+    write_atomically(path.with_name("last.pt"), path.read_bytes())
 
 
 def clean_up(folder: Path, iteration: int) -> None:

@@ -1,15 +1,16 @@
 """The folder of a run."""
 
 import fcntl
-import itertools
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
 from detector.errors import InputError
+from detector.files import numbered
 
 LOCK, HOLDER = ".lock", "process"
 
@@ -81,20 +82,24 @@ def check_run_folder(path: str | None) -> None:
 
 def make_run_folder(path: str | None) -> Path:
     """Make the folder `path`, or runs/DATE_TIME under a name that no other run has. Raises InputError as above."""
+    if path is None:
+        return make_new_folder(Path("runs"), time.strftime("%Y-%m-%d_%H-%M-%S"))
     try:
-        if path is not None:
-            Path(path).mkdir(parents=True, exist_ok=True)
-            check_run_folder(path)
-            return Path(path)
-        name = time.strftime("%Y-%m-%d_%H-%M-%S")
-        for number in itertools.count(1):
-            folder = Path("runs") / (name if number == 1 else f"{name}-{number}")
-            folder.parent.mkdir(exist_ok=True)
-            try:
-                folder.mkdir()
-                return folder
-            except FileExistsError:  # another run began in the same second
-                continue
+        Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"run.dir: {path or 'runs'} cannot be made: {error.strerror}") from None
-    raise AssertionError("unreachable")
+        raise InputError(f"run.dir: {path} cannot be made: {error.strerror}") from None
+    check_run_folder(path)
+    return Path(path)
+
+
+def make_new_folder(parent: Path, name: str) -> Path:
+    """Make `name` in `parent`, or, where there is one already, NAME-2, NAME-3 ... Raises InputError if it cannot."""
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        for folder in numbered(parent / name):
+            with suppress(FileExistsError):
+                folder.mkdir()
+                break
+    except OSError as error:
+        raise InputError(f"{parent / name} cannot be made: {error.strerror}") from None
+    return folder

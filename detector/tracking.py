@@ -1,9 +1,14 @@
 """What a run leaves to look at: TensorBoard events, and the same numbers in metrics.jsonl."""
 
+import errno
+import io
 import json
 import logging
 import math
+import os
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +65,12 @@ class Tracker:
         except OSError as error:
             raise InputError(f"run.dir: {folder} cannot be written: {error}") from None
         self.warned = False
+        self._excepthook, threading.excepthook = threading.excepthook, self._after_thread
+
+    def _after_thread(self, died: threading.ExceptHookArgs) -> None:
+        """TensorBoard's writing thread passes its error on to the next write; only others print theirs."""
+        if not type(died.thread).__module__.startswith("tensorboard."):
+            self._excepthook(died)
 
     def _write_events(self, write: Callable[[SummaryWriter], object]) -> None:
         if self.writer is None:
@@ -79,10 +90,14 @@ class Tracker:
                 writer.add_scalar(tag, value, iteration)
 
         self._write_events(write)
-        line = json.dumps({"iteration": iteration, **{tag: finite.get(tag) for tag in values}}) + "\n"
+        line = json.dumps({"iteration": iteration, **{tag: finite.get(tag) for tag in values}}).encode() + b"\n"
+        end = self.lines.seek(0, io.SEEK_END)
         try:
-            self.lines.write(line.encode())
+            if self.lines.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
+            with suppress(OSError):
+                self.lines.truncate(end)  # no half line, for the next one to be added to
             if not self.warned:
                 logger.warning("metrics.jsonl cannot be written: %s. Training goes on", error)
             self.warned = True
@@ -125,3 +140,4 @@ class Tracker:
     def close(self) -> None:
         self._write_events(lambda writer: writer.close())
         self.lines.close()
+        threading.excepthook = self._excepthook

@@ -39,7 +39,7 @@ from detector.data.loader import Samples, collate
 from detector.data.proposals import open_proposals, require_images
 from detector.data.voc import annotation_xml
 from detector.engine import detect
-from detector.errors import InputError
+from detector.errors import InputError, RunFailure
 from detector.evaluation.results import write_coco_results
 from detector.files import write_atomically
 from detector.run_folder import require_writable
@@ -73,6 +73,9 @@ def main(command_line: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except RunFailure as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted; there is no detections.json", file=sys.stderr)
         return 130

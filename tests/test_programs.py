@@ -167,18 +167,30 @@ def test_another_data_set_keeps_the_sizes_of_training_and_nothing_of_its_data(ru
     assert merge("data.exclude_classes=[]")["exclude_classes"] == []
     assert merge("data.val_json=b.json")["val_proposals"] is None
     assert "parts" not in merge("data=voc", "data.root=x")
+    assert merge("data.val_split=train")["val_split"] == "train"
+    trained["data"]["parts"] = [{"root": "a", "val_split": "test"}]
+    with pytest.raises(InputError, match="data.val_split: the data set of training is joined of 1, each with its own"):
+        merge("data.val_split=train")
 
 
-def test_evaluating_another_split_leaves_the_run_s_numbers_alone(run, settings, small_shapes, tmp_path):
+def test_an_evaluation_never_writes_over_another(run, settings, small_shapes, tmp_path):
     shutil.copytree(run, tmp_path / "run")
-    before = (tmp_path / "run/metrics.json").read_text()
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     checkpoint = f"checkpoint={tmp_path}/run/checkpoints/last.pt"
     evaluate.main(settings("evaluate", checkpoint, "data.val_split=train", "workers=0"))
-    assert (tmp_path / "run/metrics.json").read_text() == before
-    metrics = json.loads((tmp_path / "run/evaluate-shapes-train/metrics.json").read_text())
-    assert metrics["source"]["images"] == 6
     evaluate.main(settings("evaluate", checkpoint, "workers=0"))
-    assert json.loads((tmp_path / "run/metrics.json").read_text())["voc"] == json.loads(before)["voc"]
+    evaluate.main(settings("evaluate", checkpoint, "workers=0", "detect.max_detections=1"))
+    assert {path: path.read_bytes() for path in before} == before
+    made = {
+        path.name: json.loads((path / "metrics.json").read_text()) for path in (tmp_path / "run").glob("evaluate-*")
+    }
+    assert {name: item["source"]["images"] for name, item in made.items()} == {
+        "evaluate-shapes-train": 6,
+        "evaluate-shapes-test": 3,
+        "evaluate-shapes-test-2": 3,
+    }
+    in_training = json.loads((run / "metrics.json").read_text())["voc"]
+    assert made["evaluate-shapes-test"]["voc"] == in_training != made["evaluate-shapes-test-2"]["voc"]
 
 
 def test_a_mistyped_folder_of_detections_is_no_score_of_0(settings, small_shapes, tmp_path, caplog):

@@ -29,7 +29,7 @@ from detector.data.transforms import Augment, Resize
 from detector.data.voc import VocDataset
 from detector.engine import evaluate
 from detector.errors import InputError, RunFailure
-from detector.resume import check_same_run, clean_up, find_run
+from detector.resume import check_same_run, clean_up, find_run, make_newest
 from detector.run_folder import FolderLock
 from detector.signals import SAME_REQUEST_S, Stopped, StopRequest
 from detector.visualize import draw_batch
@@ -394,6 +394,46 @@ def test_case_16_a_finished_run_is_complete_and_left_alone(spoilt, settings, tin
     assert "already complete: 6 of 6 iterations" in caplog.text
     after = {path: path.stat().st_mtime_ns for path in spoilt.rglob("*") if path.name not in (".lock", "train.log")}
     assert after == before
+
+
+def test_going_back_to_an_earlier_checkpoint_loses_none_and_auto_stays_with_it(tmp_path, caplog):
+    folder = tmp_path / "checkpoints"
+
+    def content(iteration):
+        config = {key: {} for key in ("data", "model", "roi", "detect", "proposals")}
+        return {"model": {"x": torch.ones(1)}, "config": config, "classes": ["cat"], "iteration": iteration}
+
+    def found():
+        return {path.name: load_checkpoint(path)["iteration"] for path in folder.iterdir()}
+
+    kept = Checkpoints(folder)
+    for iteration in (3, 4, 5):
+        kept.save_last(content(iteration))
+    kept.save_best(content(3))
+    make_newest(folder / "last.pt", 5)
+    assert found() == {"last.pt": 5, "previous.pt": 4, "best.pt": 3}
+    make_newest(folder / "best.pt", 3)
+    assert found() == {"last-of-5.pt": 5, "previous-of-4.pt": 4, "best.pt": 3, "last.pt": 3}
+    assert "last.pt is now last-of-5.pt: the run goes back to iteration 3" in caplog.text
+    kept.save_last(content(4))
+    make_newest(folder / "last-of-5.pt", 5)  # and forth again
+    now = {"last.pt": 5, "last-of-4.pt": 4, "previous.pt": 3, "last-of-5.pt": 5, "previous-of-4.pt": 4, "best.pt": 3}
+    assert found() == now
+    (folder / "last.pt").write_bytes(b"no longer whole")
+    kept.save_best(content(9))
+    make_newest(folder / "last-of-4.pt", 4)
+    assert (folder / "last-of-unknown.pt").read_bytes() == b"no longer whole"
+    (folder / "last-of-unknown.pt").unlink()
+    del now["best.pt"]
+    assert found() == now | {"last.pt": 4, "best-of-9.pt": 9}
+
+
+def test_resume_names_the_checkpoint_that_auto_then_goes_on_with(spoilt, settings, tiny):
+    """The run's last checkpoint is of iteration 6, `previous.pt` of 4."""
+    previous = spoilt / "checkpoints/previous.pt"
+    train.main(settings("train", *tiny, f"resume={previous}", "train.iterations=5"))
+    kept = {path.name: load_checkpoint(path)["iteration"] for path in previous.parent.iterdir()}
+    assert (kept["last.pt"], kept["previous.pt"], kept["last-of-6.pt"]) == (5, 4, 6)
 
 
 def test_which_run_is_meant(spoilt, tmp_path, whole, monkeypatch):

@@ -140,6 +140,18 @@ def test_case_23_out_of_gpu_memory_says_what_was_in_it(model, optimizer, monkeyp
         assert part in str(failure.value)
 
 
+def test_case_23_out_of_gpu_memory_in_an_evaluation_says_where(model):
+    class Full(type(COMPUTE)):
+        def forward(self, *arguments):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nmore")
+
+    full = Full(**vars(COMPUTE))
+    for look in (lambda: engine.evaluate(model, [batch(proposals=30)], RECIPE, full),
+                 lambda: engine.detect(model, batch(proposals=30), RECIPE, full)):  # fmt: skip
+        with pytest.raises(RunFailure, match=r"out of GPU memory at .*: padded to 64x96, \d+ RoIs.*val_max_proposals"):
+            look()
+
+
 def test_case_24_the_same_seed_gives_the_same_history(settings, tiny, whole, tmp_path):
     from scripts.kill_runs import differences
 

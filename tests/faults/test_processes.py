@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+import evaluate as evaluate_program
+import train
 from detector import cli, distributed
 from detector.boxes import BoxCoder
 from detector.config import validate_training
@@ -239,6 +242,33 @@ def test_case_52_torchrun_takes_the_run_up_again(tiny, tmp_path):
     assert torch.load(run / "checkpoints/last.pt", weights_only=True)["processes"] == 2
 
 
+def test_evaluate_gives_with_two_processes_the_numbers_of_one(whole, settings, tmp_path):
+    overrides = [f"checkpoint={whole}/checkpoints/last.pt", "workers=0", f"out={tmp_path}/out"]
+    ranks = start_ranks(score_checkpoint, 2, tmp_path, settings("evaluate", *overrides))
+    for number, process in enumerate(ranks):
+        process.join(120)
+        assert process.exitcode == 0, (tmp_path / f"rank{number}.log").read_text()
+    in_training, apart = (json.loads((folder / "metrics.json").read_text()) for folder in (whole, tmp_path / "out"))
+    assert apart["voc"] == in_training["voc"]
+    assert apart["loss"] == pytest.approx(in_training["loss"], abs=1e-6)
+    assert "mAP" in (tmp_path / "rank0.log").read_text()
+    assert "mAP" not in (tmp_path / "rank1.log").read_text()
+
+
+def score_checkpoint(folder: Path, config: dict) -> None:
+    evaluate_program.score_checkpoint(config)
+
+
+def test_settings_that_are_wrong_in_all_processes_are_said_once(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(sys, "argv", ["train.py", "train.iterations=-1"])
+    for rank, says in (("0", "error: train.iterations=-1: must be a whole number above 0\n"), ("1", "")):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit, match="2"):
+            cli.run_program(train.main, "train")
+        assert capsys.readouterr().err == says
+
+
 def children(pid: int) -> list[int]:
     return [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
 
@@ -302,10 +332,6 @@ def hold(folder: Path, held) -> None:
 
 
 def test_case_54_two_runs_in_one_folder(whole, settings, tiny, tmp_path):
-    import shutil
-
-    import train
-
     shutil.copytree(whole, tmp_path / "run")
     held = FORKS.Event()
     other = FORKS.Process(target=hold, args=(tmp_path / "run", held))
@@ -338,6 +364,39 @@ def test_case_55_when_tensorboard_cannot_write_the_run_goes_on(tmp_path, caplog)
         2,
         3,
     ]
+
+
+FULL_DISK = """
+import resource, sys, time, threading
+from pathlib import Path
+from detector.tracking import Tracker
+tracker = Tracker(Path(sys.argv[1]))
+for iteration in range(1, 31):
+    tracker.scalars(iteration, {f"train/loss{number}": 0.5 for number in range(20)})
+    if iteration == 10:
+        tracker.flush()
+        end = (Path(sys.argv[1]) / "metrics.jsonl").stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (end + 100, resource.RLIM_INFINITY))
+    if iteration == 15:
+        tracker.writer and tracker.writer.flush()
+        time.sleep(0.5)  # TensorBoard's thread meets the limit, and the next write hears of it
+    if iteration == 20:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+tracker.close()
+threading.Thread(target=lambda: 1 / 0).start()
+"""
+
+
+def test_case_55_on_a_disk_that_is_full_for_a_while_no_line_is_half_and_no_traceback_shown(tmp_path):
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    lines = [json.loads(line)["iteration"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [*range(1, 11), *range(21, 31)]
+    assert result.stderr.count("no more TensorBoard events: [Errno 27] File too large") == 1
+    assert result.stderr.count("metrics.jsonl cannot be written") == 1
+    assert result.stderr.count("Traceback") == 1  # of another thread
+    assert "ZeroDivisionError" in result.stderr
 
 
 def test_case_55_at_the_start_it_is_an_error(tmp_path):
