@@ -12,7 +12,7 @@ import torch
 from detector.boxes import BoxCoder
 from detector.config import build
 from detector.data.check import Checked, accept, check_data, check_proposals, require_whole
-from detector.data.classes import WithoutClasses, require_known
+from detector.data.classes import WithoutClasses, require_known, require_unlike
 from detector.data.generate import proposals_for, store_path
 from detector.data.image import ImageOptions
 from detector.data.joined import JoinedDataset, JoinedProposals, parts_of
@@ -102,11 +102,19 @@ def _reader_arguments(data: dict) -> dict[str, str]:
 
 
 def choose_classes(config: dict, *readers: Reader, more: Collection[str] = ()) -> tuple[str, ...]:
-    """`data.classes`, else all names in these data sets and in `more`, without those of `data.exclude_classes`."""
+    """`data.classes`, else all names in these data sets and in `more`, without those of `data.exclude_classes`.
+
+    Without `data.classes`, names that differ in upper case or spaces alone are an InputError. `more` are those of files
+    with results.
+    """
     data = config["data"]
     require_known_exclusions(config, *readers, more=more)
     names = data.get("classes") or sorted({*more}.union(*(reader.classes for reader in readers)))
-    return tuple(name for name in names if name not in (data.get("exclude_classes") or ()))
+    chosen = tuple(name for name in names if name not in (data.get("exclude_classes") or ()))
+    if not data.get("classes"):
+        where = ", ".join(reader.name for reader in readers)
+        require_unlike(chosen, f"{where} and the files of detections" if more else where)
+    return chosen
 
 
 def require_known_exclusions(config: dict, *readers: Reader, more: Collection[str] = ()) -> None:

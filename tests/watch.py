@@ -30,12 +30,16 @@ sys.addaudithook(_hook)
 
 
 @contextmanager
-def nothing_happens() -> Iterator[None]:
-    """Fail if the code inside writes or removes a file, starts a process, connects, or runs code from data."""
+def nothing_happens(but: str = "") -> Iterator[None]:
+    """Fail if the code inside writes or removes a file, starts a process, connects, or runs code from data.
+
+    `but` is an event of FORBIDDEN that may happen.
+    """
     global _seen
     _seen = seen = []
     try:
         yield
     finally:
         _seen = None
+    seen = [event for event in seen if event.partition(" ")[0] != but]
     assert not seen, seen

@@ -242,7 +242,7 @@ def _repairs(boxes: np.ndarray, image_hw: tuple[int, int], annotation: Path) -> 
 
 def _counted_from_0(looks: Iterable[_Look]) -> list[str]:
     corners = np.concatenate([np.zeros((0, 2)), *(look.corners for look in looks)])
-    if not len(corners) or corners.min() != -1:
+    if not (corners == -1).any():
         return []
     return [
         f"{int((corners == -1).any(axis=1).sum())} objects have xmin or ymin 0, so these files seem to count pixels "

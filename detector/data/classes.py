@@ -8,7 +8,7 @@ import numpy as np
 
 from detector.classes import check_classes
 from detector.data.loader import Reader
-from detector.errors import InputError
+from detector.errors import InputError, first_few
 from detector.structures import GroundTruth
 
 
@@ -38,6 +38,23 @@ def require_none_unknown(unknown: Mapping[str, int], first: Mapping[str, object]
     )
 
 
+def require_unlike(names: Collection[str], where: str) -> None:
+    """Raise InputError for names that differ in upper case and spaces alone: they are most likely one class.
+
+    `where` they stand, for the message.
+    """
+    alike: dict[str, list[str]] = {}
+    for name in sorted(names):
+        alike.setdefault(_plain(name), []).append(name)
+    pairs = [" and ".join(f"'{name}'" for name in group) for group in alike.values() if len(group) > 1]
+    if pairs:
+        raise InputError(
+            f"{where}: class names that differ in upper case or spaces alone: {first_few(pairs, 20)}; write each "
+            "class in one way there, leave one of them out with data.exclude_classes=[...], or, if they are meant to "
+            "be classes of their own, list all classes in data.classes=[...]"
+        )
+
+
 def require_known(excluded: Sequence[str], known: Collection[str]) -> None:
     """Raise InputError for a name to exclude that is not `known` from the data: it is a slip of the pen."""
     for name in excluded:
@@ -49,9 +66,14 @@ def require_known(excluded: Sequence[str], known: Collection[str]) -> None:
 
 
 def _did_you_mean(name: str, classes: Collection[str]) -> str:
-    plain = {"".join(other.lower().split()): other for other in classes}  # upper case and spaces count little
-    near = difflib.get_close_matches("".join(name.lower().split()), plain, n=1)
+    plain = {_plain(other): other for other in classes}
+    near = difflib.get_close_matches(_plain(name), plain, n=1)
     return f" (did you mean '{plain[near[0]]}'?)" if near else ""
+
+
+def _plain(name: str) -> str:
+    """The name without what people write now one way, now another: upper case and spaces."""
+    return "".join(name.lower().split())
 
 
 class WithoutClasses:

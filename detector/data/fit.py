@@ -18,8 +18,13 @@ MARGIN = 0.02
 LOW_RECALL = 0.3
 # Counts are weighed as if there had been so many more that speak for nothing, so that a handful decides nothing.
 PRIOR_COUNT = 10
+SURE_COUNT = 20  # as many objects leave no doubt
 # Widths count pixels in every base, so x1 y1 w h from 0 is the same with and without the last pixel.
 LAYOUTS = [Layout(order, base) for order in ORDERS for base in BASES if (order, base) != ("xywh", "0-inclusive")]
+
+
+class OtherOrder(InputError):
+    """Beyond doubt the numbers are in another order: in that they find half of the objects, and twice as many."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,8 @@ def require_fit(
     """Raise InputError, with the score of every layout, unless `declared` is the best for a sample of the images.
 
     Also if nothing was declared, if the boxes fit better when they are stretched to the size of their images, and if
-    they hardly find an object at all. `image_hws` are the sizes of the reader's images, which must all be in the file.
+    they hardly find an object at all. An order that is wrong beyond doubt is an OtherOrder. `image_hws` are the sizes
+    of the reader's images, which must all be in the file.
     """
     sample = np.unique(np.linspace(0, len(reader) - 1, SAMPLE_SIZE).astype(int)).tolist()
     truths = [reader.ground_truth(index) for index in sample]
@@ -97,14 +103,18 @@ def require_fit(
     mine = fits[_options(declared)]
     stretched = [_stretch(boxes, hw) for boxes, hw in zip(in_layout[declared], hws, strict=True)]
     stretched_fit = measure_fit(stretched, gt_boxes, hws)
-    if stretched_fit.score > fits[_options(best)].score + MARGIN:
+    theirs = fits[_options(best)]
+    other_order = best.order != declared.order
+    # Stretching always makes boxes touch the far borders: against another order it must find more objects too.
+    if stretched_fit.score > theirs.score + MARGIN and (not other_order or stretched_fit.found > theirs.found):
         fits[f"{_options(declared)}, stretched"] = stretched_fit
         raise InputError(
             f"{raw.path}: its boxes fit better when they are stretched to the images: they were made on images of "
             f"another size. Make them again on these images:\n{_table(fits)}"
         )
-    if fits[_options(best)].score > mine.score + MARGIN:
-        raise InputError(
+    if theirs.score > mine.score + MARGIN:
+        sure = theirs.objects >= SURE_COUNT and theirs.found >= max(theirs.objects / 2, 2 * mine.found)
+        raise (OtherOrder if sure and other_order else InputError)(
             f"{raw.path}: its boxes were taken for {declared}, but fit images and objects better as {best}; if that is "
             f"what they are, convert them with {_options(best)}:\n{_table(fits)}"
         )

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from detector.data.check import proposal_recall
-from detector.data.fit import LOW_RECALL, require_fit
+from detector.data.fit import LOW_RECALL, OtherOrder, require_fit
 from detector.data.formats.records import ImageProposals
 from detector.data.loader import Reader
 from detector.data.proposals import (
@@ -47,8 +47,9 @@ def proposals_for(
     """Proposals of a data set: those of `file`, or, without one, selective search's, made once and kept in `folder`.
 
     `image_hws` are the sizes of its images. Raises InputError if the file lacks an image or was made on images of
-    another size; a .mat, which does not say the size, also if its boxes do not fit the images and objects. In a store
-    that knows no sizes this is a warning.
+    another size, or if its boxes are beyond doubt in another order; a .mat, which does not say the size, also if they
+    fit the images and objects badly. In a store that knows no sizes this is a warning, and in any that hardly an object
+    has a proposal.
     """
     if file is None:
         path = store_path(folder, reader, mode)
@@ -59,18 +60,23 @@ def proposals_for(
     require_images(proposals, reader.image_ids, image_hws)
     if isinstance(proposals, FileProposals):
         require_fit(proposals.raw, reader, image_hws, proposals.layout)
-    elif any(proposals.image_hw(image_id) is None for image_id in reader.image_ids):
+    elif file is not None:
         try:
             require_fit(proposals.raw, reader, image_hws, proposals.raw.layout)
-        except InputError as error:  # whoever converted it without the images has declared what it holds
-            logger.warning("%s", error)
+        except OtherOrder:
+            raise
+        except InputError as error:  # they may be poor on purpose, and right as whoever made the store declared
+            if any(proposals.image_hw(image_id) is None for image_id in reader.image_ids):
+                logger.warning("%s", error)
     checked = range(0, len(reader), max(len(reader) // 200, 1))
     recall = proposal_recall(reader, proposals, checked)
     logger.info(
         "proposals of %s from %s: recall %.3f at IoU 0.5, of %d images", reader.name, path, recall, len(checked)
     )
     if recall < LOW_RECALL:
-        logger.warning("hardly any object has a proposal: are these boxes of other images, or in another order?")
+        logger.warning(
+            "%s: hardly any object has a proposal: are these boxes of other images, or in another order?", path
+        )
     return proposals
 
 

@@ -60,7 +60,9 @@ def read_image_hw(path: Path, options: ImageOptions = UPRIGHT_IMAGES) -> tuple[i
 @contextmanager
 def _opened(path: Path, options: ImageOptions) -> Iterator[Image.Image]:
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        # Given a path, Pillow maps an uncompressed TIFF into memory by the sides of the picture once it is turned
+        # upright, and so scrambles its rows; given a file it reads them.
+        with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
             width, height = image.size
             if width * height > options.max_pixels:
                 raise InputError(
@@ -79,7 +81,7 @@ def _opened(path: Path, options: ImageOptions) -> Iterator[Image.Image]:
 
 
 def stored_hw(path: Path) -> tuple[int, int]:
-    """(H, W) of the pixels as they lie in the file of a readable image, whatever its EXIF says."""
+    """(H, W) of the pixels as they lie in the file of a readable image, whatever its EXIF says; of a TIFF, upright."""
     with Image.open(path, formats=FORMATS) as image:
         return image.size[1], image.size[0]
 

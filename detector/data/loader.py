@@ -65,6 +65,8 @@ class Samples(Dataset):
     outside are dropped, and objects marked difficult too if `use_difficult` is false. A crowd is no object to learn;
     nor is what lies in it background: proposals of which the part `crowd_part` or more is inside one are left out,
     unless that is None, as when all are to be scored.
+
+    Whatever goes wrong names the image's file: an InputError by itself, anything else as a RuntimeError.
     """
 
     def __init__(
@@ -89,10 +91,16 @@ class Samples(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Sample, int]:
         index, position = key
-        sample = self.original(index)
-        if self.augment:
-            sample = self.augment(sample, seed_of(self.seed, Stream.AUGMENTATION, position))
-        return self.resize(sample), position
+        try:
+            sample = self.original(index)
+            if self.augment:
+                sample = self.augment(sample, seed_of(self.seed, Stream.AUGMENTATION, position))
+            return self.resize(sample), position
+        except InputError:
+            raise
+        except Exception as error:  # of whatever kind: a worker can only send on one that is made of a single text
+            path = self.reader.image_path(index)
+            raise RuntimeError(f"{path}: no sample can be made of it: {type(error).__name__}: {error}") from error
 
     def original(self, index: int) -> Sample:
         """The sample in the original frame."""
@@ -207,7 +215,7 @@ def eval_loader(samples: Samples, workers: int, rank: int = 0, processes: int = 
 
 @contextmanager
 def explain_workers(last_images: list[str]) -> Iterator[None]:
-    """Say what the user needs to know when a data worker dies or meets wrong input.
+    """Say what the user needs to know when a data worker dies or meets wrong input; other errors are left as they are.
 
     `last_images` are to be those of the last batch that came.
     """
@@ -221,7 +229,7 @@ def explain_workers(last_images: list[str]) -> Iterator[None]:
         message = str(error).strip().splitlines()[-1]  # one out of a worker holds its whole traceback
         raise InputError(message.removeprefix(f"{InputError.__module__}.{InputError.__name__}: ")) from error
     except (RuntimeError, ConnectionError, EOFError) as error:  # a batch of a dead worker cannot be fetched: the latter
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker (pid"):
             raise
         with suppress(RuntimeError):  # torch raises it once more where the signal of the death comes late
             time.sleep(0.2)
@@ -244,8 +252,9 @@ def _loader(samples: Samples, batches: TrainOrder | list, workers: int) -> DataL
 
 def _init_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # the workers themselves fill the cores
-    # Both signals may reach the workers too, but the training process decides when to stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Signals to stop may reach the workers too, but the training process decides when to.
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     threading.Thread(target=_end_when_the_training_process_says_so, daemon=True).start()
 

@@ -270,8 +270,10 @@ def select_proposals(
 ) -> np.ndarray:
     """Boxes (P', 4) of boxes (P, 4) and scores (P,): cut at the border, and those that `selection` leaves.
 
-    What lies outside the image or has no area is never used.
+    What is not finite, lies outside the image or has no area is never used.
     """
+    finite = np.isfinite(boxes).all(axis=1)  # else an infinite corner would be cut to one at the border
+    boxes, scores = boxes[finite], None if scores is None else scores[finite]
     if selection.by_score and scores is not None:
         boxes = boxes[np.argsort(-scores, kind="stable")]
     height, width = image_hw

@@ -3,7 +3,7 @@ import pytest
 import scipy.io
 
 from detector.data.convert import WRITERS, convert
-from detector.data.fit import measure_fit, require_fit
+from detector.data.fit import OtherOrder, measure_fit, require_fit
 from detector.data.formats.records import ImageProposals, Layout, RawProposals
 from detector.data.generate import proposals_for
 from detector.data.proposals import ProposalStore, open_proposals
@@ -147,6 +147,37 @@ def test_a_store_that_knows_no_sizes_is_warned_of(reader, boxes, tmp_path, caplo
     assert "better" not in caplog.text
 
 
+@pytest.mark.parametrize("image_hw", [None, HW])
+@pytest.mark.parametrize("order", ["yxyx", "xywh"])
+def test_a_store_in_another_order_beyond_doubt_is_an_error_that_says_how_to_mend_it(
+    reader, tmp_path, monkeypatch, order, image_hw
+):
+    true, wrong, mended = Layout(order, "0"), tmp_path / "p.safetensors", tmp_path / "mended.safetensors"
+    objects = {id: reader.ground_truth(index).boxes for index, id in enumerate(reader.image_ids)}
+    numbers = {id: true.from_boxes(item).astype(np.float32) for id, item in objects.items()}
+    WRITERS["store"](wrong, [ImageProposals(id, item, None, image_hw) for id, item in numbers.items()])
+
+    def use(path):
+        return proposals_for(reader, [HW] * 8, str(path), "fast", tmp_path)
+
+    with pytest.raises(OtherOrder, match=rf"p\.safetensors: .*convert them with --order {order} --base 0:"):
+        use(wrong)
+    convert(wrong, "store", mended, "store", order=order, base="0", reader=reader)
+    assert use(mended)["i1"].tolist() == objects["i1"].tolist()
+    monkeypatch.setattr("detector.data.fit.SURE_COUNT", 25)  # there are 24 objects
+    use(wrong)
+
+
+def test_boxes_in_another_order_are_not_said_to_be_of_another_size(make_voc):
+    """Though stretched they touch the far borders and find every object too."""
+    objects = [("cat", 6, 6, 50, 25), ("cat", 1, 1, 45, 20), ("cat", 9, 9, 55, 28)]
+    reader = VocDataset(make_voc({"train": {f"i{number}": objects for number in range(20)}}), "train")
+    boxes = {id: reader.ground_truth(index).boxes for index, id in enumerate(reader.image_ids)}
+    raw = RawProposals("p.x", None, {id: item[:, [1, 0, 3, 2]] for id, item in boxes.items()})
+    with pytest.raises(OtherOrder, match="fit images and objects better as y1 x1 y2 x2, from 0"):
+        require_fit(raw, reader, [HW] * 20, Layout("xyxy", "0"))
+
+
 def test_real_boxes_in_each_layout(shared):
     root = shared / "data/bccd"
     reader = VocDataset(root, "test")
@@ -154,8 +185,9 @@ def test_real_boxes_in_each_layout(shared):
     hws = [(480, 640)] * len(reader)
     require_fit(raw, reader, hws, raw.layout)
     for layout in (Layout("xyxy", "1"), Layout("yxyx", "0"), Layout("yxyx", "0-inclusive"), Layout("xywh", "1")):
-        with pytest.raises(InputError, match="better as y1 x1 y2 x2, from 1"):
+        with pytest.raises(InputError, match="better as y1 x1 y2 x2, from 1") as error:
             require_fit(raw, reader, hws, layout)
+        assert isinstance(error.value, OtherOrder) == (layout.order != "yxyx")
     other = raw.rows[reader.image_ids[0]]
     one_for_all = RawProposals(raw.path, raw.layout, dict.fromkeys(reader.image_ids, other[:100]))
     with pytest.raises(InputError, match="hardly any object"):

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import traceback
 from collections import Counter
 
 import albumentations as A
@@ -9,7 +10,15 @@ import torch
 from PIL import Image
 
 from detector.data.coco import CocoDataset
-from detector.data.loader import PADDING_RGB, Samples, TrainOrder, collate, eval_loader, train_loader
+from detector.data.loader import (
+    PADDING_RGB,
+    Samples,
+    TrainOrder,
+    collate,
+    eval_loader,
+    explain_workers,
+    train_loader,
+)
 from detector.data.proposals import Selection
 from detector.data.transforms import Augment, Resize
 from detector.data.voc import VocDataset
@@ -135,6 +144,33 @@ def test_batches_do_not_depend_on_the_number_of_workers(samples):
 
 def test_evaluation_sees_every_image_once_in_order(samples):
     assert [ids for ids, _, _ in contents(eval_loader(samples, 0))] == [[f"train_{n}"] for n in range(6)]
+
+
+class Raises:
+    """In place of a step of a sample."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __call__(self, *_):
+        raise self.error
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (RuntimeError("what"), "RuntimeError: what"),
+        (EOFError("ends here"), "EOFError: ends here"),
+        (UnicodeDecodeError("ascii", b"\xff", 0, 1, "why"), "UnicodeDecodeError: 'ascii' codec can't decode byte 0xff"),
+    ],
+)
+def test_case_51_an_unexpected_error_names_the_image_and_is_not_taken_for_a_death(samples, workers, error, says):
+    samples.augment = Raises(error)
+    with pytest.raises(RuntimeError) as caught, explain_workers([]):
+        list(eval_loader(samples, workers))
+    assert f"JPEGImages/train_0.jpg: no sample can be made of it: {says}" in str(caught.value)
+    traceback.clear_frames(caught.tb)  # they hold the loader, whose worker would end only late
 
 
 def test_a_program_that_ends_while_workers_wait_does_end(small_shapes):

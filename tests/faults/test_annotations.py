@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from detector import compose
 from detector.data import check
 from detector.data.check import (
     Checked,
@@ -102,6 +103,11 @@ def test_case_39_zeros_are_kept_as_signed_numbers_and_noticed(make_voc):
     assert note.startswith("1 objects have xmin or ymin 0, so these files seem to count pixels from 0; they are read")
 
 
+def test_case_39_a_box_that_reaches_out_further_hides_nothing(make_voc):
+    [note] = checked_of(make_voc, ("cat", 0, 5, 20, 20), ("cat", -7, 5, 9, 9)).notes
+    assert note.startswith("1 objects have xmin or ymin 0")
+
+
 def test_case_39_files_that_count_from_1_give_no_note(make_voc):
     assert checked_of(make_voc, CAT).notes == []
 
@@ -116,6 +122,34 @@ def test_case_40_unknown_classes_are_named_with_what_was_meant(make_voc):
     )
     assert f"{root}/Annotations/a.xml: unknown class 'cat' (did you mean 'cats'?), 1 objects" in str(error.value)
     assert "data.exclude_classes=[Aero Plane,cat]" in str(error.value)
+
+
+def test_case_40_names_that_differ_in_case_or_spaces_alone_are_no_classes_of_their_own(make_voc, settings):
+    objects = [(name, 1, 1, 9, 9) for name in ("cat", "dog", "Cat", "c at", "Dog")]
+    root = make_voc({"train": {"a": objects[:3]}, "val": {"b": objects[3:]}})
+
+    def classes(*overrides: str, more: tuple = ()) -> tuple[str, ...]:
+        config = settings("train", "data=voc", f"data.root={root}", "data.train_split=train", *overrides)
+        config["data"]["val_split"] = "val"
+        readers = [compose.make_reader(config, part) for part in ("train", "val")]
+        chosen = compose.choose_classes(config, *readers, more=more)
+        assert [reader.with_classes(chosen).classes for reader in readers] == [chosen] * 2  # each object has a label
+        return chosen
+
+    with pytest.raises(InputError) as error:
+        classes()
+    assert str(error.value) == (
+        "set-train, set-val: class names that differ in upper case or spaces alone: 'Cat' and 'c at' and 'cat', 'Dog' "
+        "and 'dog'; write each class in one way there, leave one of them out with data.exclude_classes=[...], or, if "
+        "they are meant to be classes of their own, list all classes in data.classes=[...]"
+    )
+    # the ways out
+    assert classes("data.exclude_classes=[Cat,c at,Dog]") == ("cat", "dog")
+    assert classes("data.classes=[cat,dog,Cat,c at,Dog]") == ("cat", "dog", "Cat", "c at", "Dog")
+    with pytest.raises(InputError, match=r"'Cat' \(did you mean 'cat'\?\)"):
+        classes("data.classes=[cat,dog]")
+    with pytest.raises(InputError, match="set-train, set-val and the files of detections: .*'DOG' and 'dog'"):
+        classes("data.exclude_classes=[Cat,c at,Dog]", more=("DOG",))
 
 
 def test_case_41_difficult_is_1_only_where_it_says_so(tmp_path):

@@ -121,6 +121,35 @@ def test_case_29_exif_orientation_is_applied(tmp_path, orientation, shape, corne
     assert read_image_hw(tmp_path / "a.tif") == read_image(tmp_path / "a.tif").shape[:2] == shape
 
 
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "I;16", "RGB", "RGBA", "CMYK"])
+def test_case_29_a_tiff_of_every_kind_is_turned_upright(tmp_path, mode, orientation, compression):
+    """Those without compression were once mapped into memory with their sides swapped."""
+    noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    if mode == "I;16":
+        stored = Image.fromarray(noise[:, :, 0].astype(np.uint16) * 257)
+    else:
+        stored = Image.fromarray(noise).convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "stored.tif", compression=compression)
+    stored.save(tmp_path / "a.tif", exif=exif, compression=compression)
+    upright = {
+        1: lambda pixels: pixels,
+        2: np.fliplr,
+        3: lambda pixels: np.rot90(pixels, 2),
+        4: np.flipud,
+        5: lambda pixels: pixels.swapaxes(0, 1),
+        6: lambda pixels: np.rot90(pixels, -1),
+        7: lambda pixels: np.rot90(pixels, 2).swapaxes(0, 1),
+        8: np.rot90,
+    }[orientation](read_image(tmp_path / "stored.tif"))
+    image = read_image(tmp_path / "a.tif")
+    np.testing.assert_array_equal(image, upright)
+    assert read_image_hw(tmp_path / "a.tif") == image.shape[:2]
+
+
 def test_case_29_annotated_without_exif_is_an_error_with_a_way_out(make_voc):
     root = make_voc({"train": {"a": [("cat", 1, 1, 60, 20)]}})
     turned(root / "JPEGImages/a.jpg", 6)

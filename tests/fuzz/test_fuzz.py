@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 import os
+import pickle
 import time
 import warnings
 import zipfile
@@ -35,15 +36,18 @@ from detector.data.formats.records import ImageProposals, Layout
 from detector.data.proposals import open_proposals, require_images, write_store
 from detector.data.voc import read_annotation
 from detector.errors import InputError
+from tests.data.test_formats import voc_mat_v7_3
 from tests.watch import nothing_happens
 
 MINUTES = float(os.environ.get("FUZZ_MINUTES", "0"))
 
 
-def fuzz(name: str, strategy: st.SearchStrategy, read: Callable[[Any], None], path: Path | None = None) -> None:
+def fuzz(
+    name: str, strategy: st.SearchStrategy, read: Callable[[Any], None], path: Path | None = None, but: str = ""
+) -> None:
     """Call `read` with 100 examples, or with as many as fit into FUZZ_MINUTES; it may raise InputError alone.
 
-    With `path` an example is the contents of that file, and `read` gets the path.
+    With `path` an example is the contents of that file, and `read` gets the path. `but`: see `nothing_happens`.
     """
     end, count = time.monotonic() + 60 * MINUTES, 0
 
@@ -52,7 +56,7 @@ def fuzz(name: str, strategy: st.SearchStrategy, read: Callable[[Any], None], pa
         count += 1
         if path:
             path.write_bytes(example)
-        with warnings.catch_warnings(), nothing_happens():
+        with warnings.catch_warnings(), nothing_happens(but):
             warnings.simplefilter("ignore")
             with suppress(InputError):
                 read(path or example)
@@ -231,6 +235,37 @@ def test_proposals(tmp_path, name, write):
     write(path)
     read(path)
     fuzz(name, damaged(path.read_bytes()) | st.binary(max_size=60), read, path)
+
+
+def test_matlab_7_3(tmp_path):
+    def read(path: Path) -> None:
+        raw = READERS["voc-mat"](path)
+        for image_id in raw.rows:
+            raw.boxes(image_id, raw.layout or Layout("xyxy", "0"))
+
+    path = tmp_path / "p.mat"
+    voc_mat_v7_3(path)
+    read(path)
+    fuzz("MATLAB 7.3", damaged(path.read_bytes()), read, path)
+
+
+NUMBERS = st.sampled_from([np.zeros((0, 4)), np.ones((2, 5)), np.ones(3), np.array([[np.nan, 0, 1, 2]]), np.array("x")])
+IN_PICKLES = ("boxes", "ids", "indexes", "scores", "objectness_logits", "bbox_mode", "bboxes", "train/a.jpg", "b.png")
+
+
+@pytest.mark.parametrize("name", ["detectron", "detectron2", "mmdetection"])
+def test_what_trusted_pickles_hold(tmp_path, name):
+    """Sound pickles of anything. Python's own reader takes the memory that a damaged one asks for."""
+
+    def read(path: Path) -> None:
+        raw = READERS[name](path)
+        for image_id in raw.rows:
+            raw.boxes(image_id, raw.layout or Layout("xyxy", "0"))
+
+    parts = ANYTHING | NUMBERS | st.lists(NUMBERS | st.text("ab", max_size=2), max_size=3)
+    inner = st.dictionaries(st.sampled_from(IN_PICKLES), parts, max_size=5)
+    content = st.dictionaries(st.sampled_from(IN_PICKLES) | st.integers(), parts | inner, max_size=5) | parts
+    fuzz(name, content.map(pickle.dumps), read, tmp_path / "p.pkl", but="pickle.find_class")
 
 
 @pytest.mark.parametrize("name", [*tables.WRITERS, *mat.WRITERS, "coco-json"])

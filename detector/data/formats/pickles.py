@@ -74,14 +74,16 @@ def read_detectron(path: Path, name: str) -> RawProposals:
     """`detectron` or `detectron2`."""
     content = _load(path)
     content = content if isinstance(content, dict) else {}
-    ids = content.get("ids", content.get("indexes"))
-    boxes, scores = content.get("boxes"), content.get("objectness_logits", content.get("scores"))
-    if ids is None or boxes is None or len(ids) != len(boxes) or (scores is not None and len(scores) != len(ids)):
+    ids: Any = content.get("ids", content.get("indexes"))
+    boxes: Any = content.get("boxes")
+    scores: Any = content.get("objectness_logits", content.get("scores"))
+    lists = [ids, boxes] if scores is None else [ids, boxes, scores]
+    if not all(map(_is_list, lists)) or len({len(each) for each in lists}) > 1:
         raise InputError(f"{path}: has no lists `boxes` and `ids` (or `indexes`) of one length, as {name} has")
     layout = Layout("xyxy", "0-inclusive")
     if name == "detectron2":
         mode = content.get("bbox_mode", 0)
-        if mode not in BBOX_MODES:
+        if not isinstance(mode, int) or mode not in BBOX_MODES:
             raise InputError(f"{path}: bbox_mode {mode} is neither 0 (x1 y1 x2 y2) nor 1 (x1 y1 w h)")
         layout = BBOX_MODES[mode]
     ids = [str(id) for id in ids]
@@ -93,6 +95,10 @@ def read_detectron(path: Path, name: str) -> RawProposals:
     return RawProposals(path, layout, rows)
 
 
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim > 0)
+
+
 def read_mmdetection(path: Path) -> RawProposals:
     """The image id is the name of the image's file, without folder and suffix."""
     content = _load(path)
@@ -101,8 +107,10 @@ def read_mmdetection(path: Path) -> RawProposals:
             f"{path}: is a {type(content).__name__} without image ids, as before mmdetection 3, and proposals are "
             "never matched by position: make a dict from FOLDER/FILE.jpg to array of it, in the order of its data set"
         )
-    require_distinct(path, [Path(key).stem for key in content])
-    return RawProposals(path, CONTINUOUS, {Path(key).stem: _fields(path, key, item) for key, item in content.items()})
+    ids = [Path(str(key)).stem for key in content]
+    require_distinct(path, ids)
+    rows = {id: _fields(path, str(key), item) for id, (key, item) in zip(ids, content.items(), strict=True)}
+    return RawProposals(path, CONTINUOUS, rows)
 
 
 def _fields(path: Path, key: str, item: Any) -> np.ndarray:

@@ -82,16 +82,18 @@ class RawProposals:
 
 def as_rows(path: Path, what: str, array: np.ndarray, scores: np.ndarray | None = None) -> np.ndarray:
     """Coordinates (P, 4) or, with scores, (P, 5). Raises InputError, naming file and object, for anything else."""
-    array = np.asarray(array)
+    try:
+        array, scores = np.asarray(array), None if scores is None else np.ravel(scores)
+    except ValueError:  # lists of different lengths, for one
+        raise InputError(f"{path}: {what} is a {type(array).__name__} of parts that make no array") from None
     if array.size == 0:
         return np.zeros((0, 4 if scores is None else 5))
     if array.ndim != 2 or array.shape[1] not in (4, 5) or array.dtype.kind not in "iuf":
         raise InputError(f"{path}: {what} has shape {array.shape} of {array.dtype}, not (P, 4) of numbers")
     if scores is None or array.shape[1] == 5:
         return array
-    scores = np.ravel(scores)
-    if len(scores) != len(array):
-        raise InputError(f"{path}: {what} has {len(array)} boxes but {len(scores)} scores")
+    if len(scores) != len(array) or scores.dtype.kind not in "iuf":
+        raise InputError(f"{path}: {what} has {len(array)} boxes but {len(scores)} scores of {scores.dtype}")
     return np.column_stack([array, scores])
 
 
