@@ -58,7 +58,7 @@ def train(config: dict, lock: FolderLock) -> None:
         torch.manual_seed(seed)  # of the initial weights
         model = compose.make_model(config, len(classes))
         if config["model"]["weights"] is not None and checkpoint is None:
-            load_weights(model, config["model"]["backbone"], config["model"]["weights"])
+            load_weights(model, config["model"]["backbone"], config["model"]["weights"], classes)
         compute.place(model)
         optimizer, schedule = compose.make_optimizer(config, model)
         config["optimizer"]["lr"] = optimizer.defaults["lr"]  # what null came to

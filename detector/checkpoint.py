@@ -49,7 +49,7 @@ class Checkpoints:
     """The checkpoints of a run, in one folder.
 
     One that cannot be written leaves those before as they are and is an error in the log. Raises RunFailure at the
-    third in a row, and where it was the run's final one.
+    third in a row, and where it was the run's final one. `failed`: how many were so, up to the last one.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -59,28 +59,27 @@ class Checkpoints:
     def save_last(self, content: dict, final: bool = False) -> None:
         """Write `last.pt`; the one that was `last.pt` becomes `previous.pt`."""
         last = self.folder / "last.pt"
-        with self._failing_gently(content, final):
+        with self.failing_gently(f"the checkpoint of iteration {content['iteration']}", final):
             staged = _stage(self.folder, content)
             if last.exists():
                 replace(last, self.folder / "previous.pt")
             replace(staged, last)
+            self.failed = 0
 
     def save_best(self, content: dict, final: bool = False) -> None:
         """Write `best.pt`."""
-        with self._failing_gently(content, final):
+        with self.failing_gently(f"the checkpoint of iteration {content['iteration']}", final):
             replace(_stage(self.folder, content), self.folder / "best.pt")
+            self.failed = 0
 
     @contextmanager
-    def _failing_gently(self, content: dict, final: bool) -> Iterator[None]:
+    def failing_gently(self, what: str, final: bool) -> Iterator[None]:
+        """Whatever is written here to the run's folder may fail in the same way."""
         try:
             yield
-            self.failed = 0
         except OSError as error:
             self.failed += 1
-            message = (
-                f"the checkpoint of iteration {content['iteration']} could NOT be written: {error}. "
-                "Those before are intact"
-            )
+            message = f"{what} could NOT be written: {error}. The checkpoints before are intact"
             if final or self.failed == MAX_FAILED:
                 raise RunFailure(message) from error
             logger.error(message)
@@ -174,14 +173,28 @@ def load_to_resume(path: Path) -> dict:
             raise InputError(
                 f"{path}: not a checkpoint of this program: its {name} is a {type(content[name]).__name__}"
             )
+    if not all(isinstance(value, str) for value in content["made_of"].values()):
+        raise InputError(f"{path}: not a checkpoint of this program: its made_of has more than texts")
     return content
 
 
 def load_state(checkpoint: dict, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Fill the model, and the optimizer's momentum; its rates and the like are as they are set now."""
-    model.load_state_dict(checkpoint["model"])
+    """Fill the model, and the optimizer's momentum; its rates and the like are as they are set now.
+
+    Raises InputError if they do not fit.
+    """
     groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": checkpoint["optimizer"], "param_groups": groups})
+    try:
+        model.load_state_dict(checkpoint["model"])
+        optimizer.load_state_dict({"state": checkpoint["optimizer"], "param_groups": groups})
+        for parameter, state in optimizer.state.items():
+            for name, value in state.items():
+                if value is not None and value.dim() and value.shape != parameter.shape:
+                    raise ValueError(f"{name} {tuple(value.shape)} for a weight {tuple(parameter.shape)}")
+    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise InputError(
+            f"resume: weights or momentum of the checkpoint do not fit this network: {str(error).splitlines()[-1]}"
+        ) from None
 
 
 def newest_valid(folder: Path) -> Path | None:

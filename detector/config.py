@@ -1,8 +1,9 @@
 """From settings to objects: what a config may name, and which values make sense."""
 
+import difflib
 import importlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from detector.errors import InputError
@@ -48,6 +49,11 @@ def flatten(settings: Mapping, prefix: str = "") -> dict[str, str | int | float 
         else:
             flat[prefix + key] = value if isinstance(value, str | int | float) else str(value)
     return flat
+
+
+def no_such_setting(key: str, known: Collection[str]) -> InputError:
+    near = difflib.get_close_matches(key, known, n=1)
+    return InputError(f"{key}: no such setting{f'; did you mean {near[0]}?' if near else '.'} --help lists all")
 
 
 Rule = tuple[Callable[[Any], bool], str]  # a test of a value, and what it wants in words
@@ -96,8 +102,11 @@ _part = (
 
 RULES_OF_TRAINING: dict[str, Rule] = {
     "resume": (lambda value: value is None or isinstance(value, str), "null, auto or a file RUN/checkpoints/*.pt"),
+    "run": _settings,
     "distributed.timeout_s": _positive,
 }
+# Which of these a data set has is its reader's business, see compose.py.
+OF_READERS = ("train_split", "val_split", "train_json", "val_json", "train_images", "val_images")
 RULES: dict[str, Rule] = {
     "seed": _not_negative,
     "precision": _one_of("auto", "bfloat16", "float32"),
@@ -183,9 +192,23 @@ def validate_training(config: Mapping, processes: int) -> None:
     validate(config)
     for key, rule in RULES_OF_TRAINING.items():
         _check(config, key, rule)
+    _require_known(config)
     images = config["train"]["images_per_batch"]
     if images % processes:
         raise InputError(f"train.images_per_batch={images}: must be a multiple of the number of processes, {processes}")
+
+
+def _require_known(config: Mapping) -> None:
+    """Raise InputError for a setting that nothing reads: one mistyped in a file, which Hydra lets pass.
+
+    Not for evaluation: a checkpoint may be of a version that had more.
+    """
+    known = {*RULES, *RULES_OF_TRAINING, *(f"data.{key}" for key in OF_READERS), "metric"}
+    known |= {key.partition(".")[0] for key in known}
+    groups = ("train", "run", "proposals", "distributed", "data", "augment")  # what makes the others looks itself
+    for key in [*config, *(f"{group}.{key}" for group in groups for key in config[group])]:
+        if key not in known:
+            raise no_such_setting(str(key), known)
 
 
 def validate_given(config: Mapping, group: str) -> None:

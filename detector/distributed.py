@@ -3,8 +3,12 @@
 torchrun or srun starts the processes. A process alone is a run of one: everything here then costs nothing.
 """
 
+import itertools
 import os
 import re
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +24,7 @@ from detector.errors import InputError, RunFailure
 T = TypeVar("T")
 
 # What one process does while the others wait (proposals, scoring, a checkpoint) may take long. One that died is
-# noticed at once all the same: its connection breaks.
+# noticed at once all the same: its connection breaks. For one that hangs, or whose machine is gone, see `_watch`.
 PATIENCE = timedelta(days=1)
 _patient: Any = None  # the group of that
 
@@ -66,7 +70,11 @@ def process_group(timeout_s: int) -> Iterator[None]:
         store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         dist.init_process_group(backend, store=store, rank=where.rank, world_size=where.world_size, timeout=timeout)
         _patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+        ended = threading.Event()
+        threading.Thread(target=_watch, args=(store.clone(), where, timeout_s, ended), daemon=True).start()
         yield
+        wait()  # or the others would miss the first one to end
+        ended.set()
         dist.destroy_process_group()  # not on the way out of a failure, where it could wait for the dead
     except RuntimeError as error:
         if not _is_lost_connection(error):
@@ -75,6 +83,29 @@ def process_group(timeout_s: int) -> Iterator[None]:
             f"process {where.rank} of {where.world_size} stops: another process of this run ended or does not answer; "
             f"that one's own message says why ({str(error).splitlines()[0][:200]})"
         ) from error
+
+
+def _watch(store: dist.Store, here: Place, timeout_s: int, ended: threading.Event) -> None:
+    """In a thread of every process: count in the store, and end this process when another's count stands still."""
+    others = [rank for rank in range(here.world_size) if rank != here.rank]
+    counts, changed = dict.fromkeys(others, b""), dict.fromkeys(others, time.monotonic())
+    lost = None
+    for number in itertools.count():
+        try:
+            store.set(f"alive {here.rank}", str(number))
+            for rank in others:
+                count = store.get(f"alive {rank}")  # waits for the first one
+                if count != counts[rank]:
+                    counts[rank], changed[rank] = count, time.monotonic()
+                if time.monotonic() - changed[rank] > timeout_s:
+                    lost = f"process {rank} hangs, or its machine is gone: no sign of it for {timeout_s} s"
+        except RuntimeError as error:
+            lost = f"the process at the meeting point does not answer ({str(error).splitlines()[0][:200]})"
+        if ended.wait(5 if lost else timeout_s / 10):  # it may not have been set yet where all is done
+            return
+        if lost:
+            print(f"error: process {here.rank} of {here.world_size} stops: {lost}", file=sys.stderr, flush=True)
+            os._exit(1)
 
 
 def _meeting_point() -> dict[str, str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torchvision
 import yaml
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -28,6 +29,7 @@ from detector.visualize import draw_batch, draw_detections
 
 logger = logging.getLogger(__name__)
 
+VERSIONS = {"torch": str(torch.__version__), "torchvision": str(torchvision.__version__)}
 NUM_PICTURES = 8  # of validation images in TensorBoard, the same ones at every evaluation
 
 
@@ -69,6 +71,8 @@ class Run:
                 "%d processes instead of %d: the same images at each step, but not the same bits",
                 place().world_size, checkpoint["processes"],
             )  # fmt: skip
+        if (versions := checkpoint.get("versions", VERSIONS)) != VERSIONS:
+            logger.warning("begun with %s, going on with %s: not the same bits", versions, VERSIONS)
         logger.info("going on after iteration %d", checkpoint["iteration"])
         if lacks_evaluation(checkpoint, self.config["train"]):
             self.keep(checkpoint["iteration"], evaluate=True, save=True)
@@ -119,8 +123,9 @@ class Run:
         batches = self.stop.cut_short(self.val_batches)
         detections, losses = evaluate(self.model, batches, self.recipe, self.compute)
         if self.tracker is not None:
-            self.report(self.tracker, iteration, detections, losses)
-        self.evaluated = iteration
+            with self.checkpoints.failing_gently(f"the evaluation of iteration {iteration}", self.is_last(iteration)):
+                self.report(self.tracker, iteration, detections, losses)
+                self.evaluated = iteration
 
     def report(self, tracker: Tracker, iteration: int, detections: list[Detections], losses: dict[str, float]) -> None:
         detections = through_files(
@@ -142,8 +147,10 @@ class Run:
         name, score = metrics["main"]["metric"], metrics["main"]["value"]
         self.final = {} if score is None else {f"hparam/mAP_{tag_of(name)}": score}
         if score is None or score > self.best:  # without a single object to find, the latest is the best
-            self.best = score or -math.inf
+            before, self.best = self.best, score or -math.inf
             self.save(iteration, best=True)
+            if self.checkpoints.failed:
+                self.best = before  # there is no such file, so the next one that is better than the old becomes it
 
     def save(self, iteration: int, best: bool = False) -> None:
         if self.tracker is None:
@@ -159,9 +166,12 @@ class Run:
             "best": self.best,
             "made_of": self.made_of,
             "processes": place().world_size,
+            "versions": VERSIONS,
         }
-        final = bool(self.stopping) or iteration == self.config["train"]["iterations"]
-        (self.checkpoints.save_best if best else self.checkpoints.save_last)(content, final)
+        (self.checkpoints.save_best if best else self.checkpoints.save_last)(content, self.is_last(iteration))
+
+    def is_last(self, iteration: int) -> bool:
+        return bool(self.stopping) or iteration == self.config["train"]["iterations"]
 
     def finish(self) -> None:
         if self.tracker is None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from detector import compose
-from detector.config import build, flatten, validate
+from detector.config import OF_READERS, build, flatten, validate, validate_training
 from detector.data.formats.records import ImageProposals
 from detector.data.image import ImageOptions
 from detector.data.proposals import stream_store
@@ -250,6 +250,45 @@ def test_a_wrong_argument_is_an_input_error():
 def test_senseless_values_are_named(settings, override, says):
     with pytest.raises(InputError, match=says):
         validate(settings("train", *override.split()))
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "says"),
+    [
+        ("train", "iteration", r"train\.iteration: no such setting; did you mean train\.iterations\?"),
+        ("train", "eval_evry", r"train\.eval_evry: no such setting; did you mean train\.eval_every\?"),
+        ("run", "dri", r"run\.dri: no such setting; did you mean run\.dir\?"),
+        ("proposals", "mod", r"proposals\.mod: .* did you mean proposals\.mode\?"),
+        ("distributed", "timeout", r"distributed\.timeout: .* did you mean distributed\.timeout_s\?"),
+        ("data", "val_splt", r"data\.val_splt: .* did you mean data\.val_split\?"),
+        ("augment", "transfroms", r"augment\.transfroms: .* did you mean augment\.transforms\?"),
+        (None, "prescision", r"prescision: .* did you mean precision\?"),
+        (None, "iterations", r"iterations: .* did you mean train\.iterations\?"),
+        (None, "zzz", r"^zzz: no such setting\. --help lists all$"),
+    ],
+)
+def test_settings_that_training_does_not_have_are_named(settings, group, key, says):
+    config = settings("train")
+    (config[group] if group else config)[key] = 5
+    validate(config)  # a checkpoint may be of an earlier version, and is scored all the same
+    with pytest.raises(InputError, match=says):
+        validate_training(config, 1)
+
+
+@pytest.mark.parametrize("choice", ["voc", "voc07", "voc0712", "coco", "joined", "shapes"])
+def test_training_takes_all_settings_of_a_data_set(settings, choice):
+    missing = {"coco": ["data.train_json=a", "data.val_json=b"], "joined": ["data.parts=[{root: a}]"]}.get(choice, [])
+    validate_training(settings("train", f"data={choice}", "data.root=x", *missing), 1)
+    wanted = {key.format(part) for keys in compose.READER_ARGUMENTS.values() for key in keys.values()
+              for part in ("train", "val")}  # fmt: skip
+    assert wanted == {*OF_READERS, "drop_empty_boxes"}
+
+
+def test_a_group_that_is_no_group_is_named(settings):
+    config = settings("train")
+    config["run"] = "here"
+    with pytest.raises(InputError, match="run=here: must be a group of settings"):
+        validate_training(config, 1)
 
 
 def test_flatten():

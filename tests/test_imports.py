@@ -23,7 +23,7 @@ ALLOWED = {
     "roi_pool": set(),
     "selective_search": set(),
     "optim": set(),
-    "run_folder": {"errors"},
+    "run_folder": {"errors", "files"},
     "device": {"distributed", "errors"},
     "config": {"errors"},
     "cli": {"config", "distributed", "errors", "signals"},

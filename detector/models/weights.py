@@ -1,7 +1,9 @@
 """Weights from elsewhere: torchvision's, trained on ImageNet, or a file."""
 
+import json
 import logging
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.error import URLError
 
@@ -21,18 +23,26 @@ IMAGENET = {
 }
 
 
-def load_weights(model: nn.Module, backbone: str, weights: str) -> None:
+OUTPUT_LAYERS = ("cls_score.", "bbox_pred.")
+
+
+def load_weights(model: nn.Module, backbone: str, weights: str, classes: Sequence[str]) -> None:
     """Fill the model from `imagenet` or from a file, and log which layers stay as they were initialised.
 
     The file holds a classification network's state dict in torchvision's layout, or a checkpoint of this program; of
-    one with other classes all but the two output layers is taken. Raises InputError if the file is not there, is not
-    readable, or fits nowhere.
+    one whose classes are not these, in this order, all but the two output layers is taken. Raises InputError if the
+    file is not there, is not readable, or fits nowhere.
     """
     if weights == "imagenet":
         source, state = "torchvision's ImageNet weights", _imagenet_state(backbone)
     else:
         source, state = weights, read_state(Path(weights))
+    theirs = _classes_of(weights, state)
     state = state["model"] if isinstance(state.get("model"), dict) else _from_classifier(state)
+    if theirs != [*classes]:
+        if theirs is not None:
+            logger.info("its classes are others, so its output layers are not taken: %s", ", ".join(map(str, theirs)))
+        state = {key: value for key, value in state.items() if not key.startswith(OUTPUT_LAYERS)}
     own = model.state_dict()
     fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
     lacking = [key for key in own if key.startswith("backbone.") and "num_batches" not in key and key not in fitting]
@@ -41,6 +51,18 @@ def load_weights(model: nn.Module, backbone: str, weights: str) -> None:
     model.load_state_dict(fitting, strict=False)
     new = sorted({key.rpartition(".")[0] for key in own if key not in fitting and "num_batches" not in key})
     logger.info("weights from %s; not in it and trained from scratch: %s", source, first_few(new, 12) or "nothing")
+
+
+def _classes_of(weights: str, state: dict) -> list | None:
+    """The classes that a checkpoint, or the description beside .safetensors, names; None where nothing does."""
+    about = state
+    if weights.endswith(".safetensors"):
+        try:
+            about = json.loads(Path(weights).with_suffix(".json").read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return None
+    classes = about.get("classes") if isinstance(about, dict) else None
+    return classes if isinstance(classes, list) else None
 
 
 def read_state(path: Path) -> dict:

@@ -34,13 +34,15 @@ def _program(log: Path, overrides: tuple[str, ...]) -> None:
     run_program(train.main, "train")
 
 
-def start_ranks(function: Callable, world_size: int, folder: Path, *arguments: object) -> list[multiprocessing.Process]:
+def start_ranks(
+    function: Callable, world_size: int, folder: Path, *arguments: object, timeout_s: int = 60
+) -> list[multiprocessing.Process]:
     """`function(folder, *arguments)` in connected processes; what each prints goes to `folder`/rankN.log."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     ranks = [
-        FORKS.Process(target=_rank, args=(function, rank, world_size, port, folder, arguments))
+        FORKS.Process(target=_rank, args=(function, rank, world_size, port, timeout_s, folder, arguments))
         for rank in range(world_size)
     ]
     for process in ranks:
@@ -48,7 +50,9 @@ def start_ranks(function: Callable, world_size: int, folder: Path, *arguments: o
     return ranks
 
 
-def _rank(function: Callable, rank: int, world_size: int, port: int, folder: Path, arguments: tuple) -> None:
+def _rank(
+    function: Callable, rank: int, world_size: int, port: int, timeout_s: int, folder: Path, arguments: tuple
+) -> None:
     import torch
 
     from detector.distributed import process_group
@@ -58,12 +62,16 @@ def _rank(function: Callable, rank: int, world_size: int, port: int, folder: Pat
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     try:
-        with process_group(timeout_s=60):
+        with process_group(timeout_s):
             function(folder, *arguments)
     except Exception:
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
 
 
 def _print_to(log: Path) -> None:

@@ -30,6 +30,7 @@ from detector.distributed import (
     Place,
     first_host,
     from_main,
+    gather,
     gather_turns,
     largest,
     place,
@@ -50,7 +51,7 @@ from detector.targets import Sampling
 from detector.tracking import Tracker
 from tests.conftest import REPOSITORY
 from tests.faults.conftest import wait_for
-from tests.faults.processes import FORKS, start_ranks
+from tests.faults.processes import FORKS, children, start_ranks
 
 COMPUTE = choose_compute("cpu", "float32", True)
 RECIPE = Recipe(Sampling(rois_per_image=8), BoxCoder(), Postprocess(0.01, 0.3, 20), seed=0)
@@ -132,6 +133,8 @@ def as_one(folder: Path, root: Path) -> None:
     with StopRequest() as stop:  # one is asked, all stop
         if here.rank == here.world_size - 1:
             os.kill(os.getpid(), signal.SIGTERM)
+            wait_for(lambda: stop.signal)
+        assert stop.agreed() == signal.SIGTERM
         with pytest.raises(Stopped):
             list(stop.cut_short(range(3)))
 
@@ -213,6 +216,31 @@ def test_case_52_when_a_process_dies_the_others_say_so_and_end(tmp_path):
     assert "process 0 of 2 stops: another process of this run ended" in (tmp_path / "rank0.log").read_text()
 
 
+def stop_in_the_middle(folder: Path) -> None:
+    if place().rank == 1:
+        time.sleep(6)  # longer than the timeout: slow is not hanging
+    gather(None)
+    if place().rank == 1:
+        (folder / "stopped").touch()
+        os.kill(os.getpid(), signal.SIGSTOP)
+    gather(None)
+
+
+def test_case_52_when_a_process_hangs_the_others_say_so_and_end(tmp_path):
+    ranks = start_ranks(stop_in_the_middle, 3, tmp_path, timeout_s=4)
+    try:
+        wait_for(lambda: (tmp_path / "stopped").exists())
+        for rank in (0, 2):
+            ranks[rank].join(40)
+            assert ranks[rank].exitcode == 1
+            says = f"error: process {rank} of 3 stops: process 1 hangs, or its machine is gone: no sign of it for 4 s"
+            assert says in (tmp_path / f"rank{rank}.log").read_text()
+    finally:
+        for process in ranks:
+            process.kill()
+            process.join()
+
+
 def test_case_52_torchrun_takes_the_run_up_again(tiny, tmp_path):
     """One folder, one writer; a process is killed, torchrun starts both anew, resume=auto finishes the run."""
     run, log = tmp_path / "run", tmp_path / "log"
@@ -267,10 +295,6 @@ def test_settings_that_are_wrong_in_all_processes_are_said_once(monkeypatch, cap
         with pytest.raises(SystemExit, match="2"):
             cli.run_program(train.main, "train")
         assert capsys.readouterr().err == says
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
 
 
 def environment(pid: int) -> bytes:

@@ -2,9 +2,11 @@
 
 import copy
 import json
+import logging
 import os
 import pickle
 import struct
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -17,7 +19,7 @@ from safetensors.torch import save_file
 
 import evaluate
 import train
-from detector import compose
+from detector import cli, compose
 from detector.checkpoint import Checkpoints, load_checkpoint, save_weights
 from detector.data.check import cache_folder, check_data
 from detector.data.proposals import open_proposals
@@ -26,7 +28,7 @@ from detector.errors import InputError
 from detector.models import build_model
 from detector.models.weights import load_weights
 from scripts.export import main as export
-from tests.conftest import write_xml
+from tests.conftest import REPOSITORY, write_xml
 from tests.watch import nothing_happens
 
 TINY = [
@@ -59,8 +61,6 @@ def run(small_shapes, tmp_path_factory) -> Path:
     from hydra import initialize_config_dir
     from omegaconf import OmegaConf
 
-    from tests.conftest import REPOSITORY
-
     folder = tmp_path_factory.mktemp("untrusted")
     places = [f"data.root={small_shapes}", f"proposals.folder={folder}/proposals", f"run.dir={folder}/run"]
     with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
@@ -87,7 +87,7 @@ def test_case_15_a_checkpoint_with_a_payload_is_refused_and_runs_nothing(here, c
         torch.save({**content, where: Payload()}, here / "evil.pt")
         refused(here / "evil.pt", "code above all, are refused")
         with pytest.raises(InputError, match="are refused"):
-            load_weights(build_model("resnet18", "fc", 2, hidden=8), "resnet18", "evil.pt")
+            load_weights(build_model("resnet18", "fc", 2, hidden=8), "resnet18", "evil.pt", ["cat"])
     for protocol in (0, 2, 5):  # a plain pickle under the name of a checkpoint
         (here / "evil.pt").write_bytes(pickle.dumps(Payload(), protocol))
         refused(here / "evil.pt", "are refused")
@@ -209,9 +209,11 @@ def test_exported_weights_tell_nothing_of_the_machine(settings, exported, run, s
 
 
 def test_exported_weights_start_a_training(exported, content):
-    model = build_model("resnet18", "fc", num_classes=2, hidden=32, pretrained=True)
-    load_weights(model, "resnet18", str(exported / "model.safetensors"))
-    assert torch.equal(model.head.fc6.weight, content["model"]["head.fc6.weight"])
+    for classes, same in ((content["classes"], True), (content["classes"][::-1], False)):
+        model = build_model("resnet18", "fc", num_classes=len(classes), hidden=32, pretrained=True)
+        load_weights(model, "resnet18", str(exported / "model.safetensors"), classes)
+        assert torch.equal(model.head.fc6.weight, content["model"]["head.fc6.weight"])
+        assert torch.equal(model.cls_score.weight, content["model"]["cls_score.weight"]) is same
 
 
 def test_an_export_overwrites_nothing(exported, content):
@@ -265,6 +267,112 @@ def test_a_config_with_a_target_of_another_kind_makes_nothing(settings, here, sm
     with pytest.raises(InputError, match=rf"_target_: {item['_target_']}: not a class of"):
         train.main(config)
     assert not (here / "stolen").exists()
+
+
+OPENS = "{_target_: builtins.open, file: stolen, mode: w}"
+LOGS = "{version: 1, handlers: {x: {class: logging.FileHandler, filename: stolen}}, root: {handlers: [x]}}"
+STRANGE = {  # experiments of a stranger's, by what they set of Hydra's own
+    "callbacks": f"callbacks: {{x: {OPENS}}}",
+    "job_logging": f"job_logging: {LOGS}",
+    "hydra_logging": f"hydra_logging: {LOGS}",
+    "launcher": "launcher: {_target_: strange.Launcher}",
+    "sweeper": f"sweeper: {{params: {{x: {OPENS}}}}}",
+    "output_subdir": "output_subdir: stolen",
+    "job": "job: {env_copy: [HOME]}",
+    "mode": "mode: MULTIRUN",
+}
+
+
+@pytest.fixture
+def ended(here, monkeypatch, capsys):
+    """Call a program that leaves the file `done`, with files of a stranger's at hand: (its status, its stderr)."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    (here / "strange/experiment").mkdir(parents=True)
+    (here / "strange/hydra/launcher").mkdir(parents=True)
+    for name, text in STRANGE.items():
+        (here / f"strange/experiment/{name}.yaml").write_text(f"# @package _global_\nhydra:\n  {text}\n")
+    (here / "strange/hydra/launcher/evil.yaml").write_text(
+        f"_target_: hydra._internal.core_plugins.basic_launcher.BasicLauncher\nx: {OPENS}\n"
+    )
+    own = (REPOSITORY / "configs/train.yaml").read_text()
+    (here / "strange/primary.yaml").write_text(own.replace("hydra:", f"hydra:\n  {STRANGE['callbacks']}"))
+
+    def leave_a_file(config: dict) -> None:
+        (here / "done").write_text(json.dumps(config))
+
+    def end(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["train.py", "--config-dir", str(here / "strange"), *arguments])
+        try:
+            cli.run_program(leave_a_file, "train")
+        except SystemExit as error:
+            return int(error.code or 0), capsys.readouterr().err
+        return 0, capsys.readouterr().err
+
+    return end
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        *((f"experiment={name}", f"hydra.{name}") for name in STRANGE),
+        *((f"-m seed=1,2 experiment={name}", f"hydra.{name}") for name in STRANGE),
+        ("-m experiment=paper,job_logging", "hydra.job_logging"),
+        ("--config-name primary", "hydra.callbacks"),
+        ("--config-name primary -m experiment=null,paper", "hydra.callbacks"),
+        ("--help experiment=hydra_logging", "hydra.hydra_logging"),
+        ("--hydra-help +experiment=hydra_logging", "hydra.hydra_logging"),
+        ("--info all experiment=job_logging", "hydra.job_logging"),
+        ("-m hydra/launcher=evil", "hydra/launcher/evil"),
+        ("-m +hydra.launcher.x._target_=builtins.print", "hydra.launcher"),
+        ("+hydra.callbacks.x._target_=builtins.print", "hydra.callbacks"),
+        ("--experimental-rerun strange.pickle", "--experimental-rerun"),
+    ],
+)
+def test_a_config_file_of_a_stranger_has_no_code_run(here, ended, arguments, says):
+    (here / "strange.pickle").write_bytes(pickle.dumps(Payload()))
+    status, error = ended(*arguments.split())
+    assert (status, error.count("\n"), error.startswith("error: ")) == (2, 1, True), error
+    assert says in error
+    assert {path.name for path in here.iterdir()} - {"multirun"} == {"strange", "strange.pickle"}
+
+
+def test_files_and_flags_that_set_nothing_of_hydras_own_are_as_ever(here, ended):
+    (here / "strange/experiment/honest.yaml").write_text("# @package _global_\nseed: 7\n")
+    assert ended("experiment=honest") == (0, "")
+    assert json.loads((here / "done").read_text())["seed"] == 7
+    (here / "done").unlink()
+    assert ended("-m", "hydra.sweep.dir=sweep", "hydra.sweeper.max_batch_size=1", "seed=1,9") == (0, "")
+    assert json.loads((here / "done").read_text())["seed"] == 9
+    for flag in (["--help"], ["--hydra-help"], ["--cfg", "job"], ["--info", "config"]):
+        assert ended(*flag) == (0, "")
+
+
+@pytest.mark.parametrize("flags", [[], ["-m"]])
+def test_the_program_itself_refuses_the_config_file_of_a_stranger(here, ended, flags):
+    command = [sys.executable, REPOSITORY / "train.py", *flags, "--config-dir=strange", "experiment=callbacks"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+    assert result.stderr.startswith("error: hydra.callbacks: is not to be set")
+    assert not (here / "stolen").exists()
+
+
+@pytest.mark.parametrize("flags", [[], ["-m"]])
+@pytest.mark.parametrize(
+    "setting",
+    ["+data.note=${oc.env:SECRET}", "model.weights='${oc.decode:${oc.env:SECRET}}'", "experiment=secret",
+     "experiment=nested"],
+)  # fmt: skip
+def test_settings_cannot_hold_what_is_in_the_environment(here, ended, monkeypatch, setting, flags):
+    monkeypatch.setenv("SECRET", "planted")
+    (here / "strange/experiment/secret.yaml").write_text("# @package _global_\nrun:\n  dir: ${oc.env:SECRET}\n")
+    (here / "strange/experiment/nested.yaml").write_text(
+        "# @package _global_\nrun:\n  kind: env\n  dir: ${oc.${run.kind}:SECRET}\n"
+    )
+    status, error = ended(*flags, setting)
+    assert (status, error.count("\n")) == (2, 1), error
+    assert "oc.env: settings do not read the environment; let the shell fill it in, key=$NAME" in error
+    assert "planted" not in error
+    assert not (here / "done").exists()
 
 
 # --- annotations

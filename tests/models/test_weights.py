@@ -13,6 +13,8 @@ from detector.errors import InputError
 from detector.models import build_model, weights
 from detector.models.weights import load_weights
 
+CLASSES = ["cat", "dog"]
+
 
 def classifier(backbone: str) -> torch.nn.Module:
     return {"vgg16": models.vgg16, "resnet18": models.resnet18}[backbone]().eval()
@@ -27,7 +29,7 @@ def test_a_resnet_computes_what_the_classifier_computed(tmp_path, head):
             module.running_var.uniform_(0.5, 2)
     torch.save(net.state_dict(), tmp_path / "w.pth")
     model = build_model("resnet18", head, num_classes=2, hidden=8, pretrained=True).train()
-    load_weights(model, "resnet18", str(tmp_path / "w.pth"))
+    load_weights(model, "resnet18", str(tmp_path / "w.pth"), CLASSES)
     x = torch.rand(1, 3, 64, 64)
     expected = net.layer3(net.layer2(net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(x)))))))
     features = model.backbone(x)
@@ -40,24 +42,37 @@ def test_vgg16_s_fully_connected_layers_are_taken_with_their_order_changed(tmp_p
     net = classifier("vgg16")
     torch.save(net.state_dict(), tmp_path / "w.pth")
     model = build_model("vgg16", "fc", num_classes=2, hidden=4096, pretrained=True).eval()
-    load_weights(model, "vgg16", str(tmp_path / "w.pth"))
+    load_weights(model, "vgg16", str(tmp_path / "w.pth"), CLASSES)
     pooled = torch.rand(2, 512, 7, 7)
     torch.testing.assert_close(model.head(pooled), net.classifier[:5](pooled.flatten(1)), atol=1e-4, rtol=1e-4)
     x = torch.rand(1, 3, 32, 32)
     torch.testing.assert_close(model.backbone(x), net.features[:-1](x), atol=1e-4, rtol=1e-4)
 
 
-def test_a_checkpoint_with_other_classes_gives_all_but_the_output_layers(tmp_path, caplog):
+@pytest.mark.parametrize("theirs", [["a", "b", "c", "d", "e"], ["dog", "cat"], ["cat", "horse"], None])
+def test_a_checkpoint_with_other_classes_gives_all_but_the_output_layers(tmp_path, caplog, theirs):
+    """Also where as many, or the same in another order: those layers would say the wrong name."""
     caplog.set_level("INFO")
-    trained = build_model("resnet18", "fc", num_classes=5, hidden=8)
-    content = {"model": trained.state_dict(), "config": {"seed": 0}, "classes": list("abcde"), "iteration": 7}
+    trained = build_model("resnet18", "fc", num_classes=len(theirs or CLASSES), hidden=8)
+    content = {"model": trained.state_dict(), "config": {"seed": 0}, "classes": theirs, "iteration": 7}
     Checkpoints(tmp_path).save_last(content)
     model = build_model("resnet18", "fc", num_classes=2, hidden=8, pretrained=True)
     fresh = model.cls_score.weight.clone()
-    load_weights(model, "resnet18", str(tmp_path / "last.pt"))
+    load_weights(model, "resnet18", str(tmp_path / "last.pt"), CLASSES)
     assert torch.equal(model.head.fc6.weight, trained.head.fc6.weight)
     assert torch.equal(model.cls_score.weight, fresh)
     assert "trained from scratch: bbox_pred, cls_score" in caplog.text
+    assert (f"its output layers are not taken: {', '.join(theirs or [])}" in caplog.text) is (theirs is not None)
+
+
+def test_a_checkpoint_with_the_same_classes_gives_all(tmp_path, caplog):
+    caplog.set_level("INFO")
+    trained = build_model("resnet18", "fc", num_classes=2, hidden=8)
+    Checkpoints(tmp_path).save_last({"model": trained.state_dict(), "classes": CLASSES, "iteration": 7})
+    model = build_model("resnet18", "fc", num_classes=2, hidden=8, pretrained=True)
+    load_weights(model, "resnet18", str(tmp_path / "last.pt"), tuple(CLASSES))
+    assert torch.equal(model.cls_score.weight, trained.cls_score.weight)
+    assert "trained from scratch: nothing" in caplog.text
 
 
 class Payload:
@@ -78,7 +93,7 @@ def test_bad_files_are_named(tmp_path, monkeypatch):
              "deeper": "does not fit resnet18"}  # fmt: skip
     for name, says in cases.items():
         with pytest.raises(InputError, match=rf"{name}\.pth:? .*{says}"):
-            load_weights(model, "resnet18", f"{name}.pth")
+            load_weights(model, "resnet18", f"{name}.pth", CLASSES)
     assert not (tmp_path / "stolen").exists()
     with pytest.raises(InputError, match=r"evil\.pth"):
         load_checkpoint(tmp_path / "evil.pth")
@@ -107,13 +122,13 @@ def test_imagenet_weights_are_fetched_once_and_checked(server, tmp_path, monkeyp
     (web / "net.pth").rename(web / name)
     monkeypatch.setitem(weights.IMAGENET, "resnet18", SimpleNamespace(url=f"{url}/{name}"))
     model = build_model("resnet18", "fc", num_classes=2, hidden=8, pretrained=True)
-    load_weights(model, "resnet18", "imagenet")
+    load_weights(model, "resnet18", "imagenet", CLASSES)
     assert torch.equal(model.backbone.stem[0].weight, net.conv1.weight)
     (web / name).write_bytes(b"junk")
-    load_weights(model, "resnet18", "imagenet")  # the kept file
+    load_weights(model, "resnet18", "imagenet", CLASSES)  # the kept file
     (tmp_path / "home/hub/checkpoints" / name).unlink()
     with pytest.raises(InputError, match="cannot be fetched .*hash"):
-        load_weights(model, "resnet18", "imagenet")
+        load_weights(model, "resnet18", "imagenet", CLASSES)
 
 
 def test_without_a_network_the_error_says_which_file_to_put_where(tmp_path, monkeypatch):
@@ -121,4 +136,4 @@ def test_without_a_network_the_error_says_which_file_to_put_where(tmp_path, monk
     monkeypatch.setitem(weights.IMAGENET, "vgg16", SimpleNamespace(url="http://127.0.0.1:9/vgg16-12345678.pth"))
     model = build_model("vgg16", "fc", num_classes=2, hidden=8, pretrained=True)
     with pytest.raises(InputError, match=r"127.0.0.1:9/vgg16-12345678.pth cannot be fetched .*home/hub/checkpoints"):
-        load_weights(model, "vgg16", "imagenet")
+        load_weights(model, "vgg16", "imagenet", CLASSES)
