@@ -10,7 +10,7 @@ from pathlib import Path
 from detector import compose
 from detector.checkpoint import load_checkpoint
 from detector.cli import run_program
-from detector.config import validate, validate_given, validate_metric
+from detector.config import validate, validate_given, validate_metric, validate_processes
 from detector.data.check import require_readable
 from detector.data.loader import Reader, eval_loader, explain_workers
 from detector.distributed import is_main, place, process_group, shared_errors
@@ -42,6 +42,7 @@ def main(config: dict) -> None:
     if (config["checkpoint"] is None) == (config["detections"] is None):
         raise InputError("give either checkpoint=FILE or detections=FOLDER (or a .json file)")
     validate_metric(config["metric"])
+    validate_processes(config)
     if config["out"]:
         require_writable("out", Path(config["out"]))
     if config["checkpoint"] is not None:

@@ -14,7 +14,7 @@ from detector.config import validate_training
 from detector.data.check import warn_of_overlap
 from detector.data.fingerprint import fingerprints
 from detector.data.loader import TrainOrder, eval_loader, explain_workers, train_loader
-from detector.distributed import from_main, is_main, place, process_group, share_gradients, shared_errors
+from detector.distributed import from_main, is_main, place, process_group, share_gradients, shared_errors, wait
 from detector.engine import training_steps
 from detector.errors import InputError
 from detector.models.weights import load_weights
@@ -87,6 +87,7 @@ def train(config: dict, lock: FolderLock) -> None:
         if resumed is not None and config["resume"] != "auto":
             make_newest(resumed, start)
         clean_up(folder, start)
+    wait()
     tracker = Tracker(folder, start) if is_main() else None
     progress = tqdm(total=settings["iterations"], initial=start, unit="step", disable=None if is_main() else True)
     with StopRequest() as stop, logging_redirect_tqdm(), progress:

@@ -189,12 +189,20 @@ def load_state(checkpoint: dict, model: nn.Module, optimizer: torch.optim.Optimi
         optimizer.load_state_dict({"state": checkpoint["optimizer"], "param_groups": groups})
         for parameter, state in optimizer.state.items():
             for name, value in state.items():
-                if value is not None and value.dim() and value.shape != parameter.shape:
+                if not _fits(value, parameter):
                     raise ValueError(f"{name} {tuple(value.shape)} for a weight {tuple(parameter.shape)}")
     except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise InputError(
             f"resume: weights or momentum of the checkpoint do not fit this network: {str(error).splitlines()[-1]}"
         ) from None
+
+
+def _fits(value: Any, parameter: Tensor) -> bool:
+    """Whether a part of an optimizer's state is of this weight: a number, or as large, or summed along some axes."""
+    if not isinstance(value, Tensor) or not value.dim():
+        return True
+    sides = zip(value.shape, parameter.shape, strict=False)
+    return value.dim() == parameter.dim() and all(mine in (1, theirs) for mine, theirs in sides)
 
 
 def newest_valid(folder: Path) -> Path | None:

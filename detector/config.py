@@ -211,6 +211,11 @@ def _require_known(config: Mapping) -> None:
             raise no_such_setting(str(key), known)
 
 
+def validate_processes(config: Mapping) -> None:
+    """Raise InputError for a senseless setting of `distributed`."""
+    _check(config, "distributed.timeout_s", RULES_OF_TRAINING["distributed.timeout_s"])
+
+
 def validate_given(config: Mapping, group: str) -> None:
     """Raise InputError for a senseless value among those settings of the group that are not null."""
     for key, value in config[group].items():

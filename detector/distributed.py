@@ -71,10 +71,14 @@ def process_group(timeout_s: int) -> Iterator[None]:
         dist.init_process_group(backend, store=store, rank=where.rank, world_size=where.world_size, timeout=timeout)
         _patient = dist.new_group(backend="gloo", timeout=PATIENCE)
         ended = threading.Event()
-        threading.Thread(target=_watch, args=(store.clone(), where, timeout_s, ended), daemon=True).start()
-        yield
-        wait()  # or the others would miss the first one to end
-        ended.set()
+        watch = threading.Thread(target=_watch, args=(store.clone(), where, timeout_s, ended), daemon=True)
+        watch.start()
+        try:
+            yield
+            wait()  # or the others would miss the first one to end
+        finally:
+            ended.set()
+            watch.join(1)  # the interpreter aborts if it ends while a thread talks to the store
         dist.destroy_process_group()  # not on the way out of a failure, where it could wait for the dead
     except RuntimeError as error:
         if not _is_lost_connection(error):
@@ -88,11 +92,16 @@ def process_group(timeout_s: int) -> Iterator[None]:
 def _watch(store: dist.Store, here: Place, timeout_s: int, ended: threading.Event) -> None:
     """In a thread of every process: count in the store, and end this process when another's count stands still."""
     others = [rank for rank in range(here.world_size) if rank != here.rank]
-    counts, changed = dict.fromkeys(others, b""), dict.fromkeys(others, time.monotonic())
-    lost = None
+    begun = time.monotonic()
+    counts, changed = dict.fromkeys(others, b""), dict.fromkeys(others, begun)
+    suspicions = 0  # one after the other
     for number in itertools.count():
+        lost = None
         try:
             store.set(f"alive {here.rank}", str(number))
+            if time.monotonic() - begun > timeout_s / 2:  # this process stood still itself, perhaps all did
+                changed = dict.fromkeys(others, time.monotonic())
+            begun = time.monotonic()
             for rank in others:
                 count = store.get(f"alive {rank}")  # waits for the first one
                 if count != counts[rank]:
@@ -101,11 +110,12 @@ def _watch(store: dist.Store, here: Place, timeout_s: int, ended: threading.Even
                     lost = f"process {rank} hangs, or its machine is gone: no sign of it for {timeout_s} s"
         except RuntimeError as error:
             lost = f"the process at the meeting point does not answer ({str(error).splitlines()[0][:200]})"
-        if ended.wait(5 if lost else timeout_s / 10):  # it may not have been set yet where all is done
-            return
-        if lost:
+        suspicions = suspicions + 1 if lost else 0
+        if suspicions == 2:
             print(f"error: process {here.rank} of {here.world_size} stops: {lost}", file=sys.stderr, flush=True)
             os._exit(1)
+        if ended.wait(timeout_s / 10):
+            return
 
 
 def _meeting_point() -> dict[str, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from detector.checkpoint import NEWEST_FIRST, find_damage, load_checkpoint, newest_valid
 from detector.config import flatten
-from detector.errors import InputError
+from detector.errors import InputError, RunFailure
 from detector.files import UNFINISHED, numbered, replace, write_atomically
 from detector.run_folder import FolderLock, check_run_folder, is_empty, require_run
 
@@ -71,19 +71,28 @@ def make_newest(path: Path, iteration: int) -> None:
     """
     if path.name == "last.pt":
         return
-    for other in (path.with_name(name) for name in NEWEST_FIRST if name != path.name):
-        if not other.exists():
-            continue
-        try:
-            found = load_checkpoint(other)["iteration"]
-        except InputError:
-            found = "unknown"
-        if other.name == "last.pt" or found == "unknown" or found > iteration:
-            wanted = other.with_name(f"{other.stem}-of-{found}.pt")
-            aside = next(name for name in numbered(wanted) if not name.exists())
-            replace(other, aside)
-            logger.warning("%s is now %s: the run goes back to iteration %d", other, aside.name, iteration)
-    write_atomically(path.with_name("last.pt"), path.read_bytes())
+    try:
+        copy = path.with_name(".last.pt.unfinished")
+        write_atomically(copy, path.read_bytes())
+        for other in (path.with_name(name) for name in NEWEST_FIRST if name != path.name):
+            if other.exists():
+                _step_aside(other, iteration)
+        replace(copy, path.with_name("last.pt"))
+    except OSError as error:
+        raise RunFailure(f"resume: {path} cannot be made last.pt: {error}. All checkpoints are kept") from error
+
+
+def _step_aside(path: Path, iteration: int) -> None:
+    """Rename a checkpoint of the run if it is of a later iteration, or `last.pt`."""
+    try:
+        found = load_checkpoint(path)["iteration"]
+    except InputError:
+        found = "unknown"
+    if path.name == "last.pt" or found == "unknown" or found > iteration:
+        wanted = path.with_name(f"{path.stem}-of-{found}.pt")
+        aside = next(name for name in numbered(wanted) if not name.exists())
+        replace(path, aside)
+        logger.warning("%s is now %s: the run goes back to iteration %d", path, aside.name, iteration)
 
 
 def clean_up(folder: Path, iteration: int) -> None:

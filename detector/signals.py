@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import TypeVar
 
@@ -19,6 +20,15 @@ REQUESTS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # Signals that follow the first one within this time are taken for the same request: torchrun, asked together with its
 # processes, asks them once more.
 SAME_REQUEST_S = 2.0
+
+
+def _leave_to_the_parent() -> None:
+    """A forked child would write its own signals into the parent's pipe."""
+    with suppress(ValueError):  # forked by another thread than the main one, which cannot and need not
+        signal.set_wakeup_fd(-1)
+
+
+os.register_at_fork(after_in_child=_leave_to_the_parent)
 
 
 class Stopped(BaseException):
@@ -47,7 +57,7 @@ class StopRequest:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         signal.set_wakeup_fd(self._wakeup_before)
-        os.close(self._arriving)  # which ends the thread
+        os.close(self._arriving)  # which ends the thread, once data workers have ended that share it
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

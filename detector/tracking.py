@@ -91,13 +91,13 @@ class Tracker:
 
         self._write_events(write)
         line = json.dumps({"iteration": iteration, **{tag: finite.get(tag) for tag in values}}).encode() + b"\n"
-        end = self.lines.seek(0, io.SEEK_END)
         try:
+            end = self.lines.seek(0, io.SEEK_END)
             if self.lines.write(line) < len(line):
+                with suppress(OSError):
+                    self.lines.truncate(end)  # no half line, for the next one to be added to
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            with suppress(OSError):
-                self.lines.truncate(end)  # no half line, for the next one to be added to
             if not self.warned:
                 logger.warning("metrics.jsonl cannot be written: %s. Training goes on", error)
             self.warned = True

@@ -114,6 +114,7 @@ def require_fit(
         )
     if theirs.score > mine.score + MARGIN:
         sure = theirs.objects >= SURE_COUNT and theirs.found >= max(theirs.objects / 2, 2 * mine.found)
+        sure &= theirs.inside >= mine.inside - MARGIN  # boxes that then lie outside are not theirs
         raise (OtherOrder if sure and other_order else InputError)(
             f"{raw.path}: its boxes were taken for {declared}, but fit images and objects better as {best}; if that is "
             f"what they are, convert them with {_options(best)}:\n{_table(fits)}"

@@ -1,5 +1,6 @@
 """Cases 1 to 16 of FAULTS.md: a run is stopped, killed or spoilt, and taken up again."""
 
+import copy
 import hashlib
 import json
 import logging
@@ -19,7 +20,7 @@ from PIL import Image
 
 import train
 from detector import checkpoint as checkpoints
-from detector.checkpoint import Checkpoints, find_damage, load_checkpoint, load_to_resume, newest_valid
+from detector.checkpoint import Checkpoints, find_damage, load_checkpoint, load_state, load_to_resume, newest_valid
 from detector.data.check import check_data
 from detector.data.fingerprint import fingerprint_data, fingerprint_proposals
 from detector.data.formats.records import ImageProposals
@@ -504,6 +505,40 @@ def test_going_back_to_an_earlier_checkpoint_loses_none_and_auto_stays_with_it(t
     (folder / "last-of-unknown.pt").unlink()
     del now["best.pt"]
     assert found() == now | {"last.pt": 4, "best-of-9.pt": 9}
+
+
+def test_going_back_on_a_full_disk_changes_nothing(tmp_path, monkeypatch):
+    kept = Checkpoints(tmp_path)
+    for iteration in (3, 4):
+        kept.save_last({"iteration": iteration})
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("detector.resume.write_atomically", full)
+    with pytest.raises(RunFailure, match=r"previous\.pt cannot be made last\.pt: \[Errno 28\]"):
+        make_newest(tmp_path / "previous.pt", 3)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW, torch.optim.Adafactor])
+def test_the_state_of_any_optimizer_is_taken_up(kind):
+    def step():
+        torch.manual_seed(0)
+        model = torch.nn.Conv2d(3, 4, 5)
+        optimizer = kind(model.parameters(), lr=0.1)
+        model(torch.ones(1, 3, 8, 8)).sum().backward()
+        return model, optimizer
+
+    model, optimizer = step()
+    optimizer.step()
+    content = copy.deepcopy({"model": model.state_dict(), "optimizer": optimizer.state_dict()["state"]})
+    other, its_optimizer = step()
+    load_state(content, other, its_optimizer)
+    for one in (optimizer, its_optimizer):
+        one.step()
+    assert torch.equal(other.weight, model.weight)
 
 
 def test_resume_names_the_checkpoint_that_auto_then_goes_on_with(spoilt, settings, tiny):

@@ -241,6 +241,28 @@ def test_case_52_when_a_process_hangs_the_others_say_so_and_end(tmp_path):
             process.join()
 
 
+def wait_long(folder: Path) -> None:
+    (folder / f"ready{place().rank}").touch()
+    while not (folder / "go").exists():
+        time.sleep(0.1)
+
+
+def test_a_run_that_was_paused_as_a_whole_goes_on(tmp_path):
+    """As by Ctrl-Z and fg, or a batch system: for longer than the timeout, and not all woken at once."""
+    ranks = start_ranks(wait_long, 2, tmp_path, timeout_s=4)
+    wait_for(lambda: all((tmp_path / f"ready{rank}").exists() for rank in range(2)))
+    time.sleep(1)
+    for number in (signal.SIGSTOP, signal.SIGCONT):
+        for process in ranks:
+            os.kill(process.pid, number)
+            time.sleep(0.3)
+        time.sleep(6)
+    (tmp_path / "go").touch()
+    for rank, process in enumerate(ranks):
+        process.join(60)
+        assert process.exitcode == 0, (tmp_path / f"rank{rank}.log").read_text()
+
+
 def test_case_52_torchrun_takes_the_run_up_again(tiny, tmp_path):
     """One folder, one writer; a process is killed, torchrun starts both anew, resume=auto finishes the run."""
     run, log = tmp_path / "run", tmp_path / "log"
@@ -285,6 +307,11 @@ def test_evaluate_gives_with_two_processes_the_numbers_of_one(whole, settings, t
 
 def score_checkpoint(folder: Path, config: dict) -> None:
     evaluate_program.score_checkpoint(config)
+
+
+def test_a_senseless_timeout_of_an_evaluation_is_named(settings):
+    with pytest.raises(InputError, match="distributed.timeout_s=abc: must be a whole number above 0"):
+        evaluate_program.main(settings("evaluate", "checkpoint=x.pt", "distributed.timeout_s=abc"))
 
 
 def test_settings_that_are_wrong_in_all_processes_are_said_once(monkeypatch, capsys):

@@ -83,9 +83,9 @@ def read_detectron(path: Path, name: str) -> RawProposals:
     layout = Layout("xyxy", "0-inclusive")
     if name == "detectron2":
         mode = content.get("bbox_mode", 0)
-        if not isinstance(mode, int) or mode not in BBOX_MODES:
+        if not isinstance(mode, int | np.integer) or mode not in BBOX_MODES:
             raise InputError(f"{path}: bbox_mode {mode} is neither 0 (x1 y1 x2 y2) nor 1 (x1 y1 w h)")
-        layout = BBOX_MODES[mode]
+        layout = BBOX_MODES[int(mode)]
     ids = [str(id) for id in ids]
     require_distinct(path, ids)
     rows = {
