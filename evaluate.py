@@ -26,7 +26,7 @@ from detector.evaluation.results import (
 )
 from detector.evaluation.tables import summary
 from detector.postprocess import postprocess_again
-from detector.run_folder import make_new_folder, make_run_folder, require_writable
+from detector.run_folder import make_new_folder, make_run_folder, require_new, require_writable
 from detector.structures import Detections
 
 logger = logging.getLogger("evaluate")
@@ -44,7 +44,7 @@ def main(config: dict) -> None:
     validate_metric(config["metric"])
     validate_processes(config)
     if config["out"]:
-        require_writable("out", Path(config["out"]))
+        require_new("out", Path(config["out"]))
     if config["checkpoint"] is not None:
         with process_group(config["distributed"]["timeout_s"]):
             score_checkpoint(config)

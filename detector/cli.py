@@ -1,5 +1,6 @@
 """What the programs share on the outside: settings from the command line, logging, and how they end."""
 
+import errno
 import logging
 import re
 import sys
@@ -70,6 +71,10 @@ def run_program(main: Callable[[dict], None], config_name: str) -> None:
             _wrong_input(error)
         except RunFailure as error:
             _end(str(error), FAILED)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            _end(f"the disk is full: {error}", FAILED)
         except Stopped as stopped:
             sys.exit(128 + stopped.signal)
         except KeyboardInterrupt:

@@ -57,6 +57,13 @@ def require_writable(setting: str, folder: Path) -> None:
         raise InputError(f"{setting}: {folder} cannot be written: {there} is no folder, or not yours to write")
 
 
+def require_new(setting: str, folder: Path) -> None:
+    """Raise InputError, naming the setting, if there is something in the folder, or if it cannot be written to."""
+    if not is_empty(folder):
+        raise InputError(f"{setting}: {folder} is not an empty folder, and nothing is overwritten: name another")
+    require_writable(setting, folder)
+
+
 def is_empty(folder: Path) -> bool:
     """Whether there is nothing in the folder, or no folder; a lock is nothing."""
     return not folder.exists() or (folder.is_dir() and all(path.name == LOCK for path in folder.iterdir()))

@@ -107,6 +107,9 @@ def test_evaluating_the_last_checkpoint_gives_the_last_evaluation_of_training(ru
     assert again["voc"]["area@0.50"]["AP"] == pytest.approx(in_training["voc"]["area@0.50"]["AP"], abs=1e-6)
     assert again["coco"] == metrics["coco"]
     # ... also as COCO results
+    with pytest.raises(InputError, match=r"out: .*scored is not an empty folder, and nothing is overwritten"):
+        evaluate.main(settings("evaluate", files, "data=voc", f"data.root={root}", f"out={scored}"))
+    scored = tmp_path / "scored again"
     coco = [f"detections={tmp_path}/detections.json", "data=voc", f"data.root={root}", f"out={scored}"]
     evaluate.main(settings("evaluate", *coco, "metric.coco=false", "metric.main=area@0.50"))
     again = json.loads((scored / "metrics.json").read_text())

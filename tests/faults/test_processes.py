@@ -309,6 +309,17 @@ def score_checkpoint(folder: Path, config: dict) -> None:
     evaluate_program.score_checkpoint(config)
 
 
+def test_case_07_a_full_disk_is_one_line_wherever_it_is_met(monkeypatch, capsys):
+    def full(config: dict) -> None:
+        raise OSError(28, "No space left on device", "out/detections.json")
+
+    monkeypatch.setattr(sys, "argv", ["evaluate.py"])
+    with pytest.raises(SystemExit, match="1"):
+        cli.run_program(full, "evaluate")
+    says = "error: the disk is full: [Errno 28] No space left on device: 'out/detections.json'\n"
+    assert capsys.readouterr().err == says
+
+
 def test_a_senseless_timeout_of_an_evaluation_is_named(settings):
     with pytest.raises(InputError, match="distributed.timeout_s=abc: must be a whole number above 0"):
         evaluate_program.main(settings("evaluate", "checkpoint=x.pt", "distributed.timeout_s=abc"))
