@@ -58,10 +58,10 @@ def require_writable(setting: str, folder: Path) -> None:
 
 
 def require_new(setting: str, folder: Path) -> None:
-    """Raise InputError, naming the setting, if there is something in the folder, or if it cannot be written to."""
+    """Raise InputError, naming the setting, if the folder cannot be written to, or if there is something in it."""
+    require_writable(setting, folder)
     if not is_empty(folder):
         raise InputError(f"{setting}: {folder} is not an empty folder, and nothing is overwritten: name another")
-    require_writable(setting, folder)
 
 
 def is_empty(folder: Path) -> bool:

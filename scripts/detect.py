@@ -42,7 +42,7 @@ from detector.engine import detect
 from detector.errors import InputError, RunFailure
 from detector.evaluation.results import write_coco_results
 from detector.files import write_atomically
-from detector.run_folder import require_writable
+from detector.run_folder import require_new
 from detector.selective_search import MODES
 from detector.structures import Batch, Detections
 from detector.visualize import draw_detections
@@ -87,9 +87,7 @@ def main(command_line: Sequence[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> list[str]:
     """Write what was found; returns a line for each image that could not be used."""
     files = find_files(arguments.input)
-    require_writable("--out", arguments.out)
-    if arguments.out.exists() and any(arguments.out.iterdir()):
-        raise InputError(f"--out: {arguments.out} is not empty, and nothing is overwritten: name another folder")
+    require_new("--out", arguments.out)
     checkpoint = load_checkpoint(arguments.checkpoint)
     config = settings(checkpoint["config"], arguments)
     reader = ImageFiles(files, checkpoint["classes"], compose.image_options(config["data"]))

@@ -168,7 +168,7 @@ def test_a_plain_image_has_the_boxes_of_a_grid_too(tmp_path):
         ({"--input": "nowhere/*.jpg"}, "nowhere/*.jpg: there is no file"),
         ({"--input": "{empty}"}, "its subfolders are not searched, but those of '{empty}/**/*' are"),
         ({"--checkpoint": "nowhere.pt"}, "nowhere.pt: no such file"),
-        ({"--out": "{images}"}, "--out: {images} is not empty, and nothing is overwritten"),
+        ({"--out": "{images}"}, "--out: {images} is not an empty folder, and nothing is overwritten"),
         ({"--out": "{images}/good.jpg"}, "--out: {images}/good.jpg cannot be written"),
         ({"--score-threshold": "3"}, "detect.score_threshold=3.0: must be a number from 0 to 1"),
         ({"--max-detections": "0"}, "detect.max_detections=0: must be"),
