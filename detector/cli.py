@@ -1,6 +1,5 @@
 """What the programs share on the outside: settings from the command line, logging, and how they end."""
 
-import errno
 import logging
 import re
 import sys
@@ -13,21 +12,21 @@ from typing import Any, NoReturn
 import hydra
 import hydra._internal.hydra
 import torch.distributed as dist
+import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from detector.config import flatten, no_such_setting
 from detector.distributed import is_main
-from detector.errors import InputError, RunFailure
+from detector.errors import INTERRUPTED, WRONG_INPUT, InputError, ending
 from detector.signals import Stopped
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 # What the command line may set of Hydra's own; a file may set none of it.
 OF_COMMAND_LINE = re.compile(r"hydra[./](launcher|sweeper|run|sweep|mode|verbose|output_subdir)\b")
 FORMAT = logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -59,38 +58,37 @@ def run_program(main: Callable[[dict], None], config_name: str) -> None:
     console.setFormatter(FORMAT)
     # Of several processes the first one speaks for all, except of errors.
     logging.basicConfig(level=logging.INFO if is_main() else logging.ERROR, handlers=[console, _early])
+    logging.raiseExceptions = False  # a screen that is gone, as in `... | head`, is no reason to stop
 
     def guarded(config: DictConfig) -> None:
         try:
             try:
                 settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+            except MissingMandatoryValue as error:
+                raise InputError(f"{error.full_key}: must be given: {error.full_key}=...") from None
             except OmegaConfBaseException as error:
                 raise InputError(f"{error.full_key}: {_in_words(str(error).splitlines()[0])}") from None
             record(main)(settings)  # type: ignore[arg-type]  # torchrun reports what went wrong
-        except InputError as error:
-            _wrong_input(error)
-        except RunFailure as error:
-            _end(str(error), FAILED)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            _end(f"the disk is full: {error}", FAILED)
         except Stopped as stopped:
             sys.exit(128 + stopped.signal)
         except KeyboardInterrupt:
             _end("interrupted; what was saved before is kept", INTERRUPTED)
+        except Exception as error:
+            if (told := ending(error)) is None:
+                raise
+            message, status = told
+            if status == WRONG_INPUT:
+                _wrong_input(message)
+            _end(message, status)
 
     hydra._internal.hydra.ConfigLoaderImpl = partial(CheckedLoader, config_name)  # type: ignore[misc, assignment]
-    try:
-        check_overrides(config_name, sys.argv[1:])
-    except InputError as error:
-        _wrong_input(error)
+    _check_options(sys.argv[1:])
     hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(guarded)()
 
 
-def _wrong_input(error: InputError) -> NoReturn:
+def _wrong_input(message: str) -> NoReturn:
     if is_main() or dist.is_initialized():  # before they are connected all processes find the same
-        _end(str(error), WRONG_INPUT)
+        _end(message, WRONG_INPUT)
     sys.exit(WRONG_INPUT)
 
 
@@ -102,8 +100,20 @@ def _end(message: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
+def _check_options(arguments: list[str]) -> None:
+    """End the process for options that Hydra would not understand, or would say little of."""
+    options, unknown = get_args_parser().parse_known_args(arguments)
+    if unknown:
+        _wrong_input(f"{unknown[0]}: not understood here; options such as --config-dir stand before all settings")
+    if options.experimental_rerun is not None:
+        _wrong_input("--experimental-rerun: reads a pickle, which can run any code; give the settings themselves")
+    if options.config_dir is not None and not Path(options.config_dir).is_dir():
+        _wrong_input(f"--config-dir: {options.config_dir}: no such folder")
+
+
 class CheckedLoader(ConfigLoaderImpl):
-    """Composes what Hydra asks for; ends the process, before Hydra acts on it, if a file set anything of Hydra's own.
+    """Composes what Hydra asks for; ends the process, before Hydra acts on it, if that cannot be composed, in one line
+    where Hydra has many, or if a file set anything of Hydra's own.
 
     A file may come from a stranger, and Hydra makes whatever object its callbacks, launcher, sweeper and logging name.
     This is where all that Hydra reads passes: for a run, each one of a sweep, --help and the others.
@@ -117,23 +127,30 @@ class CheckedLoader(ConfigLoaderImpl):
         self, config_name: str | None, overrides: list[str], *args: Any, **kwargs: Any
     ) -> DictConfig:
         OmegaConf.clear_resolver("oc.env")  # settings are saved and shared; what is in the environment is not to be
-        config = super().load_configuration(config_name, overrides, *args, **kwargs)
+        own = ConfigLoaderImpl(create_config_search_path(str(CONFIGS)))
+        try:
+            config = super().load_configuration(config_name, overrides, *args, **kwargs)
+        except (HydraException, yaml.YAMLError) as error:
+            message = _in_words(str(error) or str(error.__cause__))
+            if unknown := re.match(r"Could not override '([^']+)'", message):
+                known = flatten(_to_plain(own.load_configuration(self.own_name, [], *args, **kwargs)))
+                message = str(no_such_setting(unknown[1], known))
+            _wrong_input(message)
         given = [
             text
             for text, parsed in zip(overrides, OverridesParser.create().parse_overrides(overrides), strict=True)
             if OF_COMMAND_LINE.match(parsed.key_or_group) and "_target_" not in text
         ]
-        own = ConfigLoaderImpl(create_config_search_path(str(CONFIGS)))
         try:
             expected = _of_hydra(own.load_configuration(config_name and self.own_name, given, *args, **kwargs))
         except HydraException as error:  # a launcher of the stranger's, for one
-            _wrong_input(InputError(_in_words(str(error))))
+            _wrong_input(_in_words(str(error)))
         for key, value in _of_hydra(config).items():
             if value != expected.get(key):
-                _wrong_input(InputError(
+                _wrong_input(
                     f"hydra.{key}: is not to be set, as Hydra runs code that its settings name: leave it out of files; "
                     "the command line can set hydra.launcher, sweeper, run, sweep, mode, verbose and output_subdir"
-                ))  # fmt: skip
+                )
         return config
 
 
@@ -147,24 +164,9 @@ def _of_hydra(config: DictConfig) -> dict:
     return settings
 
 
-def check_overrides(config_name: str, arguments: list[str]) -> None:
-    """Raise InputError, in one line with the nearest name, for settings that are not there; Hydra says it in many."""
-    if get_args_parser().parse_args(arguments).experimental_rerun is not None:
-        raise InputError("--experimental-rerun: reads a pickle, which can run any code; give the settings themselves")
-    if any(argument.startswith("-") for argument in arguments):  # --help, --multirun and others are Hydra's own
-        return
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        try:
-            hydra.compose(config_name, arguments)
-        except (HydraException, OmegaConfBaseException) as error:
-            unknown = re.search(r"Could not override '([^']+)'", str(error))
-            if unknown is None:
-                raise InputError(_in_words(str(error))) from None
-            raise no_such_setting(unknown[1], flatten(_to_plain(hydra.compose(config_name)))) from None
-
-
 def _in_words(error: str) -> str:
-    text = " ".join(error.split())
+    """The error on one line, without the list of places that were searched."""
+    text = " ".join(re.split(r"(?:Config s|S)earch path:", error)[0].split())
     if "oc.env" in text:
         text += ": settings do not read the environment; let the shell fill it in, key=$NAME"
     return text

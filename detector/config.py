@@ -108,7 +108,7 @@ RULES_OF_TRAINING: dict[str, Rule] = {
 # Which of these a data set has is its reader's business, see compose.py.
 OF_READERS = ("train_split", "val_split", "train_json", "val_json", "train_images", "val_images")
 RULES: dict[str, Rule] = {
-    "seed": _not_negative,
+    "seed": _whole(0, 2**63 - 1, "a whole number from 0 to 2^63 - 1"),
     "precision": _one_of("auto", "bfloat16", "float32"),
     "channels_last": _flag,
     "workers": _whole(0, 1000, "a whole number from 0 to 1000"),
@@ -136,7 +136,7 @@ RULES: dict[str, Rule] = {
     "proposals.mode": _one_of("single", "fast", "quality"),
     "model.backbone": _one_of("vgg16", "resnet18", "resnet50"),
     "model.head": _one_of("fc", "res5"),
-    "model.weights": _or_null(_text),
+    "model.weights": _or_null((_text[0], "imagenet, or the name of a file")),
     "model.pool_size": _whole(1, 100, "a whole number from 1 to 100"),
     "model.hidden": _whole(1, 1_000_000, "a whole number from 1 to 1000000"),
     "model.dropout": _ratio,
@@ -203,6 +203,10 @@ def _require_known(config: Mapping) -> None:
 
     Not for evaluation: a checkpoint may be of a version that had more.
     """
+    if "experiment" in config:
+        raise InputError(
+            "experiment: its file must begin with the line `# @package _global_`, as its settings are of all"
+        )
     known = {*RULES, *RULES_OF_TRAINING, *(f"data.{key}" for key in OF_READERS), "metric"}
     known |= {key.partition(".")[0] for key in known}
     groups = ("train", "run", "proposals", "distributed", "data", "augment")  # what makes the others looks itself

@@ -94,7 +94,9 @@ def _watch(store: dist.Store, here: Place, timeout_s: int, ended: threading.Even
     others = [rank for rank in range(here.world_size) if rank != here.rank]
     begun = time.monotonic()
     counts, changed = dict.fromkeys(others, b""), dict.fromkeys(others, begun)
-    suspicions = 0  # one after the other
+    # One after the other. The store may live in the first process, which therefore ends last: the others, too, are to
+    # read in it who hangs.
+    suspicions, enough = 0, 2 if here.rank else 4
     for number in itertools.count():
         lost = None
         try:
@@ -111,7 +113,7 @@ def _watch(store: dist.Store, here: Place, timeout_s: int, ended: threading.Even
         except RuntimeError as error:
             lost = f"the process at the meeting point does not answer ({str(error).splitlines()[0][:200]})"
         suspicions = suspicions + 1 if lost else 0
-        if suspicions == 2:
+        if suspicions == enough:
             print(f"error: process {here.rank} of {here.world_size} stops: {lost}", file=sys.stderr, flush=True)
             os._exit(1)
         if ended.wait(timeout_s / 10):

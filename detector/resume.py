@@ -41,6 +41,8 @@ def find_run(resume: str | None, run_dir: str | None, lock: FolderLock) -> tuple
         path = Path(resume)
         if path.is_dir():
             raise InputError(f"resume: {path} is a folder: resume=auto run.dir={path}, or resume=FILE")
+        if not path.is_file():
+            raise InputError(f"resume={resume}: no such file; it is auto, null, or a checkpoint RUN/checkpoints/*.pt")
         if damage := find_damage(path):
             raise InputError(f"resume: {path} cannot be read: {damage}")
         folder = path.resolve().parents[1]

@@ -19,7 +19,7 @@ from detector.data.image import ImageOptions
 from detector.data.loader import Reader
 from detector.data.proposals import open_proposals, require_images
 from detector.data.voc import VocDataset
-from detector.errors import InputError
+from detector.errors import InputError, run_script
 
 
 def main() -> None:
@@ -34,11 +34,7 @@ def main() -> None:
     parser.add_argument("--exif", default="apply", choices=["apply", "ignore"], help="as data.exif in training")
     arguments = parser.parse_args()
     logging.basicConfig(format="%(message)s", stream=sys.stdout)
-    try:
-        sys.exit(0 if check(arguments) else 1)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run_script(lambda: 0 if check(arguments) else 1, "nothing was written"))
 
 
 def check(arguments: argparse.Namespace) -> bool:

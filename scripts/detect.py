@@ -11,8 +11,8 @@ Writes to the folder OUT, which must be new or empty:
 
 Proposals are made by selective search unless a file is given.
 
-Exit status: 0 all images are done; 1 some could not be, they are listed, and the others are done; 2 wrong input,
-nothing is done; 130 interrupted.
+Exit status: 0 all images are done; 1 some could not be, they are listed, and the others are done, or the disk is full;
+2 wrong input, nothing is done; 130 interrupted.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from detector.data.loader import Samples, collate
 from detector.data.proposals import open_proposals, require_images
 from detector.data.voc import annotation_xml
 from detector.engine import detect
-from detector.errors import InputError, RunFailure
+from detector.errors import FAILED, InputError, run_script
 from detector.evaluation.results import write_coco_results
 from detector.files import write_atomically
 from detector.run_folder import require_new
@@ -68,24 +68,12 @@ def main(command_line: Sequence[str] | None = None) -> int:
     parser.add_argument("--mode", choices=list(MODES), help="of selective search (default: as in training)")
     parser.add_argument("--voc-xml", action="store_true", help="write VOC annotations too")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
-    try:
-        bad = run(parser.parse_args(command_line))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except RunFailure as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; there is no detections.json", file=sys.stderr)
-        return 130
-    for line in bad:
-        print(line, file=sys.stderr)
-    return 1 if bad else 0
+    arguments = parser.parse_args(command_line)
+    return run_script(lambda: run(arguments), "there is no detections.json")
 
 
-def run(arguments: argparse.Namespace) -> list[str]:
-    """Write what was found; returns a line for each image that could not be used."""
+def run(arguments: argparse.Namespace) -> int:
+    """Write what was found; returns the exit status, 1 if an image could not be used."""
     files = find_files(arguments.input)
     require_new("--out", arguments.out)
     checkpoint = load_checkpoint(arguments.checkpoint)
@@ -116,7 +104,9 @@ def run(arguments: argparse.Namespace) -> list[str]:
     write_coco_results(arguments.out / "detections.json", found, reader.classes, category_ids)
     count = sum(len(item.scores) for item in found)
     print(f"{count} detections in {len(found)} of {len(reader)} images -> {arguments.out}")
-    return bad
+    for line in bad:
+        print(line, file=sys.stderr)
+    return FAILED if bad else 0
 
 
 def settings(trained: dict, arguments: argparse.Namespace) -> dict:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from detector.data.download import download, require_safe_tar, unpack
-from detector.errors import InputError
+from detector.errors import run_script
 from detector.files import write_atomically
 from detector.run_folder import require_writable
 
@@ -53,18 +53,15 @@ def main(command_line: Sequence[str] | None = None, archives: Mapping[str, Seque
     parser.add_argument("--mirror", metavar="URL", help="folder of another server that has the files by these names")
     arguments = parser.parse_args(command_line)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    try:
-        require_safe_tar()
-        require_writable("--root", arguments.root)
-        for archive in [archive for name in arguments.only for archive in archives[name]]:
-            fetch(archive, arguments.root, arguments.mirror)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+    wanted = [archive for name in arguments.only for archive in archives[name]]
+    return run_script(lambda: fetch_all(wanted, arguments.root, arguments.mirror), "the same command goes on from here")
+
+
+def fetch_all(archives: Sequence[Archive], root: Path, mirror: str | None) -> None:
+    require_safe_tar()
+    require_writable("--root", root)
+    for archive in archives:
+        fetch(archive, root, mirror)
 
 
 def fetch(archive: Archive, root: Path, mirror: str | None) -> None:

@@ -13,11 +13,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from detector.checkpoint import load_checkpoint, save_weights
-from detector.errors import InputError
+from detector.errors import run_script
 from detector.run_folder import require_writable
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("weights", help="weights as .safetensors, with a .json that describes them")
@@ -25,11 +25,7 @@ def main() -> None:
     command.add_argument("--out", required=True, type=Path, help="folder to write both files into")
     command.set_defaults(run=export_weights)
     arguments = parser.parse_args()
-    try:
-        arguments.run(arguments)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    return run_script(lambda: arguments.run(arguments), "nothing half written is left")
 
 
 def export_weights(arguments: argparse.Namespace) -> None:
@@ -39,4 +35,4 @@ def export_weights(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -28,26 +28,20 @@ from detector.data.loader import Reader
 from detector.data.proposal_faults import fault_table, find_faults
 from detector.data.proposals import ProposalStore, open_proposals, require_present
 from detector.data.voc import VocDataset
-from detector.errors import InputError
+from detector.errors import InputError, run_script
 from detector.evaluation.recall import recall_table, score_recall, write_recall_plot
 from detector.files import write_atomically
 from detector.run_folder import require_writable
 from detector.selective_search import MODES
 
-FOUND_SOMETHING, WRONG_INPUT, INTERRUPTED = 1, 2, 130
+FOUND_SOMETHING = 1
 
 
 def main(arguments: list[str] | None = None) -> None:
     options = make_parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    try:
-        sys.exit(options.run(options))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(WRONG_INPUT)
-    except KeyboardInterrupt:
-        print("interrupted; nothing half written is left, and generate goes on where it was", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    left = "nothing half written is left, and generate goes on where it was"
+    sys.exit(run_script(lambda: options.run(options), left))
 
 
 def make_parser() -> argparse.ArgumentParser:

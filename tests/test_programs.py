@@ -404,7 +404,7 @@ def test_a_run_folder_with_something_in_it_is_left_alone(settings, common, tmp_p
     [
         ([], "give either checkpoint=FILE or detections=FOLDER"),
         (["checkpoint=/nowhere.pt"], r"/nowhere\.pt: no such"),
-        (["checkpoint=detector"], r"detector: is a folder, .*checkpoints/best\.pt"),
+        (["checkpoint=detector"], r"detector: is a folder, not a file$"),
         (["detections=/nowhere"], "needs a data set"),
         (["checkpoint=LICENSE", "out=README.md/x"], r"out: README\.md/x cannot be written"),
         (["checkpoint=LICENSE"], "LICENSE: not a checkpoint and not a file"),

@@ -36,6 +36,8 @@ def load_weights(model: nn.Module, backbone: str, weights: str, classes: Sequenc
     if weights == "imagenet":
         source, state = "torchvision's ImageNet weights", _imagenet_state(backbone)
     else:
+        if not Path(weights).exists():
+            raise InputError(f"model.weights={weights}: no such file; it is imagenet, null, or a file of weights")
         source, state = weights, read_state(Path(weights))
     theirs = _classes_of(weights, state)
     state = state["model"] if isinstance(state.get("model"), dict) else _from_classifier(state)
@@ -68,7 +70,8 @@ def _classes_of(weights: str, state: dict) -> list | None:
 def read_state(path: Path) -> dict:
     """Read a file of tensors and plain values; one that holds anything else, such as code, is refused."""
     if path.is_dir():
-        raise InputError(f"{path}: is a folder, not a file such as {path}/checkpoints/best.pt")
+        best = path / "checkpoints" / "best.pt"
+        raise InputError(f"{path}: is a folder, not a file{f': {best} is one' if best.is_file() else ''}")
     if not path.is_file():
         raise InputError(f"{path}: no such file of weights")
     try:

@@ -567,7 +567,7 @@ def test_which_run_is_meant(spoilt, tmp_path, whole, monkeypatch):
         ((str(last), str(whole)), "does not lie in"),
         ((str(spoilt), None), "is a folder: resume=auto run.dir="),
         ((str(spoilt / "config.yaml"), None), "cannot be read: File is not a zip file"),
-        (("nowhere.pt", None), r"nowhere\.pt cannot be read: no such file"),
+        (("nowhere.pt", None), r"resume=nowhere\.pt: no such file; it is auto, null, or"),
     ):
         with pytest.raises(InputError, match=says):
             find(*arguments)

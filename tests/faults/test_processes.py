@@ -1,10 +1,12 @@
 """Cases 51 to 58 of FAULTS.md, and several processes as one run."""
 
 import contextlib
+import io
 import itertools
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -38,7 +40,7 @@ from detector.distributed import (
     shared_errors,
 )
 from detector.engine import Recipe, evaluate, training_steps
-from detector.errors import InputError, RunFailure
+from detector.errors import InputError, RunFailure, run_script
 from detector.evaluation.matching import match
 from detector.evaluation.voc_ap import score_voc
 from detector.models.backbones import Backbone
@@ -309,15 +311,53 @@ def score_checkpoint(folder: Path, config: dict) -> None:
     evaluate_program.score_checkpoint(config)
 
 
-def test_case_07_a_full_disk_is_one_line_wherever_it_is_met(monkeypatch, capsys):
-    def full(config: dict) -> None:
-        raise OSError(28, "No space left on device", "out/detections.json")
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(28, "No space left", "out/a.json"), "the disk is full: [Errno 28] No space left: 'out/a.json'"),
+        (OSError(13, "Denied", "a"), "a file cannot be read or written: [Errno 13] Denied: 'a'"),
+    ],
+)
+def test_case_07_a_full_disk_is_one_line_wherever_it_is_met(monkeypatch, capsys, error, says):
+    def full(config: dict | None = None) -> None:
+        raise error
 
     monkeypatch.setattr(sys, "argv", ["evaluate.py"])
     with pytest.raises(SystemExit, match="1"):
         cli.run_program(full, "evaluate")
-    says = "error: the disk is full: [Errno 28] No space left on device: 'out/detections.json'\n"
-    assert capsys.readouterr().err == says
+    assert capsys.readouterr().err == f"error: {says}\n"
+    assert run_script(full, "") == 1
+    assert capsys.readouterr().err == f"error: {says}\n"
+
+
+class Gone(io.StringIO):
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+def test_a_screen_that_is_gone_ends_no_run_and_is_not_spoken_of(monkeypatch, capsys):
+    monkeypatch.setattr(logging, "raiseExceptions", True)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.setattr(sys, "argv", ["evaluate.py"])
+    monkeypatch.setattr(sys, "stdout", Gone())
+    cli.run_program(lambda config: logging.getLogger("run").info("done"), "evaluate")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_script_s_own_defect_is_shown_whole():
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        run_script(lambda: Path("nowhere").stat().st_size, "")
+
+
+def test_a_script_whose_reader_ends_says_nothing():
+    writes = "print('x' * 100_000, flush=True)"
+    code = f"import sys; from detector.errors import run_script; sys.exit(run_script(lambda: {writes}, ''))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, cwd=REPOSITORY) as script:
+        assert script.stdout is not None
+        assert script.stderr is not None
+        script.stdout.close()
+        assert script.stderr.read() == b""
+    assert script.returncode == 1
 
 
 def test_a_senseless_timeout_of_an_evaluation_is_named(settings):
@@ -489,24 +529,76 @@ def test_case_56_curves_go_on_without_overlap(tmp_path):
     assert [(event.step, event.value) for event in scalars] == [(1, 1), (2, 1), (3, 2), (4, 2), (5, 2)]
 
 
+@pytest.fixture
+def ended(tmp_path, monkeypatch, capsys):
+    """Call train.py with these arguments but an empty main: (its status, its stderr). files/ has settings."""
+    files = tmp_path / "files/experiment"
+    files.mkdir(parents=True)
+    (files / "broken.yaml").write_text("train: [\n")
+    (files / "nowhere.yaml").write_text("train:\n  iterations: 5\n")
+    (files / "choice.yaml").write_text("# @package _global_\ndefaults:\n  - override /model: resnet19\n")
+    (files / "group.yaml").write_text("# @package _global_\ndefaults:\n  - override /modell: resnet18\n")
+    (files / "right.yaml").write_text("# @package _global_\ntrain:\n  iterations: 5\n")
+    monkeypatch.chdir(tmp_path)
+
+    def end(arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments.split()])
+        try:
+            cli.run_program(lambda config: validate_training(config, 1), "train")
+        except SystemExit as error:
+            return int(error.code or 0), capsys.readouterr().err
+        return 0, capsys.readouterr().err
+
+    return end
+
+
+@pytest.mark.parametrize("options", ["", "-m ", "--config-dir files ", "--cfg job "])
 @pytest.mark.parametrize(
-    ("override", "says"),
+    ("arguments", "says"),
     [
-        ("train.iteration=3", r"^train\.iteration: no such setting; did you mean train\.iterations\? "),
-        ("optimiser.lr=1", r"^optimiser\.lr: no such setting; did you mean optimizer\.lr\? "),
-        ("frobnicate=1", "^frobnicate: no such setting"),
-        ("model=resnet19", "resnet19.*Available options in 'model': resnet18 resnet50 vgg16"),
+        ("train.iteration=3", r"^error: train\.iteration: no such setting; did you mean train\.iterations\? "),
+        ("optimiser.lr=1", r"^error: optimiser\.lr: no such setting; did you mean optimizer\.lr\? "),
+        ("frobnicate=1", "^error: frobnicate: no such setting"),
+        ("model=resnet19", "resnet19.*Available options in 'model': resnet18 resnet50 vgg16$"),
         ("train.iterations", "train.iterations"),
     ],
 )
-def test_case_57_a_mistyped_setting_is_one_line_with_the_nearest(override, says):
-    with pytest.raises(InputError, match=says) as error:
-        cli.check_overrides("train", [override])
-    assert "\n" not in str(error.value)
+def test_case_57_a_mistyped_setting_is_one_line_with_the_nearest(ended, options, arguments, says):
+    status, error = ended(options + arguments)
+    assert (status, error.count("\n")) == (2, 1), error
+    assert re.search(says, error), error
 
 
-def test_case_57_right_settings_pass():
-    cli.check_overrides("train", ["model=vgg16", "experiment=paper", "+optimizer.nesterov=true", "train.iterations=3"])
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("--config-dir files experiment=broken", 'files/experiment/broken.yaml", line 2'),
+        ("--config-dir files experiment=nowhere data=shapes", "must begin with the line `# @package _global_`"),
+        ("--config-dir files experiment=choice", "Could not find 'model/resnet19'"),
+        ("--config-dir files experiment=group", "In 'experiment/group': Could not override 'modell'"),
+        ("--config-dir filez experiment=right", "--config-dir: filez: no such folder"),
+        ("experiment=right --config-dir files data=shapes", "data=shapes: not understood here"),
+        ("--config-name nothing", "Cannot find primary config 'nothing'"),
+        ("data=voc", "data.root: must be given: data.root="),
+        ("seed=1,2", "Ambiguous value"),
+    ],
+)
+def test_settings_that_cannot_be_read_are_one_line(ended, arguments, says):
+    status, error = ended(arguments)
+    assert (status, error.count("\n")) == (2, 1), error
+    assert error.startswith("error: ")
+    assert says in error
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "data=voc data.root=x model=vgg16 experiment=paper +optimizer.nesterov=true train.iterations=3",
+        "--config-dir files data=shapes experiment=right",
+    ],
+)
+def test_case_57_right_settings_pass(ended, arguments):
+    assert ended(arguments) == (0, "")
 
 
 def test_case_57_a_data_set_of_evaluation_is_none_to_train_on(settings):
