@@ -48,11 +48,11 @@ def replace(source: Path, target: Path) -> None:
         os.close(folder)
 
 
-def numbered(path: Path) -> Iterator[Path]:
-    """`path`, then NAME-2, NAME-3 ... beside it, for who looks for a name that is not taken."""
+def numbered(path: Path, suffix: str = "") -> Iterator[Path]:
+    """`path`, then NAME-2, NAME-3 ... beside it, before the suffix, for who looks for a name that is not taken."""
     yield path
     for number in itertools.count(2):
-        yield path.with_name(f"{path.stem}-{number}{path.suffix}")
+        yield path.with_name(f"{path.name.removesuffix(suffix)}-{number}{suffix}")
 
 
 @contextmanager

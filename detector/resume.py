@@ -92,7 +92,7 @@ def _step_aside(path: Path, iteration: int) -> None:
         found = "unknown"
     if path.name == "last.pt" or found == "unknown" or found > iteration:
         wanted = path.with_name(f"{path.stem}-of-{found}.pt")
-        aside = next(name for name in numbered(wanted) if not name.exists())
+        aside = next(name for name in numbered(wanted, ".pt") if not name.exists())
         replace(path, aside)
         logger.warning("%s is now %s: the run goes back to iteration %d", path, aside.name, iteration)
 

@@ -6,7 +6,7 @@ import torch
 from detector.checkpoint import Checkpoints, load_checkpoint
 from detector.errors import InputError
 from detector.files import write_atomically
-from detector.run_folder import check_run_folder, make_run_folder
+from detector.run_folder import check_run_folder, make_new_folder, make_run_folder
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
@@ -45,6 +45,8 @@ def test_run_folders(tmp_path, monkeypatch):
     first, second = make_run_folder(None), make_run_folder(None)
     assert first != second
     assert first.parent.name == second.parent.name == "runs"
+    names = [make_new_folder(tmp_path, "evaluate-v2.5-test").name for _ in range(2)]
+    assert names == ["evaluate-v2.5-test", "evaluate-v2.5-test-2"]
     assert make_run_folder("a/b").is_dir()
     assert make_run_folder("a/b").is_dir()  # empty still
     (tmp_path / "a/b/mine.txt").write_text("mine")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import pickle
 import sys
 import types
@@ -393,6 +394,62 @@ def test_bad_files_are_named(tmp_path):
     for format, name, says in cases:
         with pytest.raises(InputError, match=rf"{name}.*{says}"):
             list(READERS[format](tmp_path / name).rows.values())
+
+
+def v7_3_with(change, tmp_path):
+    path = tmp_path / "a.mat"
+    v7_3(path, boxes=boxes("xyxy from 1", np.float64))
+    with h5py.File(path, "r+") as file:
+        del file["boxes"]
+        change(file)
+    return path
+
+
+def cells_in_cells(file):
+    inner = file["#refs#"].create_dataset("0", data=np.zeros((4, 1)))
+    for number in range(1, 7):
+        inner = file["#refs#"].create_dataset(str(number), data=np.array([[inner.ref]], dtype=h5py.ref_dtype))
+        inner.attrs["MATLAB_class"] = np.bytes_("cell")
+    file["boxes"] = inner
+
+
+def cells_again_and_again(file):
+    inner = file["#refs#"].create_dataset("0", data=np.zeros((4, 1)))
+    for number in range(1, 4):
+        references = np.full((1, 1000), inner.ref, dtype=h5py.ref_dtype)
+        inner = file["#refs#"].create_dataset(str(number), data=references)
+        inner.attrs["MATLAB_class"] = np.bytes_("cell")
+    file["boxes"] = inner
+
+
+def virtual(file):
+    layout = h5py.VirtualLayout((4, 1), np.float64)
+    layout[:] = h5py.VirtualSource("other.mat", "boxes", (4, 1))
+    file.create_virtual_dataset("boxes", layout)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            lambda file: file.create_dataset("boxes", (4, 2**29), "f4", chunks=(4, 2**10), compression=9),
+            "a variable of more than 1[67]",
+        ),
+        (cells_again_and_again, "a variable of more than 1[67]"),
+        (cells_in_cells, "cells in cells, more than 4 deep"),
+        (virtual, "its data lie in another file"),
+        (lambda file: file.create_dataset("boxes", (4, 8), "u1", external=[("secret", 0, 32)]), "lie in another file"),
+        (lambda file: file.__setitem__("boxes", h5py.ExternalLink("other.mat", "boxes")), "variables lie elsewhere"),
+    ],
+)
+def test_a_file_of_version_7_3_that_is_a_trap(tmp_path, change, says):
+    """Zeros without end, and data of other files, which a pipe would have us wait for."""
+    (tmp_path / "secret").write_bytes(b"1" * 32)
+    path = v7_3_with(change, tmp_path)
+    os.mkfifo(tmp_path / "other.mat")
+    with pytest.raises(InputError, match=says):
+        dict(READERS["ijcv-mat"](path).rows)
+    assert path.stat().st_size < 100_000
 
 
 def test_what_cannot_be_written(tmp_path):

@@ -60,3 +60,9 @@ def test_what_it_cannot_read_is_named(tmp_path):
     path.write_bytes(b"junk")
     with pytest.raises(ValueError, match="no MATLAB file"):
         read_mat5(path, ("boxes",))
+
+
+def test_zeros_without_end_are_not_unpacked(tmp_path):
+    scipy.io.savemat(tmp_path / "a.mat", {"boxes": np.zeros((2**20, 4))}, do_compression=True)
+    with pytest.raises(ValueError, match="a variable of more than 1[67]"):
+        read_mat5(tmp_path / "a.mat", ("boxes",))

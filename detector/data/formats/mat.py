@@ -1,4 +1,4 @@
-"""MATLAB files, up to v7 by mat5.py and v7.3 (which is HDF5) by h5py.
+"""MATLAB files, up to v7 by mat5.py and v7.3 by mat73.py.
 
     voc-mat     one file of the original Fast R-CNN's release: cells `boxes` and `images`; y1 x1 y2 x2, from 1
     ijcv-mat    a folder of ID.mat with `boxes`; x1 y1 x2 y2, from 1 (the release's selective_search_IJCV_data)
@@ -21,6 +21,7 @@ import numpy as np
 import scipy.io
 
 from detector.data.formats.mat5 import read_mat5
+from detector.data.formats.mat73 import read_mat73
 from detector.data.formats.records import ImageProposals, Layout, RawProposals, as_rows, require_distinct
 from detector.errors import InputError
 from detector.files import open_atomically
@@ -41,28 +42,12 @@ def load_mat(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
         raise InputError(f"{path}: no such proposal file")
     try:
         if h5py.is_hdf5(path):
-            with h5py.File(path) as file:
-                return {name: _from_hdf5(file, file[name]) for name in names if name in file}
+            return read_mat73(path, names)
         return read_mat5(path, names)
     except NotImplementedError:
         raise InputError(f"{path}: a damaged MATLAB v7.3 file: what it says to be is HDF5, but is not") from None
     except Exception as error:  # HDF5's library raises whatever a damaged byte leads to
         raise InputError(f"{path}: not a readable .mat file: {error!r}") from None
-
-
-def _from_hdf5(file: h5py.File, item: h5py.Dataset) -> np.ndarray:
-    """A variable as `read_mat5` gives it; MATLAB counts columns first, so HDF5 holds everything transposed."""
-    if item.attrs.get("MATLAB_empty"):
-        return np.zeros((0, 0))
-    kind = item.attrs.get("MATLAB_class", b"")
-    if kind == b"cell":
-        cells = np.empty(item.shape, dtype=object)
-        for position, reference in np.ndenumerate(item[()]):
-            cells[position] = _from_hdf5(file, file[reference])
-        return cells.T
-    if kind == b"char":
-        return np.array(["".join(map(chr, item[()].ravel()))])
-    return item[()].T
 
 
 def read_voc_mat(path: Path) -> RawProposals:

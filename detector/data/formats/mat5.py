@@ -18,8 +18,12 @@ MATRIX, COMPRESSED = 14, 15
 TEXTS = {16: "utf-8", 17: "utf-16", 18: "utf-32"}
 CLASSES = {6: "f8", 7: "f4", 8: "i1", 9: "u1", 10: "i2", 11: "u2", 12: "i4", 13: "u4", 14: "i8", 15: "u8"}
 CELL, CHAR = 1, 4
-MAX_BYTES = 2**31  # of one variable, unpacked
 MAX_DEPTH = 4  # of cells in cells
+
+
+def max_bytes(size: int) -> int:
+    """How many bytes one variable may have, unpacked, in a file of this size; only zeros without end are more."""
+    return 2**24 + 20 * size
 
 
 def read_mat5(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -35,16 +39,16 @@ def read_mat5(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     (version,) = struct.unpack(f"{order}H", data[124:126])
     if version == 0x0200:
         raise NotImplementedError("version 7.3")
-    found = {}
+    found, limit = {}, max_bytes(len(data))
     for kind, body in _elements(data[128:], order):
         if kind == COMPRESSED:
             unpacked = zlib.decompressobj()
             try:
-                content = memoryview(unpacked.decompress(body, MAX_BYTES))
+                content = memoryview(unpacked.decompress(body, limit))
             except zlib.error as error:
                 raise ValueError(str(error)) from None
             if unpacked.unconsumed_tail:
-                raise ValueError(f"a variable of more than {MAX_BYTES} bytes")
+                raise ValueError(f"a variable of more than {limit} bytes")
             kind, body = next(_elements(content, order), (0, content))
         if kind == MATRIX:
             parts = list(_elements(body, order))
