@@ -7,6 +7,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 from detector import compose
 from detector.checkpoint import load_checkpoint
 from detector.cli import run_program
@@ -25,6 +27,7 @@ from detector.evaluation.results import (
     write_coco_results,
 )
 from detector.evaluation.tables import summary
+from detector.files import write_atomically
 from detector.postprocess import postprocess_again
 from detector.run_folder import make_new_folder, make_run_folder, require_new, require_writable
 from detector.structures import Detections
@@ -106,7 +109,8 @@ def report(
     source: dict,
     losses: dict[str, float] | None = None,
 ) -> None:
-    """Score the detections, one an image, and leave all about it in the folder."""
+    """Score the detections, one an image, and leave all about it in the folder, the settings too."""
+    write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False).encode())
     truths = [reader.ground_truth(index) for index in range(len(reader))]
     source = source | {"data": reader.name, "images": len(reader)}
     metrics = write_report(

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -194,6 +195,9 @@ def test_an_evaluation_never_writes_over_another(run, settings, small_shapes, tm
     }
     in_training = json.loads((run / "metrics.json").read_text())["voc"]
     assert made["evaluate-shapes-test"]["voc"] == in_training != made["evaluate-shapes-test-2"]["voc"]
+    settings_of = yaml.safe_load((tmp_path / "run/evaluate-shapes-test-2/config.yaml").read_text())
+    assert settings_of["detect"]["max_detections"] == 1
+    assert settings_of["data"]["val_split"] == "test"
 
 
 def test_a_mistyped_folder_of_detections_is_no_score_of_0(settings, small_shapes, tmp_path, caplog):
