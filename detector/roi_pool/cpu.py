@@ -45,18 +45,9 @@ def _forward(
 
     windows = kernels.bin_windows(corners, spatial_scale, (height, width), pooled_hw)
     aligned = all(channels * np.dtype(each).itemsize % memory.ALIGNMENT == 0 for each in (maps.dtype, index))
-    # Where channels are no multiple of a block, the last two blocks share some, and write the same values.
-    blocks = [*range(0, channels - lanes, lanes), channels - lanes]
-    images = corners[:, 0].astype(np.int64)
-    parts = -(-2 * torch.get_num_threads() // max(len(blocks) * batch_size, 1))
-    tasks = [
-        (maps, image, windows, infinity_bits, aligned, pooled, argmax, first, rows)
-        for image in range(batch_size)
-        for rows in np.array_split(np.flatnonzero(images == image), parts)
-        if len(rows)
-        for first in blocks
-    ]
-    threads.run(kernels.pool, tasks)
+    parts = -(-2 * torch.get_num_threads() * lanes // max(channels * batch_size, 1))
+    by_image = _by_image(corners[:, 0].astype(np.int64), batch_size)
+    threads.run(kernels.pool, maps, by_image, parts, windows, infinity_bits, aligned, pooled, argmax)
     result = torch.from_numpy(pooled).view(features.dtype).permute(0, 3, 1, 2)
     if argmax is None:
         return result, torch.empty(0, dtype=argmax_dtype(height, width))
@@ -79,18 +70,18 @@ def backward(grad: Tensor, rois: Tensor, argmax: Tensor, batch_size: int, height
         values, real = values.view(np.uint16), np.dtype(np.float32)
     where = argmax.permute(0, 2, 3, 1).contiguous().numpy()
     sums = memory.empty((batch_size, height * width, channels), values.dtype)
-    images = rois[:, 0].long().numpy()
     share = batch_size * channels // (2 * torch.get_num_threads())
     step = min(max(share - share % _FEWEST_CHANNELS, _FEWEST_CHANNELS), _MOST_CHANNELS)
-    tasks = [
-        (values, where, np.flatnonzero(images == image), real, sums, image, first, min(first + step, channels))
-        for image in range(batch_size)
-        for first in range(0, channels, step)
-    ]
-    threads.run(kernels.scatter, tasks)
+    by_image = _by_image(rois[:, 0].long().numpy(), batch_size)
+    threads.run(kernels.scatter, values, where, by_image, step, real.type(0), sums)
     result = torch.from_numpy(sums).view(batch_size, height, width, channels)
     result = result.view(torch.bfloat16) if grad.dtype == torch.bfloat16 else result.to(grad.dtype)
     return result.permute(0, 3, 1, 2)
+
+
+def _by_image(images: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The RoIs' rows, those of the first image first, and where each image's begin, (R,) and (B+1,)."""
+    return np.argsort(images, kind="stable"), np.searchsorted(np.sort(images), np.arange(batch_size + 1))
 
 
 def _first_channels(pooled: Tensor, channels: int) -> Tensor:

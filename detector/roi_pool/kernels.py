@@ -215,6 +215,17 @@ def _prefetch_at(builder: ir.IRBuilder, address: ir.Value) -> None:
     builder.call(function, [address, to_read, keep, data_not_code])
 
 
+@intrinsic
+def _take(typing: Any, taken: Any) -> Any:
+    """taken[0] += 1, whatever other threads do meanwhile; returns what it was."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: tuple) -> ir.Value:
+        data = context.make_array(taken)(context, builder, arguments[0]).data
+        return builder.atomic_rmw("add", data, _INT64(1), "monotonic")
+
+    return types.int64(taken), codegen
+
+
 @njit(nogil=True, cache=True)
 def first_bad_roi(rois, batch_size):  # type: ignore[no-untyped-def]
     for r in range(len(rois)):
@@ -258,19 +269,35 @@ def bin_windows(rois, spatial_scale, map_hw, pooled_hw):  # type: ignore[no-unty
 
 
 @njit(nogil=True, cache=True)
-def pool(maps, image, windows, infinity_bits, aligned, pooled, argmax, first, rows):  # type: ignore[no-untyped-def]
-    """Pool a block of channels, from `first` on, of maps (B,H,W,C): the given rows of pooled (R,ph,pw,C) and argmax.
+def pool(maps, by_image, parts, windows, infinity_bits, aligned, pooled, argmax, taken):  # type: ignore[no-untyped-def]
+    """Pool maps (B,H,W,C) to pooled and argmax (R,ph,pw,C), in tasks: an image, a part of its RoIs, some channels.
 
-    windows: what `bin_windows` returns. aligned: the rows of pooled and argmax begin at multiples of ALIGNMENT.
+    by_image: the rows of the images' RoIs, one image after the other, and where each begins, (R,) and (B+1,).
+    parts: of each image's RoIs. windows: what `bin_windows` returns. aligned: the rows of pooled and argmax begin at
+    multiples of ALIGNMENT. taken: see threads.py.
     """
-    _, height, width, _ = maps.shape
-    cells = np.empty((height * width, BLOCK_BYTES // maps.itemsize), maps.dtype)
-    flat = maps[image].reshape(-1)
-    has_nan = _copy_cells(flat, first, maps.shape[3], infinity_bits, cells)  # type: ignore[call-arg,var-annotated]
-    if aligned and not has_nan:
-        _pool_block(cells, width, windows, True, pooled, argmax, first, rows)
-    else:
-        _pool_block(cells, width, windows, None, pooled, argmax, first, rows)
+    batch_size, height, width, channels = maps.shape
+    order, begins = by_image
+    lanes = BLOCK_BYTES // maps.itemsize
+    blocks = (channels + lanes - 1) // lanes
+    cells = np.empty((height * width, lanes), maps.dtype)
+    while True:
+        task = _take(taken)  # type: ignore[call-arg,var-annotated]
+        if task >= batch_size * parts * blocks:
+            return
+        share, block = divmod(task, blocks)
+        image, part = divmod(share, parts)
+        rows = order[begins[image] : begins[image + 1]][part::parts]
+        if len(rows) == 0:
+            continue
+        # Where channels are no multiple of a block, the last two blocks share some, and write the same values.
+        first = min(block * lanes, channels - lanes)
+        flat = maps[image].reshape(-1)
+        has_nan = _copy_cells(flat, first, channels, infinity_bits, cells)
+        if aligned and not has_nan:
+            _pool_block(cells, width, windows, True, pooled, argmax, first, rows)
+        else:
+            _pool_block(cells, width, windows, None, pooled, argmax, first, rows)
 
 
 @njit(nogil=True, cache=True)
@@ -294,31 +321,42 @@ def _pool_block(cells, width, windows, plain, pooled, argmax, first, rows):  # t
 
 
 @njit(nogil=True, cache=True)
-def scatter(grad, argmax, rows, real, result, image, first, past):  # type: ignore[no-untyped-def]
-    """Add gradients (R,ph,pw,C) of the given rows to their cells in result (B,H*W,C), for channels first to past.
+def scatter(grad, argmax, by_image, step, real, result, taken):  # type: ignore[no-untyped-def]
+    """Add gradients (R,ph,pw,C) to their cells in result (B,H*W,C), in tasks: an image and `step` of its channels.
 
-    The channels' part of a cell in result begins and ends at multiples of ALIGNMENT.
-
-    real: the dtype to add up in: grad's own, or float32 where grad and result are uint16, which are the bits of
-        bfloat16: the upper half of a float32's.
+    by_image, taken: as in `pool`. step: so many channels end at multiples of ALIGNMENT, as do all.
+    real: a number of the dtype to add up in: grad's own, or float32 where grad and result are uint16, which are the
+        bits of bfloat16: the upper half of a float32's.
     """
-    sums = np.zeros((result.shape[1], past - first), real)
-    channels = grad.shape[3]
-    flat_grad, flat_argmax = grad.reshape(-1), argmax.reshape(-1)
+    batch_size, _, channels = result.shape
+    order, begins = by_image
+    steps = (channels + step - 1) // step
+    room = np.empty(result.shape[1] * step, type(real))
+    flat_grad, flat_argmax, flat_result = grad.reshape(-1), argmax.reshape(-1), result.reshape(-1)
     bins = grad.shape[1] * grad.shape[2]
-    for r in rows:
-        for b in range(bins):
-            start = (r * bins + b) * channels
-            # The processor foresees reading on, but not the leap to the next bin.
-            for c in range(first, past, ALIGNMENT // argmax.itemsize):
-                _prefetch(flat_argmax, start + 4 * channels + c)  # type: ignore[call-arg]
-            for c in range(first, past, ALIGNMENT // grad.itemsize):
-                _prefetch(flat_grad, start + 4 * channels + c)  # type: ignore[call-arg]
-            values, where = flat_grad[start + first : start + past], flat_argmax[start + first : start + past]
-            if where[0] == np.iinfo(argmax.dtype).max:  # an empty bin, in all channels
-                continue
-            for c in range(past - first):
-                sums[where[c], c] += _widened(values[c])  # type: ignore[call-arg]
-    flat_sums, flat_result, width = sums.reshape(-1), result[image].reshape(-1), past - first
-    for cell in range(len(sums)):
-        _write_sums(flat_sums, cell * width, flat_result, cell * channels + first, width)  # type: ignore[call-arg]
+    while True:
+        task = _take(taken)  # type: ignore[call-arg,var-annotated]
+        if task >= batch_size * steps:
+            return
+        image, first = task // steps, task % steps * step
+        past = min(first + step, channels)
+        width = past - first
+        sums = room[: result.shape[1] * width].reshape(-1, width)
+        sums[:] = 0
+        for r in order[begins[image] : begins[image + 1]]:
+            for b in range(bins):
+                start = (r * bins + b) * channels
+                # The processor foresees reading on, but not the leap to the next bin.
+                for c in range(first, past, ALIGNMENT // argmax.itemsize):
+                    _prefetch(flat_argmax, start + 4 * channels + c)
+                for c in range(first, past, ALIGNMENT // grad.itemsize):
+                    _prefetch(flat_grad, start + 4 * channels + c)
+                values, where = flat_grad[start + first : start + past], flat_argmax[start + first : start + past]
+                if where[0] == np.iinfo(argmax.dtype).max:  # an empty bin, in all channels
+                    continue
+                for c in range(width):
+                    sums[where[c], c] += _widened(values[c])
+        flat_sums = sums.reshape(-1)
+        for cell in range(len(sums)):
+            to = (image * result.shape[1] + cell) * channels + first
+            _write_sums(flat_sums, cell * width, flat_result, to, width)

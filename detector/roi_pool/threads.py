@@ -3,11 +3,11 @@ Python threads call at once (workqueue) or when a forked child calls after its p
 """
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import torch
 
 # No thread starts before the first task, and only as many as are busy at once.
@@ -24,21 +24,15 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew)
 
 
-def run(kernel: Callable[..., None], tasks: Iterable[tuple[Any, ...]]) -> None:
-    """Call `kernel(*task)` for every task, on as many threads as torch uses, the caller's among them."""
-    waiting = deque(tasks)
+def run(kernel: Callable[..., None], *arguments: Any) -> None:
+    """Call `kernel(*arguments, taken)` on as many threads as torch uses, the caller's among them.
 
-    def work() -> None:
-        while True:
-            try:
-                task = waiting.popleft()
-            except IndexError:
-                return
-            kernel(*task)
-
-    helpers = min(torch.get_num_threads(), len(waiting)) - 1
-    futures = [_executor.submit(work) for _ in range(helpers)]
-    work()
+    `taken`, int64 (1,), is 0 at first: each call takes one task after the other, by its number, until all are taken,
+    without coming back to Python, where only one thread at a time gets on.
+    """
+    taken = np.zeros(1, np.int64)
+    futures = [_executor.submit(kernel, *arguments, taken) for _ in range(torch.get_num_threads() - 1)]
+    kernel(*arguments, taken)
     for future in futures:
         # A helper that never got a thread has nothing left to do; one that runs is waited for.
         if not future.cancel():

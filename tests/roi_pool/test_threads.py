@@ -51,23 +51,25 @@ def test_as_many_threads_as_torch_uses(count, monkeypatch):
     monkeypatch.setattr(threads, "_executor", ThreadPoolExecutor(4))
     torch.set_num_threads(count)
     meeting = threading.Barrier(count, timeout=20)  # all of them are here at once
-    seen = []
+    seen, counters = [], []
 
-    def kernel(task):
+    def kernel(task, taken):
         seen.append(threading.get_ident())
-        if task < count:
-            meeting.wait()
+        counters.append(taken)
+        meeting.wait()
+        assert task == "what is to be done"
 
-    threads.run(kernel, [(task,) for task in range(20)])
-    assert len(seen) == 20
-    assert len(set(seen)) == count
+    threads.run(kernel, "what is to be done")
+    assert len(seen) == len(set(seen)) == count
     assert threading.get_ident() in seen
+    assert all(taken is counters[0] for taken in counters)
+    assert counters[0].tolist() == [0]
 
 
 def test_error_in_a_helper_thread_is_raised():
     failed = threading.Event()
 
-    def kernel(task):
+    def kernel(taken):
         if threading.current_thread() is not threading.main_thread():
             failed.set()
             raise ValueError("no such task")
@@ -75,7 +77,7 @@ def test_error_in_a_helper_thread_is_raised():
 
     torch.set_num_threads(2)
     with pytest.raises(ValueError, match="no such task"):
-        threads.run(kernel, [(task,) for task in range(4)])
+        threads.run(kernel)
 
 
 def test_two_python_threads_at_once():
