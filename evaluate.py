@@ -209,4 +209,6 @@ def category_ids(reader: Reader, classes: Sequence[str]) -> dict[str, int]:
 
 
 if __name__ == "__main__":
+    from evaluate import main  # by the name under which a process that Hydra's launchers start can import it
+
     run_program(main, "evaluate")

@@ -105,4 +105,6 @@ def train(config: dict, lock: FolderLock) -> None:
 
 
 if __name__ == "__main__":
+    from train import main  # by the name under which a process that Hydra's launchers start can import it
+
     run_program(main, "train")

@@ -54,13 +54,9 @@ def run_program(main: Callable[[dict], None], config_name: str) -> None:
     Ends the process with status 0 when done, 2 for wrong input and 1 when a run failed (one error on stderr, no
     traceback), 130 after Ctrl-C, 143 after SIGTERM, 138 after SIGUSR1, and 1, with a traceback, for anything else.
     """
-    console = logging.StreamHandler(sys.stdout)
-    console.setFormatter(FORMAT)
-    # Of several processes the first one speaks for all, except of errors.
-    logging.basicConfig(level=logging.INFO if is_main() else logging.ERROR, handlers=[console, _early])
-    logging.raiseExceptions = False  # a screen that is gone, as in `... | head`, is no reason to stop
 
     def guarded(config: DictConfig) -> None:
+        _set_up_logging()  # here, as a launcher of Hydra's may have called this in a new process
         try:
             try:
                 settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -84,6 +80,17 @@ def run_program(main: Callable[[dict], None], config_name: str) -> None:
     hydra._internal.hydra.ConfigLoaderImpl = partial(CheckedLoader, config_name)  # type: ignore[misc, assignment]
     _check_options(sys.argv[1:])
     hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(guarded)()
+
+
+def _set_up_logging() -> None:
+    global _early
+    _early = MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1)
+    console = logging.StreamHandler(sys.stdout)
+    console.setFormatter(FORMAT)
+    # Of several processes the first one speaks for all, except of errors.
+    level = logging.INFO if is_main() else logging.ERROR
+    logging.basicConfig(level=level, handlers=[console, _early], force=True)  # the run before, in a sweep, had its own
+    logging.raiseExceptions = False  # a screen that is gone, as in `... | head`, is no reason to stop
 
 
 def _wrong_input(message: str) -> NoReturn:

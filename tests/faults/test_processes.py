@@ -1,12 +1,14 @@
 """Cases 51 to 58 of FAULTS.md, and several processes as one run."""
 
 import contextlib
+import importlib
 import io
 import itertools
 import json
 import logging
 import os
 import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -328,6 +330,32 @@ def test_case_07_a_full_disk_is_one_line_wherever_it_is_met(monkeypatch, capsys,
     assert capsys.readouterr().err == f"error: {says}\n"
     assert run_script(full, "") == 1
     assert capsys.readouterr().err == f"error: {says}\n"
+
+
+def test_each_run_of_a_sweep_has_its_own_log(tmp_path, monkeypatch):
+    def main(config: dict) -> None:
+        logging.getLogger("run").info("before there is a file, of seed %d", config["seed"])
+        cli.log_to_file(tmp_path / f"{config['seed']}.log")
+        logging.getLogger("run").info("of seed %d", config["seed"])
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logging, "raiseExceptions", True)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=1,2", "data=shapes"])
+    cli.run_program(main, "train")
+    for seed, log in ((1, tmp_path / "1.log"), (2, tmp_path / "2.log")):
+        lines = [line.split(" ", 1)[1] for line in log.read_text().splitlines() if "of seed" in line]
+        assert lines == [f"before there is a file, of seed {seed}", f"of seed {seed}"]
+
+
+@pytest.mark.parametrize("program", ["train", "evaluate"])
+def test_a_process_that_a_launcher_starts_can_import_the_program(program, monkeypatch):
+    """Launchers such as submitit's hand it over by name; what is defined in `__main__` they cannot."""
+    handed = []
+    monkeypatch.setattr(cli, "run_program", lambda main, config_name: handed.append((main, config_name)))
+    runpy.run_path(str(REPOSITORY / f"{program}.py"), run_name="__main__")
+    assert handed == [(importlib.import_module(program).main, program)]
+    assert handed[0][0].__module__ == program
 
 
 class Gone(io.StringIO):
