@@ -41,7 +41,10 @@ def train(config: dict, lock: FolderLock) -> None:
     with shared_errors():
         checkpoint = load_to_resume(resumed) if resumed else None
         start = checkpoint["iteration"] if checkpoint else 0
-        if start >= settings["iterations"] and not lacks_evaluation(checkpoint, settings):
+        if checkpoint is not None and start >= settings["iterations"] and not lacks_evaluation(checkpoint, settings):
+            trained = checkpoint["config"]
+            config["optimizer"]["lr"] = config["optimizer"]["lr"] or trained["optimizer"]["lr"]
+            check_same_run(checkpoint, config, tuple(checkpoint["classes"]), checkpoint["made_of"])
             logger.info("already complete: %d of %d iterations in %s", start, settings["iterations"], resumed)
             return
         require_writable("proposals.folder", Path(config["proposals"]["folder"]))

@@ -255,11 +255,11 @@ def _check_content(path: Path, content: dict) -> None:
 
 def _is_plain(value: Any, depth: int = 10) -> bool:
     """Whether this is as from a yaml file: dicts by name, lists, texts, numbers, null."""
-    if isinstance(value, dict):
-        return depth > 0 and all(isinstance(key, str) and _is_plain(item, depth - 1) for key, item in value.items())
-    if isinstance(value, list):
+    if type(value) is dict:  # torch's reader makes other kinds too, which no yaml file can hold
+        return depth > 0 and all(type(key) is str and _is_plain(item, depth - 1) for key, item in value.items())
+    if type(value) is list:
         return depth > 0 and all(_is_plain(item, depth - 1) for item in value)
-    return value is None or isinstance(value, str | int | float)
+    return value is None or type(value) in (str, bool, int, float)
 
 
 def save_weights(folder: Path, checkpoint: dict) -> None:

@@ -4,6 +4,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from detector.config import flatten, no_such_setting
 from detector.distributed import is_main
-from detector.errors import INTERRUPTED, WRONG_INPUT, InputError, ending
+from detector.errors import INTERRUPTED, WRONG_INPUT, InputError, ending, screen_is_gone
 from detector.signals import Stopped
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -70,14 +71,19 @@ def run_program(main: Callable[[dict], None], config_name: str) -> None:
         except KeyboardInterrupt:
             _end("interrupted; what was saved before is kept", INTERRUPTED)
         except Exception as error:
+            if isinstance(error, BrokenPipeError) and screen_is_gone():
+                return  # what there was to say is in the files
             if (told := ending(error)) is None:
                 raise
             message, status = told
             if status == WRONG_INPUT:
                 _wrong_input(message)
             _end(message, status)
+        finally:
+            screen_is_gone()
 
     hydra._internal.hydra.ConfigLoaderImpl = partial(CheckedLoader, config_name)  # type: ignore[misc, assignment]
+    sys.argv[1:] = map(_quoted, sys.argv[1:])
     _check_options(sys.argv[1:])
     hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(guarded)()
 
@@ -90,7 +96,16 @@ def _set_up_logging() -> None:
     # Of several processes the first one speaks for all, except of errors.
     level = logging.INFO if is_main() else logging.ERROR
     logging.basicConfig(level=level, handlers=[console, _early], force=True)  # the run before, in a sweep, had its own
-    logging.raiseExceptions = False  # a screen that is gone, as in `... | head`, is no reason to stop
+    logging.Handler.handleError = _pass_over_a_screen_that_is_gone  # type: ignore[method-assign,assignment]
+
+
+_say_what_was_wrong = logging.Handler.handleError
+
+
+def _pass_over_a_screen_that_is_gone(handler: logging.Handler, record: logging.LogRecord) -> None:
+    """In place of every handler's own: `train.py | head` ends no run, and does not print a traceback for each line."""
+    if not (isinstance(sys.exception(), BrokenPipeError) and screen_is_gone()):
+        _say_what_was_wrong(handler, record)
 
 
 def _wrong_input(message: str) -> NoReturn:
@@ -111,11 +126,28 @@ def _check_options(arguments: list[str]) -> None:
     """End the process for options that Hydra would not understand, or would say little of."""
     options, unknown = get_args_parser().parse_known_args(arguments)
     if unknown:
-        _wrong_input(f"{unknown[0]}: not understood here; options such as --config-dir stand before all settings")
+        first = next((argument for argument in unknown if argument.startswith("-")), unknown[0])
+        _wrong_input(f"{first}: not understood here; options such as --config-dir stand before all settings")
     if options.experimental_rerun is not None:
         _wrong_input("--experimental-rerun: reads a pickle, which can run any code; give the settings themselves")
     if options.config_dir is not None and not Path(options.config_dir).is_dir():
         _wrong_input(f"--config-dir: {options.config_dir}: no such folder")
+
+
+def _quoted(argument: str) -> str:
+    """A setting as Hydra can read it: a text that its grammar does not know, as in data.root=/data/josé, in quotes."""
+    key, is_setting, value = argument.partition("=")
+    if not is_setting or argument.startswith("-") or value.startswith(("[", "{")):
+        return argument
+    quoted = f"""{key}='{value.replace("'", chr(92) + "'")}'"""
+    parse = OverridesParser.create().parse_override
+    try:
+        parse(argument)
+    except HydraException:
+        with suppress(HydraException):
+            parse(quoted)
+            return quoted
+    return argument
 
 
 class CheckedLoader(ConfigLoaderImpl):
@@ -137,8 +169,10 @@ class CheckedLoader(ConfigLoaderImpl):
         own = ConfigLoaderImpl(create_config_search_path(str(CONFIGS)))
         try:
             config = super().load_configuration(config_name, overrides, *args, **kwargs)
-        except (HydraException, yaml.YAMLError) as error:
-            message = _in_words(str(error) or str(error.__cause__))
+        except (HydraException, yaml.YAMLError, ValueError, RecursionError, OSError) as error:
+            message = _in_words(f"{error} {error.__cause__ or ''}")
+            if isinstance(error, UnicodeDecodeError):
+                message = f"a file of settings is not in UTF-8: {message}"
             if unknown := re.match(r"Could not override '([^']+)'", message):
                 known = flatten(_to_plain(own.load_configuration(self.own_name, [], *args, **kwargs)))
                 message = str(no_such_setting(unknown[1], known))
@@ -174,6 +208,8 @@ def _of_hydra(config: DictConfig) -> dict:
 def _in_words(error: str) -> str:
     """The error on one line, without the list of places that were searched."""
     text = " ".join(re.split(r"(?:Config s|S)earch path:", error)[0].split())
+    if "LexerNoViableAlt" in text:
+        text += ": put names with other letters in quotes, as in 'data.classes=[\"größe\",dog]'"
     if "oc.env" in text:
         text += ": settings do not read the environment; let the shell fill it in, key=$NAME"
     return text

@@ -23,7 +23,7 @@ def build(settings: Mapping, packages: tuple[str, ...] = ALLOWED, /, **more: Any
     cls = _find_class(target, packages)
     try:
         return cls(**arguments, **more)
-    except (TypeError, ValueError, RuntimeError, OSError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{target} does not take {arguments}: {error}") from None
 
 

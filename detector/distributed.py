@@ -94,11 +94,9 @@ def _watch(store: dist.Store, here: Place, timeout_s: int, ended: threading.Even
     others = [rank for rank in range(here.world_size) if rank != here.rank]
     begun = time.monotonic()
     counts, changed = dict.fromkeys(others, b""), dict.fromkeys(others, begun)
-    # One after the other. The store may live in the first process, which therefore ends last: the others, too, are to
-    # read in it who hangs.
-    suspicions, enough = 0, 2 if here.rank else 4
+    suspicions = 0  # one after the other
     for number in itertools.count():
-        lost = None
+        lost, enough = None, 2
         try:
             store.set(f"alive {here.rank}", str(number))
             if time.monotonic() - begun > timeout_s / 2:  # this process stood still itself, perhaps all did
@@ -110,6 +108,8 @@ def _watch(store: dist.Store, here: Place, timeout_s: int, ended: threading.Even
                     counts[rank], changed[rank] = count, time.monotonic()
                 if time.monotonic() - changed[rank] > timeout_s:
                     lost = f"process {rank} hangs, or its machine is gone: no sign of it for {timeout_s} s"
+                    # The store may live in the first process, which then ends last: the others are to learn it, too.
+                    enough = 2 if here.rank else 4
         except RuntimeError as error:
             lost = f"the process at the meeting point does not answer ({str(error).splitlines()[0][:200]})"
         suspicions = suspicions + 1 if lost else 0

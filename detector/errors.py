@@ -1,7 +1,9 @@
 """The exceptions that speak to the user, and how programs end."""
 
 import errno
+import io
 import os
+import select
 import sys
 from collections.abc import Callable
 
@@ -32,7 +34,7 @@ def ending(error: Exception) -> tuple[str, int] | None:
         return str(error), FAILED
     if isinstance(error, OSError) and error.errno in DISK_IS_FULL:
         return f"the disk is full: {error}", FAILED
-    if isinstance(error, OSError) and error.errno in DISK_SAYS_NO:
+    if isinstance(error, OSError) and error.errno in DISK_SAYS_NO and error.filename is not None:
         return f"a file cannot be read or written: {error}", FAILED
     return None
 
@@ -42,20 +44,39 @@ def run_script(script: Callable[[], int | None], if_interrupted: str) -> int:
 
     `if_interrupted` says what Ctrl-C leaves behind.
     """
+    status = FAILED
     try:
-        return script() or 0
-    except BrokenPipeError:  # as in `... | head`; what is still to be flushed has nowhere to go either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+        status = script() or 0
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         print(f"interrupted; {if_interrupted}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
+        is_gone = screen_is_gone()
+        if isinstance(error, BrokenPipeError) and is_gone:
+            return status
         if (told := ending(error)) is None:
             raise
         message, status = told
         print(f"error: {message}", file=sys.stderr)
         return status
+
+
+def screen_is_gone() -> bool:
+    """Whether stdout has no reader any more, as in `... | head`, or no room; then the rest goes nowhere."""
+    try:
+        pipe = select.poll()
+        pipe.register(sys.stdout.fileno(), 0)  # for errors alone
+        sys.stdout.flush()
+        is_gone = any(event & select.POLLERR for _, event in pipe.poll(0))
+    except io.UnsupportedOperation:  # no file of the system's
+        return False
+    except OSError:
+        is_gone = True
+    if is_gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return is_gone
 
 
 def first_few(items: list, limit: int = 5) -> str:

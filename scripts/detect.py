@@ -11,8 +11,8 @@ Writes to the folder OUT, which must be new or empty:
 
 Proposals are made by selective search unless a file is given.
 
-Exit status: 0 all images are done; 1 some could not be, they are listed, and the others are done, or the disk is full;
-2 wrong input, nothing is done; 130 interrupted.
+Exit status: 0 all images are done; 1 some could not be, they are listed, and the others are done, or a full
+disk ended it; 2 wrong input, nothing is done; 130 interrupted.
 """
 
 import argparse

@@ -7,8 +7,8 @@
     python scripts/proposals.py recall FILE --data ROOT --split SPLIT
 
 ROOT is in VOC layout, or in COCO's with --annotations FILE.json [--images FOLDER] in place of --split; it is only read,
-and no file is ever overwritten. Exit status: 0 done, 1 `check` has found
-something, 2 wrong input, 130 interrupted. docs/proposals.md explains formats, shards and faults.
+and no file is ever overwritten. Exit status: 0 done, 1 `check` has found something, or
+a full disk or the like ended it, 2 wrong input, 130 interrupted. docs/proposals.md explains formats, shards and faults.
 """
 
 import argparse

@@ -353,7 +353,7 @@ def test_wrong_input_is_one_error_before_anything_is_written(
     ("overrides", "says"),
     [
         (["train.iteration=3"], "error: train.iteration: no such setting; did you mean train.iterations?"),
-        (["data=voc"], "data.root: Missing mandatory value"),
+        (["data=voc"], "data.root: must be given"),
     ],
 )
 def test_wrong_input_ends_the_program_with_2_and_no_traceback(overrides, says):

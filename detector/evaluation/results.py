@@ -65,7 +65,7 @@ def read_result_files(
     tables, images = [np.zeros((0, 5))], [np.zeros(0, dtype=np.int64)]
     for name in classes:
         path = folder / RESULT_FILE.format(name)
-        lines = path.read_text().splitlines() if path.is_file() else []
+        lines = _lines(path) if path.exists() else []
         fields: list[str] = []
         for line in lines:
             fields += line.rsplit(maxsplit=5)  # an id may hold spaces
@@ -82,6 +82,13 @@ def read_result_files(
     labels = np.repeat(np.arange(len(classes)) + 1, [len(table) for table in tables[1:]])
     table = np.concatenate(tables) - (0, 1, 1, 0, 0)
     return _by_image(image_ids, np.concatenate(images), labels, table[:, 0], table[:, 1:])
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as text: {error}") from None
 
 
 def _first_bad_line(path: Path, lines: list[str], image_ids: Sequence[str], known: Collection[str]) -> InputError:

@@ -15,6 +15,7 @@ import scipy.io
 import torch
 
 from detector.data.convert import READERS, WRITERS, convert
+from detector.data.formats import mat5
 from detector.data.formats.records import ImageProposals, Layout
 from detector.data.proposals import ProposalStore, stream_store
 from detector.errors import InputError
@@ -396,6 +397,14 @@ def test_bad_files_are_named(tmp_path):
             list(READERS[format](tmp_path / name).rows.values())
 
 
+def test_the_same_boxes_again_and_again_are_no_trap(tmp_path):
+    same = np.arange(8000, dtype=np.uint16).reshape(2000, 4)
+    images = [ImageProposals(f"{number:06}", same) for number in range(1200)]
+    WRITERS["voc-mat"](tmp_path / "a.mat", images)
+    assert (tmp_path / "a.mat").stat().st_size < 10**6 < 1200 * same.nbytes
+    assert len(READERS["voc-mat"](tmp_path / "a.mat").rows) == 1200
+
+
 def v7_3_with(change, tmp_path):
     path = tmp_path / "a.mat"
     v7_3(path, boxes=boxes("xyxy from 1", np.float64))
@@ -435,6 +444,16 @@ def virtual(file):
             lambda file: file.create_dataset("boxes", (4, 2**29), "f4", chunks=(4, 2**10), compression=9),
             "a variable of more than 1[67]",
         ),
+        (
+            lambda file: file.create_dataset("boxes", (9,), h5py.string_dtype(), fillvalue="x" * 50_000),
+            "holds object, which MATLAB does not write",
+        ),
+        (
+            lambda file: file.create_dataset(
+                "boxes", data=np.zeros((4, 1)), maxshape=(4, None), chunks=(4, 2**20), compression=9
+            ),
+            "a variable of more than 1[67]",
+        ),
         (cells_again_and_again, "a variable of more than 1[67]"),
         (cells_in_cells, "cells in cells, more than 4 deep"),
         (virtual, "its data lie in another file"),
@@ -442,8 +461,9 @@ def virtual(file):
         (lambda file: file.__setitem__("boxes", h5py.ExternalLink("other.mat", "boxes")), "variables lie elsewhere"),
     ],
 )
-def test_a_file_of_version_7_3_that_is_a_trap(tmp_path, change, says):
+def test_a_file_of_version_7_3_that_is_a_trap(tmp_path, monkeypatch, change, says):
     """Zeros without end, and data of other files, which a pipe would have us wait for."""
+    monkeypatch.setattr(mat5, "BYTES", 2**24)
     (tmp_path / "secret").write_bytes(b"1" * 32)
     path = v7_3_with(change, tmp_path)
     os.mkfifo(tmp_path / "other.mat")

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import scipy.io
 
+from detector.data.formats import mat5
 from detector.data.formats.mat5 import read_mat5
 
 CELLS = np.empty((2, 3), dtype=object)
@@ -62,7 +63,20 @@ def test_what_it_cannot_read_is_named(tmp_path):
         read_mat5(path, ("boxes",))
 
 
-def test_zeros_without_end_are_not_unpacked(tmp_path):
+def test_zeros_without_end_are_not_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(mat5, "BYTES", 2**24)
     scipy.io.savemat(tmp_path / "a.mat", {"boxes": np.zeros((2**20, 4))}, do_compression=True)
     with pytest.raises(ValueError, match="a variable of more than 1[67]"):
         read_mat5(tmp_path / "a.mat", ("boxes",))
+    content = {"boxes": np.zeros((2, 4)), "masks": np.zeros((2**20, 4))}
+    scipy.io.savemat(tmp_path / "a.mat", content, do_compression=True)
+    assert read_mat5(tmp_path / "a.mat", ("boxes",))["boxes"].shape == (2, 4)  # what nobody asks for is left alone
+
+
+def test_cells_without_end_are_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(mat5, "MAX_CELLS", 5)
+    scipy.io.savemat(tmp_path / "a.mat", {"boxes": CELLS})
+    with pytest.raises(ValueError, match="an array of more than 5 cells"):
+        read_mat5(tmp_path / "a.mat", ("boxes",))
+    monkeypatch.setattr(mat5, "MAX_CELLS", 6)
+    assert read_mat5(tmp_path / "a.mat", ("boxes",))["boxes"].shape == (2, 3)

@@ -68,6 +68,14 @@ def test_bad_lines_are_named(tmp_path, line):
         read_result_files(tmp_path, ["a"], ["cat"])
 
 
+def test_what_is_no_text_is_named(tmp_path):
+    (tmp_path / "comp4_det_test_cat.txt").write_bytes(b"\xff\xfe\0")
+    (tmp_path / "comp4_det_test_dog.txt").mkdir()
+    for name, says in (("cat", "codec can't decode"), ("dog", "Is a directory")):
+        with pytest.raises(InputError, match=rf"comp4_det_test_{name}\.txt: cannot be read as text: .*{says}"):
+            read_result_files(tmp_path, ["a"], [name])
+
+
 def test_other_wrong_input_is_named(tmp_path):
     with pytest.raises(InputError, match="holds no file comp4_det_test_CLASS.txt"):
         result_classes(tmp_path)

@@ -473,6 +473,9 @@ def test_case_16_a_finished_run_is_complete_and_left_alone(spoilt, settings, tin
     assert "already complete: 6 of 6 iterations" in caplog.text
     after = {path: path.stat().st_mtime_ns for path in spoilt.rglob("*") if path.name not in (".lock", "train.log")}
     assert after == before
+    assert "->" not in caplog.text  # nothing has changed, the rate that null came to neither
+    with pytest.raises(InputError, match="seed: 0 -> 1"):
+        train.main(settings("train", *tiny, f"run.dir={spoilt}", "resume=auto", "seed=1"))
 
 
 def test_going_back_to_an_earlier_checkpoint_loses_none_and_auto_stays_with_it(tmp_path, caplog):

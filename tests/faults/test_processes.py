@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib
-import io
 import itertools
 import json
 import logging
@@ -317,7 +316,7 @@ def score_checkpoint(folder: Path, config: dict) -> None:
     ("error", "says"),
     [
         (OSError(28, "No space left", "out/a.json"), "the disk is full: [Errno 28] No space left: 'out/a.json'"),
-        (OSError(13, "Denied", "a"), "a file cannot be read or written: [Errno 13] Denied: 'a'"),
+        (PermissionError(13, "Denied", "a"), "a file cannot be read or written: [Errno 13] Denied: 'a'"),
     ],
 )
 def test_case_07_a_full_disk_is_one_line_wherever_it_is_met(monkeypatch, capsys, error, says):
@@ -358,34 +357,48 @@ def test_a_process_that_a_launcher_starts_can_import_the_program(program, monkey
     assert handed[0][0].__module__ == program
 
 
-class Gone(io.StringIO):
-    def write(self, text: str) -> int:
-        raise BrokenPipeError(32, "Broken pipe")
+@pytest.mark.parametrize(
+    "defect", [FileNotFoundError(2, "no file", "x"), PermissionError(1, "kill"), BrokenPipeError(32, "a worker's")]
+)
+def test_a_script_s_own_defect_is_shown_whole(defect):
+    def script() -> int:
+        raise defect
+
+    with pytest.raises(type(defect)):
+        run_script(script, "")
 
 
-def test_a_screen_that_is_gone_ends_no_run_and_is_not_spoken_of(monkeypatch, capsys):
-    monkeypatch.setattr(logging, "raiseExceptions", True)
-    monkeypatch.setattr(logging.getLogger(), "handlers", [])
-    monkeypatch.setattr(sys, "argv", ["evaluate.py"])
-    monkeypatch.setattr(sys, "stdout", Gone())
-    cli.run_program(lambda config: logging.getLogger("run").info("done"), "evaluate")
-    assert capsys.readouterr().err == ""
+BUFFERED = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+RUNS = {
+    "script": "import sys; from detector.errors import run_script; sys.exit(run_script(lambda: {}, ''))",
+    "program": "from detector.cli import run_program; run_program(lambda config: {}, 'evaluate')",
+}
 
 
-def test_a_script_s_own_defect_is_shown_whole():
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        run_script(lambda: Path("nowhere").stat().st_size, "")
+@pytest.mark.parametrize(
+    ("kind", "status", "prints"),
+    [
+        ("script", 0, "print('x')"),  # was done when nobody read it
+        *(("script", 1, text) for text in ("print('x' * 100_000)", "print('x', flush=True)")),
+        *(("program", 0, text) for text in ("print('x' * 100_000)", "__import__('logging').warning('x')")),
+    ],
+)
+def test_a_program_whose_reader_ends_says_nothing(kind, status, prints):
+    code = [sys.executable, "-c", RUNS[kind].format(prints)]
+    with subprocess.Popen(code, stdout=-1, stderr=-1, cwd=REPOSITORY, env=BUFFERED) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == status
 
 
-def test_a_script_whose_reader_ends_says_nothing():
-    writes = "print('x' * 100_000, flush=True)"
-    code = f"import sys; from detector.errors import run_script; sys.exit(run_script(lambda: {writes}, ''))"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, cwd=REPOSITORY) as script:
-        assert script.stdout is not None
-        assert script.stderr is not None
-        script.stdout.close()
-        assert script.stderr.read() == b""
-    assert script.returncode == 1
+def test_case_07_a_script_that_prints_to_a_full_disk():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-c", RUNS["script"].format("print('x')")]
+        result = subprocess.run(command, stdout=full, stderr=-1, cwd=REPOSITORY, env=BUFFERED, text=True)
+    says = "error: the disk is full: [Errno 28] No space left on device\n"
+    assert (result.returncode, result.stderr) == (1, says)
 
 
 def test_a_senseless_timeout_of_an_evaluation_is_named(settings):
@@ -566,6 +579,9 @@ def ended(tmp_path, monkeypatch, capsys):
     (files / "nowhere.yaml").write_text("train:\n  iterations: 5\n")
     (files / "choice.yaml").write_text("# @package _global_\ndefaults:\n  - override /model: resnet19\n")
     (files / "group.yaml").write_text("# @package _global_\ndefaults:\n  - override /modell: resnet18\n")
+    (files / "latin.yaml").write_bytes("# größe\n".encode("latin-1"))
+    (files / "number.yaml").write_text("defaults: 5\n")
+    (files / "deep.yaml").write_text("x: " + "[" * 2000)
     (files / "right.yaml").write_text("# @package _global_\ntrain:\n  iterations: 5\n")
     monkeypatch.chdir(tmp_path)
 
@@ -609,6 +625,12 @@ def test_case_57_a_mistyped_setting_is_one_line_with_the_nearest(ended, options,
         ("--config-name nothing", "Cannot find primary config 'nothing'"),
         ("data=voc", "data.root: must be given: data.root="),
         ("seed=1,2", "Ambiguous value"),
+        ("experiment=null", "NoneType"),
+        ("data.classes=[größe]", "put names with other letters in quotes, as in 'data.classes=["),
+        ("hydra.mode=FOO", "FOO"),
+        ("--config-dir files experiment=latin", "a file of settings is not in UTF-8"),
+        ("--config-dir files experiment=number", "defaults"),
+        ("--config-dir files experiment=deep", "recursion"),
     ],
 )
 def test_settings_that_cannot_be_read_are_one_line(ended, arguments, says):
@@ -616,6 +638,17 @@ def test_settings_that_cannot_be_read_are_one_line(ended, arguments, says):
     assert (status, error.count("\n")) == (2, 1), error
     assert error.startswith("error: ")
     assert says in error
+
+
+@pytest.mark.parametrize(
+    "value", ["/data/josé", "日本", "it's", 'q"q', "a&b", "#1", "d(1)", "a=b", "a[1]", "a{b", "~t", "plain"]
+)
+def test_a_path_may_hold_what_hydra_cannot_read(tmp_path, monkeypatch, value):
+    got = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--config-dir", ".", "data=voc", f"data.root={value}", "seed=1"])
+    cli.run_program(got.append, "train")
+    assert (got[0]["data"]["root"], got[0]["seed"]) == (value, 1)
 
 
 @pytest.mark.parametrize(

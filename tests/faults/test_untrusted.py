@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,7 @@ def huge(content: dict) -> dict:
         (lambda content: {"config": [1]}, "`config` is no dict"),
         (lambda content: {"config": {}}, "`config` has no settings of data"),
         (lambda content: {"config": content["config"] | {"x": torch.zeros(1)}}, "more than plain values"),
+        (lambda content: {"config": content["config"] | {"x": OrderedDict(y=1)}}, "more than plain values"),
         (lambda content: {"classes": "cat"}, "`classes` is no list"),
         (lambda content: {"classes": ["../../.bashrc"]}, "cannot be a class"),
         (lambda content: {"classes": ["cat", "cat"]}, "names a class twice"),

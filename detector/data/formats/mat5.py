@@ -9,6 +9,7 @@ import math
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,16 @@ TEXTS = {16: "utf-8", 17: "utf-16", 18: "utf-32"}
 CLASSES = {6: "f8", 7: "f4", 8: "i1", 9: "u1", 10: "i2", 11: "u2", 12: "i4", 13: "u4", 14: "i8", 15: "u8"}
 CELL, CHAR = 1, 4
 MAX_DEPTH = 4  # of cells in cells
+MAX_CELLS = 10**6  # of one array
+# A variable may have this many bytes, unpacked, and so many more for each byte of the file.
+BYTES, BYTES_PER_BYTE = 2**28, 20
+HEAD_BYTES = 4096  # flags, dimensions and name are within these, or it is none of the variables that we look for
 
 
 def max_bytes(size: int) -> int:
-    """How many bytes one variable may have, unpacked, in a file of this size; only zeros without end are more."""
-    return 2**24 + 20 * size
+    """How many bytes one variable may have, unpacked, in a file of this size: the same box again and again packs well,
+    but zeros without end pack better still."""
+    return BYTES + BYTES_PER_BYTE * size
 
 
 def read_mat5(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -42,20 +48,27 @@ def read_mat5(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     found, limit = {}, max_bytes(len(data))
     for kind, body in _elements(data[128:], order):
         if kind == COMPRESSED:
-            unpacked = zlib.decompressobj()
             try:
-                content = memoryview(unpacked.decompress(body, limit))
+                if _name(_unpack(body, HEAD_BYTES)[8:], order) not in names:
+                    continue
+                content = _unpack(body, limit + 1)
             except zlib.error as error:
                 raise ValueError(str(error)) from None
-            if unpacked.unconsumed_tail:
+            if len(content) > limit:
                 raise ValueError(f"a variable of more than {limit} bytes")
             kind, body = next(_elements(content, order), (0, content))
-        if kind == MATRIX:
-            parts = list(_elements(body, order))
-            name = bytes(parts[2][1]).decode("latin-1") if len(parts) > 2 else ""
-            if name in names:
-                found[name] = _matrix(parts, order, MAX_DEPTH)
+        if kind == MATRIX and (name := _name(body, order)) in names:
+            found[name] = _matrix(body, order, MAX_DEPTH)
     return found
+
+
+def _unpack(data: memoryview, length: int) -> memoryview:
+    return memoryview(zlib.decompressobj().decompress(data, length))
+
+
+def _name(data: memoryview, order: str) -> str:
+    parts = list(islice(_elements(data, order), 3))
+    return bytes(parts[2][1]).decode("latin-1") if len(parts) > 2 else ""
 
 
 def _elements(data: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
@@ -76,10 +89,13 @@ def _elements(data: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
             at = -(-at // 8) * 8
 
 
-def _matrix(parts: list[tuple[int, memoryview]], order: str, depth: int) -> np.ndarray:
+def _matrix(data: memoryview, order: str, depth: int) -> np.ndarray:
     """An array from its elements: flags, dimensions, name, then what it holds."""
+    parts = list(islice(_elements(data, order), MAX_CELLS + 4))
     if not parts:
         return np.zeros((0, 0))
+    if len(parts) > MAX_CELLS + 3:
+        raise ValueError(f"an array of more than {MAX_CELLS} cells")
     if len(parts) < 3 or len(parts[0][1]) < 4 or depth == 0:
         raise ValueError("an array without flags, dimensions and name, or cells too deep")
     (flags,) = struct.unpack(f"{order}I", parts[0][1][:4])
@@ -94,7 +110,7 @@ def _matrix(parts: list[tuple[int, memoryview]], order: str, depth: int) -> np.n
         for number, (kind, body) in enumerate(content):
             if kind != MATRIX:
                 raise ValueError(f"a cell holds an element of kind {kind}, not an array")
-            cells[number] = _matrix(list(_elements(body, order)), order, depth - 1)
+            cells[number] = _matrix(body, order, depth - 1)
         return cells.reshape(shape, order="F")
     if flags & 0xFF == CHAR:
         return np.array([_text(content[0], order)] if content else [""])

@@ -4,6 +4,7 @@ HDF5 can say of a few bytes that they are any number of zeros, and take data fro
 file may be a stranger's, so what is read is counted, and nothing but the file itself is read.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from detector.data.formats.mat5 import MAX_DEPTH, max_bytes
 
-BYTES_OF_ITEM = 1000  # what one counts as beside its content: an empty one takes time too
+BYTES_OF_ITEM = 20_000  # what one counts as beside its content: an empty one takes time too
 
 
 def read_mat73(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -36,7 +37,10 @@ class _Reader:
         self.file, self.limit, self.left = file, limit, limit
 
     def read(self, item: h5py.Dataset, depth: int) -> np.ndarray:
-        self.left -= item.nbytes + BYTES_OF_ITEM
+        if item.dtype.kind not in "biuf" and h5py.check_ref_dtype(item.dtype) is not h5py.Reference:
+            raise ValueError(f"holds {item.dtype}, which MATLAB does not write")  # texts have any length, unseen
+        unpacked_at_once = math.prod(item.chunks or ()) * item.dtype.itemsize
+        self.left -= max(item.nbytes, unpacked_at_once) + BYTES_OF_ITEM
         if self.left < 0:
             raise ValueError(f"a variable of more than {self.limit} bytes")
         if item.external or item.is_virtual:
