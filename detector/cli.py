@@ -139,7 +139,7 @@ def _quoted(argument: str) -> str:
     key, is_setting, value = argument.partition("=")
     if not is_setting or argument.startswith("-") or value.startswith(("[", "{")):
         return argument
-    quoted = f"""{key}='{value.replace("'", chr(92) + "'")}'"""
+    quoted = "{}='{}'".format(key, value.replace("'", "\\'"))
     parse = OverridesParser.create().parse_override
     try:
         parse(argument)
