@@ -34,7 +34,7 @@ def _forward(
     batch_size, channels, height, width = features.shape
     lanes = kernels.BLOCK_BYTES // features.element_size()
     corners = rois.detach().to(coordinate_dtype(features)).contiguous().numpy()
-    bad = kernels.first_bad_roi(corners, batch_size)
+    bad, windows, by_image = kernels.plan(corners, batch_size, spatial_scale, (height, width), pooled_hw)
     if bad >= 0:
         raise_bad_roi(bad, corners[bad].tolist(), batch_size)
     infinity_bits = _INFINITY_BITS.get(features.dtype)
@@ -43,11 +43,10 @@ def _forward(
     index = np.uint16 if argmax_dtype(height, width) == torch.uint16 else np.int32
     argmax = memory.empty(pooled.shape, np.dtype(index)) if with_argmax else None
 
-    windows = kernels.bin_windows(corners, spatial_scale, (height, width), pooled_hw)
     aligned = all(channels * np.dtype(each).itemsize % memory.ALIGNMENT == 0 for each in (maps.dtype, index))
     parts = -(-2 * torch.get_num_threads() * lanes // max(channels * batch_size, 1))
-    by_image = _by_image(corners[:, 0].astype(np.int64), batch_size)
-    threads.run(kernels.pool, maps, by_image, parts, windows, infinity_bits, aligned, pooled, argmax)
+    flat = pooled.reshape(-1), None if argmax is None else argmax.reshape(-1)
+    threads.run(kernels.pool, maps, by_image, parts, windows, infinity_bits, aligned, *flat)
     result = torch.from_numpy(pooled).view(features.dtype).permute(0, 3, 1, 2)
     if argmax is None:
         return result, torch.empty(0, dtype=argmax_dtype(height, width))
@@ -72,16 +71,11 @@ def backward(grad: Tensor, rois: Tensor, argmax: Tensor, batch_size: int, height
     sums = memory.empty((batch_size, height * width, channels), values.dtype)
     share = batch_size * channels // (2 * torch.get_num_threads())
     step = min(max(share - share % _FEWEST_CHANNELS, _FEWEST_CHANNELS), _MOST_CHANNELS)
-    by_image = _by_image(rois[:, 0].long().numpy(), batch_size)
+    by_image = kernels.group_by_image(rois[:, 0].long().contiguous().numpy(), batch_size)
     threads.run(kernels.scatter, values, where, by_image, step, real.type(0), sums)
     result = torch.from_numpy(sums).view(batch_size, height, width, channels)
     result = result.view(torch.bfloat16) if grad.dtype == torch.bfloat16 else result.to(grad.dtype)
     return result.permute(0, 3, 1, 2)
-
-
-def _by_image(images: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The RoIs' rows, those of the first image first, and where each image's begin, (R,) and (B+1,)."""
-    return np.argsort(images, kind="stable"), np.searchsorted(np.sort(images), np.arange(batch_size + 1))
 
 
 def _first_channels(pooled: Tensor, channels: int) -> Tensor:

@@ -26,8 +26,8 @@ _INT32, _INT64 = ir.IntType(32), ir.IntType(64)
 
 
 @intrinsic
-def _max_window(typing: Any, cells: Any, width: Any, window: Any, plain: Any, best: Any, where: Any) -> Any:
-    """Maximum over a window of cells, channel by channel, into `best` (lanes,), its cell's index into `where`.
+def _max_window(typing: Any, cells: Any, width: Any, window: Any, plain: Any, pooled: Any, argmax: Any, at: Any) -> Any:
+    """Maximum over a window of cells, channel by channel, into pooled[at : at + lanes], its cell's index into argmax.
 
     A loop over channels that numba turns into vector instructions keeps the maxima in memory from cell to cell;
     written with LLVM's own vectors, of whatever width the processor has, they stay in registers.
@@ -35,14 +35,15 @@ def _max_window(typing: Any, cells: Any, width: Any, window: Any, plain: Any, be
     cells: (H * W, lanes) in C order, lanes * itemsize being BLOCK_BYTES: floats, or int16 as from `_copy_cells`, which
         come out as the 16-bit floats' bits.
     width: W. window: (top, bottom, left, right), not empty, all int64.
-    plain: True for the quick way: no NaN is among the cells, and `best` and `where` begin at a multiple of ALIGNMENT,
-        so that they are written past the caches, without being read first. Else None; the last NaN is the maximum.
-    where: (lanes,) integers, or None.
+    plain: True for the quick way: no NaN is among the cells, and pooled[at] and argmax[at] lie at multiples of
+        ALIGNMENT, so that they are written past the caches, without being read first. Else None; the last NaN is the
+        maximum.
+    pooled, argmax: of one dimension; argmax of integers, or None.
     """
     bits = cells.dtype.bitwidth
     lanes = BLOCK_BYTES * 8 // bits
     is_float, is_plain = isinstance(cells.dtype, types.Float), not isinstance(plain, types.NoneType)
-    with_where = not isinstance(where, types.NoneType)
+    with_argmax = not isinstance(argmax, types.NoneType)
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: tuple) -> Any:
         values = ir.VectorType(context.get_data_type(cells.dtype), lanes)
@@ -58,7 +59,8 @@ def _max_window(typing: Any, cells: Any, width: Any, window: Any, plain: Any, be
             return builder.load(builder.bitcast(at, values.as_pointer()), align=bits // 8)
 
         def store(vector: ir.Value, array_type: Any, argument: ir.Value) -> None:
-            to = builder.bitcast(pointer(array_type, argument), vector.type.as_pointer())
+            to = builder.gep(pointer(array_type, argument), [arguments[6]])
+            to = builder.bitcast(to, vector.type.as_pointer())
             if is_plain:
                 written = builder.store(vector, to, align=min(ALIGNMENT, lanes * array_type.dtype.bitwidth // 8))
                 written.set_metadata("nontemporal", builder.module.add_metadata([_INT32(1)]))
@@ -84,7 +86,7 @@ def _max_window(typing: Any, cells: Any, width: Any, window: Any, plain: Any, be
             else:
                 higher = builder.icmp_signed(">", value, before)
             builder.store(builder.select(higher, value, before), best_so_far)
-            if with_where:
+            if with_argmax:
                 builder.store(builder.select(higher, index_of(cell), builder.load(its_cell)), its_cell)
 
         maximum = builder.load(best_so_far)
@@ -92,17 +94,17 @@ def _max_window(typing: Any, cells: Any, width: Any, window: Any, plain: Any, be
             negative = builder.icmp_signed("<", maximum, ir.Constant(values, None))
             sign = ir.Constant(values, [-(1 << (bits - 1))] * lanes)
             maximum = builder.select(negative, builder.or_(builder.neg(maximum), sign), maximum)
-        store(maximum, best, arguments[4])
-        if with_where:
-            found, wanted = builder.load(its_cell), ir.VectorType(ir.IntType(where.dtype.bitwidth), lanes)
-            if where.dtype.bitwidth < bits:
+        store(maximum, pooled, arguments[4])
+        if with_argmax:
+            found, wanted = builder.load(its_cell), ir.VectorType(ir.IntType(argmax.dtype.bitwidth), lanes)
+            if argmax.dtype.bitwidth < bits:
                 found = builder.trunc(found, wanted)
-            elif where.dtype.bitwidth > bits:
+            elif argmax.dtype.bitwidth > bits:
                 found = builder.zext(found, wanted)
-            store(found, where, arguments[5])
+            store(found, argmax, arguments[5])
         return context.get_dummy_value()
 
-    return types.void(cells, width, window, plain, best, where), codegen
+    return types.void(cells, width, window, plain, pooled, argmax, at), codegen
 
 
 @intrinsic
@@ -227,14 +229,6 @@ def _take(typing: Any, taken: Any) -> Any:
 
 
 @njit(nogil=True, cache=True)
-def first_bad_roi(rois, batch_size):  # type: ignore[no-untyped-def]
-    for r in range(len(rois)):
-        if not (np.isfinite(rois[r]).all() and rois[r, 0] > -1 and rois[r, 0] < batch_size):
-            return r
-    return -1
-
-
-@njit(nogil=True, cache=True)
 def _round_half_away(value):  # type: ignore[no-untyped-def]
     magnitude = min(abs(value), CELL_LIMIT)
     whole = math.floor(magnitude)
@@ -258,23 +252,50 @@ def _bin_edges(rois, r, axis, spatial_scale, limit, first, past):  # type: ignor
 
 
 @njit(nogil=True, cache=True)
-def bin_windows(rois, spatial_scale, map_hw, pooled_hw):  # type: ignore[no-untyped-def]
-    """Windows of each RoI's bins: rows from tops to bottoms (R,ph), columns from lefts to rights (R,pw)."""
+def plan(rois, batch_size, spatial_scale, map_hw, pooled_hw):  # type: ignore[no-untyped-def]
+    """What pooling needs to know of RoIs (R,5): the first bad one's row or -1, windows, and which are each image's.
+
+    Windows of each RoI's bins: rows from tops to bottoms (R,ph), columns from lefts to rights (R,pw). If a RoI is bad,
+    there are none.
+    """
+    bad = -1
+    for r in range(len(rois)):
+        if not (np.isfinite(rois[r]).all() and rois[r, 0] > -1 and rois[r, 0] < batch_size):
+            bad = r
+            rois = rois[:0]
+            break
     tops, bottoms = np.empty((len(rois), pooled_hw[0]), np.int64), np.empty((len(rois), pooled_hw[0]), np.int64)
     lefts, rights = np.empty((len(rois), pooled_hw[1]), np.int64), np.empty((len(rois), pooled_hw[1]), np.int64)
     for r in range(len(rois)):
         _bin_edges(rois, r, 1, spatial_scale, map_hw[1], lefts[r], rights[r])
         _bin_edges(rois, r, 2, spatial_scale, map_hw[0], tops[r], bottoms[r])
-    return tops, bottoms, lefts, rights
+    return bad, (tops, bottoms, lefts, rights), group_by_image(rois[:, 0], batch_size)
+
+
+@njit(nogil=True, cache=True)
+def group_by_image(images, batch_size):  # type: ignore[no-untyped-def]
+    """The RoIs' rows, those of the first image first, and where each image's begin, (R,) and (B+1,).
+
+    images: each RoI's image, (R,).
+    """
+    begins = np.zeros(batch_size + 1, np.int64)
+    for image in images:
+        begins[int(image) + 1] += 1
+    begins = np.cumsum(begins)
+    order, past = np.empty(len(images), np.int64), begins.copy()
+    for r in range(len(images)):
+        image = int(images[r])
+        order[past[image]] = r
+        past[image] += 1
+    return order, begins
 
 
 @njit(nogil=True, cache=True)
 def pool(maps, by_image, parts, windows, infinity_bits, aligned, pooled, argmax, taken):  # type: ignore[no-untyped-def]
     """Pool maps (B,H,W,C) to pooled and argmax (R,ph,pw,C), in tasks: an image, a part of its RoIs, some channels.
 
-    by_image: the rows of the images' RoIs, one image after the other, and where each begins, (R,) and (B+1,).
-    parts: of each image's RoIs. windows: what `bin_windows` returns. aligned: the rows of pooled and argmax begin at
-    multiples of ALIGNMENT. taken: see threads.py.
+    by_image, windows: what `plan` returns. parts: of each image's RoIs. aligned: the rows of pooled and argmax begin at
+    multiples of ALIGNMENT. pooled, argmax: flat, argmax or None. taken: see threads.py.
     """
     batch_size, height, width, channels = maps.shape
     order, begins = by_image
@@ -295,29 +316,27 @@ def pool(maps, by_image, parts, windows, infinity_bits, aligned, pooled, argmax,
         flat = maps[image].reshape(-1)
         has_nan = _copy_cells(flat, first, channels, infinity_bits, cells)
         if aligned and not has_nan:
-            _pool_block(cells, width, windows, True, pooled, argmax, first, rows)
+            _pool_block(cells, width, windows, True, pooled, argmax, first, channels, rows)
         else:
-            _pool_block(cells, width, windows, None, pooled, argmax, first, rows)
+            _pool_block(cells, width, windows, None, pooled, argmax, first, channels, rows)
 
 
 @njit(nogil=True, cache=True)
-def _pool_block(cells, width, windows, plain, pooled, argmax, first, rows):  # type: ignore[no-untyped-def]
+def _pool_block(cells, width, windows, plain, pooled, argmax, first, channels, rows):  # type: ignore[no-untyped-def]
     tops, bottoms, lefts, rights = windows
-    past = first + cells.shape[1]
+    lanes, bins_high, bins_wide = cells.shape[1], tops.shape[1], lefts.shape[1]
     for r in rows:
-        for i in range(pooled.shape[1]):
-            for j in range(pooled.shape[2]):
+        at = r * bins_high * bins_wide * channels + first
+        for i in range(bins_high):
+            for j in range(bins_wide):
                 window = tops[r, i], bottoms[r, i], lefts[r, j], rights[r, j]
-                best = pooled[r, i, j, first:past]
-                if window[0] >= window[1] or window[2] >= window[3]:
-                    best[:] = 0
-                    if argmax is not None:
-                        argmax[r, i, j, first:past] = np.iinfo(argmax.dtype).max
-                elif argmax is None:
-                    _max_window(cells, width, window, plain, best, None)  # type: ignore[call-arg]
+                if window[0] < window[1] and window[2] < window[3]:
+                    _max_window(cells, width, window, plain, pooled, argmax, at)  # type: ignore[call-arg]
                 else:
-                    where = argmax[r, i, j, first:past]
-                    _max_window(cells, width, window, plain, best, where)  # type: ignore[call-arg]
+                    pooled[at : at + lanes] = 0
+                    if argmax is not None:
+                        argmax[at : at + lanes] = np.iinfo(argmax.dtype).max
+                at += channels
 
 
 @njit(nogil=True, cache=True)

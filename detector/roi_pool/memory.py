@@ -22,9 +22,8 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     Fresh memory comes from numpy, which asks Linux for huge pages.
     """
     size = math.prod(shape) * dtype.itemsize
-    room = _take(size + ALIGNMENT)
-    start = -room.ctypes.data % ALIGNMENT
-    array = room[start : start + size].view(dtype).reshape(shape)
+    room = _take(size)
+    array = room[:size].view(dtype).reshape(shape)
     weakref.finalize(array, _give_back, room).atexit = False
     return array
 
@@ -38,7 +37,9 @@ def _take(size: int) -> np.ndarray:
         if size <= room.nbytes <= 2 * size:
             return room
         _KEPT.append(room)
-    return np.empty(size, np.uint8)
+    room = np.empty(size + ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT
+    return room[start : start + size]
 
 
 def _give_back(room: np.ndarray) -> None:
