@@ -9,9 +9,6 @@ from detector.roi_pool.reference import argmax_dtype, coordinate_dtype, raise_ba
 
 # numba has no 16-bit floats: their bits are pooled as int16, and bits above infinity's are NaN.
 _INFINITY_BITS = {torch.bfloat16: np.int16(0x7F80), torch.float16: np.int16(0x7C00)}
-# Channels of a task in the backward pass: more read memory in longer pieces, fewer give every thread a task. The fewest
-# fill a cache line of any dtype.
-_MOST_CHANNELS, _FEWEST_CHANNELS = 128, 32
 
 
 def forward(
@@ -58,7 +55,7 @@ def backward(grad: Tensor, rois: Tensor, argmax: Tensor, batch_size: int, height
 
     One task adds up all RoIs of an image, in their order, for some channels: the sums do not depend on the threads.
     """
-    channels, missing = grad.shape[1], -grad.shape[1] % _FEWEST_CHANNELS
+    channels, missing = grad.shape[1], -grad.shape[1] % kernels.SUMMED_CHANNELS
     if missing:  # only in examples
         grad, argmax = (torch.nn.functional.pad(each, (0, 0, 0, 0, 0, missing)) for each in (grad, argmax))
         return _first_channels(backward(grad, rois, argmax, batch_size, height, width), channels)
@@ -69,10 +66,9 @@ def backward(grad: Tensor, rois: Tensor, argmax: Tensor, batch_size: int, height
         values, real = values.view(np.uint16), np.dtype(np.float32)
     where = argmax.permute(0, 2, 3, 1).contiguous().numpy()
     sums = memory.empty((batch_size, height * width, channels), values.dtype)
-    share = batch_size * channels // (2 * torch.get_num_threads())
-    step = min(max(share - share % _FEWEST_CHANNELS, _FEWEST_CHANNELS), _MOST_CHANNELS)
     by_image = kernels.group_by_image(rois[:, 0].long().contiguous().numpy(), batch_size)
-    threads.run(kernels.scatter, values, where, by_image, step, real.type(0), sums)
+    bins = grad.shape[2] * grad.shape[3]
+    threads.run(kernels.scatter, values.reshape(-1), where.reshape(-1), by_image, bins, real.type(0), sums)
     result = torch.from_numpy(sums).view(batch_size, height, width, channels)
     result = result.view(torch.bfloat16) if grad.dtype == torch.bfloat16 else result.to(grad.dtype)
     return result.permute(0, 3, 1, 2)

@@ -19,8 +19,11 @@ from detector.roi_pool.reference import CELL_LIMIT
 
 # Bytes of a cell's block of channels in pooling: two cache lines, and few enough registers for its maxima.
 BLOCK_BYTES = 128
-# Cells of a map whose memory is asked for in advance, while it is copied.
-_CELLS_AHEAD = 16
+# Channels whose gradients are added up together: known when compiled, and the sums of a map's cells stay near.
+SUMMED_CHANNELS = 64
+# What is asked for in advance: cells of a map that is copied, and bins whose gradients are added up. The processor
+# foresees reading on, but not the leap to the next one.
+_CELLS_AHEAD, _BINS_AHEAD = 16, 8
 
 _INT32, _INT64 = ir.IntType(32), ir.IntType(64)
 
@@ -185,28 +188,41 @@ def _write_sums(typing: Any, sums: Any, start: Any, result: Any, to: Any, size: 
 
 
 @intrinsic
-def _widened(typing: Any, value: Any) -> Any:
-    """A float as it is; that of which bfloat16's bits are given as a uint16, as a float32."""
-    if isinstance(value, types.Float):
-        return value(value), lambda context, builder, signature, arguments: arguments[0]
+def _add_gradients(typing: Any, grad: Any, argmax: Any, start: Any, channels: Any, bins: Any, sums: Any) -> Any:
+    """sums[argmax[k], k - start] += grad[k] for SUMMED_CHANNELS from `start` on of one RoI's bins, which are `channels`
+    apart; an empty bin, whose argmax is the largest in all channels, is left out.
+
+    grad, argmax: of one dimension; grad and sums (H*W,SUMMED_CHANNELS) of one dtype, or bfloat16's bits and float32.
+    """
+    empty = (1 << (argmax.dtype.bitwidth - argmax.dtype.signed)) - 1
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: tuple) -> Any:
-        bits = builder.shl(builder.zext(arguments[0], _INT32), _INT32(16))
-        return builder.bitcast(bits, ir.FloatType())
+        arrays = zip((grad, argmax, sums), (arguments[0], arguments[1], arguments[5]), strict=True)
+        grads, cells, summed = (context.make_array(kind)(context, builder, argument).data for kind, argument in arrays)
 
-    return types.float32(value), codegen
+        def value(address: ir.Value) -> ir.Value:
+            read = builder.load(address)
+            if isinstance(grad.dtype, types.Float):
+                return read
+            return builder.bitcast(builder.shl(builder.zext(read, _INT32), _INT32(16)), ir.FloatType())
 
-
-@intrinsic
-def _prefetch(typing: Any, array: Any, index: Any) -> Any:
-    """Ask for the memory at `array[index]` of a one-dimensional array, which may lie outside of it."""
-
-    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: tuple) -> Any:
-        data = context.make_array(array)(context, builder, arguments[0]).data
-        _prefetch_at(builder, builder.gep(data, [arguments[1]]))
+        with cgutils.for_range(builder, arguments[4]) as loop:
+            at = builder.add(arguments[2], builder.mul(loop.index, arguments[3]))
+            ahead = builder.add(at, builder.mul(arguments[3], _INT64(_BINS_AHEAD)))
+            for array, pointer in (argmax, cells), (grad, grads):
+                for line in range(0, SUMMED_CHANNELS, ALIGNMENT * 8 // array.dtype.bitwidth):
+                    _prefetch_at(builder, builder.gep(pointer, [builder.add(ahead, _INT64(line))]))
+            first = builder.load(builder.gep(cells, [at]))
+            with builder.if_then(builder.icmp_unsigned("!=", first, ir.Constant(first.type, empty))):
+                for channel in range(SUMMED_CHANNELS):
+                    k = builder.add(at, _INT64(channel))
+                    cell = builder.zext(builder.load(builder.gep(cells, [k])), _INT64)
+                    row = builder.mul(cell, _INT64(SUMMED_CHANNELS))
+                    to = builder.gep(summed, [builder.add(row, _INT64(channel))])
+                    builder.store(builder.fadd(builder.load(to), value(builder.gep(grads, [k]))), to)
         return context.get_dummy_value()
 
-    return types.void(array, index), codegen
+    return types.void(grad, argmax, start, channels, bins, sums), codegen
 
 
 def _prefetch_at(builder: ir.IRBuilder, address: ir.Value) -> None:
@@ -340,42 +356,27 @@ def _pool_block(cells, width, windows, plain, pooled, argmax, first, channels, r
 
 
 @njit(nogil=True, cache=True)
-def scatter(grad, argmax, by_image, step, real, result, taken):  # type: ignore[no-untyped-def]
-    """Add gradients (R,ph,pw,C) to their cells in result (B,H*W,C), in tasks: an image and `step` of its channels.
+def scatter(grad, argmax, by_image, bins, real, result, taken):  # type: ignore[no-untyped-def]
+    """Add gradients (R,ph,pw,C) to their cells in result (B,H*W,C), in tasks: SUMMED_CHANNELS of an image, as are all.
 
-    by_image, taken: as in `pool`. step: so many channels end at multiples of ALIGNMENT, as do all.
+    grad, argmax: flat. bins: ph * pw. by_image, taken: as in `pool`.
     real: a number of the dtype to add up in: grad's own, or float32 where grad and result are uint16, which are the
-        bits of bfloat16: the upper half of a float32's.
+    bits of bfloat16: the upper half of a float32's.
     """
-    batch_size, _, channels = result.shape
+    batch_size, cells, channels = result.shape
     order, begins = by_image
-    steps = (channels + step - 1) // step
-    room = np.empty(result.shape[1] * step, type(real))
-    flat_grad, flat_argmax, flat_result = grad.reshape(-1), argmax.reshape(-1), result.reshape(-1)
-    bins = grad.shape[1] * grad.shape[2]
+    blocks = channels // SUMMED_CHANNELS
+    sums = np.empty((cells, SUMMED_CHANNELS), type(real))
+    flat_sums, flat_result = sums.reshape(-1), result.reshape(-1)
     while True:
         task = _take(taken)  # type: ignore[call-arg,var-annotated]
-        if task >= batch_size * steps:
+        if task >= batch_size * blocks:
             return
-        image, first = task // steps, task % steps * step
-        past = min(first + step, channels)
-        width = past - first
-        sums = room[: result.shape[1] * width].reshape(-1, width)
+        image, block = divmod(task, blocks)
+        first = block * SUMMED_CHANNELS
         sums[:] = 0
         for r in order[begins[image] : begins[image + 1]]:
-            for b in range(bins):
-                start = (r * bins + b) * channels
-                # The processor foresees reading on, but not the leap to the next bin.
-                for c in range(first, past, ALIGNMENT // argmax.itemsize):
-                    _prefetch(flat_argmax, start + 4 * channels + c)
-                for c in range(first, past, ALIGNMENT // grad.itemsize):
-                    _prefetch(flat_grad, start + 4 * channels + c)
-                values, where = flat_grad[start + first : start + past], flat_argmax[start + first : start + past]
-                if where[0] == np.iinfo(argmax.dtype).max:  # an empty bin, in all channels
-                    continue
-                for c in range(width):
-                    sums[where[c], c] += _widened(values[c])
-        flat_sums = sums.reshape(-1)
-        for cell in range(len(sums)):
-            to = (image * result.shape[1] + cell) * channels + first
-            _write_sums(flat_sums, cell * width, flat_result, to, width)
+            _add_gradients(grad, argmax, r * bins * channels + first, channels, bins, sums)
+        for cell in range(cells):
+            to = (image * cells + cell) * channels + first
+            _write_sums(flat_sums, cell * SUMMED_CHANNELS, flat_result, to, SUMMED_CHANNELS)
