@@ -159,6 +159,8 @@ def _copy_cells(typing: Any, values: Any, first: Any, channels: Any, infinity_bi
 def _write_sums(typing: Any, sums: Any, start: Any, result: Any, to: Any, size: Any) -> Any:
     """result[to : to + size] = sums[start : start + size], past the caches, without reading result first.
 
+    These sums are 0 afterwards.
+
     Both are one-dimensional, and result's part begins and ends at multiples of ALIGNMENT. Where it is uint16, it gets
     the bits of float32 sums rounded to bfloat16, ties to even. A sum's NaN has no bits in the half that goes.
     """
@@ -172,6 +174,7 @@ def _write_sums(typing: Any, sums: Any, start: Any, result: Any, to: Any, size: 
         with cgutils.for_range_slice(builder, _INT64(0), arguments[4], _INT64(lanes)) as (at, _):
             address = builder.bitcast(builder.gep(source, [at]), summed.as_pointer())
             values = builder.load(address, align=sums.dtype.bitwidth // 8)
+            builder.store(ir.Constant(summed, None), address, align=sums.dtype.bitwidth // 8)
             if not isinstance(result.dtype, types.Float):
                 vector = ir.VectorType(_INT32, lanes)
                 half, last, below_half = (ir.Constant(vector, [each] * lanes) for each in (16, 1, 0x7FFF))
@@ -366,7 +369,7 @@ def scatter(grad, argmax, by_image, bins, real, result, taken):  # type: ignore[
     batch_size, cells, channels = result.shape
     order, begins = by_image
     blocks = channels // SUMMED_CHANNELS
-    sums = np.empty((cells, SUMMED_CHANNELS), type(real))
+    sums = np.zeros((cells, SUMMED_CHANNELS), type(real))
     flat_sums, flat_result = sums.reshape(-1), result.reshape(-1)
     while True:
         task = _take(taken)  # type: ignore[call-arg,var-annotated]
@@ -374,7 +377,6 @@ def scatter(grad, argmax, by_image, bins, real, result, taken):  # type: ignore[
             return
         image, block = divmod(task, blocks)
         first = block * SUMMED_CHANNELS
-        sums[:] = 0
         for r in order[begins[image] : begins[image + 1]]:
             _add_gradients(grad, argmax, r * bins * channels + first, channels, bins, sums)
         for cell in range(cells):
