@@ -79,17 +79,21 @@ def check_data(reader: Reader) -> Checked:
         if sound != known:
             _write_cache(cache, made_by, sound)
     good = [index for index, look in enumerate(results) if look.problem is None]
+    empty = sum(len(results[index].corners) == 0 for index in good)
+    notes = _counted_from_0(
+        look for index, look in enumerate(results) if reader.annotation_path(index).suffix == ".xml"
+    )
+    if good and empty == len(good):
+        notes.append("no image has an object: there is nothing to learn here, and nothing to find")
     return Checked(
         reader=reader if len(good) == len(reader) else Subset(reader, good),
         image_hws=[hw for look in results if look.problem is None and (hw := look.image_hw)],
         digests=[results[index].digest for index in good],
         found=sum(bool(look.digest) for look in results),
-        empty=sum(len(look.corners) == 0 for look in results if look.problem is None),
+        empty=empty,
         bad=[look.problem for look in results if look.problem is not None],
         repairs=[repair for look in results if look.problem is None for repair in look.repairs],
-        notes=_counted_from_0(
-            look for index, look in enumerate(results) if reader.annotation_path(index).suffix == ".xml"
-        ),
+        notes=notes,
     )
 
 

@@ -165,6 +165,12 @@ def test_case_42_images_without_objects_are_background_and_counted(make_voc):
     checked = check_data(VocDataset(root, "train"))
     assert len(checked.reader) == 3
     assert "3 images found, 0 missing, 2 empty, 0 corrupt" in checked.summary()
+    assert checked.details() == []
+
+
+def test_a_data_set_without_any_object_is_noticed(make_voc):
+    checked = check_data(VocDataset(make_voc({"train": {"a": [], "b": []}}), "train"))
+    assert checked.details() == ["no image has an object: there is nothing to learn here, and nothing to find"]
 
 
 def test_case_42_a_class_with_only_difficult_objects_has_no_score(make_voc):
