@@ -9,6 +9,8 @@ from detector.roi_pool.reference import argmax_dtype, coordinate_dtype, raise_ba
 
 # numba has no 16-bit floats: their bits are pooled as int16, and bits above infinity's are NaN.
 _INFINITY_BITS = {torch.bfloat16: np.int16(0x7F80), torch.float16: np.int16(0x7C00)}
+# So many channels fill whole cache lines, whatever their dtype.
+_CHANNELS_OF_LINES = 32
 
 
 def forward(
@@ -42,8 +44,7 @@ def _forward(
 
     aligned = all(channels * np.dtype(each).itemsize % memory.ALIGNMENT == 0 for each in (maps.dtype, index))
     parts = -(-2 * torch.get_num_threads() * lanes // max(channels * batch_size, 1))
-    flat = pooled.reshape(-1), None if argmax is None else argmax.reshape(-1)
-    threads.run(kernels.pool, maps, by_image, parts, windows, infinity_bits, aligned, *flat)
+    threads.run(kernels.pool, maps, by_image, parts, windows, infinity_bits, aligned, pooled, argmax)
     result = torch.from_numpy(pooled).view(features.dtype).permute(0, 3, 1, 2)
     if argmax is None:
         return result, torch.empty(0, dtype=argmax_dtype(height, width))
@@ -55,7 +56,8 @@ def backward(grad: Tensor, rois: Tensor, argmax: Tensor, batch_size: int, height
 
     One task adds up all RoIs of an image, in their order, for some channels: the sums do not depend on the threads.
     """
-    channels, missing = grad.shape[1], -grad.shape[1] % kernels.SUMMED_CHANNELS
+    channels = grad.shape[1]
+    missing = max(kernels.SUMMED_CHANNELS - channels, -channels % _CHANNELS_OF_LINES)
     if missing:  # only in examples
         grad, argmax = (torch.nn.functional.pad(each, (0, 0, 0, 0, 0, missing)) for each in (grad, argmax))
         return _first_channels(backward(grad, rois, argmax, batch_size, height, width), channels)
@@ -66,9 +68,8 @@ def backward(grad: Tensor, rois: Tensor, argmax: Tensor, batch_size: int, height
         values, real = values.view(np.uint16), np.dtype(np.float32)
     where = argmax.permute(0, 2, 3, 1).contiguous().numpy()
     sums = memory.empty((batch_size, height * width, channels), values.dtype)
-    by_image = kernels.group_by_image(rois[:, 0].long().contiguous().numpy(), batch_size)
-    bins = grad.shape[2] * grad.shape[3]
-    threads.run(kernels.scatter, values.reshape(-1), where.reshape(-1), by_image, bins, real.type(0), sums)
+    by_image = kernels.group_by_image(rois[:, 0].to(coordinate_dtype(grad)).long().contiguous().numpy(), batch_size)
+    threads.run(kernels.scatter, values, where, by_image, real.type(0), sums)
     result = torch.from_numpy(sums).view(batch_size, height, width, channels)
     result = result.view(torch.bfloat16) if grad.dtype == torch.bfloat16 else result.to(grad.dtype)
     return result.permute(0, 3, 1, 2)

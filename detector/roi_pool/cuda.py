@@ -86,7 +86,7 @@ def _pool(  # type: ignore[no-untyped-def]
         for x in range(left, right):
             cell = y * width + x
             value = tl.load(maps + (image_cells + cell) * channels + channel, mask=inside).to(real)
-            higher = (value > best) | (value != value)  # the last NaN stays
+            higher = (value > best) | (value != value) & (best == best)  # the first NaN stays
             best = tl.where(higher, value, best)
             where = tl.where(higher, cell, where)
     best = tl.where(bad, float("nan"), best)

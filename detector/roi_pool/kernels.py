@@ -21,8 +21,8 @@ from detector.roi_pool.reference import CELL_LIMIT
 BLOCK_BYTES = 128
 # Channels whose gradients are added up together: known when compiled, and the sums of a map's cells stay near.
 SUMMED_CHANNELS = 64
-# What is asked for in advance: cells of a map that is copied, and bins whose gradients are added up. The processor
-# foresees reading on, but not the leap to the next one.
+# So far ahead memory is asked for: cells of a map that is copied, and bins whose gradients are added up. The processor
+# foresees reading on, but not the leap to the next cell's or bin's part.
 _CELLS_AHEAD, _BINS_AHEAD = 16, 8
 
 _INT32, _INT64 = ir.IntType(32), ir.IntType(64)
@@ -30,7 +30,8 @@ _INT32, _INT64 = ir.IntType(32), ir.IntType(64)
 
 @intrinsic
 def _max_window(typing: Any, cells: Any, width: Any, window: Any, plain: Any, pooled: Any, argmax: Any, at: Any) -> Any:
-    """Maximum over a window of cells, channel by channel, into pooled[at : at + lanes], its cell's index into argmax.
+    """Maximum over a window of cells, channel by channel, into `pooled` from its value `at` on; its cell's index into
+    `argmax` there.
 
     A loop over channels that numba turns into vector instructions keeps the maxima in memory from cell to cell;
     written with LLVM's own vectors, of whatever width the processor has, they stay in registers.
@@ -38,19 +39,20 @@ def _max_window(typing: Any, cells: Any, width: Any, window: Any, plain: Any, po
     cells: (H * W, lanes) in C order, lanes * itemsize being BLOCK_BYTES: floats, or int16 as from `_copy_cells`, which
         come out as the 16-bit floats' bits.
     width: W. window: (top, bottom, left, right), not empty, all int64.
-    plain: True for the quick way: no NaN is among the cells, and pooled[at] and argmax[at] lie at multiples of
-        ALIGNMENT, so that they are written past the caches, without being read first. Else None; the last NaN is the
-        maximum.
-    pooled, argmax: of one dimension; argmax of integers, or None.
+    plain: True for the quick way: no NaN is among the cells, and what is written begins at multiples of ALIGNMENT, so
+        that it goes past the caches, without being read first. Else None; the first NaN is the maximum.
+    pooled, argmax: in C order, of any dimensions; argmax of integers, or None.
     """
     bits = cells.dtype.bitwidth
     lanes = BLOCK_BYTES * 8 // bits
     is_float, is_plain = isinstance(cells.dtype, types.Float), not isinstance(plain, types.NoneType)
     with_argmax = not isinstance(argmax, types.NoneType)
+    # As wide as a value, so that one mask serves both, unless it has to name more cells.
+    index_bits = max(bits, argmax.dtype.bitwidth) if with_argmax else bits
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: tuple) -> Any:
         values = ir.VectorType(context.get_data_type(cells.dtype), lanes)
-        indices = ir.VectorType(ir.IntType(bits), lanes)  # as wide as a value, so that one mask serves both
+        indices = ir.VectorType(ir.IntType(index_bits), lanes)
         row_length = arguments[1]
         top, bottom, left, right = (builder.extract_value(arguments[2], n) for n in range(4))
 
@@ -71,7 +73,7 @@ def _max_window(typing: Any, cells: Any, width: Any, window: Any, plain: Any, po
                 builder.store(vector, to, align=array_type.dtype.bitwidth // 8)
 
         def index_of(cell: ir.Value) -> ir.Value:
-            number = builder.trunc(cell, indices.element) if bits < 64 else cell
+            number = builder.trunc(cell, indices.element) if index_bits < 64 else cell
             first = builder.insert_element(ir.Constant(indices, ir.Undefined), number, _INT32(0))
             return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(_INT32, lanes), None))
 
@@ -85,7 +87,9 @@ def _max_window(typing: Any, cells: Any, width: Any, window: Any, plain: Any, po
             if is_float:
                 higher = builder.fcmp_ordered(">", value, before)
                 if not is_plain:
-                    higher = builder.or_(higher, builder.fcmp_unordered("uno", value, value))
+                    is_nan = builder.fcmp_unordered("uno", value, value)
+                    first_nan = builder.and_(is_nan, builder.fcmp_ordered("ord", before, before))
+                    higher = builder.or_(higher, first_nan)
             else:
                 higher = builder.icmp_signed(">", value, before)
             builder.store(builder.select(higher, value, before), best_so_far)
@@ -99,11 +103,9 @@ def _max_window(typing: Any, cells: Any, width: Any, window: Any, plain: Any, po
             maximum = builder.select(negative, builder.or_(builder.neg(maximum), sign), maximum)
         store(maximum, pooled, arguments[4])
         if with_argmax:
-            found, wanted = builder.load(its_cell), ir.VectorType(ir.IntType(argmax.dtype.bitwidth), lanes)
-            if argmax.dtype.bitwidth < bits:
-                found = builder.trunc(found, wanted)
-            elif argmax.dtype.bitwidth > bits:
-                found = builder.zext(found, wanted)
+            found = builder.load(its_cell)
+            if argmax.dtype.bitwidth < index_bits:
+                found = builder.trunc(found, ir.VectorType(ir.IntType(argmax.dtype.bitwidth), lanes))
             store(found, argmax, arguments[5])
         return context.get_dummy_value()
 
@@ -156,13 +158,12 @@ def _copy_cells(typing: Any, values: Any, first: Any, channels: Any, infinity_bi
 
 
 @intrinsic
-def _write_sums(typing: Any, sums: Any, start: Any, result: Any, to: Any, size: Any) -> Any:
-    """result[to : to + size] = sums[start : start + size], past the caches, without reading result first.
+def _move_sums(typing: Any, sums: Any, start: Any, result: Any, to: Any) -> Any:
+    """Write SUMMED_CHANNELS from sums[start] on to result[to] on, past the caches, without reading result first; set
+    these sums to 0.
 
-    These sums are 0 afterwards.
-
-    Both are one-dimensional, and result's part begins and ends at multiples of ALIGNMENT. Where it is uint16, it gets
-    the bits of float32 sums rounded to bfloat16, ties to even. A sum's NaN has no bits in the half that goes.
+    Both are one-dimensional, and `to` lies at a multiple of ALIGNMENT. Where result is uint16, it gets the bits of
+    float32 sums rounded to bfloat16, ties to even. A sum's NaN has no bits in the half that goes.
     """
     lanes = ALIGNMENT * 8 // result.dtype.bitwidth
 
@@ -171,7 +172,7 @@ def _write_sums(typing: Any, sums: Any, start: Any, result: Any, to: Any, size: 
         written = ir.VectorType(context.get_data_type(result.dtype), lanes)
         source = builder.gep(context.make_array(sums)(context, builder, arguments[0]).data, [arguments[1]])
         target = builder.gep(context.make_array(result)(context, builder, arguments[2]).data, [arguments[3]])
-        with cgutils.for_range_slice(builder, _INT64(0), arguments[4], _INT64(lanes)) as (at, _):
+        for at in map(_INT64, range(0, SUMMED_CHANNELS, lanes)):
             address = builder.bitcast(builder.gep(source, [at]), summed.as_pointer())
             values = builder.load(address, align=sums.dtype.bitwidth // 8)
             builder.store(ir.Constant(summed, None), address, align=sums.dtype.bitwidth // 8)
@@ -187,7 +188,7 @@ def _write_sums(typing: Any, sums: Any, start: Any, result: Any, to: Any, size: 
             store.set_metadata("nontemporal", builder.module.add_metadata([_INT32(1)]))
         return context.get_dummy_value()
 
-    return types.void(sums, start, result, to, size), codegen
+    return types.void(sums, start, result, to), codegen
 
 
 @intrinsic
@@ -272,10 +273,9 @@ def _bin_edges(rois, r, axis, spatial_scale, limit, first, past):  # type: ignor
 
 @njit(nogil=True, cache=True)
 def plan(rois, batch_size, spatial_scale, map_hw, pooled_hw):  # type: ignore[no-untyped-def]
-    """What pooling needs to know of RoIs (R,5): the first bad one's row or -1, windows, and which are each image's.
+    """The row of the first bad one of RoIs (R,5) or -1, the windows of their bins, and which are each image's.
 
-    Windows of each RoI's bins: rows from tops to bottoms (R,ph), columns from lefts to rights (R,pw). If a RoI is bad,
-    there are none.
+    Windows: rows from tops to bottoms (R,ph), columns from lefts to rights (R,pw); none if a RoI is bad.
     """
     bad = -1
     for r in range(len(rois)):
@@ -295,17 +295,20 @@ def plan(rois, batch_size, spatial_scale, map_hw, pooled_hw):  # type: ignore[no
 def group_by_image(images, batch_size):  # type: ignore[no-untyped-def]
     """The RoIs' rows, those of the first image first, and where each image's begin, (R,) and (B+1,).
 
-    images: each RoI's image, (R,).
+    images: each RoI's image, (R,). A RoI of no image of the batch, as after RoIs were changed before the backward pass,
+    is left out.
     """
     begins = np.zeros(batch_size + 1, np.int64)
     for image in images:
-        begins[int(image) + 1] += 1
+        if -1 < image < batch_size:
+            begins[int(image) + 1] += 1
     begins = np.cumsum(begins)
     order, past = np.empty(len(images), np.int64), begins.copy()
     for r in range(len(images)):
-        image = int(images[r])
-        order[past[image]] = r
-        past[image] += 1
+        if -1 < images[r] < batch_size:
+            image = int(images[r])
+            order[past[image]] = r
+            past[image] += 1
     return order, begins
 
 
@@ -314,7 +317,7 @@ def pool(maps, by_image, parts, windows, infinity_bits, aligned, pooled, argmax,
     """Pool maps (B,H,W,C) to pooled and argmax (R,ph,pw,C), in tasks: an image, a part of its RoIs, some channels.
 
     by_image, windows: what `plan` returns. parts: of each image's RoIs. aligned: the rows of pooled and argmax begin at
-    multiples of ALIGNMENT. pooled, argmax: flat, argmax or None. taken: see threads.py.
+    multiples of ALIGNMENT. argmax: or None. taken: see threads.py.
     """
     batch_size, height, width, channels = maps.shape
     order, begins = by_image
@@ -352,33 +355,37 @@ def _pool_block(cells, width, windows, plain, pooled, argmax, first, channels, r
                 if window[0] < window[1] and window[2] < window[3]:
                     _max_window(cells, width, window, plain, pooled, argmax, at)  # type: ignore[call-arg]
                 else:
-                    pooled[at : at + lanes] = 0
+                    pooled[r, i, j, first : first + lanes] = 0
                     if argmax is not None:
-                        argmax[at : at + lanes] = np.iinfo(argmax.dtype).max
+                        argmax[r, i, j, first : first + lanes] = np.iinfo(argmax.dtype).max
                 at += channels
 
 
 @njit(nogil=True, cache=True)
-def scatter(grad, argmax, by_image, bins, real, result, taken):  # type: ignore[no-untyped-def]
-    """Add gradients (R,ph,pw,C) to their cells in result (B,H*W,C), in tasks: SUMMED_CHANNELS of an image, as are all.
+def scatter(grad, argmax, by_image, real, result, taken):  # type: ignore[no-untyped-def]
+    """Add gradients (R,ph,pw,C) to their cells in result (B,H*W,C), in tasks: SUMMED_CHANNELS of an image.
 
-    grad, argmax: flat. bins: ph * pw. by_image, taken: as in `pool`.
+    C is SUMMED_CHANNELS at least, and so many channels end at a multiple of ALIGNMENT. by_image, taken: as in `pool`.
     real: a number of the dtype to add up in: grad's own, or float32 where grad and result are uint16, which are the
     bits of bfloat16: the upper half of a float32's.
     """
     batch_size, cells, channels = result.shape
     order, begins = by_image
-    blocks = channels // SUMMED_CHANNELS
+    bins = grad.shape[1] * grad.shape[2]
+    blocks = (channels + SUMMED_CHANNELS - 1) // SUMMED_CHANNELS
     sums = np.zeros((cells, SUMMED_CHANNELS), type(real))
+    flat_grad, flat_argmax = grad.reshape(-1), argmax.reshape(-1)
     flat_sums, flat_result = sums.reshape(-1), result.reshape(-1)
     while True:
         task = _take(taken)  # type: ignore[call-arg,var-annotated]
         if task >= batch_size * blocks:
             return
         image, block = divmod(task, blocks)
-        first = block * SUMMED_CHANNELS
+        # Where channels are no multiple of a block, the last two blocks share some, and write the same sums.
+        first = min(block * SUMMED_CHANNELS, channels - SUMMED_CHANNELS)
         for r in order[begins[image] : begins[image + 1]]:
-            _add_gradients(grad, argmax, r * bins * channels + first, channels, bins, sums)
+            start = r * bins * channels + first
+            _add_gradients(flat_grad, flat_argmax, start, channels, bins, sums)
         for cell in range(cells):
             to = (image * cells + cell) * channels + first
-            _write_sums(flat_sums, cell * SUMMED_CHANNELS, flat_result, to, SUMMED_CHANNELS)
+            _move_sums(flat_sums, cell * SUMMED_CHANNELS, flat_result, to)

@@ -18,7 +18,7 @@ _LARGEST_KEPT_BYTES = 2**28
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """An array of any values that begins at a multiple of ALIGNMENT.
 
-    When it is gone, its memory is used again: hand it to torch as it is, not a slice of it, which would outlive it.
+    When it is gone, its memory is used again: hand it on as it is, not a view of it, which would outlive it.
     Fresh memory comes from numpy, which asks Linux for huge pages.
     """
     size = math.prod(shape) * dtype.itemsize
@@ -43,5 +43,5 @@ def _take(size: int) -> np.ndarray:
 
 
 def _give_back(room: np.ndarray) -> None:
-    if room.nbytes <= _LARGEST_KEPT_BYTES:
+    if 0 < room.nbytes <= _LARGEST_KEPT_BYTES:
         _KEPT.append(room)

@@ -78,7 +78,7 @@ class _RoIPool(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         if grads[0] is None:
-            return (None,) * 6
+            return (None,) * 6  # one for each input
         rois, argmax = ctx.saved_tensors
         return roi_pool_backward(grads[0], rois, argmax, ctx.batch_size, ctx.height, ctx.width), *[None] * 5
 

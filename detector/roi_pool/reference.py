@@ -88,7 +88,7 @@ def backward(grad: Tensor, rois: Tensor, argmax: Tensor, batch_size: int, height
     total = torch.float64 if grad.dtype == torch.float64 else torch.float32
     cell = argmax.long()
     taken = cell != torch.iinfo(argmax.dtype).max
-    image = rois[:, 0].long().view(-1, 1, 1, 1).expand_as(cell)
+    image = rois[:, 0].to(coordinate_dtype(grad)).long().view(-1, 1, 1, 1).expand_as(cell)
     channel = torch.arange(channels, device=grad.device).view(1, -1, 1, 1).expand_as(cell)
     sums = torch.zeros((batch_size, height * width, channels), dtype=total, device=grad.device)
     sums.index_put_((image[taken], cell[taken], channel[taken]), grad[taken].to(total), accumulate=True)

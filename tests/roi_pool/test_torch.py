@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from detector.roi_pool import RoIPool, cpu, memory, ops, roi_pool
+from detector.roi_pool import RoIPool, cpu, memory, ops, roi_pool, threads
 
 ROIS = torch.tensor([[0, 0, 0, 40, 60], [1, 16, 8, 90, 90], [1, 200, 200, 300, 300], [0, 50, 50, 20, 20.0]])
 
@@ -193,6 +193,19 @@ def test_memory_of_results_is_used_again_but_never_while_they_are_held():
         [memory.empty((10_000,), np.dtype(np.uint8)) for _ in range(5)]
     memory._give_back(np.empty(2**28 + 1, np.uint8))
     assert [room.nbytes < 20_000 for room in memory._KEPT] == [True] * 3
+
+
+def test_memory_is_not_used_again_while_a_thread_may_still_write_to_it(monkeypatch):
+    given, run = [], threads.run
+    monkeypatch.setattr(threads, "run", lambda *arguments: (given.append(arguments), run(*arguments)))
+    memory._KEPT.clear()
+    maps = features(channels=64)
+    pooled, argmax = cpu.forward(maps, ROIS, (7, 7), 1 / 16, True)
+    sums = cpu.backward(pooled, ROIS, argmax, 2, 6, 7)
+    del pooled, argmax, sums  # as where Ctrl-C ends the call before its threads
+    assert len(memory._KEPT) == 0
+    given.clear()
+    assert len(memory._KEPT) == 3
 
 
 def test_backward_makes_no_zeros_for_the_gradient_of_argmax():

@@ -1,5 +1,6 @@
 """Every value and gradient is that of torchvision's kernel, which is also Caffe's."""
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -25,6 +26,7 @@ def random_rois(count, batch_size, width, height, generator):
         ((1, 64, 38, 63), 7, 1 / 16, 4000),  # whole blocks of channels, each row at a cache line
         ((3, 3, 20, 31), (7, 7), 1 / 16, 3000),
         ((2, 45, 50, 34), (6, 3), 1 / 8, 2000),  # a block and a part of one, rows anywhere
+        ((2, 96, 20, 31), 7, 1 / 16, 1000),  # rows at a cache line, but blocks of sums overlap
         ((2, 1, 9, 130), (1, 7), 1 / 2, 2000),
         ((1, 2, 1, 1), 2, 1 / 32, 500),
         ((1, 5, 300, 280), 7, 1.0, 500),  # so many cells that their index takes four bytes
@@ -207,12 +209,39 @@ def test_coordinates_keep_full_precision_beside_16_bit_features():
     assert pooled.item() == 25
 
 
-@pytest.mark.parametrize(("width", "index"), [(65534, torch.uint16), (65535, torch.int32)])
-def test_every_cell_has_an_index_of_its_own(width, index):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("width", "index"), [(65534, torch.uint16), (65535, torch.int32), (65600, torch.int32)])
+def test_every_cell_has_an_index_of_its_own(width, index, dtype):
     assert reference.argmax_dtype(1, width) == index
-    features = columns(width).requires_grad_()  # the highest value lies in the last cell
+    features = torch.zeros(1, 1, 1, width, dtype=dtype)
+    features[..., -1] = 1
+    features.requires_grad_()
     roi_pool(features, torch.tensor([[0.0, 0, 0, width - 1, 0], [0, -5, 0, -3, 0]]), 1).sum().backward()
     assert features.grad.nonzero().tolist() == [[0, 0, 0, width - 1]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_of_several_nans_the_first_gets_the_gradient(dtype):
+    features = torch.tensor([[[[1.0, torch.nan, 7], [torch.nan, 2, torch.nan]]]], dtype=dtype, requires_grad=True)
+    roi_pool(features, torch.tensor([[0.0, 0, 0, 2, 1]]), 1).backward()
+    assert features.grad.tolist() == [[[[0, 1, 0], [0, 0, 0]]]]
+
+
+@pytest.mark.parametrize("image", [2, 1e9, -3, float("nan")])
+def test_rois_that_change_unseen_before_the_backward_pass_add_to_no_other_memory(image):
+    features = torch.ones(2, 64, 2, 2, requires_grad=True)
+    array = np.array([[0, 0, 0, 1, 1], [1, 0, 0, 1, 1]], np.float32)
+    pooled = roi_pool(features, torch.from_numpy(array), 1)
+    array[0, 0] = image
+    pooled.sum().backward()
+    assert features.grad.sum(dim=(1, 2, 3)).tolist() == [0, 64]
+
+
+def test_forward_and_backward_take_a_batch_index_for_the_same_number():
+    features = torch.rand(2, 1, 2, 2, requires_grad=True)
+    rois = torch.tensor([[1 - 1e-10, 0, 0, 1, 1]], dtype=torch.float64)  # 1 in float32
+    roi_pool(features, rois, 1).backward()
+    assert features.grad.sum(dim=(1, 2, 3)).tolist() == [0, 1]
 
 
 def test_boxes_of_each_image_may_come_as_a_list():

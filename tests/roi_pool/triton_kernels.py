@@ -71,7 +71,7 @@ def test_ties_of_rounding_and_far_coordinates():
 
 
 def test_features_that_are_not_finite():
-    maps = torch.tensor([[1, NAN, 2], [-INF, -INF, -INF], [INF, 4, -INF]]).view(3, 1, 1, 3)
+    maps = torch.tensor([[1, NAN, NAN], [-INF, -INF, -INF], [INF, 4, -INF]]).view(3, 1, 1, 3)
     compare(maps, torch.tensor([[n, 0, 0, 2, 0] for n in range(3)], dtype=torch.float32), (1, 1), 1.0)
 
 
