@@ -30,7 +30,7 @@ def plot_errors(errors: Mapping[str, dict]) -> bytes:
         bars = axes.barh(KINDS, [errors[kind][key] or 0 for kind in KINDS], color="tab:red" if key == "cost" else None)
         axes.bar_label(bars, fmt="%.3f" if key == "cost" else "%d", padding=3)
         axes.set(xlabel=label)
-        axes.margins(x=0.15)
+        axes.margins(x=0.2)
         axes.invert_yaxis()
     return png(figure)
 
