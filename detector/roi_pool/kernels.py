@@ -193,8 +193,9 @@ def _move_sums(typing: Any, sums: Any, start: Any, result: Any, to: Any) -> Any:
 
 @intrinsic
 def _add_gradients(typing: Any, grad: Any, argmax: Any, start: Any, channels: Any, bins: Any, sums: Any) -> Any:
-    """sums[argmax[k], k - start] += grad[k] for SUMMED_CHANNELS from `start` on of one RoI's bins, which are `channels`
-    apart; an empty bin, whose argmax is the largest in all channels, is left out.
+    """sums[argmax[k], c] += grad[k], k = start + bin * channels + c, for all bins of a RoI and c below SUMMED_CHANNELS.
+
+    An empty bin, whose argmax is the largest number in all channels, is left out.
 
     grad, argmax: of one dimension; grad and sums (H*W,SUMMED_CHANNELS) of one dtype, or bfloat16's bits and float32.
     """

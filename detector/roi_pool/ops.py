@@ -99,7 +99,7 @@ _implement("CPU", "detector.roi_pool.cpu")
 _implement("CUDA", "detector.roi_pool.cuda")
 torch.library.register_fake("fast_rcnn::roi_pool", _forward_fake, lib=_library)
 torch.library.register_fake("fast_rcnn::roi_pool_backward", _backward_fake, lib=_library)
-# torch.library.register_autograd does the same, with so much more Python that a small call takes half as long again.
+# torch.library.register_autograd does the same, with so much more Python that a small call takes a third longer.
 _library.impl("roi_pool", _autograd, "Autograd")
 
 roi_pool = torch.ops.fast_rcnn.roi_pool.default
