@@ -44,6 +44,7 @@ READER_ARGUMENTS = {
 
 
 def make_compute(config: dict) -> Compute:
+    """Device, precision and memory format that the settings ask for. Raises InputError for what is not here."""
     return choose_compute(config["device"], config["precision"], config["channels_last"])
 
 
@@ -127,6 +128,7 @@ def require_known_exclusions(config: dict, *readers: Reader, more: Collection[st
 
 
 def image_options(data: dict) -> ImageOptions:
+    """How images are read, by the settings `data.exif` and `data.max_image_pixels`."""
     return ImageOptions(data["exif"], data["max_image_pixels"])
 
 
@@ -191,6 +193,7 @@ def kept_proposals(reader: Reader, folder: Path, mode: str) -> list[str | None]:
 
 
 def make_recipe(config: dict) -> Recipe:
+    """How a step is made of a batch, and detections of what the network answers: `roi`, `detect`, `seed`."""
     roi = dict(config["roi"])
     coder = BoxCoder(roi.pop("delta_std"))
     return Recipe(Sampling(**roi), coder, Postprocess(**config["detect"]), config["seed"])

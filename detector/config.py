@@ -52,6 +52,7 @@ def flatten(settings: Mapping, prefix: str = "") -> dict[str, str | int | float 
 
 
 def no_such_setting(key: str, known: Collection[str]) -> InputError:
+    """The error for a setting that there is not, with the known one that looks most like it."""
     near = difflib.get_close_matches(key, known, n=1)
     return InputError(f"{key}: no such setting{f'; did you mean {near[0]}?' if near else '.'} --help lists all")
 
@@ -229,11 +230,14 @@ def validate_given(config: Mapping, group: str) -> None:
 
 def _check(config: Mapping, key: str, rule: Rule) -> None:
     sensible, wanted = rule
-    node: Any = config
-    for part in key.split("."):
-        node = node.get(part) if isinstance(node, Mapping) else None
-    if not sensible(node):
-        raise InputError(f"{key}={node}: must be {wanted}")
+    group, _, name = key.rpartition(".")
+    settings = config.get(group) if group else config
+    if not isinstance(settings, Mapping):
+        raise InputError(f"{group}={settings}: must be a group of settings, {key} among them")
+    value = settings.get(name)
+    if not sensible(value):
+        given = f"{key}={value}" if name in settings else f"{key} is not given"
+        raise InputError(f"{given}: must be {wanted}")
 
 
 def validate_metric(metric: Any) -> None:

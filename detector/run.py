@@ -78,6 +78,7 @@ class Run:
             self.keep(checkpoint["iteration"], evaluate=True, save=True)
 
     def after_step(self, step: Step, progress: tqdm) -> None:
+        """Log, evaluate and save what is due; raise Stopped where a signal asks to end, once the step is saved."""
         iteration, self.stopping = step.iteration, self.stop.agreed()
         due = {name: is_due(name, iteration, self.config["train"]) for name in ("log", "eval", "checkpoint")}
         self.last_images[:] = step.batch.image_ids
@@ -92,6 +93,7 @@ class Run:
             raise Stopped(self.stopping)
 
     def log(self, tracker: Tracker, step: Step, progress: tqdm) -> None:
+        """Means since the last logging, to TensorBoard, metrics.jsonl and the screen."""
         values = self.means.take() | {"memory/peak_mib": peak_memory_mib(self.compute.device)}
         tracker.scalars(step.iteration, values)
         progress.set_postfix(loss=f"{values['train/loss']:.3f}")
@@ -119,6 +121,7 @@ class Run:
             wait()
 
     def evaluate(self, iteration: int) -> None:
+        """Detect on all validation images, in all processes; the first one reports."""
         share_buffers(self.model)
         batches = self.stop.cut_short(self.val_batches)
         detections, losses = evaluate(self.model, batches, self.recipe, self.compute)
@@ -128,6 +131,7 @@ class Run:
                 self.evaluated = iteration
 
     def report(self, tracker: Tracker, iteration: int, detections: list[Detections], losses: dict[str, float]) -> None:
+        """Score the detections (P_i of each validation image, original frame); the best so far get best.pt."""
         detections = through_files(
             self.folder / "detections", detections, self.classes, self.config["metric"]["devkit"]
         )
@@ -153,6 +157,7 @@ class Run:
                 self.best = before  # there is no such file, so the next one that is better than the old becomes it
 
     def save(self, iteration: int, best: bool = False) -> None:
+        """Write last.pt or best.pt: all that a run needs to go on as if it had not been ended."""
         if self.tracker is None:
             return
         self.tracker.flush()
@@ -171,9 +176,11 @@ class Run:
         (self.checkpoints.save_best if best else self.checkpoints.save_last)(content, self.is_last(iteration))
 
     def is_last(self, iteration: int) -> bool:
+        """Whether no later checkpoint will make up for one that fails."""
         return bool(self.stopping) or iteration == self.config["train"]["iterations"]
 
     def finish(self) -> None:
+        """Close what the run wrote to, and say where it lies."""
         if self.tracker is None:
             return
         self.tracker.hyperparameters(flatten(self.config), self.final)

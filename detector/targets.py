@@ -39,6 +39,7 @@ class RoiTargets:
     deltas: Tensor  # (R, 4) float32: for the class of the label; zero for background
 
     def to(self, device: torch.device) -> "RoiTargets":
+        """The same on this device."""
         return RoiTargets(self.rois.to(device), self.labels.to(device), self.deltas.to(device))
 
 

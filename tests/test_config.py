@@ -204,6 +204,8 @@ def test_a_wrong_argument_is_an_input_error():
     [
         ("train.iterations=0", "train.iterations=0: must be a whole number above 0"),
         ("train.iterations=many", "train.iterations=many: must be a whole number"),
+        ("~train.iterations", "train.iterations is not given: must be a whole number above 0"),
+        ("train=5", "train=5: must be a group of settings, train.iterations among them"),
         ("train.images_per_batch=2.5", "train.images_per_batch=2.5"),
         ("train.eval_every=true", "train.eval_every=True"),
         ("seed=-1", "seed=-1"),

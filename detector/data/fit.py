@@ -39,6 +39,7 @@ class Fit:
 
     @property
     def recall(self) -> float:
+        """Part of the objects that a box overlaps, IoU 0.5 or more; 1 without objects."""
         return self.found / self.objects if self.objects else 1.0
 
     @property

@@ -176,6 +176,7 @@ def _join(arrays: list[np.ndarray], dtype: type) -> np.ndarray:
 
 
 def within(areas: np.ndarray, area_range: Range) -> np.ndarray:
+    """Which of the areas (N,), in pixels, lie in the range, its ends included."""
     return (areas >= area_range[0]) & (areas <= area_range[1])
 
 

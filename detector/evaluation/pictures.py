@@ -19,6 +19,8 @@ LONG_SIDE_PX = 250
 
 @dataclass(frozen=True)
 class Picture:
+    """A part of an image with its boxes drawn."""
+
     caption: str
     jpeg: bytes  # empty if the image cannot be read; the caption says why
 

@@ -36,6 +36,7 @@ def plot_errors(errors: Mapping[str, dict]) -> bytes:
 
 
 def png(figure: Figure) -> bytes:
+    """The figure as the bytes of a PNG file."""
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=100)
     return data.getvalue()

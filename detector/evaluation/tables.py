@@ -5,6 +5,7 @@ from detector.evaluation.error_analysis import KINDS
 
 
 def number(value: float | None) -> str:
+    """Four decimals; None is the metric of a class, or of objects of a size, of which there is none."""
     return "no object" if value is None else f"{value:.4f}"
 
 
@@ -21,10 +22,12 @@ def ap_rows(metrics: dict) -> list[list[str]]:
 
 
 def coco_rows(metrics: dict) -> list[list[str]]:
+    """A head and a row: COCO's twelve numbers."""
     return [list(NAMES), [number(metrics["coco"][name]) for name in NAMES]]
 
 
 def size_rows(metrics: dict) -> list[list[str]]:
+    """A head and a row for each size of objects."""
     sizes = metrics["sizes"]
     return [["size", "objects", f"area@{metrics['overlap']:.2f}"]] + [
         [name, str(size["objects"]), number(size["mAP"])] for name, size in sizes.items()
@@ -32,6 +35,7 @@ def size_rows(metrics: dict) -> list[list[str]]:
 
 
 def error_rows(metrics: dict) -> list[list[str]]:
+    """A head and a row for each kind of error."""
     errors = metrics["errors"]
     return [["error", "count", "mAP it costs"]] + [
         [kind, str(errors[kind]["count"]), number(errors[kind]["cost"])] for kind in KINDS

@@ -70,6 +70,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def average_precision(curve: Curve, metric: str, devkit: bool = False) -> float | None:
+    """By the metric `area` or `11point`; None without objects. devkit: see `eleven_point_ap`."""
     return area_ap(curve) if metric == "area" else eleven_point_ap(curve, devkit)
 
 

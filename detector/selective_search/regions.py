@@ -178,6 +178,7 @@ def coarsen(fine: Regions, k: int) -> Regions:
 def join_regions(
     pairs: np.ndarray, weights: np.ndarray, k: int, parent: np.ndarray, size: np.ndarray, heaviest: np.ndarray
 ) -> None:
+    """Join regions by `parent` where no edge between them is heavier than what holds either together, plus k / size."""
     for i in range(len(pairs)):
         a, b = find(parent, np.int64(pairs[i, 0])), find(parent, np.int64(pairs[i, 1]))
         weight = weights[i]

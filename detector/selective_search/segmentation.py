@@ -123,6 +123,7 @@ def join_similar(
 
 @compiled
 def join_small(refused: np.ndarray, offset: np.ndarray, min_size: int, parent: np.ndarray, size: np.ndarray) -> None:
+    """Join regions of fewer than `min_size` pixels to a neighbour, over the lightest refused edges first."""
     for edge in refused:
         pixel = np.int64(edge >> 2)
         a, b = find(parent, pixel), find(parent, pixel + offset[edge & 3])

@@ -19,6 +19,7 @@ NO_CATEGORY = 1  # proposals are of no class, but the format wants one
 
 
 def read_coco_json(path: Path) -> RawProposals:
+    """Boxes x y width height and score, (P, 5) for each image id. Raises InputError for anything else."""
     try:
         items = json.loads(path.read_bytes())
     except FileNotFoundError:

@@ -51,6 +51,7 @@ def load_mat(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
 
 
 def read_voc_mat(path: Path) -> RawProposals:
+    """Boxes y1 x1 y2 x2 from 1, (P, 4) for each image id. Raises InputError for anything else."""
     content = load_mat(path, ("boxes", "images"))
     if not {"boxes", "images"} <= content.keys():
         raise InputError(f"{path}: has no cell arrays `boxes` and `images`, as the original release has")

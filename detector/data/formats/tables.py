@@ -29,6 +29,7 @@ _DAMAGED = (*ZIP_DAMAGE, MemoryError, OverflowError, TypeError)
 
 
 def read_npz(path: Path) -> RawProposals:
+    """Rows (P, 4) or (P, 5) by image id, each read when it is asked for; order and base stay open."""
     try:
         content = np.load(path, allow_pickle=False)
         if not isinstance(content, np.lib.npyio.NpzFile):
@@ -57,6 +58,7 @@ class _NpzRows(Mapping[str, np.ndarray]):
 
 
 def write_npz(path: Path, images: Iterable[ImageProposals]) -> None:
+    """Write boxes x1 y1 x2 y2 (P, 4) in continuous pixels, with the scores as a fifth column where there are any."""
     with open_atomically(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as zipped:
         for image in images:
             parts = [image.boxes] if image.scores is None else [image.boxes, image.scores[:, None]]
@@ -109,6 +111,7 @@ def _csv_rows(path: Path, lines: Iterable[list[str]], columns: list[int]) -> dic
 
 
 def write_csv(path: Path, images: Iterable[ImageProposals]) -> None:
+    """Write a line for each box, x1 y1 x2 y2 in continuous pixels, under a line with the names of the columns."""
     with open_atomically(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
         lines = csv.writer(text, lineterminator="\n")
