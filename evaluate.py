@@ -61,6 +61,12 @@ def score_checkpoint(config: dict) -> None:
     with shared_errors():
         checkpoint = load_checkpoint(Path(config["checkpoint"]))
         trained = checkpoint["config"]
+        classes = config["data"].get("classes")
+        if classes and sorted(classes) != sorted(checkpoint["classes"]):
+            raise InputError(
+                f"data.classes={classes}: {config['checkpoint']} finds {', '.join(checkpoint['classes'])}, and is "
+                "scored on all of them: leave data.classes out"
+            )
         for group in ("data", "proposals"):
             validate_given(trained, group)
         config = with_training_settings(config, trained)
@@ -127,10 +133,8 @@ def with_training_settings(config: dict, trained: dict) -> dict:
     """
     root = trained["data"].get("root")
     if config["data"]["root"] is None and not (isinstance(root, str) and root and Path(root).is_dir()):
-        raise InputError(
-            f"{config['checkpoint']}: was trained on data.root={root}, which is not here "
-            f"({Path.cwd()}): name a data set with data=voc data.root=DIR"
-        )
+        lacks = f"was trained on data.root={root}, which is not here ({Path.cwd()})" if root else "names no data set"
+        raise InputError(f"{config['checkpoint']}: {lacks}: name one with data=voc data.root=DIR")
     merged = config | trained | {key: value for key, value in config.items() if value is not None}
     merged |= {key: config[key] for key in ("checkpoint", "detections", "out")}
     for group in ("detect", "proposals"):

@@ -1,6 +1,7 @@
 """Train a Fast R-CNN: python train.py [GROUP=CHOICE] [KEY=VALUE ...]; configs/train.yaml lists the settings."""
 
 import logging
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import torch
@@ -92,11 +93,13 @@ def train(config: dict, lock: FolderLock) -> None:
         clean_up(folder, start)
     wait()
     tracker = Tracker(folder, start) if is_main() else None
+    closing_tracker = closing(tracker) if tracker is not None else nullcontext()
     progress = tqdm(total=settings["iterations"], initial=start, unit="step", disable=None if is_main() else True)
-    with StopRequest() as stop, logging_redirect_tqdm(), progress:
+    with closing_tracker, StopRequest() as stop, logging_redirect_tqdm(), progress:
         run = Run(
-            config, folder, tracker, stop, classes, made_of, model, optimizer, recipe, compute, val_samples, val_batches
-        )
+            config=config, folder=folder, tracker=tracker, stop=stop, classes=classes, made_of=made_of, model=model,
+            optimizer=optimizer, recipe=recipe, compute=compute, val_samples=val_samples, val_batches=val_batches,
+        )  # fmt: skip
         with explain_workers(run.last_images):
             if checkpoint is not None:
                 run.take_up(checkpoint)
@@ -104,7 +107,7 @@ def train(config: dict, lock: FolderLock) -> None:
             for step in training_steps(learner, train_batches, optimizer, schedule, recipe, compute, start):
                 progress.update()
                 run.after_step(step, progress)
-    run.finish()
+        run.finish()
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 SHARED_FORMAT = "fast-rcnn weights 1"
 MAX_JSON_BYTES = 10_000_000
+OF_THIS_MACHINE = ("root", "dir", "folder", "resume", "train_proposals", "val_proposals")  # settings, of any group
 GROUPS = ("data", "model", "roi", "detect", "proposals")  # of settings that evaluation takes from training
 
 FORMAT = 1  # of what a run is taken up from; a checkpoint without a number is older, and has weights only
@@ -266,11 +267,12 @@ def save_weights(folder: Path, checkpoint: dict) -> None:
     """Write a checkpoint as `model.safetensors` and `model.json` into `folder`, for sharing.
 
     Of the settings, those that name a place on this machine become null. Raises InputError if one of the files is
-    there already.
+    there already. Both are written, or none.
     """
-    for name in ("model.safetensors", "model.json"):
-        if (folder / name).exists():
-            raise InputError(f"{folder / name} is there already, and nothing is overwritten: name another folder")
+    files = folder / "model.safetensors", folder / "model.json"
+    for path in files:
+        if path.exists():
+            raise InputError(f"{path} is there already, and nothing is overwritten: name another folder")
     config = _without_places(checkpoint["config"])
     if checkpoint["config"]["model"]["weights"] is not None:  # whether there were some decides how it was built
         config["model"]["weights"] = Path(checkpoint["config"]["model"]["weights"]).name
@@ -281,14 +283,19 @@ def save_weights(folder: Path, checkpoint: dict) -> None:
         "config": config,
     }
     tensors = {name: value.contiguous() for name, value in checkpoint["model"].items()}
-    write_atomically(folder / "model.json", (json.dumps(about, indent=1) + "\n").encode())
-    write_atomically(folder / "model.safetensors", save(tensors, {"format": "pt"}))
+    try:
+        write_atomically(files[0], save(tensors, {"format": "pt"}))
+        write_atomically(files[1], (json.dumps(about, indent=1) + "\n").encode())
+    except BaseException:
+        for path in files:
+            path.unlink(missing_ok=True)
+        raise
 
 
 def _without_places(value: Any) -> Any:
-    """Settings without what names a file or folder: texts with a path separator become null."""
+    """Settings without what names a file or folder of this machine: by its name, or as a text with a separator."""
     if isinstance(value, Mapping):
-        return {key: _without_places(item) for key, item in value.items()}
+        return {key: None if key in OF_THIS_MACHINE else _without_places(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_without_places(item) for item in value]
     return None if isinstance(value, str) and ("/" in value or "\\" in value) else value

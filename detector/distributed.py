@@ -240,7 +240,7 @@ def share_gradients(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Give all processes the first one's buffers: each has its own statistics of batch norm."""
+    """Give all processes the first one's buffers: the last step has left each its own statistics of batch norm."""
     if dist.is_initialized():
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)

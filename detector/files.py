@@ -1,6 +1,8 @@
 """Writing files so that a reader never meets half of one."""
 
 import fcntl
+import functools
+import hashlib
 import itertools
 import lzma
 import os
@@ -38,6 +40,18 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
         file.write(data)
 
 
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file's contents; of one that has not changed since this program read it, as it was."""
+    stat = path.stat()
+    return _digest(path, stat.st_ino, stat.st_size, stat.st_ctime_ns)  # which nobody can set back, as mtime
+
+
+@functools.cache  # a data set is read several times: checked, and named in files of proposals
+def _digest(path: Path, *_: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def replace(source: Path, target: Path) -> None:
     """Rename `source` to `target`, over what is there, and wait until the disk knows."""
     os.replace(source, target)
@@ -71,7 +85,8 @@ def locked(path: Path) -> Iterator[None]:
             try:
                 yield
             finally:
-                path.unlink()
+                if _is_still(path, file):  # not if somebody has cleared the folder
+                    path.unlink(missing_ok=True)
             return
 
 

@@ -40,7 +40,8 @@ def postprocess(
     has_area = (boxes[..., 2:] > boxes[..., :2]).all(dim=2)
     row, column = torch.nonzero((scores > settings.score_threshold) & has_area, as_tuple=True)
     scores, boxes, labels = scores[row, column], boxes[row, column], column + 1
-    keep = batched_nms(boxes, scores, labels, settings.nms_iou)[: settings.max_detections]
+    # In float64, as this moves the boxes of each class to a place of their own, where few decimals would be left.
+    keep = batched_nms(boxes.double(), scores.double(), labels, settings.nms_iou)[: settings.max_detections]
     to_original = boxes.new_tensor(
         [original_hw[1] / image_hw[1], original_hw[0] / image_hw[0]] * 2
     )  # network -> original, for x and y
@@ -61,6 +62,6 @@ def postprocess_again(
         keep = keep[found.scores[keep] > score_threshold]
     if nms_iou is not None:
         boxes, scores, labels = (torch.from_numpy(array[keep]) for array in (found.boxes, found.scores, found.labels))
-        keep = keep[batched_nms(boxes, scores, labels, nms_iou).numpy()]
+        keep = keep[batched_nms(boxes.double(), scores.double(), labels, nms_iou).numpy()]
     keep = keep[:max_detections]
     return Detections(found.image_id, found.boxes[keep], found.labels[keep], found.scores[keep])

@@ -23,6 +23,8 @@ FIXED = (
     "optimizer._target_",
     "metric.main",
     "metric.overlaps",
+    "metric.devkit",
+    "detect.",
 )
 OF_THE_CALL = ("resume", "run.")  # may differ, and mean nothing for the weights
 

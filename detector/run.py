@@ -65,7 +65,9 @@ class Run:
 
     def take_up(self, checkpoint: dict) -> None:
         """Go on where the checkpoint was written, perhaps before or during an evaluation."""
-        self.best, self.evaluated = checkpoint["best"], checkpoint["evaluated"]
+        self.evaluated = checkpoint["evaluated"]
+        if (self.checkpoints.folder / "best.pt").exists():  # else the next evaluation makes one, see make_newest
+            self.best = checkpoint["best"]
         if checkpoint["processes"] != place().world_size:
             logger.warning(
                 "%d processes instead of %d: the same images at each step, but not the same bits",
@@ -151,7 +153,7 @@ class Run:
         name, score = metrics["main"]["metric"], metrics["main"]["value"]
         self.final = {} if score is None else {f"hparam/mAP_{tag_of(name)}": score}
         if score is None or score > self.best:  # without a single object to find, the latest is the best
-            before, self.best = self.best, score or -math.inf
+            before, self.best = self.best, -math.inf if score is None else score
             self.save(iteration, best=True)
             if self.checkpoints.failed:
                 self.best = before  # there is no such file, so the next one that is better than the old becomes it
@@ -180,11 +182,10 @@ class Run:
         return bool(self.stopping) or iteration == self.config["train"]["iterations"]
 
     def finish(self) -> None:
-        """Close what the run wrote to, and say where it lies."""
+        """Note what the run came to, and say where it lies."""
         if self.tracker is None:
             return
         self.tracker.hyperparameters(flatten(self.config), self.final)
-        self.tracker.close()
         logger.info("done: %s; to look at it: tensorboard --logdir %s", self.folder, self.folder.parent)
 
 

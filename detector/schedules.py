@@ -7,12 +7,15 @@ from collections.abc import Sequence
 class Step:
     """Linear warm-up from `warmup_factor` to 1, then times `gamma` at each of `steps`.
 
-    `steps` are parts of the run: 0.75 of 40 000 iterations is the paper's drop at 30 000.
+    `steps` are parts of the run: 0.75 of 40 000 iterations is the paper's drop at 30 000. Raises ValueError for a
+    `gamma` that is no number above 0.
     """
 
     def __init__(
         self, iterations: int, steps: Sequence[float], gamma: float, warmup_iterations: int, warmup_factor: float
     ) -> None:
+        if not (isinstance(gamma, int | float) and 0 < gamma < math.inf):
+            raise ValueError(f"gamma={gamma} must be a number above 0")
         self.milestones = [step * iterations for step in steps]
         self.gamma = gamma
         self.warmup_iterations = warmup_iterations

@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from detector.data.check import Checked, check_data, check_proposals, proposal_recall, warn_of_overlap
 from detector.data.coco import CocoDataset
-from detector.data.image import ImageOptions
+from detector.data.command_line import add_image_options, image_options
 from detector.data.loader import Reader
-from detector.data.proposals import open_proposals, require_images
+from detector.data.proposals import open_proposals, require_exif, require_images
 from detector.data.voc import VocDataset
 from detector.errors import InputError, run_script
 
@@ -31,7 +31,8 @@ def main() -> None:
     parser.add_argument("--images", nargs="+", help="COCO: the folder of images of each, from ROOT (default: ROOT)")
     parser.add_argument("--proposals", nargs="+", help="a file of proposals for each of these")
     parser.add_argument("--classes", nargs="+", help="the classes there should be (default: any)")
-    parser.add_argument("--exif", default="apply", choices=["apply", "ignore"], help="as data.exif in training")
+    parser.add_argument("--drop-empty-boxes", action="store_true", help="COCO: as data.drop_empty_boxes in training")
+    add_image_options(parser)
     arguments = parser.parse_args()
     logging.basicConfig(format="%(message)s", stream=sys.stdout)
     sys.exit(run_script(lambda: 0 if check(arguments) else 1, "nothing was written"))
@@ -39,9 +40,11 @@ def main() -> None:
 
 def check(arguments: argparse.Namespace) -> bool:
     """Print what there is to say of each split; whether all is well."""
-    names, options = arguments.splits or arguments.annotations, ImageOptions(arguments.exif)
+    names, options = arguments.splits or arguments.annotations, image_options(arguments)
     if arguments.images and arguments.splits:
         raise InputError("--images belongs to --annotations; in VOC layout images are in JPEGImages")
+    if arguments.drop_empty_boxes and arguments.splits:
+        raise InputError("--drop-empty-boxes belongs to --annotations; in VOC layout such objects are left out anyway")
     for option, given in (("--proposals", arguments.proposals), ("--images", arguments.images)):
         if given and len(given) != len(names):
             raise InputError(f"{option}: {len(given)} for {len(names)}, {', '.join(names)}")
@@ -52,7 +55,9 @@ def check(arguments: argparse.Namespace) -> bool:
             reader = VocDataset(arguments.data, name, arguments.classes, options)
         else:
             folder = arguments.images[number] if arguments.images else None
-            reader = CocoDataset(arguments.data, name, folder, classes=arguments.classes, image_options=options)
+            reader = CocoDataset(
+                arguments.data, name, folder, arguments.drop_empty_boxes, arguments.classes, image_options=options
+            )
         checked = check_data(reader)
         sets.append(checked)
         print("\n  ".join([checked.summary(), f"classes: {', '.join(reader.classes)}", *checked.details()]))
@@ -71,6 +76,7 @@ def check_file(checked: Checked, path: str) -> bool:
     reader, proposals = checked.reader, open_proposals(path)
     try:
         require_images(proposals, reader.image_ids, checked.image_hws)
+        require_exif(proposals, reader.image_options.exif)
     except InputError as error:
         print(f"  {error}")
         return False

@@ -205,7 +205,9 @@ def write_picture(path: Path, reader: ImageFiles, index: int, detections: Detect
 
 def write_xml(path: Path, reader: ImageFiles, index: int, batch: Batch, detections: Detections) -> None:
     objects = []
+    height, width = batch.original_hws[0]
     for (x1, y1, x2, y2), label in zip(detections.boxes.round().astype(int).tolist(), detections.labels, strict=True):
+        x1, y1 = min(x1, width - 1), min(y1, height - 1)  # a pixel at least, and in the image
         box = (x1, y1, max(x2, x1 + 1), max(y2, y1 + 1))
         objects.append({"name": reader.classes[label - 1], "box": box, "difficult": False})
     text = annotation_xml(reader.image_path(index).name, batch.original_hws[0], objects)

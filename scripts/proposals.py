@@ -21,6 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from detector.data.coco import CocoDataset
+from detector.data.command_line import add_image_options, image_options
 from detector.data.convert import READERS, WRITERS, convert
 from detector.data.formats.records import BASES, ORDERS
 from detector.data.generate import generate_proposals, merge_shards
@@ -89,6 +90,7 @@ def add_data(command: argparse.ArgumentParser, required: bool) -> None:
     which.add_argument("--split", help="VOC: file in ImageSets/Main, without .txt")
     which.add_argument("--annotations", metavar="FILE.json", help="COCO: annotation file, from ROOT")
     command.add_argument("--images", metavar="FOLDER", help="COCO: folder of the images, from ROOT (default: ROOT)")
+    add_image_options(command)
 
 
 def add_out(command: argparse.ArgumentParser) -> None:
@@ -117,11 +119,12 @@ def require_new(name: str, path: Path, suffix: str = "") -> None:
 
 
 def make_reader(options: argparse.Namespace) -> Reader:
+    how = image_options(options)
     if options.annotations:
-        return CocoDataset(options.data, options.annotations, options.images, drop_empty_boxes=True)
+        return CocoDataset(options.data, options.annotations, options.images, drop_empty_boxes=True, image_options=how)
     if options.images:
         raise InputError("--images belongs to --annotations; in VOC layout images are in JPEGImages")
-    return VocDataset(options.data, options.split)
+    return VocDataset(options.data, options.split, image_options=how)
 
 
 def generate(options: argparse.Namespace) -> None:

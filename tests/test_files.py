@@ -1,11 +1,13 @@
+import hashlib
 import os
+import shutil
 
 import pytest
 import torch
 
 from detector.checkpoint import Checkpoints, load_checkpoint
 from detector.errors import InputError
-from detector.files import write_atomically
+from detector.files import digest_of, locked, write_atomically
 from detector.run_folder import check_run_folder, make_new_folder, make_run_folder
 
 
@@ -38,6 +40,25 @@ def test_a_checkpoint_holds_weights_settings_classes_and_iteration(tmp_path):
     (tmp_path / "flipped.pt").write_bytes(data)
     with pytest.raises(InputError, match=r"flipped\.pt: damaged: its bytes are not those"):
         load_checkpoint(tmp_path / "flipped.pt")
+
+
+def test_the_digest_of_a_file_is_that_of_what_it_holds_now(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"one")
+    first = digest_of(path)
+    assert digest_of(path) == first == hashlib.sha256(b"one").hexdigest()
+    path.write_bytes(b"three")
+    assert digest_of(path) == hashlib.sha256(b"three").hexdigest()
+
+
+def test_a_lock_whose_folder_is_cleared_is_no_error_and_no_other_is_taken_away(tmp_path):
+    path = tmp_path / "cache/lock"
+    with locked(path):
+        shutil.rmtree(path.parent)
+    with locked(path):
+        path.unlink()
+        path.write_text("another's")
+    assert path.read_text() == "another's"
 
 
 def test_run_folders(tmp_path, monkeypatch):

@@ -2,6 +2,8 @@ import pytest
 import torch
 from torch import nn
 
+from detector.config import build
+from detector.errors import InputError
 from detector.optim import default_rate, parameter_groups
 from detector.schedules import Cosine, Step
 
@@ -25,6 +27,13 @@ def test_default_rates():
 def test_the_paper_s_schedule():
     schedule = Step(40_000, steps=[0.75], gamma=0.1, warmup_iterations=0, warmup_factor=0.1)
     assert [schedule(i) for i in (0, 29_999, 30_000, 39_999)] == pytest.approx([1, 1, 0.1, 0.1])
+
+
+@pytest.mark.parametrize("gamma", ["abc", None, -5, 0, float("nan"), float("inf")])
+def test_a_senseless_drop_is_an_error_before_the_first_step(gamma):
+    settings = {"_target_": "detector.schedules.Step", "steps": [], "gamma": gamma}
+    with pytest.raises(InputError, match=f"gamma={gamma} must be a number above 0"):
+        build(settings, iterations=10, warmup_iterations=0, warmup_factor=0.1)
 
 
 def test_warm_up_is_linear():

@@ -5,6 +5,7 @@ import torch
 
 from detector.boxes import BoxCoder
 from detector.postprocess import Postprocess, postprocess, postprocess_again
+from detector.structures import Detections
 
 PROPOSALS = torch.tensor(
     [
@@ -59,6 +60,18 @@ def test_no_proposals():
     )
     assert none.boxes.shape == (0, 4)
     assert len(none.scores) == len(none.labels) == 0
+
+
+def test_suppression_of_many_classes_far_out_is_that_of_each_alone():
+    """Two boxes whose overlap is a hair below the limit, in the last class of many and at the edge of a large image."""
+    boxes = np.array([[20_000, 0, 20_000.5, 1], [20_000.17, 0, 20_000.67, 1]], np.float32)
+    others = np.tile(np.array([[0, 0, 30_000, 1]], np.float32), (200, 1))
+    scores, labels = np.linspace(1, 0.5, 202).astype(np.float32), np.arange(1, 203)
+    labels[1] = 1
+    alone = postprocess_again(Detections("a", boxes, labels[:2], scores[:2]), None, 0.5, None)
+    labels[:2] = 250
+    among = postprocess_again(Detections("a", np.vstack([boxes, others]), labels, scores), None, 0.5, None)
+    assert len(alone.scores) == (among.labels == 250).sum() == 2
 
 
 def test_saved_detections_once_more_equal_the_network_s_answers_with_these_settings():

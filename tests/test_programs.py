@@ -325,7 +325,7 @@ CASES = [
     (None, ["data.classes=[]"], "data.classes="),
     (spoil_box, [], r"test_1\.xml: box 1 .* lies outside its image"),
     (None, ["data.root=/nowhere/at/all"], "there is no folder /nowhere/at/all"),
-    (None, ["device=cuda:7"], "device: 'cuda:7' is not there"),
+    (None, ["device=cuda:99"], "device: 'cuda:99' is not there"),
     (None, ["data.val_split=trainval"], "no such split; there is test, train"),
     (no_images, [], "the split has no images"),
     (no_xml, [], "1 of the 6 images of split 'train' have no XML file: train_3"),

@@ -1,13 +1,17 @@
 """scripts/proposals.py as it is called, without starting a process for each call."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from detector.data.formats.records import ImageProposals
+from detector.data.generate import proposals_for
 from detector.data.proposals import ProposalStore, stream_store
 from detector.data.voc import VocDataset
+from detector.errors import InputError
 from scripts.proposals import main
 
 
@@ -65,6 +69,27 @@ def test_a_data_set_in_coco_layout(call, make_coco, tmp_path):
     assert call("check", out, *data)[0] == 0
     status, _, errors = call("check", out, *data[:4])
     assert (status, "there is no such file" in errors) == (2, True)
+
+
+def test_images_are_read_as_training_is_to_read_them(call, small_shapes, tmp_path):
+    root = shutil.copytree(small_shapes, tmp_path / "turned")
+    for path in (root / "JPEGImages").glob("test_*.jpg"):
+        exif = Image.Exif()
+        exif[0x0112] = 3  # upside down: the size stays
+        Image.open(path).save(path, exif=exif)
+    stores, data = {}, ("--data", root, "--split", "test")
+    first = VocDataset(root, "test").image_ids[0]
+    for exif in ("apply", "ignore"):
+        path = tmp_path / f"{exif}.safetensors"
+        assert call("generate", *data, "--out", path, "--mode", "single", "--exif", exif)[0] == 0
+        stores[exif] = ProposalStore(path)
+    assert not np.array_equal(stores["apply"][first], stores["ignore"][first])
+    reader = VocDataset(root, "test")
+    with pytest.raises(InputError, match=r"ignore\.safetensors: was made with --exif ignore, but data\.exif is apply"):
+        proposals_for(reader, [stores["apply"].image_hw(id) for id in reader.image_ids],
+                      str(tmp_path / "ignore.safetensors"), "single", tmp_path)  # fmt: skip
+    status, _, errors = call("generate", *data, "--out", tmp_path / "q.safetensors", "--max-image-pixels", "1000")
+    assert (status, "1000" in errors) == (2, True), errors
 
 
 def test_wrong_input_is_named_and_ends_with_status_2(call, small_shapes, tmp_path):

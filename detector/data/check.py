@@ -26,7 +26,7 @@ from detector.data.image import read_image, stored_hw
 from detector.data.loader import Proposals, Reader
 from detector.data.subset import Subset
 from detector.errors import InputError, first_few
-from detector.files import locked, write_atomically
+from detector.files import digest_of, locked, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -169,14 +169,18 @@ def check_proposals(proposals: Proposals, image_ids: Sequence[str], image_hws: S
 
 
 def proposal_recall(reader: Reader, proposals: Proposals, indices: Sequence[int], iou: float = 0.5) -> float:
-    """Part of the objects in these images that a proposal overlaps by at least `iou`; 1 if there is no object."""
+    """Part of the objects in these images that a proposal overlaps by at least `iou`; 1 if there is no object.
+
+    Counted as evaluation/recall.py does: without difficult objects and crowds.
+    """
     found = total = 0
     for index in indices:
         truth = reader.ground_truth(index)
-        boxes, objects = torch.from_numpy(proposals[truth.image_id]), torch.from_numpy(truth.boxes[~truth.crowd])
+        boxes = torch.from_numpy(proposals[truth.image_id])
+        objects = torch.from_numpy(truth.boxes[~truth.crowd & ~truth.difficult])
         total += len(objects)
         if len(boxes) and len(objects):
-            found += int((overlaps(objects, boxes).amax(dim=1) >= iou).sum())
+            found += int((overlaps(objects, boxes).amax(dim=1) >= iou - 1e-6).sum())  # float32
     return found / total if total else 1.0
 
 
@@ -195,8 +199,7 @@ def _look(reader: Reader, known: dict[str, tuple[int, int]], index: int) -> _Loo
     look, stage = _Look(), "missing"
     try:
         path = reader.image_path(index)
-        with open(path, "rb") as file:
-            look.digest = hashlib.file_digest(file, "sha256").hexdigest()
+        look.digest = digest_of(path)
         stage = "corrupt"
         look.image_hw = known.get(look.digest)
         if look.image_hw is None:

@@ -3,7 +3,6 @@
 import copy
 import json
 import logging
-import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,8 @@ from detector.errors import InputError, first_few
 from detector.structures import GroundTruth
 
 logger = logging.getLogger(__name__)
+
+LARGEST_PX = 10**9  # no image is so large, and float32 and drawing have their limits too
 
 
 class CocoDataset:
@@ -142,7 +143,7 @@ class CocoDataset:
                     f"{self.path}: {what} has the bbox {box}, which lies outside image {image_id} of {hw[1]}x{hw[0]}"
                 )
             area = item.get("area")
-            area = area if isinstance(area, int | float) and math.isfinite(area) else width * height
+            area = area if isinstance(area, int | float) and 0 <= area < LARGEST_PX**2 else width * height
             rows.append((numbers[image_id], category_id, item.get("iscrowd") == 1, area, x, y, x + width, y + height))
         if empty and not drop_empty_boxes:
             shown = first_few([f"annotation {id} has the bbox {box}" for id, box in empty])
@@ -203,6 +204,9 @@ def read_json(root: Path, path: Path) -> dict:
 def _categories(path: Path, items: list[dict]) -> dict[str, int]:
     """The id of each category's name."""
     ids = [_get(path, f"categories[{number}]", item, "id", int) for number, item in enumerate(items)]
+    beyond = [id for id in ids if abs(id) > 2**53]
+    if beyond:
+        raise InputError(f"{path}: a category has the id {beyond[0]!s:.100}: it must fit into 53 bits")
     names = [_get(path, f"categories[{number}]", item, "name", str) for number, item in enumerate(items)]
     for what, values in (("id", ids), ("name", names)):
         twice = [value for value, count in Counter(values).items() if count > 1]
@@ -214,7 +218,9 @@ def _categories(path: Path, items: list[dict]) -> dict[str, int]:
 def _image_hw(item: dict) -> tuple[int, int] | None:
     """The image's size, where the file gives it."""
     height, width = item.get("height"), item.get("width")
-    return (height, width) if isinstance(height, int) and isinstance(width, int) and height > 0 < width else None
+    if not (isinstance(height, int) and isinstance(width, int)):
+        return None
+    return (height, width) if 0 < height < LARGEST_PX and 0 < width < LARGEST_PX else None
 
 
 def _get(path: Path, what: str, item: dict, key: str, kind: type | tuple[type, ...]) -> Any:
@@ -228,6 +234,6 @@ def _get(path: Path, what: str, item: dict, key: str, kind: type | tuple[type, .
 def _box(path: Path, what: str, item: dict) -> list[float]:
     """The four numbers of `bbox`."""
     box = _get(path, what, item, "bbox", list)
-    if len(box) != 4 or not all(isinstance(value, int | float) and math.isfinite(value) for value in box):
-        raise InputError(f"{path}: {what} has the bbox {box}: it must be four numbers, [x, y, width, height]")
+    if len(box) != 4 or not all(isinstance(value, int | float) and abs(value) < LARGEST_PX for value in box):
+        raise InputError(f"{path}: {what} has the bbox {box!s:.100}: it must be four numbers, [x, y, width, height]")
     return box

@@ -22,12 +22,13 @@ from detector.data.proposals import (
     ProposalStore,
     first_of_equals,
     open_proposals,
+    require_exif,
     require_images,
     stream_store,
 )
 from detector.data.subset import Subset
 from detector.errors import InputError, first_few
-from detector.files import locked, write_atomically
+from detector.files import digest_of, locked, write_atomically
 from detector.selective_search import selective_search
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ def proposals_for(
         path = Path(file)
     proposals = open_proposals(path)
     require_images(proposals, reader.image_ids, image_hws)
+    require_exif(proposals, reader.image_options.exif)
     if isinstance(proposals, FileProposals):
         require_fit(proposals.raw, reader, image_hws, proposals.layout)
     elif file is not None:
@@ -90,8 +92,7 @@ def fingerprint(reader: Reader, mode: str) -> str:
     exif = "" if reader.image_options.exif == "apply" else " exif ignored"
     digest = hashlib.sha256(f"{mode} {SEED} {VERSION}{exif}".encode())
     for index, image_id in enumerate(reader.image_ids):
-        with open(reader.image_path(index), "rb") as file:
-            digest.update(f"{image_id} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        digest.update(f"{image_id} {digest_of(reader.image_path(index))}\n".encode())
     return digest.hexdigest()
 
 
@@ -107,6 +108,7 @@ def generate_proposals(
     call this at once, one works and the others wait for it.
     """
     generator: dict = {"name": "selective search", "mode": mode, "seed": SEED, "version": VERSION}
+    generator["exif"] = reader.image_options.exif
     if shard is not None:
         number, count = shard
         generator |= {"shard": [number, count], "data_set": _digest_of_ids(reader.image_ids)}
@@ -145,9 +147,10 @@ def merge_shards(paths: Sequence[Path], target: Path) -> None:
     stores = [ProposalStore(path) for path in paths]
     by_number: dict[int, ProposalStore] = {}
     for store in stores:
-        if "shard" not in store.generator:
+        shard = store.generator.get("shard")
+        if not (isinstance(shard, list) and len(shard) == 2 and all(type(value) is int for value in shard)):
             raise InputError(f"{store.path}: was not made with --shard")
-        number, count = store.generator["shard"]
+        number, count = shard
         if store.generator | {"shard": None} != stores[0].generator | {"shard": None}:
             raise InputError(f"{store.path}: is of another data set, mode or version than {stores[0].path}")
         if count != stores[0].generator["shard"][1]:
@@ -164,7 +167,7 @@ def merge_shards(paths: Sequence[Path], target: Path) -> None:
     total = sum(map(len, in_order))
     image_ids = [in_order[index % count].image_ids[index // count] for index in range(total)]
     generator = {key: value for key, value in in_order[0].generator.items() if key not in ("shard", "data_set")}
-    if _digest_of_ids(image_ids) != in_order[0].generator["data_set"]:
+    if _digest_of_ids(image_ids) != in_order[0].generator.get("data_set"):
         raise InputError(f"{target}: the shards do not hold the images of their data set: make them again")
     stream_store(
         target,

@@ -52,6 +52,8 @@ class ProposalStore:
             if FORMAT not in metadata:
                 raise InputError(f"{self.path}: not a proposal store: no '{FORMAT}' in its metadata")
             self.generator: dict = json.loads(metadata[FORMAT])
+            if not isinstance(self.generator, dict):
+                raise ValueError("its metadata do not say how it was made")
             self.image_ids = self._file.get_tensor("image_ids").tobytes().decode().split("\0")[:-1]
             self._image_hws = self._file.get_tensor("image_hws")
             self._offsets = self._file.get_tensor("offsets")
@@ -253,6 +255,19 @@ def require_images(
                 f"{proposals.path}: the proposals of {id} were made on an image of height and width "
                 f"{made_on}, but it has {image_hw}: make them again on these images"
             )
+
+
+def require_exif(proposals: ProposalStore | FileProposals, exif: str) -> None:
+    """Raise InputError if the proposals were made of images that were read with another `data.exif`, as a store says.
+
+    A turn by 180 degrees leaves the size of an image as it is, so that nothing else would show it.
+    """
+    made_with = proposals.generator.get("exif") if isinstance(proposals, ProposalStore) else None
+    if made_with not in (None, exif):
+        raise InputError(
+            f"{proposals.path}: was made with --exif {made_with}, but data.exif is {exif}: boxes of images that are "
+            "turned would not fit; make them again with scripts/proposals.py generate"
+        )
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ same colours and textures that are no object.
 """
 
 import logging
+import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -48,27 +48,34 @@ class ShapesDataset(VocDataset):
 
 
 def generate_shapes(root: Path) -> None:
-    """Write the whole data set to `root`, the same at every call. A killed run leaves no half of it there."""
+    """Write the whole data set to `root`, the same at every call: whole, or not at all."""
     logger.info("generating the shapes data set in %s", root)
     root.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-    (unfinished / "version").write_text(VERSION)
+    unfinished = root.with_name(f".{root.name}.{os.getpid()}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of one that was killed, as this process in a container is numbered
+    unfinished.mkdir()
+    try:
+        _write_shapes(unfinished)
+        unfinished.rename(root)
+    except OSError:
+        if not root.is_dir():  # where it is, another process was faster
+            raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _write_shapes(root: Path) -> None:
+    (root / "version").write_text(VERSION)
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
-        (unfinished / folder).mkdir(parents=True)
+        (root / folder).mkdir(parents=True)
     for split, count in COUNTS.items():
         ids = [f"{split}_{number:04d}" for number in range(count)]
-        (unfinished / "ImageSets/Main" / f"{split}.txt").write_text("".join(f"{id}\n" for id in ids))
+        (root / "ImageSets/Main" / f"{split}.txt").write_text("".join(f"{id}\n" for id in ids))
         for number, id in enumerate(ids):
             generator = np.random.default_rng([SEED, sorted(COUNTS).index(split), number])
             image, objects = draw_scene(generator)
-            Image.fromarray(image).save(unfinished / "JPEGImages" / f"{id}.jpg", quality=92)
-            (unfinished / "Annotations" / f"{id}.xml").write_text(annotation_xml(f"{id}.jpg", image.shape, objects))
-    try:
-        unfinished.rename(root)
-    except OSError:
-        shutil.rmtree(unfinished)
-        if not root.is_dir():  # where it is, another process was faster
-            raise
+            Image.fromarray(image).save(root / "JPEGImages" / f"{id}.jpg", quality=92)
+            (root / "Annotations" / f"{id}.xml").write_text(annotation_xml(f"{id}.jpg", image.shape, objects))
 
 
 def draw_scene(generator: np.random.Generator) -> tuple[np.ndarray, list[dict]]:

@@ -10,6 +10,7 @@ import numpy as np
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for news when imported
 import albumentations as A
 
+from detector.errors import InputError
 from detector.structures import Sample
 
 
@@ -17,7 +18,7 @@ class Augment:
     """Albumentations on the image, the ground truth and the proposals in one call.
 
     Boxes are cut at the image's border; those that are left without area disappear. The outcome depends on the seed
-    alone, never on the worker or on what was drawn before.
+    alone, never on the worker or on what was drawn before. Raises InputError if no RGB image comes out.
     """
 
     def __init__(self, transforms: Sequence[A.BasicTransform]) -> None:
@@ -31,11 +32,18 @@ class Augment:
         boxes = np.concatenate([sample.gt_boxes, sample.proposals])
         self.compose.set_random_seed(seed)
         result = self.compose(image=sample.image, bboxes=boxes, index=np.arange(len(boxes)))
+        image = result["image"]
+        if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,)):
+            raise InputError(
+                f"augment.transforms: they make a {type(image).__name__} of {image.dtype} and shape "
+                f"{tuple(image.shape)} of an image, which must stay (H, W, 3) of uint8: leave out what normalises or "
+                "converts, as the network does that itself"
+            )
         boxes = np.asarray(result["bboxes"], dtype=np.float32).reshape(-1, 4)
         index = np.asarray(result["index"], dtype=np.int64)
         return replace(
             sample,
-            image=result["image"],
+            image=image,
             gt_boxes=boxes[index < count],
             gt_labels=sample.gt_labels[index[index < count]],
             proposals=boxes[index >= count],

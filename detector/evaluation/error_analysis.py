@@ -62,7 +62,7 @@ def find_errors(matches: Matches, overlap: float = 0.5, devkit: bool = False) ->
         [
             matches.reached(overlap, devkit)[misses],
             same_iou >= BACKGROUND_OVERLAP,
-            other_iou >= overlap,
+            other_iou > overlap if devkit else other_iou >= overlap,
             other_iou >= BACKGROUND_OVERLAP,
         ],
         [DUPLICATE, LOCALISATION, CONFUSION, BOTH],

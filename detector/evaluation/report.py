@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from urllib.parse import quote
 
 import numpy as np
 
@@ -63,7 +62,7 @@ def write_report(
     }
     write_atomically(folder / "errors.png", error_plot)
     for name, png in curve_plots.items():
-        write_atomically(folder / "precision_recall" / f"{quote(name, safe=' ')}.png", png)
+        write_atomically(folder / "precision_recall" / f"{name}.png", png)
     write_atomically(folder / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
     if image is not None:
         pictures = draw_errors(matches, errors, truths, classes, image)

@@ -123,8 +123,8 @@ def _numbers(image_ids: Sequence[str], known_ids: Sequence[str]) -> dict[str, in
 def _by_image(
     image_ids: Sequence[str], images: np.ndarray, labels: np.ndarray, scores: np.ndarray, boxes: np.ndarray
 ) -> list[Detections]:
-    """Rows of all images, (N,) numbers of the images among them, as the detections of each."""
-    order = np.argsort(images, kind="stable")
+    """Rows of all images, (N,) numbers of the images among them, as the detections of each, best first."""
+    order = np.lexsort((-scores, images))
     *parts, _ = np.split(order, np.searchsorted(images[order], np.arange(1, len(image_ids) + 1)))
     return [
         Detections(image_id, boxes[part], labels[part], scores[part])

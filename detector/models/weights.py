@@ -9,7 +9,7 @@ from urllib.error import URLError
 
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from torchvision import models
 
 from detector.errors import InputError, first_few
@@ -24,6 +24,7 @@ IMAGENET = {
 
 
 OUTPUT_LAYERS = ("cls_score.", "bbox_pred.")
+FC6_INPUTS = 512 * 7 * 7  # of VGG16
 
 
 def load_weights(model: nn.Module, backbone: str, weights: str, classes: Sequence[str]) -> None:
@@ -40,7 +41,14 @@ def load_weights(model: nn.Module, backbone: str, weights: str, classes: Sequenc
             raise InputError(f"model.weights={weights}: no such file; it is imagenet, null, or a file of weights")
         source, state = weights, read_state(Path(weights))
     theirs = _classes_of(weights, state)
-    state = state["model"] if isinstance(state.get("model"), dict) else _from_classifier(state)
+    of_checkpoint = isinstance(state.get("model"), dict)
+    state = {
+        name: value
+        for name, value in (state["model"] if of_checkpoint else state).items()
+        if isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided
+    }
+    if not of_checkpoint:
+        state = _from_classifier(state)
     if theirs != [*classes]:
         if theirs is not None:
             logger.info("its classes are others, so its output layers are not taken: %s", ", ".join(map(str, theirs)))
@@ -128,7 +136,7 @@ def _from_classifier(state: dict) -> dict:
         elif key.startswith(("classifier.0.", "classifier.3.")):
             layer = "fc6" if key.startswith("classifier.0.") else "fc7"
             key = f"head.{layer}.{key.rpartition('.')[2]}"
-            if key == "head.fc6.weight":  # (c, h, w) -> (h, w, c): see heads.py
+            if key == "head.fc6.weight" and value.shape[1:] == (FC6_INPUTS,):  # (c, h, w) -> (h, w, c): see heads.py
                 value = value.unflatten(1, (-1, 7, 7)).permute(0, 2, 3, 1).flatten(1)
         renamed[key] = value
     return renamed

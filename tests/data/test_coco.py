@@ -80,6 +80,9 @@ def repeat(part: str):
         (change("annotations", 2, "category_id", True), "annotation 3 has no sound 'category_id': True"),
         (change("annotations", 2, "bbox", [1, 2, 3]), r"annotation 3 has the bbox \[1, 2, 3\]: it must be four"),
         (change("annotations", 2, "bbox", [1, 2, 3, float("nan")]), r"annotation 3 .*nan\]: it must be four numbers"),
+        (change("annotations", 2, "bbox", [1, 2, 1e300, 4]), r"annotation 3 .*1e\+300, 4\]: it must be four numbers"),
+        (change("annotations", 2, "bbox", [10**400, 2, 3, 4]), r"annotation 3 has the bbox \[1000.*0: it must be four"),
+        (change("categories", 1, "id", 2**60), r"a category has the id 1152921504606846976: it must fit into 53 bits"),
         (change("annotations", 2, "bbox", [1, 2, -3, 4]), r"annotation 3 has the bbox \[1, 2, -3, 4\] of negative"),
         (change("annotations", 2, "bbox", [60, 2, 3, 4]), "annotation 3 .* lies outside image 7 of 60x40"),
         (change("annotations", 2, "bbox", [1, 2, 0, 4]), r"1 boxes .*annotation 3 .*data\.drop_empty_boxes=true"),
@@ -91,6 +94,18 @@ def test_errors_name_the_file_the_annotation_and_the_value(tmp_path, spoil, says
     spoil(data)
     with pytest.raises(InputError, match=rf"train\.json: .*{says}"):
         CocoDataset(write(tmp_path, data), "train.json", "images")
+
+
+def test_sizes_beyond_any_image_are_not_taken(tmp_path):
+    data = content()
+    data["images"][1]["height"] = 10**400
+    for item in data["annotations"]:
+        item["area"] = 10**400
+    reader = CocoDataset(write(tmp_path, data), "train.json", "images")
+    assert reader.annotated_hw(1) is None
+    for index in range(len(reader)):
+        truth = reader.ground_truth(index)
+        np.testing.assert_allclose(truth.areas, np.prod(truth.boxes[:, 2:] - truth.boxes[:, :2], axis=1))
 
 
 @pytest.mark.parametrize("text", ['{"images": [', "[1, 2]", "\udcff", "[" * 100_000])

@@ -53,14 +53,14 @@ def server(monkeypatch):
                 self.send_header("ETag", state.version)
             self.end_headers()
             piece = data[begin:][: state.cuts.pop(0) if state.cuts else None]
+            state.sent.append((206 if begin else 200, asked, len(piece)))  # before anybody can know that it came
             self.wfile.write(piece)
-            state.sent.append((206 if begin else 200, asked, len(piece)))
 
         def log_message(self, *_):
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = Thread(target=server.serve_forever)
+        thread = Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         state.url = f"http://127.0.0.1:{server.server_port}"
         yield state
@@ -145,6 +145,16 @@ def test_a_wrong_checksum_leaves_nothing(server, tmp_path):
     with pytest.raises(InputError, match=r"a\.tar: its md5 is .*: move it away"):
         download(f"{server.url}/a.tar", tmp_path / "a.tar", md5(DATA))
     assert (tmp_path / "a.tar").read_text() == "mine"
+
+
+def test_a_full_disk_is_not_the_server_s_fault(server, tmp_path, monkeypatch):
+    def full(*arguments, **more):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("detector.data.download.open", full, raising=False)
+    with pytest.raises(OSError, match="No space left"):
+        download(f"{server.url}/a.tar", tmp_path / "a.tar", md5(DATA))
+    assert len(server.sent) == 1
 
 
 def test_a_server_that_refuses(server, tmp_path):

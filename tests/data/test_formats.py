@@ -484,6 +484,13 @@ def test_what_cannot_be_written(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 
+@pytest.mark.parametrize("format", [name for name in WRITERS if name != "mmdetection"])
+def test_nothing_to_convert_makes_an_empty_file_or_folder(format, tmp_path):
+    (tmp_path / "none.json").write_text("[]")
+    assert convert(tmp_path / "none.json", "coco-json", tmp_path / "out", format) == (0, 0)
+    assert (tmp_path / "out").exists()
+
+
 def test_all_images_have_scores_or_none(tmp_path):
     """An image without a box says nothing about it."""
     for name, second in (("bad", boxes("xyxy")), ("good", np.zeros((0, 4)))):

@@ -136,6 +136,10 @@ def test_shards_merged_are_the_store_of_one_run(reader, small_shapes, tmp_path):
     generate_proposals(reader, other_mode, "fast", 2, shard=(2, 2))
     digest = ProposalStore(one).generator | {"shard": [1, 1]}
     stream_store(tmp_path / "half.safetensors", [ImageProposals("train_0", np.ones((1, 4)))], digest)
+    for number, odd in enumerate((5, ["a", "b"], [1], None)):
+        stream_store(tmp_path / f"odd{number}.safetensors", [], {"shard": odd})
+        with pytest.raises(InputError, match="was not made with --shard"):
+            merge_shards([tmp_path / f"odd{number}.safetensors"], tmp_path / "never.safetensors")
     for given, says in (
         ([tmp_path / "half.safetensors"], "the shards do not hold the images of their data set"),
         ([one], "of 2 shards these are missing: 2"),
@@ -212,8 +216,11 @@ def test_boxes_in_another_order_are_noticed(reader, tmp_path, caplog):
     assert "hardly any object has a proposal" in caplog.text
 
 
+DIFFICULT = ("cat", 5, 5, 30, 30, 1)  # not asked for
+
+
 def test_recall_of_literal_boxes(make_voc):
-    root = make_voc({"train": {"a": [("cat", 1, 1, 10, 10), ("cat", 21, 21, 30, 30)], "b": []}})
+    root = make_voc({"train": {"a": [("cat", 1, 1, 10, 10), ("cat", 21, 21, 30, 30)], "b": [DIFFICULT]}})
     reader = VocDataset(root, "train")
     proposals = {"a": np.array([[0, 0, 10, 5], [20, 20, 30, 24.9]], np.float32), "b": np.zeros((0, 4), np.float32)}
     assert proposal_recall(reader, proposals, [0, 1]) == 0.5

@@ -79,9 +79,9 @@ def test_a_store_is_written_image_by_image_and_opened_at_once(tmp_path):
     assert tracemalloc.get_traced_memory()[1] < 2 * 2**20 < path.stat().st_size // 10
     tracemalloc.stop()
     stream_store(path, (ImageProposals(f"image_{n:08}", boxes[:1]) for n in range(100_000)), {})
-    began = time.perf_counter()
+    began = time.process_time()
     assert len(ProposalStore(path)["image_00099999"]) == 1
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
 
 
 def test_damaged_stores_are_named(tmp_path, store):

@@ -43,6 +43,16 @@ def test_the_data_set_is_made_once_and_only_whole(tmp_path, monkeypatch):
         ShapesDataset(tmp_path / "shapes", "train")
 
 
+def test_nothing_is_left_of_what_could_not_be_made_whole(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shapes, "annotation_xml", full)
+    with pytest.raises(OSError, match="No space left"):
+        ShapesDataset(tmp_path / "shapes", "train")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_annotations_match_the_drawing(tmp_path, monkeypatch):
     monkeypatch.setattr(shapes, "COUNTS", {"train": 4})
     root = tmp_path / "shapes"

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from detector.data.transforms import Augment, Resize
+from detector.errors import InputError
 from detector.structures import Sample
 
 
@@ -46,6 +47,19 @@ def test_the_seed_alone_decides():
     for one, two in zip(first, again, strict=True):
         np.testing.assert_array_equal(one, two)
     assert len({image.tobytes() for image in first}) == 8
+
+
+@pytest.mark.parametrize(
+    ("transform", "says"),
+    [
+        (A.Normalize(), r"they make a ndarray of float32 and shape \(40, 60, 3\)"),
+        (A.ToGray(num_output_channels=1, p=1.0), r"they make a ndarray of uint8 and shape \(40, 60(, 1)?\)"),
+        (A.ToTensorV2(), r"they make a Tensor of torch.uint8 and shape \(3, 40, 60\)"),
+    ],
+)
+def test_what_makes_no_rgb_image_is_refused(transform, says):
+    with pytest.raises(InputError, match=f"augment.transforms: {says}"):
+        Augment([transform])(make_sample(), seed=0)
 
 
 def test_no_transforms_change_nothing():

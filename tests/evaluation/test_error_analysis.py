@@ -47,6 +47,12 @@ def test_each_kind():
     assert errors.of_kind("missed").tolist() == [3]
 
 
+def test_exactly_the_overlap_is_enough_but_for_the_devkit():
+    half = found("a", (CAT, 0.5, 100, 0, 110, 5))  # of the dog
+    for devkit, kind in ((False, "confusion"), (True, "both")):
+        assert kinds_of(*errors_of([ground_truth("a", (DOG, *B))], [half], devkit=devkit)) == {0.5: kind}
+
+
 def test_an_error_in_its_own_class_comes_before_one_in_another():
     truths = [ground_truth("a", (CAT, 0, 0, 10, 3), (DOG, *A))]
     matches, errors = errors_of(truths, [found("a", (CAT, 0.5, *A))])

@@ -6,6 +6,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from tests.conftest import REPOSITORY
@@ -71,7 +72,11 @@ def _rank(
 
 
 def children(pid: int) -> list[int]:
-    return [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
+    found = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # of a thread that has ended meanwhile
+            found += map(int, path.read_text().split())
+    return found
 
 
 def _print_to(log: Path) -> None:

@@ -357,6 +357,25 @@ def test_the_command_says_the_same(one_in_four, monkeypatch, capsys):
         assert says in "".join(capsys.readouterr())
 
 
+def test_the_command_reads_coco_s_empty_boxes_and_images_as_training_does(make_coco, tmp_path, monkeypatch, capsys):
+    root = make_coco({"val": {"a": [("cat", 1, 1, 0, 20), ("cat", 1, 1, 9, 20)]}})
+    store = tmp_path / "p.safetensors"
+    write_store(store, ["1"], [np.ones((1, 4), np.float32)], [(40, 60)], {"exif": "ignore"})
+    command = ["check_data.py", "--data", str(root), "--annotations", "val.json", "--images", "images"]
+    for options, status, says in (
+        ([], 2, "data.drop_empty_boxes=true"),
+        (["--drop-empty-boxes"], 0, "1 images found"),
+        (["--drop-empty-boxes", "--max-image-pixels", "100"], 1, "1 corrupt"),
+        (["--drop-empty-boxes", "--proposals", str(store)], 1, "was made with --exif ignore, but data.exif is apply"),
+        (["--drop-empty-boxes", "--proposals", str(store), "--exif", "ignore"], 0, "1 proposals of 1 images"),
+    ):
+        monkeypatch.setattr(sys, "argv", [*command, *options])
+        with pytest.raises(SystemExit) as end:
+            check_data_main()
+        printed = "".join(capsys.readouterr())
+        assert (end.value.code, says in printed) == (status, True), printed
+
+
 def test_the_command_compares_proposals_with_the_images(make_voc, tmp_path, monkeypatch, capsys):
     root = make_voc({"train": {"a": [CAT]}, "val": {"b": []}})
     nan = np.array([[0, 0, 20, 20], [np.nan, 0, 1, 1], [70, 1, 80, 9]], np.float32)

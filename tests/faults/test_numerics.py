@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torchvision
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
 from detector import engine
@@ -86,6 +87,8 @@ def test_case_17_the_last_good_checkpoint_is_kept(settings, tiny, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert saved["iteration"] == max(line["iteration"] for line in lines)
     assert all(line["train/loss"] is not None for line in lines if "train/loss" in line)
+    events = EventAccumulator(str(tmp_path / "run")).Reload().Scalars("train/loss")  # none is lost with the run
+    assert [event.step for event in events] == [line["iteration"] for line in lines if "train/loss" in line]
 
 
 def test_case_19_a_batch_without_foreground_gives_every_parameter_a_gradient(model, optimizer):

@@ -279,9 +279,16 @@ def test_case_52_torchrun_takes_the_run_up_again(tiny, tmp_path):
             stderr=file,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
+        seconds: list[int] = []
+
+        def begun() -> bool:
+            seconds[:] = [pid for pid in children(program.pid) if b"RANK=1" in environment(pid).split(b"\0")]
+            return bool(seconds) or program.poll() is not None
+
         try:
+            wait_for(begun, 900)
             wait_for(lambda: (run / "checkpoints/last.pt").exists() or program.poll() is not None, 900)
-            [victim] = [pid for pid in children(program.pid) if b"RANK=1" in environment(pid).split(b"\0")]
+            [victim] = seconds
             os.kill(victim, signal.SIGKILL)
             assert program.wait(900) == 0, log.read_text()
         finally:
@@ -417,7 +424,7 @@ def test_settings_that_are_wrong_in_all_processes_are_said_once(monkeypatch, cap
 
 
 def environment(pid: int) -> bytes:
-    with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(OSError):  # it has ended
         return Path(f"/proc/{pid}/environ").read_bytes()
     return b""
 

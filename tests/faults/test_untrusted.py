@@ -26,6 +26,7 @@ from detector.data.check import cache_folder, check_data
 from detector.data.proposals import open_proposals
 from detector.data.voc import VocDataset, read_annotation
 from detector.errors import InputError
+from detector.files import write_atomically
 from detector.models import build_model
 from detector.models.weights import load_weights
 from scripts.export import main as export
@@ -157,9 +158,21 @@ def test_a_checkpoint_can_only_name_a_data_set_as_its_reader(settings, content, 
 
 
 def test_a_checkpoint_cannot_have_a_data_set_made(settings, content, here):
-    with pytest.raises(InputError, match=r"was trained on data\.root=.*planted, which is not here .*name a data set"):
+    with pytest.raises(
+        InputError, match=r"was trained on data\.root=.*planted, which is not here .*name one with data=voc"
+    ):
         evaluated(settings, content, here, reader="detector.data.shapes.ShapesDataset", root=f"{here}/planted")
     assert not (here / "planted").exists()
+
+
+def test_exported_weights_name_no_data_set(settings, content, here):
+    with pytest.raises(InputError, match=r"model\.pt: names no data set: name one with data=voc data\.root=DIR"):
+        evaluated(settings, content, here, root=None)
+
+
+def test_other_classes_than_the_checkpoint_s_are_refused_not_passed_over(settings, content, here):
+    with pytest.raises(InputError, match=r"data\.classes=\['ball'\]: .*model\.pt finds .*: leave data\.classes out"):
+        evaluated(settings, content, here, "data=voc", "data.root=/data", "data.classes=[ball]")
 
 
 def test_a_checkpoint_names_no_place_to_write_to(settings, content, here, tmp_path):
@@ -206,8 +219,16 @@ def test_exported_weights_tell_nothing_of_the_machine(settings, exported, run, s
     about = (exported / "model.json").read_text()
     for place in (str(run), str(small_shapes), str(Path.home()), os.sep + "tmp"):
         assert place not in about
-    with pytest.raises(InputError, match=r"data\.root=None, which is not here .*: name a data set with data=voc"):
+    with pytest.raises(InputError, match=r"model\.safetensors: names no data set: name one with data=voc"):
         evaluate.main(settings("evaluate", f"checkpoint={exported}/model.safetensors"))
+
+
+def test_of_places_in_the_settings_not_even_the_name_is_exported(here, content):
+    """A name without a separator is one too, of a file beside the program; what lies in the data set is kept."""
+    content["config"]["data"] |= {"root": "mine", "train_proposals": "secret.safetensors", "val_json": "val.json"}
+    save_weights(here / "more", content)
+    data = json.loads((here / "more/model.json").read_text())["config"]["data"]
+    assert (data["root"], data["train_proposals"], data["val_json"]) == (None, None, "val.json")
 
 
 def test_exported_weights_start_a_training(exported, content):
@@ -223,6 +244,20 @@ def test_an_export_overwrites_nothing(exported, content):
     with pytest.raises(InputError, match=r"model\.safetensors is there already"):
         save_weights(exported, content)
     assert (exported / "model.json").read_bytes() == before
+
+
+def test_an_export_that_fails_leaves_nothing_and_can_be_done_again(here, content, monkeypatch):
+    def full(path, data):
+        if path.suffix == ".json":
+            raise OSError(28, "No space left on device")
+        write_atomically(path, data)
+
+    monkeypatch.setattr("detector.checkpoint.write_atomically", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_weights(here / "share", content)
+    assert list((here / "share").iterdir()) == []
+    monkeypatch.undo()
+    save_weights(here / "share", content)
 
 
 def test_damaged_exports_are_named(exported):

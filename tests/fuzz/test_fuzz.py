@@ -30,6 +30,7 @@ import evaluate
 from detector import compose
 from detector.checkpoint import load_checkpoint, save_weights
 from detector.config import build, validate
+from detector.data.coco import CocoDataset
 from detector.data.convert import READERS, WRITERS
 from detector.data.formats import mat, tables
 from detector.data.formats.records import ImageProposals, Layout
@@ -206,6 +207,39 @@ def test_annotations(tmp_path):
     fuzz("annotations", damaged(SOUND_XML) | XML | st.binary(max_size=60), read, tmp_path / "a.xml")
 
 
+def test_coco_annotations(tmp_path):
+    whole = {
+        "images": [{"id": 7, "file_name": "a.jpg", "height": 40, "width": 60}, {"id": 8, "file_name": "b.jpg"}],
+        "categories": [{"id": 1, "name": "cat"}, {"id": 3, "name": "dog"}],
+        "annotations": [
+            {"id": 1, "image_id": 7, "category_id": 1, "bbox": [1, 2, 3, 4], "area": 9.5, "iscrowd": 0},
+            {"id": 2, "image_id": 8, "category_id": 3, "bbox": [0.5, 0, 30, 20], "area": 600, "iscrowd": 1},
+        ],
+    }
+
+    def read(path: Path) -> None:
+        reader = CocoDataset(path.parent, path.name)
+        for index in range(len(reader)):
+            truth = reader.ground_truth(index)
+            assert np.isfinite(truth.boxes).all()
+            assert len(truth.boxes) == len(truth.labels) == len(truth.areas)
+
+    @st.composite
+    def spoilt(draw: st.DrawFn) -> bytes:
+        """One value in it is another, of any kind and size."""
+        content = copy.deepcopy(whole)
+        item = draw(st.sampled_from([item for part in content.values() for item in part]))
+        key = draw(st.sampled_from(sorted(item)))
+        other = ANYTHING | st.sampled_from([10**400, -(10**400), 2**53 + 1]) | st.lists(SMALL, min_size=4, max_size=4)
+        item[key] = draw(other)
+        return json.dumps(content).encode()
+
+    text = json.dumps(whole).encode()
+    (tmp_path / "a.json").write_bytes(text)
+    read(tmp_path / "a.json")
+    fuzz("COCO annotations", spoilt() | damaged(text) | st.binary(max_size=60), read, tmp_path / "a.json")
+
+
 # --- proposals
 
 IDS, BOXES = ["a", "b"], [np.array([[0, 0, 5, 6], [1, 2, 3, 4]], np.float32), np.zeros((0, 4), np.float32)]
@@ -295,7 +329,8 @@ def test_settings(tmp_path, settings):
         compose.make_recipe(config)
         with torch.device("meta"):
             model = compose.make_model(config, 2)
-        compose.make_optimizer(config, model)
+        _, schedule = compose.make_optimizer(config, model)
+        assert min(schedule(0), schedule(config["train"]["iterations"] - 1)) >= 0
         for item in config["augment"]["transforms"]:
             build(item, ("albumentations.",))
         compose.make_reader(config, "train")

@@ -101,6 +101,24 @@ def test_bad_files_are_named(tmp_path, monkeypatch):
         load_checkpoint(tmp_path / "other.pth")
 
 
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        {"classifier.0.weight": torch.zeros(1280, 960), "classifier.0.bias": torch.zeros(1280)},  # of MobileNetV3
+        {3: torch.zeros(1), "layer1.0.conv1.weight": torch.zeros(2)},
+        {"conv1.weight": "zeros"},
+        {"conv1.weight": torch.zeros(64, 3, 7, 7).to_sparse()},
+    ],
+)
+def test_files_of_other_networks_and_of_no_tensors_do_not_fit(tmp_path, spoil):
+    state = models.resnet18().state_dict()
+    torch.save(spoil if "classifier.0.weight" in spoil else state | spoil, tmp_path / "w.pth")
+    backbone = "vgg16" if "classifier.0.weight" in spoil else "resnet18"
+    model = build_model(backbone, "fc", num_classes=2, hidden=8)
+    with pytest.raises(InputError, match=rf"w\.pth does not fit {backbone}: it lacks backbone"):
+        load_weights(model, backbone, str(tmp_path / "w.pth"), CLASSES)
+
+
 @pytest.fixture
 def server(tmp_path):
     """A web server on this machine with the folder `web`."""

@@ -110,6 +110,7 @@ def write_mat_folder(path: Path, images: Iterable[ImageProposals], name: str) ->
     """One file an image; those of mcg-mat and hosang-mat lie in folders as COCO's do, by the beginning of the name."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
+        unfinished.mkdir(parents=True)
         for image in images:
             stem = image.image_id + (DEMO_SUFFIX if name == "demo-mat" else "")
             if not stem or "/" in stem or "\0" in stem or stem.startswith("."):

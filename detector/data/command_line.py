@@ -1,0 +1,19 @@
+"""Options of scripts that decide how the images of a data set are read: those of `data` in training."""
+
+import argparse
+
+from detector.data.image import ImageOptions
+
+
+def add_image_options(parser: argparse.ArgumentParser) -> None:
+    """--exif and --max-image-pixels."""
+    default = ImageOptions()
+    parser.add_argument("--exif", default=default.exif, choices=["apply", "ignore"], help="as data.exif in training")
+    parser.add_argument(
+        "--max-image-pixels", type=int, default=default.max_pixels, metavar="N", help="as data.max_image_pixels"
+    )
+
+
+def image_options(arguments: argparse.Namespace) -> ImageOptions:
+    """What the options ask for."""
+    return ImageOptions(arguments.exif, arguments.max_image_pixels)
