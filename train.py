@@ -20,7 +20,7 @@ from detector.engine import training_steps
 from detector.errors import InputError
 from detector.models.weights import load_weights
 from detector.resume import check_same_run, clean_up, find_run, make_newest
-from detector.run import Run, lacks_evaluation
+from detector.run import Parts, Run, lacks_evaluation
 from detector.run_folder import FolderLock, make_run_folder, require_writable
 from detector.signals import StopRequest
 from detector.tracking import Tracker
@@ -35,7 +35,8 @@ def main(config: dict) -> None:
 
 
 def train(config: dict, lock: FolderLock) -> None:
-    settings, seed, here = config["train"], config["seed"], place()
+    """Begin a run or take one up, and train to the end; the settings become those of the run."""
+    settings, here = config["train"], place()
     folder, resumed = from_main(lambda: find_run(config["resume"], config["run"]["dir"], lock))
     if folder is not None:
         log_to_file(folder / "train.log")
@@ -48,45 +49,23 @@ def train(config: dict, lock: FolderLock) -> None:
             check_same_run(checkpoint, config, tuple(checkpoint["classes"]), checkpoint["made_of"])
             logger.info("already complete: %d of %d iterations in %s", start, settings["iterations"], resumed)
             return
-        require_writable("proposals.folder", Path(config["proposals"]["folder"]))
-        compute, recipe = compose.make_compute(config), compose.make_recipe(config)
-
-        train_set, val_set = compose.make_reader(config, "train"), compose.make_reader(config, "val")
-        classes = compose.choose_classes(config, train_set, val_set)
-        if not classes:
-            raise InputError("there is no object in any annotation to learn from: is it the right data.train_split?")
-        for name in sorted({*classes} - {*train_set.classes}):
-            logger.warning("no object of class %s to train on", name)
-        train_set, val_set = train_set.with_classes(classes), val_set.with_classes(classes)
-
-        torch.manual_seed(seed)  # of the initial weights
-        model = compose.make_model(config, len(classes))
-        if config["model"]["weights"] is not None and checkpoint is None:
-            load_weights(model, config["model"]["backbone"], config["model"]["weights"], classes)
-        compute.place(model)
-        optimizer, schedule = compose.make_optimizer(config, model)
-        config["optimizer"]["lr"] = optimizer.defaults["lr"]  # what null came to
-
-        train_checked, val_checked = compose.check(config, train_set, "train"), compose.check(config, val_set, "val")
-        warn_of_overlap(train_checked, val_checked)
-        train_set = train_checked.reader  # without what cannot be used
-        train_samples = compose.make_samples(config, train_checked, "train")
-        val_samples = compose.make_samples(config, val_checked, "val")
-        made_of = fingerprints("training", train_checked, train_samples.proposals)
-        made_of |= fingerprints("validation", val_checked, val_samples.proposals)
-        if checkpoint is not None:
-            check_same_run(checkpoint, config, classes, made_of)
-            load_state(checkpoint, model, optimizer)
+        parts = make_parts(config, checkpoint)
     share = (here.rank, here.world_size)
-    order = TrainOrder(len(train_set), settings["images_per_batch"], settings["iterations"], seed, start, *share)
-    train_batches = train_loader(train_samples, order, config["workers"])
-    val_batches = eval_loader(val_samples, config["workers"], *share)
+    train_set, val_set = parts.train_samples.reader, parts.val_samples.reader
+    order = TrainOrder(
+        len(train_set), settings["images_per_batch"], settings["iterations"], config["seed"], start, *share
+    )
+    train_batches = train_loader(parts.train_samples, order, config["workers"])
+    val_batches = eval_loader(parts.val_samples, config["workers"], *share)
 
     if folder is None:
         folder = from_main(lambda: lock.take(make_run_folder(config["run"]["dir"])))
         log_to_file(folder / "train.log")
-    logger.info("%d images to train on, %d to validate, classes: %s", len(train_set), len(val_set), ", ".join(classes))
-    logger.info("on %s in %s, learning rate %g -> %s", compute.device, compute.dtype, optimizer.defaults["lr"], folder)
+    logger.info(
+        "%d images to train on, %d to validate, classes: %s", len(train_set), len(val_set), ", ".join(parts.classes)
+    )
+    compute, rate = parts.compute, parts.optimizer.defaults["lr"]
+    logger.info("on %s in %s, learning rate %g -> %s", compute.device, compute.dtype, rate, folder)
     if is_main():
         if resumed is not None and config["resume"] != "auto":
             make_newest(resumed, start)
@@ -96,18 +75,54 @@ def train(config: dict, lock: FolderLock) -> None:
     closing_tracker = closing(tracker) if tracker is not None else nullcontext()
     progress = tqdm(total=settings["iterations"], initial=start, unit="step", disable=None if is_main() else True)
     with closing_tracker, StopRequest() as stop, logging_redirect_tqdm(), progress:
-        run = Run(
-            config=config, folder=folder, tracker=tracker, stop=stop, classes=classes, made_of=made_of, model=model,
-            optimizer=optimizer, recipe=recipe, compute=compute, val_samples=val_samples, val_batches=val_batches,
-        )  # fmt: skip
+        run = Run(config, folder, tracker, stop, parts, val_batches)
         with explain_workers(run.last_images):
             if checkpoint is not None:
                 run.take_up(checkpoint)
-            learner = share_gradients(model, compute.device)
-            for step in training_steps(learner, train_batches, optimizer, schedule, recipe, compute, start):
+            learner = share_gradients(parts.model, compute.device)
+            for step in training_steps(
+                learner, train_batches, parts.optimizer, parts.schedule, parts.recipe, compute, start
+            ):
                 progress.update()
                 run.after_step(step, progress)
         run.finish()
+
+
+def make_parts(config: dict, checkpoint: dict | None) -> Parts:
+    """All that a run is made of, what is quickly wrong first; the state of the checkpoint in it, if there is one.
+
+    Raises InputError for whatever does not go together.
+    """
+    require_writable("proposals.folder", Path(config["proposals"]["folder"]))
+    compute, recipe = compose.make_compute(config), compose.make_recipe(config)
+
+    train_set, val_set = compose.make_reader(config, "train"), compose.make_reader(config, "val")
+    classes = compose.choose_classes(config, train_set, val_set)
+    if not classes:
+        raise InputError("there is no object in any annotation to learn from: is it the right data.train_split?")
+    for name in sorted({*classes} - {*train_set.classes}):
+        logger.warning("no object of class %s to train on", name)
+    train_set, val_set = train_set.with_classes(classes), val_set.with_classes(classes)
+
+    torch.manual_seed(config["seed"])  # of the initial weights
+    model = compose.make_model(config, len(classes))
+    if config["model"]["weights"] is not None and checkpoint is None:
+        load_weights(model, config["model"]["backbone"], config["model"]["weights"], classes)
+    compute.place(model)
+    optimizer, schedule = compose.make_optimizer(config, model)
+    config["optimizer"]["lr"] = optimizer.defaults["lr"]  # what null came to
+
+    # Of the images to train on, those that cannot be used are left out.
+    train_checked, val_checked = compose.check(config, train_set, "train"), compose.check(config, val_set, "val")
+    warn_of_overlap(train_checked, val_checked)
+    train_samples = compose.make_samples(config, train_checked, "train")
+    val_samples = compose.make_samples(config, val_checked, "val")
+    made_of = fingerprints("training", train_checked, train_samples.proposals)
+    made_of |= fingerprints("validation", val_checked, val_samples.proposals)
+    if checkpoint is not None:
+        check_same_run(checkpoint, config, classes, made_of)
+        load_state(checkpoint, model, optimizer)
+    return Parts(classes, model, optimizer, schedule, recipe, compute, train_samples, val_samples, made_of)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,21 @@ VERSIONS = {"torch": str(torch.__version__), "torchvision": str(torchvision.__ve
 NUM_PICTURES = 8  # of validation images in TensorBoard, the same ones at every evaluation
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of."""
+
+    classes: tuple[str, ...]
+    model: FastRCNN
+    optimizer: torch.optim.Optimizer
+    schedule: Callable[[int], float]  # the factor on its rates at an iteration
+    recipe: Recipe
+    compute: Compute
+    train_samples: Samples
+    val_samples: Samples
+    made_of: dict[str, str]  # fingerprints of data and proposals
+
+
 @dataclass
 class Run:
     """What happens between the steps: logging, evaluation, checkpoints. Of several processes the first one writes."""
@@ -41,13 +57,7 @@ class Run:
     folder: Path
     tracker: Tracker | None  # in the first process
     stop: StopRequest
-    classes: tuple[str, ...]
-    made_of: dict[str, str]  # fingerprints of data and proposals
-    model: FastRCNN
-    optimizer: torch.optim.Optimizer
-    recipe: Recipe
-    compute: Compute
-    val_samples: Samples
+    parts: Parts
     val_batches: DataLoader
 
     def __post_init__(self) -> None:
@@ -96,7 +106,7 @@ class Run:
 
     def log(self, tracker: Tracker, step: Step, progress: tqdm) -> None:
         """Means since the last logging, to TensorBoard, metrics.jsonl and the screen."""
-        values = self.means.take() | {"memory/peak_mib": peak_memory_mib(self.compute.device)}
+        values = self.means.take() | {"memory/peak_mib": peak_memory_mib(self.parts.compute.device)}
         tracker.scalars(step.iteration, values)
         progress.set_postfix(loss=f"{values['train/loss']:.3f}")
         if progress.disable:  # no terminal
@@ -124,9 +134,9 @@ class Run:
 
     def evaluate(self, iteration: int) -> None:
         """Detect on all validation images, in all processes; the first one reports."""
-        share_buffers(self.model)
+        share_buffers(self.parts.model)
         batches = self.stop.cut_short(self.val_batches)
-        detections, losses = evaluate(self.model, batches, self.recipe, self.compute)
+        detections, losses = evaluate(self.parts.model, batches, self.parts.recipe, self.parts.compute)
         if self.tracker is not None:
             with self.checkpoints.failing_gently(f"the evaluation of iteration {iteration}", self.is_last(iteration)):
                 self.report(self.tracker, iteration, detections, losses)
@@ -135,20 +145,20 @@ class Run:
     def report(self, tracker: Tracker, iteration: int, detections: list[Detections], losses: dict[str, float]) -> None:
         """Score the detections (P_i of each validation image, original frame); the best so far get best.pt."""
         detections = through_files(
-            self.folder / "detections", detections, self.classes, self.config["metric"]["devkit"]
+            self.folder / "detections", detections, self.parts.classes, self.config["metric"]["devkit"]
         )
-        reader = self.val_samples.reader
+        reader = self.parts.val_samples.reader
         truths = [reader.ground_truth(index) for index in range(len(reader))]
         source = {"iteration": iteration, "data": reader.name, "images": len(reader)}
         image = reader.image if iteration == self.config["train"]["iterations"] else None  # report.html at the end
         metrics = write_report(
-            self.folder, truths, detections, self.classes, **self.config["metric"], losses=losses, source=source,
+            self.folder, truths, detections, self.parts.classes, **self.config["metric"], losses=losses, source=source,
             image=image,
         )  # fmt: skip
         logger.info("evaluation at iteration %d\n%s", iteration, ap_table(metrics))
         tracker.metrics(iteration, metrics)
         for index in range(0, len(reader), max(len(reader) // NUM_PICTURES, 1))[:NUM_PICTURES]:
-            picture = draw_detections(reader.image(index), truths[index], detections[index], self.classes)
+            picture = draw_detections(reader.image(index), truths[index], detections[index], self.parts.classes)
             tracker.image(iteration, f"val/{truths[index].image_id}", picture)
         name, score = metrics["main"]["metric"], metrics["main"]["value"]
         self.final = {} if score is None else {f"hparam/mAP_{tag_of(name)}": score}
@@ -164,14 +174,14 @@ class Run:
             return
         self.tracker.flush()
         content = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict()["state"],  # rates and the like are settings
+            "model": self.parts.model.state_dict(),
+            "optimizer": self.parts.optimizer.state_dict()["state"],  # rates and the like are settings
             "config": self.config,
-            "classes": list(self.classes),
+            "classes": list(self.parts.classes),
             "iteration": iteration,
             "evaluated": self.evaluated,
             "best": self.best,
-            "made_of": self.made_of,
+            "made_of": self.parts.made_of,
             "processes": place().world_size,
             "versions": VERSIONS,
         }
