@@ -37,6 +37,7 @@ logger = logging.getLogger("evaluate")
 
 AS_IN_TRAINING = (  # unless given, whatever the data set
     "short_side_px", "max_side_px", "proposals_by_score", "min_proposal_px", "unique_proposals", "val_max_proposals",
+    "exif", "max_image_pixels",
 )  # fmt: skip
 WHICH_IMAGES = ("root", "val_split", "val_json", "val_images")
 
@@ -61,8 +62,9 @@ def score_checkpoint(config: dict) -> None:
     with shared_errors():
         checkpoint = load_checkpoint(Path(config["checkpoint"]))
         trained = checkpoint["config"]
-        classes = config["data"].get("classes")
-        if classes and sorted(classes) != sorted(checkpoint["classes"]):
+        validate_given(config, "data")
+        classes, excluded = config["data"].get("classes"), {*(config["data"].get("exclude_classes") or ())}
+        if classes and {*classes} - excluded != {*checkpoint["classes"]} - excluded:
             raise InputError(
                 f"data.classes={classes}: {config['checkpoint']} finds {', '.join(checkpoint['classes'])}, and is "
                 "scored on all of them: leave data.classes out"

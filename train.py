@@ -116,6 +116,7 @@ def make_parts(config: dict, checkpoint: dict | None) -> Parts:
     train_checked, val_checked = compose.check(config, train_set, "train"), compose.check(config, val_set, "val")
     warn_of_overlap(train_checked, val_checked)
     train_samples = compose.make_samples(config, train_checked, "train")
+    train_samples[0, 0]  # whether the augmentation works at all, before there is a folder
     val_samples = compose.make_samples(config, val_checked, "val")
     made_of = fingerprints("training", train_checked, train_samples.proposals)
     made_of |= fingerprints("validation", val_checked, val_samples.proposals)

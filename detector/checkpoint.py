@@ -14,8 +14,9 @@ import hashlib
 import io
 import json
 import logging
+import math
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,13 @@ class Checkpoints:
         with self.failing_gently(f"the checkpoint of iteration {content['iteration']}", final):
             replace(_stage(self.folder, content), self.folder / "best.pt")
             self.failed = 0
+
+    def best_score(self) -> float:
+        """That of `best.pt`; without one, or with a damaged one, any is better."""
+        try:
+            return load_checkpoint(self.folder / "best.pt")["best"]
+        except (InputError, KeyError):
+            return -math.inf
 
     @contextmanager
     def failing_gently(self, what: str, final: bool) -> Iterator[None]:
@@ -267,10 +275,10 @@ def save_weights(folder: Path, checkpoint: dict) -> None:
     """Write a checkpoint as `model.safetensors` and `model.json` into `folder`, for sharing.
 
     Of the settings, those that name a place on this machine become null. Raises InputError if one of the files is
-    there already. Both are written, or none.
+    there already. If the second cannot be written, the first is taken away again.
     """
-    files = folder / "model.safetensors", folder / "model.json"
-    for path in files:
+    weights, description = folder / "model.safetensors", folder / "model.json"
+    for path in (weights, description):
         if path.exists():
             raise InputError(f"{path} is there already, and nothing is overwritten: name another folder")
     config = _without_places(checkpoint["config"])
@@ -283,21 +291,20 @@ def save_weights(folder: Path, checkpoint: dict) -> None:
         "config": config,
     }
     tensors = {name: value.contiguous() for name, value in checkpoint["model"].items()}
+    write_atomically(weights, save(tensors, {"format": "pt"}))
     try:
-        write_atomically(files[0], save(tensors, {"format": "pt"}))
-        write_atomically(files[1], (json.dumps(about, indent=1) + "\n").encode())
+        write_atomically(description, (json.dumps(about, indent=1) + "\n").encode())
     except BaseException:
-        for path in files:
-            path.unlink(missing_ok=True)
+        weights.unlink()
         raise
 
 
-def _without_places(value: Any) -> Any:
+def _without_places(value: Any, places: Collection[str] = OF_THIS_MACHINE) -> Any:
     """Settings without what names a file or folder of this machine: by its name, or as a text with a separator."""
     if isinstance(value, Mapping):
-        return {key: None if key in OF_THIS_MACHINE else _without_places(item) for key, item in value.items()}
+        return {key: None if key in places else _without_places(item, places) for key, item in value.items()}
     if isinstance(value, list):
-        return [_without_places(item) for item in value]
+        return [_without_places(item, ()) for item in value]  # data sets that are joined lie inside of data.root
     return None if isinstance(value, str) and ("/" in value or "\\" in value) else value
 
 

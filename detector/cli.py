@@ -1,6 +1,7 @@
 """What the programs share on the outside: settings from the command line, logging, and how they end."""
 
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import torch.distributed as dist
 import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -24,7 +26,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from detector.config import flatten, no_such_setting
 from detector.distributed import is_main
-from detector.errors import INTERRUPTED, WRONG_INPUT, InputError, ending, screen_is_gone
+from detector.errors import FAILED, INTERRUPTED, WRONG_INPUT, InputError, ending, screen_is_gone
 from detector.signals import Stopped
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -82,10 +84,27 @@ def run_program(main: Callable[[dict], None], config_name: str) -> None:
         finally:
             screen_is_gone()
 
+    failed: list[int] = []
+    started_in = os.getpid()
+
+    def job(config: DictConfig) -> None:
+        """One run; that of a sweep does not take the others with it if it fails."""
+        try:
+            guarded(config)
+        except SystemExit as end:
+            in_sweep = not OmegaConf.is_missing(HydraConfig.get().job, "num")
+            # In a process of its own, which a launcher may have started, the status is all that tells of it.
+            if not in_sweep or os.getpid() != started_in or end.code not in (FAILED, WRONG_INPUT):
+                raise
+            failed.append(end.code)
+
     hydra._internal.hydra.ConfigLoaderImpl = partial(CheckedLoader, config_name)  # type: ignore[misc, assignment]
     sys.argv[1:] = map(_quoted, sys.argv[1:])
     _check_options(sys.argv[1:])
-    hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(guarded)()
+    hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
+    if failed:
+        print(f"error: {len(failed)} runs of the sweep failed; what each said is above", file=sys.stderr)
+        sys.exit(failed[0])
 
 
 def _set_up_logging() -> None:

@@ -55,7 +55,11 @@ def make_reader(config: dict, part: str) -> Reader:
     settings = [_part_settings(data, own) for own in data["parts"]] if data.get("parts") else [data]
     readers = [found for found in (_single_reader(item, part) for item in settings) if found is not None]
     if not readers:
-        raise InputError(f"data: nothing says which images there are to {'train on' if part == 'train' else 'score'}")
+        keys = {next(iter(_reader_arguments(item).values())).format(part) for item in settings}
+        raise InputError(
+            f"data: nothing says which images there are to {'train on' if part == 'train' else 'score'}: "
+            f"give data.{' or data.'.join(sorted(keys))}"
+        )
     reader: Reader = readers[0] if len(readers) == 1 else JoinedDataset(readers)
     if limit is not None and limit < len(reader):
         logger.info("data.max_images: the first %d of the %d images of %s", limit, len(reader), reader.name)
@@ -129,7 +133,8 @@ def require_known_exclusions(config: dict, *readers: Reader, more: Collection[st
 
 def image_options(data: dict) -> ImageOptions:
     """How images are read, by the settings `data.exif` and `data.max_image_pixels`."""
-    return ImageOptions(data["exif"], data["max_image_pixels"])
+    given = {"exif": data["exif"], "max_pixels": data["max_image_pixels"]}
+    return ImageOptions(**{key: value for key, value in given.items() if value is not None})
 
 
 def check(config: dict, reader: Reader, part: str) -> Checked:
@@ -153,9 +158,7 @@ def samples_with(config: dict, reader: Reader, proposals: Proposals, part: str) 
         reader,
         proposals,
         Resize(data["short_side_px"], data["max_side_px"]),
-        Augment([build(item, ("albumentations.",)) for item in config["augment"]["transforms"]])
-        if part == "train"
-        else None,
+        Augment(make_transforms(config["augment"]["transforms"])) if part == "train" else None,
         config["seed"],
         Selection(
             data["proposals_by_score"], data["min_proposal_px"], data["unique_proposals"], data[f"{part}_max_proposals"]
@@ -163,6 +166,12 @@ def samples_with(config: dict, reader: Reader, proposals: Proposals, part: str) 
         data["use_difficult"],
         CROWD_PART if part == "train" else None,
     )
+
+
+def make_transforms(items: Sequence[dict]) -> list:
+    """Albumentations, those inside of others, such as OneOf's, too."""
+    inner = [{"transforms": make_transforms(item["transforms"])} if "transforms" in item else {} for item in items]
+    return [build(item | inside, ("albumentations.",)) for item, inside in zip(items, inner, strict=True)]
 
 
 def make_proposals(config: dict, reader: Reader, image_hws: Sequence[tuple[int, int]], part: str) -> Proposals:

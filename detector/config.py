@@ -2,7 +2,9 @@
 
 import difflib
 import importlib
+import inspect
 import math
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -22,8 +24,13 @@ def build(settings: Mapping, packages: tuple[str, ...] = ALLOWED, /, **more: Any
     target = str(settings.get("_target_"))
     cls = _find_class(target, packages)
     try:
-        return cls(**arguments, **more)
-    except (TypeError, ValueError, RuntimeError) as error:
+        for name, parameter in inspect.signature(cls).parameters.items():
+            if isinstance(parameter.default, bool) and not isinstance(arguments.get(name, True), bool):
+                raise ValueError(f"{name}={arguments[name]} must be true or false")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", r"Argument\(s\) .* not valid")  # albumentations leaves them out
+            return cls(**arguments, **more)
+    except (TypeError, ValueError, RuntimeError, AttributeError, UserWarning) as error:
         raise InputError(f"{target} does not take {arguments}: {error}") from None
 
 
@@ -151,7 +158,7 @@ RULES: dict[str, Rule] = {
     "run.dir": _or_null((_text[0], "the name of a folder")),
     "schedule.warmup_iterations": _not_negative,
     "schedule.warmup_factor": _ratio,
-    "optimizer.weight_decay": (_is((int, float), lambda value: 0 <= value < math.inf), "a number, 0 or more"),
+    "optimizer.weight_decay": (_is((int, float), lambda value: 0 <= value < 1e30), "a number, 0 or more"),
     "train.iterations": _positive,
     "train.images_per_batch": _positive,
     "train.eval_every": _positive,

@@ -1,7 +1,6 @@
 """Writing files so that a reader never meets half of one."""
 
 import fcntl
-import functools
 import hashlib
 import itertools
 import lzma
@@ -43,13 +42,16 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
 def digest_of(path: Path) -> str:
     """SHA-256 of a file's contents; of one that has not changed since this program read it, as it was."""
     stat = path.stat()
-    return _digest(path, stat.st_ino, stat.st_size, stat.st_ctime_ns)  # which nobody can set back, as mtime
+    known = stat.st_dev, stat.st_ino, stat.st_size, stat.st_ctime_ns  # which nobody can set back, as mtime
+    if known not in _digests:
+        with open(path, "rb") as file:
+            _digests[known] = hashlib.file_digest(file, "sha256").digest()
+    return _digests[known].hex()
 
 
-@functools.cache  # a data set is read several times: checked, and named in files of proposals
-def _digest(path: Path, *_: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+_digests: dict[
+    tuple[int, ...], bytes
+] = {}  # a data set is read several times: checked, and named in files of proposals
 
 
 def replace(source: Path, target: Path) -> None:

@@ -76,8 +76,8 @@ class Run:
     def take_up(self, checkpoint: dict) -> None:
         """Go on where the checkpoint was written, perhaps before or during an evaluation."""
         self.evaluated = checkpoint["evaluated"]
-        if (self.checkpoints.folder / "best.pt").exists():  # else the next evaluation makes one, see make_newest
-            self.best = checkpoint["best"]
+        if self.tracker is not None:
+            self.best = self.checkpoints.best_score()  # not the checkpoint's: see make_newest
         if checkpoint["processes"] != place().world_size:
             logger.warning(
                 "%d processes instead of %d: the same images at each step, but not the same bits",

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from detector.errors import InputError
+from detector.errors import DISK_IS_FULL, InputError
 
 logger = logging.getLogger(__name__)
 
@@ -59,13 +59,16 @@ class Tracker:
     """
 
     def __init__(self, folder: Path, start: int = 0) -> None:
+        self.warned = False
+        self._excepthook, threading.excepthook = threading.excepthook, self._after_thread
         try:
             self.writer: SummaryWriter | None = SummaryWriter(str(folder), purge_step=start + 1)
             self.lines = open(folder / "metrics.jsonl", "ab", buffering=0)  # noqa: SIM115  closed in close()
         except OSError as error:
+            threading.excepthook = self._excepthook
+            if error.errno in DISK_IS_FULL:
+                raise
             raise InputError(f"run.dir: {folder} cannot be written: {error}") from None
-        self.warned = False
-        self._excepthook, threading.excepthook = threading.excepthook, self._after_thread
 
     def _after_thread(self, died: threading.ExceptHookArgs) -> None:
         """TensorBoard's writing thread passes its error on to the next write; only others print theirs."""
@@ -138,6 +141,8 @@ class Tracker:
         self._write_events(lambda writer: writer.flush())
 
     def close(self) -> None:
+        """Have everything on disk that still can be."""
         self._write_events(lambda writer: writer.close())
-        self.lines.close()
         threading.excepthook = self._excepthook
+        with suppress(OSError):  # each line was written when it came
+            self.lines.close()

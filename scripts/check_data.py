@@ -9,11 +9,13 @@ Ends with status 0 if all is well, 1 if there is something to mend, 2 if it cann
 import argparse
 import logging
 import sys
+from itertools import chain
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from detector.data.check import Checked, check_data, check_proposals, proposal_recall, warn_of_overlap
+from detector.data.classes import require_unlike
 from detector.data.coco import CocoDataset
 from detector.data.command_line import add_image_options, image_options
 from detector.data.loader import Reader
@@ -64,6 +66,12 @@ def check(arguments: argparse.Namespace) -> bool:
         whole &= not (checked.bad or checked.details())
         if arguments.proposals:
             whole &= check_file(checked, arguments.proposals[number])
+    try:
+        if not arguments.classes:
+            require_unlike({*chain(*(checked.reader.classes for checked in sets))}, str(arguments.data))
+    except InputError as error:
+        print(error)
+        whole = False
     for number, val in enumerate(sets):
         for train in sets[:number]:
             both = warn_of_overlap(train, val)

@@ -36,7 +36,7 @@ from detector.config import validate
 from detector.data.generate import search_image
 from detector.data.image_files import ImageFiles, find_files
 from detector.data.loader import Samples, collate
-from detector.data.proposals import open_proposals, require_images
+from detector.data.proposals import open_proposals, require_exif, require_images
 from detector.data.voc import annotation_xml
 from detector.engine import detect
 from detector.errors import FAILED, InputError, run_script
@@ -143,6 +143,7 @@ class Given:
 
     def __init__(self, path: Path, reader: ImageFiles) -> None:
         self.path, self.reader, self.proposals = path, reader, open_proposals(path)
+        require_exif(self.proposals, reader.image_options.exif)
         self._index = {image_id: index for index, image_id in enumerate(reader.image_ids)}
         if not any(self.own_id(image_id) in self.proposals for image_id in reader.image_ids):
             raise InputError(f"--proposals: {path} has none of these images; it must have {reader.image_ids[0]}, ...")

@@ -25,9 +25,10 @@ from detector.data.command_line import add_image_options, image_options
 from detector.data.convert import READERS, WRITERS, convert
 from detector.data.formats.records import BASES, ORDERS
 from detector.data.generate import generate_proposals, merge_shards
+from detector.data.image import UPRIGHT_IMAGES, ImageOptions
 from detector.data.loader import Reader
 from detector.data.proposal_faults import fault_table, find_faults
-from detector.data.proposals import ProposalStore, open_proposals, require_present
+from detector.data.proposals import ProposalStore, open_proposals, require_exif, require_present
 from detector.data.voc import VocDataset
 from detector.errors import InputError, run_script
 from detector.evaluation.recall import recall_table, score_recall, write_recall_plot
@@ -51,6 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("generate", help="selective search over all images of a split")
     add_data(command, required=True)
+    add_image_options(command)
     add_out(command)
     command.add_argument("--mode", default="fast", choices=list(MODES), help="how thoroughly (default: %(default)s)")
     command.add_argument("--workers", type=int, default=os.cpu_count(), help="images at a time (default: all cores)")
@@ -71,10 +73,12 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--base", choices=list(BASES), help="the same: " + "; ".join(map(": ".join, BASES.items())))
     command.add_argument("--i-trust-this-file", action="store_true", help="read a pickle")
     add_data(command, required=False)
+    add_image_options(command)
     command.set_defaults(run=run_convert)
 
     command = commands.add_parser("check", help="what is wrong with them: missing, extra, NaN, out of bounds, ...")
     add_file(command)
+    add_image_options(command)
     command.set_defaults(run=check)
 
     command = commands.add_parser("recall", help="how many of the objects they find")
@@ -90,7 +94,6 @@ def add_data(command: argparse.ArgumentParser, required: bool) -> None:
     which.add_argument("--split", help="VOC: file in ImageSets/Main, without .txt")
     which.add_argument("--annotations", metavar="FILE.json", help="COCO: annotation file, from ROOT")
     command.add_argument("--images", metavar="FOLDER", help="COCO: folder of the images, from ROOT (default: ROOT)")
-    add_image_options(command)
 
 
 def add_out(command: argparse.ArgumentParser) -> None:
@@ -118,8 +121,7 @@ def require_new(name: str, path: Path, suffix: str = "") -> None:
     require_writable(name, path.parent)
 
 
-def make_reader(options: argparse.Namespace) -> Reader:
-    how = image_options(options)
+def make_reader(options: argparse.Namespace, how: ImageOptions = UPRIGHT_IMAGES) -> Reader:
     if options.annotations:
         return CocoDataset(options.data, options.annotations, options.images, drop_empty_boxes=True, image_options=how)
     if options.images:
@@ -131,7 +133,9 @@ def generate(options: argparse.Namespace) -> None:
     require_new("--out", options.out, ".safetensors")
     if options.workers < 1:
         raise InputError(f"--workers: {options.workers} must be 1 or more")
-    generate_proposals(make_reader(options), options.out, options.mode, options.workers, options.shard)
+    generate_proposals(
+        make_reader(options, image_options(options)), options.out, options.mode, options.workers, options.shard
+    )
     print(summary(ProposalStore(options.out)))
 
 
@@ -152,7 +156,7 @@ def run_convert(options: argparse.Namespace) -> None:
     if options.target_format == "store":
         require_new("the file to write", options.target, ".safetensors")
     require_new("the file to write", options.target)
-    reader = make_reader(options) if options.data else None
+    reader = make_reader(options, image_options(options)) if options.data else None
     num_images, num_boxes = convert(
         options.source, options.source_format, options.target, options.target_format,
         options.order, options.base, reader, options.i_trust_this_file,
@@ -163,7 +167,9 @@ def run_convert(options: argparse.Namespace) -> None:
 def check(options: argparse.Namespace) -> int:
     if options.json:
         require_new("--json", options.json)
-    faults = find_faults(open_proposals(options.file), make_reader(options))
+    proposals = open_proposals(options.file)
+    require_exif(proposals, options.exif)
+    faults = find_faults(proposals, make_reader(options, image_options(options)))
     print(fault_table(faults))
     if options.json:
         write_json(options.json, faults)

@@ -194,6 +194,11 @@ def test_only_classes_of_the_allowed_packages_are_made(target):
         build({"_target_": target, "p": 1})
 
 
+def test_a_text_in_place_of_a_flag_is_not_taken_for_true():
+    with pytest.raises(InputError, match="nesterov=no must be true or false"):
+        build({"_target_": "torch.optim.SGD", "nesterov": "no"}, params=[torch.nn.Parameter(torch.zeros(1))])
+
+
 def test_a_wrong_argument_is_an_input_error():
     with pytest.raises(InputError, match=r"torch\.optim\.SGD does not take \{'learning': 1\}"):
         build({"_target_": "torch.optim.SGD", "learning": 1}, params=[torch.nn.Parameter(torch.zeros(1))])

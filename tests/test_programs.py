@@ -148,6 +148,7 @@ def test_settings_of_evaluation(run, settings, tmp_path, capsys):
 def test_another_data_set_keeps_the_sizes_of_training_and_nothing_of_its_data(run, settings):
     trained = trained_settings(run)
     trained["data"]["val_proposals"] = "of_training.mat"
+    trained["data"] |= {"exif": "ignore", "max_image_pixels": 10**7}
     trained["data"] |= {"min_proposal_px": 3, "unique_proposals": False, "proposals_by_score": True}
 
     def merge(*overrides: str) -> dict:
@@ -158,6 +159,9 @@ def test_another_data_set_keeps_the_sizes_of_training_and_nothing_of_its_data(ru
     assert (other["root"], other["val_proposals"], other["val_split"]) == ("x", None, "test")
     assert (other["short_side_px"], other["max_side_px"], other["val_max_proposals"]) == (96, 160, 60)
     assert (other["min_proposal_px"], other["unique_proposals"], other["proposals_by_score"]) == (3, False, True)
+    assert (other["exif"], other["max_image_pixels"]) == ("ignore", 10**7)
+    assert merge("data=voc", "data.root=x", "data.exif=apply")["exif"] == "apply"
+    assert "???" not in merge("data=coco", "data.root=x", "data.val_json=b.json").values()  # nothing to train on
     assert merge("data=voc", "data.root=x", "data.min_proposal_px=0")["min_proposal_px"] == 0
     assert merge("data=voc", "data.root=x", "data.short_side_px=77")["short_side_px"] == 77
     split = merge("data.val_split=train")

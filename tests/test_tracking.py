@@ -1,5 +1,7 @@
+import errno
 import json
 import math
+import threading
 import time
 
 import numpy as np
@@ -8,6 +10,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from detector.device import peak_memory_mib
+from detector.errors import InputError
 from detector.tracking import Means, Tracker
 
 
@@ -58,6 +61,18 @@ def test_a_run_that_begins_anew_in_its_folder_shows_each_step_once(tmp_path):
         time.sleep(1.1)  # TensorBoard reads the files in the order of the seconds in their names
     events = EventAccumulator(str(tmp_path)).Reload().Scalars("train/loss")
     assert [(event.step, event.value) for event in events] == [(1, 0.25), (2, 0.25)]
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, OSError), (errno.EACCES, InputError)])
+def test_a_full_disk_at_the_start_is_one_and_no_wrong_folder(tmp_path, monkeypatch, number, kind):
+    def fails(*_, **__):
+        raise OSError(number, "no")
+
+    before = threading.excepthook
+    monkeypatch.setattr("detector.tracking.SummaryWriter", fails)
+    with pytest.raises(kind):
+        Tracker(tmp_path)
+    assert threading.excepthook is before
 
 
 def test_the_same_numbers_stand_in_metrics_jsonl(folder):

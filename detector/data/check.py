@@ -196,7 +196,7 @@ class _Look:
 
 
 def _look(reader: Reader, known: dict[str, tuple[int, int]], index: int) -> _Look:
-    look, stage = _Look(), "missing"
+    look, stage, path = _Look(), "missing", Path(reader.image_ids[index])
     try:
         path = reader.image_path(index)
         look.digest = digest_of(path)

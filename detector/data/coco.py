@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -135,7 +136,7 @@ class CocoDataset:
                 raise InputError(
                     f"{self.path}: {what} has the bbox {box} of negative size: it must be [x, y, width, height]"
                 )
-            if width == 0 or height == 0:
+            if np.float32(x + width) <= np.float32(x) or np.float32(y + height) <= np.float32(y):
                 empty.append((id, box))
                 continue
             if hw and (x >= hw[1] or y >= hw[0] or x + width <= 0 or y + height <= 0):
@@ -226,7 +227,8 @@ def _image_hw(item: dict) -> tuple[int, int] | None:
 def _get(path: Path, what: str, item: dict, key: str, kind: type | tuple[type, ...]) -> Any:
     """item[key], of that type."""
     value = item.get(key)
-    if not isinstance(value, kind) or isinstance(value, bool):
+    is_text = isinstance(value, str) and not re.search("[\ud800-\udfff]", value)  # halves of characters
+    if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, str) and not is_text):
         raise InputError(f"{path}: {what} has no sound '{key}': " + (repr(value) if key in item else "none at all"))
     return value
 

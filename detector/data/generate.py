@@ -148,7 +148,9 @@ def merge_shards(paths: Sequence[Path], target: Path) -> None:
     by_number: dict[int, ProposalStore] = {}
     for store in stores:
         shard = store.generator.get("shard")
-        if not (isinstance(shard, list) and len(shard) == 2 and all(type(value) is int for value in shard)):
+        if not (isinstance(shard, list) and len(shard) == 2 and all(type(value) is int for value in shard)) or (
+            not 1 <= shard[0] <= shard[1]
+        ):
             raise InputError(f"{store.path}: was not made with --shard")
         number, count = shard
         if store.generator | {"shard": None} != stores[0].generator | {"shard": None}:
@@ -160,9 +162,9 @@ def merge_shards(paths: Sequence[Path], target: Path) -> None:
         if number in by_number:
             raise InputError(f"{store.path}: is shard {number} of {count}, as {by_number[number].path} is")
         by_number[number] = store
-    missing = [number for number in range(1, count + 1) if number not in by_number]
-    if missing:
-        raise InputError(f"{target}: of {count} shards these are missing: {first_few(missing)}")
+    if len(by_number) < count:
+        first = next(number for number in range(1, count + 1) if number not in by_number)
+        raise InputError(f"{target}: {count - len(by_number)} of {count} shards are missing, {first} for one")
     in_order = [by_number[number] for number in range(1, count + 1)]
     total = sum(map(len, in_order))
     image_ids = [in_order[index % count].image_ids[index // count] for index in range(total)]

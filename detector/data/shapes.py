@@ -6,8 +6,7 @@ same colours and textures that are no object.
 """
 
 import logging
-import os
-import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -51,20 +50,18 @@ def generate_shapes(root: Path) -> None:
     """Write the whole data set to `root`, the same at every call: whole, or not at all."""
     logger.info("generating the shapes data set in %s", root)
     root.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = root.with_name(f".{root.name}.{os.getpid()}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)  # of one that was killed, as this process in a container is numbered
-    unfinished.mkdir()
-    try:
+    with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent, ignore_cleanup_errors=True) as mine:
+        unfinished = Path(mine, root.name)  # inside, as the temporary one is closed to others
         _write_shapes(unfinished)
-        unfinished.rename(root)
-    except OSError:
-        if not root.is_dir():  # where it is, another process was faster
-            raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        try:
+            unfinished.rename(root)
+        except OSError:
+            if not root.is_dir():  # where it is, another process was faster
+                raise
 
 
 def _write_shapes(root: Path) -> None:
+    root.mkdir()
     (root / "version").write_text(VERSION)
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (root / folder).mkdir(parents=True)

@@ -1,7 +1,9 @@
 """From the original frame to the network's: augmentation, then resizing. Boxes follow their image."""
 
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import cv2
@@ -18,12 +20,17 @@ class Augment:
     """Albumentations on the image, the ground truth and the proposals in one call.
 
     Boxes are cut at the image's border; those that are left without area disappear. The outcome depends on the seed
-    alone, never on the worker or on what was drawn before. Raises InputError if no RGB image comes out.
+    alone, never on the worker or on what was drawn before. Raises InputError if a transform cannot do with that, or if
+    no RGB image comes out.
     """
 
     def __init__(self, transforms: Sequence[A.BasicTransform]) -> None:
         boxes = A.BboxParams("pascal_voc", label_fields=["index"], clip=True, filter_invalid_bboxes=True)
-        self.compose = A.Compose(list(transforms), bbox_params=boxes) if transforms else None
+        self.compose = None
+        if transforms:
+            with _its_error_is_the_user_s(), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Got processor for bboxes, but no transform to process it")
+                self.compose = A.Compose(list(transforms), bbox_params=boxes)
 
     def __call__(self, sample: Sample, seed: int) -> Sample:
         if self.compose is None:
@@ -31,7 +38,10 @@ class Augment:
         count = len(sample.gt_boxes)
         boxes = np.concatenate([sample.gt_boxes, sample.proposals])
         self.compose.set_random_seed(seed)
-        result = self.compose(image=sample.image, bboxes=boxes, index=np.arange(len(boxes)))
+        with _its_error_is_the_user_s(
+            f" on image {sample.image_id} of {sample.image.shape[1]}x{sample.image.shape[0]}"
+        ):
+            result = self.compose(image=sample.image, bboxes=boxes, index=np.arange(len(boxes)))
         image = result["image"]
         if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,)):
             raise InputError(
@@ -48,6 +58,15 @@ class Augment:
             gt_labels=sample.gt_labels[index[index < count]],
             proposals=boxes[index >= count],
         )
+
+
+@contextmanager
+def _its_error_is_the_user_s(where: str = "") -> Iterator[None]:
+    """Albumentations has no exception of its own for transforms that want other data, or another size of image."""
+    try:
+        yield
+    except Exception as error:
+        raise InputError(f"augment.transforms{where}: {type(error).__name__}: {error}") from error
 
 
 class Resize:

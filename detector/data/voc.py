@@ -23,6 +23,7 @@ from detector.structures import GroundTruth
 logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+MAX_NAME_BYTES = 250  # of an image, without suffix; file systems have 255 for both
 MAX_XML_BYTES = 10_000_000  # honest ones have some thousand; a parsed one takes many times its size in memory
 
 
@@ -189,6 +190,9 @@ def read_split(root: Path, split: str) -> list[str]:
         ids = [id.rsplit(maxsplit=1)[0] for id in ids]
     if not ids:
         raise InputError(f"{path}: the split has no images")
+    odd = [id for id in ids if "\0" in id or any(len(name.encode()) > MAX_NAME_BYTES for name in id.split("/"))]
+    if odd:
+        raise InputError(f"{path}: {odd[0]!r:.60} cannot be an image id: it is part of the names of files")
     seen: set[str] = set()
     twice = [id for id in ids if id in seen or seen.add(id)]  # type: ignore[func-returns-value]
     if twice:

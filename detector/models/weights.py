@@ -42,9 +42,10 @@ def load_weights(model: nn.Module, backbone: str, weights: str, classes: Sequenc
         source, state = weights, read_state(Path(weights))
     theirs = _classes_of(weights, state)
     of_checkpoint = isinstance(state.get("model"), dict)
+    wrapped = state["model"] if of_checkpoint else state.get("state_dict")
     state = {
-        name: value
-        for name, value in (state["model"] if of_checkpoint else state).items()
+        name.removeprefix("module."): value  # as DataParallel puts before each
+        for name, value in (wrapped if isinstance(wrapped, dict) else state).items()
         if isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided
     }
     if not of_checkpoint:
@@ -54,13 +55,18 @@ def load_weights(model: nn.Module, backbone: str, weights: str, classes: Sequenc
             logger.info("its classes are others, so its output layers are not taken: %s", ", ".join(map(str, theirs)))
         state = {key: value for key, value in state.items() if not key.startswith(OUTPUT_LAYERS)}
     own = model.state_dict()
-    fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
+    fitting = {key: value for key, value in state.items() if key in own and _fits(value, own[key])}
     lacking = [key for key in own if key.startswith("backbone.") and "num_batches" not in key and key not in fitting]
     if lacking:
         raise InputError(f"model.weights: {source} does not fit {backbone}: it lacks {first_few(lacking)}")
     model.load_state_dict(fitting, strict=False)
     new = sorted({key.rpartition(".")[0] for key in own if key not in fitting and "num_batches" not in key})
     logger.info("weights from %s; not in it and trained from scratch: %s", source, first_few(new, 12) or "nothing")
+
+
+def _fits(value: Tensor, own: Tensor) -> bool:
+    is_alike = value.is_floating_point() == own.is_floating_point() and not value.is_complex()
+    return value.shape == own.shape and is_alike and value.device.type == "cpu"
 
 
 def _classes_of(weights: str, state: dict) -> list | None:

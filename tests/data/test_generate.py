@@ -136,13 +136,13 @@ def test_shards_merged_are_the_store_of_one_run(reader, small_shapes, tmp_path):
     generate_proposals(reader, other_mode, "fast", 2, shard=(2, 2))
     digest = ProposalStore(one).generator | {"shard": [1, 1]}
     stream_store(tmp_path / "half.safetensors", [ImageProposals("train_0", np.ones((1, 4)))], digest)
-    for number, odd in enumerate((5, ["a", "b"], [1], None)):
+    for number, odd in enumerate((5, ["a", "b"], [1], None, [0, 0], [3, 2])):
         stream_store(tmp_path / f"odd{number}.safetensors", [], {"shard": odd})
         with pytest.raises(InputError, match="was not made with --shard"):
             merge_shards([tmp_path / f"odd{number}.safetensors"], tmp_path / "never.safetensors")
     for given, says in (
         ([tmp_path / "half.safetensors"], "the shards do not hold the images of their data set"),
-        ([one], "of 2 shards these are missing: 2"),
+        ([one], "1 of 2 shards are missing, 2 for one"),
         ([one, two, two], r"2\.safetensors: is shard 2 of 2, as .*2\.safetensors is"),
         ([one, paths[2]], r"3\.safetensors: is shard 2 of 3, but .*1\.safetensors is one of another count"),
         ([one, other_data], r"data\.safetensors: is of another data set, mode or version than .*1\.safetensors"),

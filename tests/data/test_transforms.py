@@ -2,6 +2,7 @@ import albumentations as A
 import numpy as np
 import pytest
 
+from detector.compose import make_transforms
 from detector.data.transforms import Augment, Resize
 from detector.errors import InputError
 from detector.structures import Sample
@@ -60,6 +61,28 @@ def test_the_seed_alone_decides():
 def test_what_makes_no_rgb_image_is_refused(transform, says):
     with pytest.raises(InputError, match=f"augment.transforms: {says}"):
         Augment([transform])(make_sample(), seed=0)
+
+
+def test_what_a_transform_cannot_do_names_it_and_the_image():
+    with pytest.raises(InputError, match=r"augment.transforms on image a of 60x40: CropSizeError: Crop .*50"):
+        Augment([A.RandomCrop(50, 50, p=1.0)])(make_sample(), seed=0)
+    with pytest.raises(InputError, match=r"augment.transforms on image a .*mosaic_metadata"):
+        Augment([A.Mosaic(p=1.0)])(make_sample(), seed=0)
+
+
+def test_transforms_inside_of_others_are_made_too():
+    flip = {"_target_": "albumentations.HorizontalFlip", "p": 1.0}
+    [one_of] = make_transforms([{"_target_": "albumentations.OneOf", "transforms": [flip], "p": 1.0}])
+    sample = make_sample()
+    np.testing.assert_array_equal(Augment([one_of])(sample, seed=0).image, sample.image[:, ::-1])
+
+
+@pytest.mark.parametrize(
+    ("more", "says"), [({"q": 1}, r"Argument\(s\) 'q' are not valid"), ({"p": 5}, "less than or equal to 1")]
+)
+def test_a_mistyped_argument_of_a_transform_is_not_passed_over(more, says):
+    with pytest.raises(InputError, match=f"albumentations.HorizontalFlip does not take (.|\n)*{says}"):
+        make_transforms([{"_target_": "albumentations.HorizontalFlip", **more}])
 
 
 def test_no_transforms_change_nothing():

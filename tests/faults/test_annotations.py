@@ -357,6 +357,33 @@ def test_the_command_says_the_same(one_in_four, monkeypatch, capsys):
         assert says in "".join(capsys.readouterr())
 
 
+def test_the_command_finds_names_that_are_most_likely_one_class(make_voc, monkeypatch, capsys):
+    root = make_voc({"train": {"a": [CAT]}, "val": {"b": [("Cat", 1, 1, 20, 20)]}})
+    for more, status in (([], 1), (["--classes", "cat", "Cat"], 0)):
+        monkeypatch.setattr(sys, "argv", ["check_data.py", "--data", str(root), "--splits", "train", "val", *more])
+        monkeypatch.setattr("scripts.check_data.warn_of_overlap", lambda *_: [])
+        with pytest.raises(SystemExit) as end:
+            check_data_main()
+        assert (end.value.code, "'Cat' and 'cat'" in capsys.readouterr().out) == (status, status == 1)
+
+
+def test_an_image_whose_path_cannot_be_asked_for_is_missing(make_voc, monkeypatch):
+    def refused(*_):
+        raise OSError(13, "Permission denied")
+
+    reader = VocDataset(make_voc({"train": {"a": [CAT]}}), "train")
+    monkeypatch.setattr(VocDataset, "image_path", refused)
+    assert check_data(reader).bad == [("missing", "a: cannot be read: Permission denied")]
+
+
+@pytest.mark.parametrize("name", ["x" * 251, "folder/" + "x" * 251, "a\0b"])
+def test_an_image_id_that_is_no_name_of_a_file(make_voc, name):
+    root = make_voc({"train": {"a": [CAT]}})
+    (root / "ImageSets/Main/train.txt").write_text(f"{name}\n")
+    with pytest.raises(InputError, match=r"train\.txt: .* cannot be an image id"):
+        VocDataset(root, "train")
+
+
 def test_the_command_reads_coco_s_empty_boxes_and_images_as_training_does(make_coco, tmp_path, monkeypatch, capsys):
     root = make_coco({"val": {"a": [("cat", 1, 1, 0, 20), ("cat", 1, 1, 9, 20)]}})
     store = tmp_path / "p.safetensors"

@@ -333,6 +333,8 @@ def test_case_12_what_the_weights_mean_is_fixed_and_the_rest_is_a_table(spoilt, 
         ("optimizer", "_target_", "torch.optim.Adam"),
         ("metric", "main", "area@0.50"),
         ("metric", "overlaps", [0.75]),
+        ("metric", "devkit", True),
+        ("detect", "nms_iou", 0.5),
     ):
         with pytest.raises(InputError, match=rf"{group}\.{key}: .* -> "):
             check_same_run(saved, config | {group: config[group] | {key: value}}, classes, made_of)
@@ -514,8 +516,8 @@ def test_going_back_to_an_earlier_checkpoint_loses_none_and_auto_stays_with_it(t
 
 
 def test_a_run_that_went_back_before_its_best_has_a_best_again(tiny, settings, tmp_path, monkeypatch):
-    """Scores 0.5, 0.9, 0.2 at 2, 4, 6; from 2 on again, with 0.3 and 0.4, which are all that is left."""
-    scores = iter((0.5, 0.9, 0.2, 0.3, 0.4))
+    """Scores 0.5, 0.9, 0.2 at 2, 4, 6; from 2 on again, with 0.3 and 0.4, which are all that is left; then one more."""
+    scores = iter((0.5, 0.9, 0.2, 0.3, 0.4, 0.6))
 
     def scored(*arguments, **more):
         metrics = write_report(*arguments, **more)
@@ -533,6 +535,9 @@ def test_a_run_that_went_back_before_its_best_has_a_best_again(tiny, settings, t
     found = {path.name: load_checkpoint(path)["best"] for path in (run / "checkpoints").iterdir()}
     assert found == {"best-of-4.pt": 0.9, "last-of-6.pt": 0.9, "best.pt": 0.4, "last.pt": 0.4, "previous.pt": 0.3,
                      "previous-of-4.pt": 0.9, "early.pt": 0.5}  # fmt: skip
+    train.main(settings("train", *overrides, "train.iterations=8", f"resume={run}/checkpoints/last-of-6.pt"))
+    best = load_checkpoint(run / "checkpoints/best.pt")
+    assert (best["iteration"], best["best"]) == (8, 0.6)  # more than the 0.4 of the file there, less than the 0.9 aside
 
 
 def test_going_back_on_a_full_disk_changes_nothing(tmp_path, monkeypatch):

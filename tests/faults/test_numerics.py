@@ -13,7 +13,7 @@ from detector import engine
 from detector.boxes import MAX_LOG_RATIO, BoxCoder
 from detector.device import choose_compute
 from detector.engine import Recipe, train_step, training_steps
-from detector.errors import RunFailure
+from detector.errors import InputError, RunFailure
 from detector.models import build_model
 from detector.postprocess import Postprocess
 from detector.roi_pool import RoIPool
@@ -89,6 +89,14 @@ def test_case_17_the_last_good_checkpoint_is_kept(settings, tiny, tmp_path):
     assert all(line["train/loss"] is not None for line in lines if "train/loss" in line)
     events = EventAccumulator(str(tmp_path / "run")).Reload().Scalars("train/loss")  # none is lost with the run
     assert [event.step for event in events] == [line["iteration"] for line in lines if "train/loss" in line]
+
+
+def test_an_augmentation_that_cannot_work_ends_before_there_is_a_folder(settings, tiny, tmp_path):
+    config = settings("train", *tiny, f"run.dir={tmp_path}/run")
+    config["augment"]["transforms"] = [{"_target_": "albumentations.Normalize", "p": 1.0}]
+    with pytest.raises(InputError, match="augment.transforms: they make a ndarray of float32"):
+        train.main(config)
+    assert not (tmp_path / "run").exists()
 
 
 def test_case_19_a_batch_without_foreground_gives_every_parameter_a_gradient(model, optimizer):

@@ -354,6 +354,24 @@ def test_each_run_of_a_sweep_has_its_own_log(tmp_path, monkeypatch):
         assert lines == [f"before there is a file, of seed {seed}", f"of seed {seed}"]
 
 
+@pytest.mark.parametrize(("error", "status"), [(InputError("seed=2: bad"), 2), (RunFailure("seed=2: no luck"), 1)])
+def test_a_run_of_a_sweep_that_fails_does_not_take_the_others_with_it(tmp_path, monkeypatch, capsys, error, status):
+    begun = []
+
+    def main(config: dict) -> None:
+        begun.append(config["seed"])
+        if config["seed"] == 2:
+            raise error
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=1,2,3", "data=shapes"])
+    with pytest.raises(SystemExit) as end:
+        cli.run_program(main, "train")
+    assert (begun, end.value.code) == ([1, 2, 3], status)
+    assert capsys.readouterr().err == f"error: {error}\nerror: 1 runs of the sweep failed; what each said is above\n"
+
+
 @pytest.mark.parametrize("program", ["train", "evaluate"])
 def test_a_process_that_a_launcher_starts_can_import_the_program(program, monkeypatch):
     """Launchers such as submitit's hand it over by name; what is defined in `__main__` they cannot."""

@@ -173,6 +173,24 @@ def test_exported_weights_name_no_data_set(settings, content, here):
 def test_other_classes_than_the_checkpoint_s_are_refused_not_passed_over(settings, content, here):
     with pytest.raises(InputError, match=r"data\.classes=\['ball'\]: .*model\.pt finds .*: leave data\.classes out"):
         evaluated(settings, content, here, "data=voc", "data.root=/data", "data.classes=[ball]")
+    with pytest.raises(InputError, match="leave data.classes out"):
+        evaluated(settings, content, here, "data.classes=[ball]")
+    for classes in ("5", "[1,cat]"):
+        with pytest.raises(InputError, match="data.classes=.*: must be null or a list of names"):
+            evaluated(settings, content, here, "data=voc", "data.root=/data", f"data.classes={classes}")
+
+
+def test_the_classes_that_were_asked_for_in_training_may_be_again(settings, content, here, small_shapes):
+    """Those that were left out are none of the checkpoint's."""
+    content["config"]["data"]["exclude_classes"] = ["ball"]
+    for key in ("cls_score.weight", "cls_score.bias"):
+        content["model"][key] = content["model"][key][:4]
+    for key in ("bbox_pred.weight", "bbox_pred.bias"):
+        content["model"][key] = content["model"][key][:12]
+    classes, content["classes"] = content["classes"], content["classes"][1:]
+    evaluated(settings, content, here, "data=voc", f"data.root={small_shapes}", "proposals.mode=single",
+              f"data.classes=[{','.join(classes)}]", "data.exclude_classes=[ball]")  # fmt: skip
+    assert set(json.loads((here / "out/metrics.json").read_text())["voc"]["area@0.50"]["AP"]) == {*content["classes"]}
 
 
 def test_a_checkpoint_names_no_place_to_write_to(settings, content, here, tmp_path):
@@ -225,10 +243,13 @@ def test_exported_weights_tell_nothing_of_the_machine(settings, exported, run, s
 
 def test_of_places_in_the_settings_not_even_the_name_is_exported(here, content):
     """A name without a separator is one too, of a file beside the program; what lies in the data set is kept."""
-    content["config"]["data"] |= {"root": "mine", "train_proposals": "secret.safetensors", "val_json": "val.json"}
+    parts = [{"root": "VOC2007"}, {"root": "/data/VOC2012"}]  # lie in data.root, if they do
+    mine = {"root": "mine", "train_proposals": "secret.safetensors", "val_json": "val.json", "parts": parts}
+    content["config"]["data"] |= mine
     save_weights(here / "more", content)
     data = json.loads((here / "more/model.json").read_text())["config"]["data"]
     assert (data["root"], data["train_proposals"], data["val_json"]) == (None, None, "val.json")
+    assert data["parts"] == [{"root": "VOC2007"}, {"root": None}]
 
 
 def test_exported_weights_start_a_training(exported, content):
@@ -406,7 +427,7 @@ def test_settings_cannot_hold_what_is_in_the_environment(here, ended, monkeypatc
         "# @package _global_\nrun:\n  kind: env\n  dir: ${oc.${run.kind}:SECRET}\n"
     )
     status, error = ended(*flags, setting)
-    assert (status, error.count("\n")) == (2, 1), error
+    assert (status, error.count("\n")) == (2, 1 + len(flags)), error  # of a sweep, how many runs failed
     assert "oc.env: settings do not read the environment; let the shell fill it in, key=$NAME" in error
     assert "planted" not in error
     assert not (here / "done").exists()

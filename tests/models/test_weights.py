@@ -101,12 +101,25 @@ def test_bad_files_are_named(tmp_path, monkeypatch):
         load_checkpoint(tmp_path / "other.pth")
 
 
+def test_weights_that_are_wrapped_as_other_programs_do(tmp_path):
+    state = classifier("resnet18").state_dict()
+    torch.save(
+        {"state_dict": {f"module.{name}": value for name, value in state.items()}, "epoch": 3}, tmp_path / "w.pth"
+    )
+    model = build_model("resnet18", "fc", num_classes=2, hidden=8)
+    load_weights(model, "resnet18", str(tmp_path / "w.pth"), CLASSES)
+    assert torch.equal(model.backbone.stem[0].weight, state["conv1.weight"])
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
         {"classifier.0.weight": torch.zeros(1280, 960), "classifier.0.bias": torch.zeros(1280)},  # of MobileNetV3
         {3: torch.zeros(1), "layer1.0.conv1.weight": torch.zeros(2)},
         {"conv1.weight": "zeros"},
+        {"conv1.weight": torch.zeros(64, 3, 7, 7, device="meta")},
+        {"conv1.weight": torch.zeros(64, 3, 7, 7, dtype=torch.complex64)},
+        {"conv1.weight": torch.zeros(64, 3, 7, 7, dtype=torch.int8)},
         {"conv1.weight": torch.zeros(64, 3, 7, 7).to_sparse()},
     ],
 )
