@@ -77,8 +77,8 @@ class Checkpoints:
     def best_score(self) -> float:
         """That of `best.pt`; without one, or with a damaged one, any is better."""
         try:
-            return load_checkpoint(self.folder / "best.pt")["best"]
-        except (InputError, KeyError):
+            return load_to_resume(self.folder / "best.pt")["best"]
+        except InputError:
             return -math.inf
 
     @contextmanager

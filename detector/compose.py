@@ -169,9 +169,15 @@ def samples_with(config: dict, reader: Reader, proposals: Proposals, part: str) 
 
 
 def make_transforms(items: Sequence[dict]) -> list:
-    """Albumentations, those inside of others, such as OneOf's, too."""
-    inner = [{"transforms": make_transforms(item["transforms"])} if "transforms" in item else {} for item in items]
-    return [build(item | inside, ("albumentations.",)) for item, inside in zip(items, inner, strict=True)]
+    """Albumentations, those inside of others, such as OneOf's, too. Raises InputError for what is none."""
+    made = []
+    for item in items:
+        if not isinstance(item, dict):
+            raise InputError(f"augment.transforms: {item!r} is no transform, which has a _target_")
+        if isinstance(item.get("transforms"), list):
+            item = item | {"transforms": make_transforms(item["transforms"])}
+        made.append(build(item, ("albumentations.",)))
+    return made
 
 
 def make_proposals(config: dict, reader: Reader, image_hws: Sequence[tuple[int, int]], part: str) -> Proposals:

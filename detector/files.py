@@ -49,9 +49,8 @@ def digest_of(path: Path) -> str:
     return _digests[known].hex()
 
 
-_digests: dict[
-    tuple[int, ...], bytes
-] = {}  # a data set is read several times: checked, and named in files of proposals
+# A data set is read several times: checked, and named in files of proposals.
+_digests: dict[tuple[int, ...], bytes] = {}
 
 
 def replace(source: Path, target: Path) -> None:

@@ -147,12 +147,7 @@ def merge_shards(paths: Sequence[Path], target: Path) -> None:
     stores = [ProposalStore(path) for path in paths]
     by_number: dict[int, ProposalStore] = {}
     for store in stores:
-        shard = store.generator.get("shard")
-        if not (isinstance(shard, list) and len(shard) == 2 and all(type(value) is int for value in shard)) or (
-            not 1 <= shard[0] <= shard[1]
-        ):
-            raise InputError(f"{store.path}: was not made with --shard")
-        number, count = shard
+        number, count = _shard_of(store)
         if store.generator | {"shard": None} != stores[0].generator | {"shard": None}:
             raise InputError(f"{store.path}: is of another data set, mode or version than {stores[0].path}")
         if count != stores[0].generator["shard"][1]:
@@ -179,6 +174,15 @@ def merge_shards(paths: Sequence[Path], target: Path) -> None:
         ),
         generator,
     )
+
+
+def _shard_of(store: ProposalStore) -> tuple[int, int]:
+    shard = store.generator.get("shard")
+    if isinstance(shard, list) and len(shard) == 2 and all(type(value) is int for value in shard):
+        number, count = shard
+        if 1 <= number <= count:
+            return number, count
+    raise InputError(f"{store.path}: was not made with --shard")
 
 
 def search_image(image: np.ndarray, mode: str, threads: int) -> tuple[np.ndarray, bool]:

@@ -77,6 +77,12 @@ def test_transforms_inside_of_others_are_made_too():
     np.testing.assert_array_equal(Augment([one_of])(sample, seed=0).image, sample.image[:, ::-1])
 
 
+@pytest.mark.parametrize(("inside", "says"), [(5, "5"), ([5], "5 is no transform"), ([{"p": 1}], "_target_: None")])
+def test_what_is_no_transform_is_named(inside, says):
+    with pytest.raises(InputError, match=says):
+        Augment(make_transforms([{"_target_": "albumentations.OneOf", "transforms": inside}]))
+
+
 @pytest.mark.parametrize(
     ("more", "says"), [({"q": 1}, r"Argument\(s\) 'q' are not valid"), ({"p": 5}, "less than or equal to 1")]
 )

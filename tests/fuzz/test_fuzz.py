@@ -29,12 +29,13 @@ from hypothesis import strategies as st
 import evaluate
 from detector import compose
 from detector.checkpoint import load_checkpoint, save_weights
-from detector.config import build, validate
+from detector.config import validate
 from detector.data.coco import CocoDataset
 from detector.data.convert import READERS, WRITERS
 from detector.data.formats import mat, tables
 from detector.data.formats.records import ImageProposals, Layout
 from detector.data.proposals import open_proposals, require_images, write_store
+from detector.data.transforms import Augment
 from detector.data.voc import read_annotation
 from detector.errors import InputError
 from tests.data.test_formats import voc_mat_v7_3
@@ -331,8 +332,7 @@ def test_settings(tmp_path, settings):
             model = compose.make_model(config, 2)
         _, schedule = compose.make_optimizer(config, model)
         assert min(schedule(0), schedule(config["train"]["iterations"] - 1)) >= 0
-        for item in config["augment"]["transforms"]:
-            build(item, ("albumentations.",))
+        Augment(compose.make_transforms(config["augment"]["transforms"]))
         compose.make_reader(config, "train")
 
     with pytest.raises(InputError, match="not in VOC layout"):  # so far it comes
