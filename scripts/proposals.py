@@ -56,6 +56,10 @@ def make_parser() -> argparse.ArgumentParser:
     add_out(command)
     command.add_argument("--mode", default="fast", choices=list(MODES), help="how thoroughly (default: %(default)s)")
     command.add_argument("--workers", type=int, default=os.cpu_count(), help="images at a time (default: all cores)")
+    command.add_argument(
+        "--max-bad-fraction", type=float, default=0.01, metavar="F",
+        help="part of the images that may be unreadable; they are named and have no boxes (default: %(default)s)",
+    )  # fmt: skip
     command.add_argument("--shard", type=shard, metavar="I/N", help="only the I-th of N parts, from 1/N to N/N")
     command.set_defaults(run=generate)
 
@@ -133,9 +137,10 @@ def generate(options: argparse.Namespace) -> None:
     require_new("--out", options.out, ".safetensors")
     if options.workers < 1:
         raise InputError(f"--workers: {options.workers} must be 1 or more")
-    generate_proposals(
-        make_reader(options, image_options(options)), options.out, options.mode, options.workers, options.shard
-    )
+    if not 0 <= options.max_bad_fraction <= 1:
+        raise InputError(f"--max-bad-fraction: {options.max_bad_fraction} must be from 0 to 1")
+    reader = make_reader(options, image_options(options))
+    generate_proposals(reader, options.out, options.mode, options.workers, options.shard, options.max_bad_fraction)
     print(summary(ProposalStore(options.out)))
 
 

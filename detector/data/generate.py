@@ -39,6 +39,7 @@ VERSION = 2
 # An image on which selective search finds fewer (a plain sky, say) has the boxes of a grid added behind them.
 MIN_BOXES = 50
 GRID_PARTS = (1, 2, 4)  # windows of this part of the image's height and width, half a window apart
+OF_ONE_SHARD: dict = {"shard": None, "unreadable": None}  # what the stores of a data set's shards may differ in
 LOG_EVERY_S = 30  # where there is no terminal to draw a progress bar on
 
 
@@ -92,16 +93,27 @@ def fingerprint(reader: Reader, mode: str) -> str:
     exif = "" if reader.image_options.exif == "apply" else " exif ignored"
     digest = hashlib.sha256(f"{mode} {SEED} {VERSION}{exif}".encode())
     for index, image_id in enumerate(reader.image_ids):
-        digest.update(f"{image_id} {digest_of(reader.image_path(index))}\n".encode())
+        try:
+            content = digest_of(reader.image_path(index))
+        except InputError:  # no such file: `_search` decides whether that is too many
+            content = "missing"
+        digest.update(f"{image_id} {content}\n".encode())
     return digest.hexdigest()
 
 
 def generate_proposals(
-    reader: Reader, path: Path, mode: str, workers: int, shard: tuple[int, int] | None = None
+    reader: Reader,
+    path: Path,
+    mode: str,
+    workers: int,
+    shard: tuple[int, int] | None = None,
+    max_bad_fraction: float = 0.0,
 ) -> None:
     """Write the proposals of every image of the data set to the store `path`, unless it is there.
 
     With `shard` (i, n), from (1, n) to (n, n), of every n-th image only, beginning with the i-th: see `merge_shards`.
+    An image that cannot be read has no boxes in the store, which says why; raises InputError as soon as more than
+    `max_bad_fraction` of the images are such.
 
     Finished images are kept in the folder `path`.unfinished until all are done; the same call takes them up again.
     The outcome is the same bytes, whatever the number of workers and of interruptions. Of several processes that
@@ -126,7 +138,9 @@ def generate_proposals(
         left = [index for index in range(len(reader)) if not _part(parts, index, reader).is_file()]
         counts = f"{len(left)} of {len(reader)} images left"
         logger.info("selective search (%s), %s, %d threads -> %s", mode, counts, workers, path)
-        _search(reader, left, parts, mode, workers)
+        _search(reader, left, parts, mode, workers, max_bad_fraction)
+        if unreadable := _read_reasons(reader, parts):
+            generator["unreadable"] = unreadable
         with_grid: list[str] = []
         stream_store(parts / "store", _read_parts(reader, parts, with_grid), generator)
         os.replace(parts / "store", path)
@@ -136,6 +150,8 @@ def generate_proposals(
             "%d images gave fewer than %d boxes and have those of a grid behind them: %s",
             len(with_grid), MIN_BOXES, first_few(with_grid, 20),
         )  # fmt: skip
+    for reason in unreadable.values():
+        logger.warning("no proposals: %s", reason)
 
 
 def merge_shards(paths: Sequence[Path], target: Path) -> None:
@@ -148,7 +164,7 @@ def merge_shards(paths: Sequence[Path], target: Path) -> None:
     by_number: dict[int, ProposalStore] = {}
     for store in stores:
         number, count = _shard_of(store)
-        if store.generator | {"shard": None} != stores[0].generator | {"shard": None}:
+        if store.generator | OF_ONE_SHARD != stores[0].generator | OF_ONE_SHARD:
             raise InputError(f"{store.path}: is of another data set, mode or version than {stores[0].path}")
         if count != stores[0].generator["shard"][1]:
             raise InputError(
@@ -163,7 +179,10 @@ def merge_shards(paths: Sequence[Path], target: Path) -> None:
     in_order = [by_number[number] for number in range(1, count + 1)]
     total = sum(map(len, in_order))
     image_ids = [in_order[index % count].image_ids[index // count] for index in range(total)]
-    generator = {key: value for key, value in in_order[0].generator.items() if key not in ("shard", "data_set")}
+    generator = {key: value for key, value in in_order[0].generator.items() if key not in {*OF_ONE_SHARD, "data_set"}}
+    unreadable = {id: reason for store in stores for id, reason in store.unreadable.items()}
+    if unreadable:
+        generator["unreadable"] = {id: unreadable[id] for id in image_ids if id in unreadable}
     if _digest_of_ids(image_ids) != in_order[0].generator.get("data_set"):
         raise InputError(f"{target}: the shards do not hold the images of their data set: make them again")
     stream_store(
@@ -209,9 +228,24 @@ def _digest_of_ids(image_ids: Sequence[str]) -> str:
     return hashlib.sha256("\0".join(image_ids).encode()).hexdigest()
 
 
-def _search(reader: Reader, indices: list[int], parts: Path, mode: str, workers: int) -> None:
+def _search(reader: Reader, indices: list[int], parts: Path, mode: str, workers: int, max_bad_fraction: float) -> None:
+    unreadable = [*_read_reasons(reader, parts).values()]  # of a run that was stopped
+
     def search(index: int) -> None:
-        image = reader.image(index)
+        try:
+            image = reader.image(index)
+        except InputError as error:
+            unreadable.append(str(error))
+            if len(unreadable) > max_bad_fraction * len(reader):
+                raise InputError(
+                    f"{first_few(unreadable)}. Of the {len(reader)} images of {reader.name} more than the fraction "
+                    f"{max_bad_fraction:g} cannot be read: repair them, take them out of the split, or allow more with "
+                    "--max-bad-fraction"
+                ) from None
+            data = io.BytesIO()
+            np.savez(data, boxes=np.zeros((0, 4), np.float32), image_hw=(0, 0), with_grid=False, reason=str(error))
+            write_atomically(_part(parts, index, reader), data.getvalue())
+            return
         boxes, with_grid = search_image(image, mode, threads=1)
         data = io.BytesIO()
         np.savez(data, boxes=boxes, image_hw=image.shape[:2], with_grid=with_grid)
@@ -240,6 +274,18 @@ def _read_parts(reader: Reader, parts: Path, with_grid: list[str]) -> Iterator[I
             if part["with_grid"]:
                 with_grid.append(image_id)
             yield ImageProposals(image_id, part["boxes"], image_hw=(height, width))
+
+
+def _read_reasons(reader: Reader, parts: Path) -> dict[str, str]:
+    """Why images that are done could not be read, by id."""
+    reasons = {}
+    for index, image_id in enumerate(reader.image_ids):
+        path = _part(parts, index, reader)
+        if path.is_file():
+            with np.load(path) as part:
+                if "reason" in part:
+                    reasons[image_id] = str(part["reason"])
+    return reasons
 
 
 def _part(parts: Path, index: int, reader: Reader) -> Path:

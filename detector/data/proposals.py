@@ -7,8 +7,9 @@ The store is one .safetensors file:
     image_hws  (M, 2) int32: height and width of the images that the boxes were made on; 0 0 where that is not known
     scores     (N,) float32, may be absent: higher is better
     image_ids  uint8: the ids in UTF-8, a 0 byte behind each
-    metadata   "fast-rcnn proposals 2": a JSON object, name and parameters of what made the boxes; one string, since the
-               order of several would be random
+    metadata   "fast-rcnn proposals 2": a JSON object, name and parameters of what made the boxes, and, as `unreadable`,
+               the images that could not be read, with the reason; one string, since the order of several would be
+               random
 
 It is read memory-mapped, image by image, so it may be larger than memory and all processes share one copy; it is
 written image by image too.
@@ -54,6 +55,7 @@ class ProposalStore:
             self.generator: dict = json.loads(metadata[FORMAT])
             if not isinstance(self.generator, dict):
                 raise ValueError("its metadata do not say how it was made")
+            self.unreadable = _reasons(self.generator)
             self.image_ids = self._file.get_tensor("image_ids").tobytes().decode().split("\0")[:-1]
             self._image_hws = self._file.get_tensor("image_hws")
             self._offsets = self._file.get_tensor("offsets")
@@ -73,7 +75,7 @@ class ProposalStore:
             raise InputError(f"{self.path}: damaged proposal store: its offsets, boxes and image ids do not fit")
 
     def __getitem__(self, image_id: str) -> np.ndarray:
-        """Boxes (P, 4) float32 of an image."""
+        """Boxes (P, 4) float32 of an image; none of one in `unreadable`, which counts as missing."""
         return self._rows(self._boxes, image_id)
 
     def scores(self, image_id: str) -> np.ndarray | None:
@@ -101,13 +103,20 @@ class ProposalStore:
         return tensor[start:stop] if stop > start else np.zeros((0, *tensor.get_shape()[1:]), dtype=np.float32)
 
     def __contains__(self, image_id: str) -> bool:
-        return image_id in self._index
+        return image_id in self._index and image_id not in self.unreadable
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def __reduce__(self) -> tuple:
         return ProposalStore, (self.path,)  # a worker process opens the file for itself
+
+
+def _reasons(generator: dict) -> dict[str, str]:
+    reasons = generator.get("unreadable", {})
+    if not (isinstance(reasons, dict) and all(isinstance(reason, str) for reason in reasons.values())):
+        raise ValueError("its list of unreadable images is not one of ids and reasons")
+    return reasons
 
 
 class _StoreRows(Mapping[str, np.ndarray]):
@@ -232,6 +241,12 @@ def open_proposals(path: str | Path) -> ProposalStore | FileProposals:
 def require_present(proposals: ProposalStore | FileProposals, image_ids: Sequence[str]) -> None:
     """Raise InputError unless there are proposals for each of these images."""
     missing = [id for id in image_ids if id not in proposals]
+    unreadable = proposals.unreadable if isinstance(proposals, ProposalStore) else {}
+    if missing and all(id in unreadable for id in missing):
+        raise InputError(
+            f"{proposals.path}: no proposals for {len(missing)} of {len(image_ids)} images, which could not be read "
+            f"when it was made: {first_few([unreadable[id] for id in missing])}. Make it again"
+        )
     if missing:
         raise InputError(
             f"{proposals.path}: no proposals for {len(missing)} of {len(image_ids)} images: {first_few(missing)}. Is "

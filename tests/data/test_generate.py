@@ -17,7 +17,7 @@ from detector.data import generate
 from detector.data.check import check_data, proposal_recall
 from detector.data.formats.records import ImageProposals
 from detector.data.generate import generate_proposals, grid_boxes, merge_shards, proposals_for, store_path
-from detector.data.proposals import ProposalStore, stream_store
+from detector.data.proposals import ProposalStore, require_present, stream_store
 from detector.data.voc import VocDataset
 from detector.errors import InputError
 from tests.conftest import REPOSITORY
@@ -152,6 +152,37 @@ def test_shards_merged_are_the_store_of_one_run(reader, small_shapes, tmp_path):
         with pytest.raises(InputError, match=says):
             merge_shards(given, tmp_path / "never.safetensors")
     assert not (tmp_path / "never.safetensors").exists()
+
+
+def test_unreadable_images_are_named_up_to_a_fraction(make_voc, tmp_path, caplog):
+    root = make_voc({"train": {name: [] for name in "abcd"}})
+    cut = root / "JPEGImages/b.jpg"
+    cut.write_bytes(cut.read_bytes()[:-50])
+    reader = VocDataset(root, "train")
+    with pytest.raises(InputError, match=r"b\.jpg: (.|\n)*than the fraction 0.24 cannot .* --max-bad-fraction"):
+        generate_proposals(reader, tmp_path / "p.safetensors", "single", 1, max_bad_fraction=0.24)
+    generate_proposals(reader, tmp_path / "p.safetensors", "single", 1, max_bad_fraction=0.25)
+    store = ProposalStore(tmp_path / "p.safetensors")
+    assert [image_id in store for image_id in "abcd"] == [True, False, True, True]
+    assert list(store.unreadable) == ["b"]
+    assert str(cut) in store.unreadable["b"]
+    assert f"no proposals: {store.unreadable['b']}" in caplog.text
+    with pytest.raises(InputError, match=r"1 of 4 images, which could not be read when it was made: .*b\.jpg"):
+        require_present(store, reader.image_ids)
+
+    shards = [tmp_path / f"{number}.safetensors" for number in (1, 2)]
+    for number, path in enumerate(shards, start=1):
+        generate_proposals(reader, path, "single", 1, (number, 2), max_bad_fraction=0.5)
+    merge_shards(shards, tmp_path / "merged.safetensors")
+    assert (tmp_path / "merged.safetensors").read_bytes() == (tmp_path / "p.safetensors").read_bytes()
+
+
+def test_a_missing_image_counts_as_unreadable(make_voc, tmp_path):
+    root = make_voc({"train": {name: [] for name in "ab"}})
+    (root / "JPEGImages/a.jpg").unlink()
+    reader = VocDataset(root, "train")
+    generate_proposals(reader, tmp_path / "p.safetensors", "single", 1, max_bad_fraction=0.5)
+    assert list(ProposalStore(tmp_path / "p.safetensors").unreadable) == ["a"]
 
 
 def test_an_image_with_next_to_nothing_to_see_gets_a_grid(make_voc, small_shapes, tmp_path, caplog):
