@@ -12,7 +12,7 @@ Words:
     box         (x1, y1, x2, y2), float32, continuous pixels: the width is x2 - x1, a box over a whole image is
                 (0, 0, W, H). Files with other conventions are converted where they are read or written.
     frame       the image that a box's coordinates refer to: the original one as it lies in its file, or the
-                network's, after augmentation and resizing.
+                network's, after resizing and augmentation.
     proposals   boxes (P, 4) that may hold an object, of one image, without a class: what selective search finds.
     rois        (R, 5): the index of the image in its batch, then a box in the network frame.
     label       0 is background, 1..K are the classes in the data set's order.

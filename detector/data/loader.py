@@ -92,10 +92,10 @@ class Samples(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Sample, int]:
         index, position = key
         try:
-            sample = self.original(index)
+            sample = self.resize(self.original(index))  # before augmentation, which may change the scale
             if self.augment:
                 sample = self.augment(sample, seed_of(self.seed, Stream.AUGMENTATION, position))
-            return self.resize(sample), position
+            return sample, position
         except InputError:
             raise
         except Exception as error:  # of whatever kind: a worker can only send on one that is made of a single text

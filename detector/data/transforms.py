@@ -1,4 +1,4 @@
-"""From the original frame to the network's: augmentation, then resizing. Boxes follow their image."""
+"""From the original frame to the network's: resizing, then augmentation. Boxes follow their image."""
 
 import os
 import warnings

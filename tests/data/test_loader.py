@@ -142,6 +142,16 @@ def test_batches_do_not_depend_on_the_number_of_workers(samples):
     assert {len(versions) for versions in by_image.values()} == {2}  # flipped, and not
 
 
+def test_scale_jitter_is_not_undone_by_resizing(small_shapes):
+    halve = Augment([A.RandomScale(scale_limit=(-0.5, -0.5), p=1.0)])
+    reader = VocDataset(small_shapes, "train")
+    sample, _ = Samples(reader, AllOver(), Resize(128, 256), halve)[0, 0]
+    whole, _ = Samples(reader, AllOver(), Resize(128, 256))[0, 0]
+    assert min(sample.image.shape[:2]) == 64
+    np.testing.assert_allclose(sample.gt_boxes, whole.gt_boxes / 2, atol=0.5)
+    np.testing.assert_allclose(sample.proposals, whole.proposals / 2, atol=0.5)
+
+
 def test_evaluation_sees_every_image_once_in_order(samples):
     assert [ids for ids, _, _ in contents(eval_loader(samples, 0))] == [[f"train_{n}"] for n in range(6)]
 
