@@ -4,16 +4,26 @@
 
 writes model.safetensors and model.json (classes, settings, iteration) without any path of this machine. They are taken
 wherever a checkpoint is: python evaluate.py checkpoint=shared/mine/model.safetensors data=voc data.root=DIR
+
+    python scripts/export.py torchvision --checkpoint runs/mine/checkpoints/best.pt --out resnet18.pth
+
+writes the layers that torchvision's classification network has too, by its names. model.weights=resnet18.pth starts
+another run from them, and torchvision takes them with load_state_dict(..., strict=False).
 """
 
 import argparse
+import io
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import torch
+
 from detector.checkpoint import load_checkpoint, save_weights
-from detector.errors import run_script
+from detector.errors import InputError, run_script
+from detector.files import write_atomically
+from detector.models.weights import to_torchvision
 from detector.run_folder import require_writable
 
 
@@ -24,6 +34,10 @@ def main() -> int:
     command.add_argument("--checkpoint", required=True, type=Path, help="RUN/checkpoints/best.pt")
     command.add_argument("--out", required=True, type=Path, help="folder to write both files into")
     command.set_defaults(run=export_weights)
+    command = commands.add_parser("torchvision", help="the backbone as a state dict of torchvision's network")
+    command.add_argument("--checkpoint", required=True, type=Path, help="RUN/checkpoints/best.pt")
+    command.add_argument("--out", required=True, type=Path, help="the file to write, such as resnet18.pth")
+    command.set_defaults(run=export_torchvision)
     arguments = parser.parse_args()
     return run_script(lambda: arguments.run(arguments), "nothing half written is left")
 
@@ -32,6 +46,17 @@ def export_weights(arguments: argparse.Namespace) -> None:
     require_writable("--out", arguments.out)
     save_weights(arguments.out, load_checkpoint(arguments.checkpoint))
     print(f"{arguments.out}/model.safetensors and model.json")
+
+
+def export_torchvision(arguments: argparse.Namespace) -> None:
+    if arguments.out.exists():
+        raise InputError(f"--out: {arguments.out} is there already, and nothing is overwritten: name another file")
+    require_writable("--out", arguments.out.parent)
+    state = to_torchvision(load_checkpoint(arguments.checkpoint)["model"])
+    data = io.BytesIO()
+    torch.save(state, data)
+    write_atomically(arguments.out, data.getvalue())
+    print(f"{arguments.out}: {len(state)} tensors")
 
 
 if __name__ == "__main__":

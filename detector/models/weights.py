@@ -24,7 +24,19 @@ IMAGENET = {
 
 
 OUTPUT_LAYERS = ("cls_score.", "bbox_pred.")
-FC6_INPUTS = 512 * 7 * 7  # of VGG16
+FC6_WEIGHT, FC6_INPUTS = "head.fc6.weight", 512 * 7 * 7  # of VGG16
+# Where the layers of torchvision's classification networks are in this program's.
+TORCHVISION_PREFIXES = {
+    "conv1.": "backbone.stem.0.",
+    "bn1.": "backbone.stem.1.",
+    "layer1.": "backbone.layer1.",
+    "layer2.": "backbone.layer2.",
+    "layer3.": "backbone.layer3.",
+    "layer4.": "head.layer4.",
+    "features.": "backbone.features.",
+    "classifier.0.": "head.fc6.",
+    "classifier.3.": "head.fc7.",
+}
 
 
 def load_weights(model: nn.Module, backbone: str, weights: str, classes: Sequence[str]) -> None:
@@ -128,21 +140,27 @@ def _imagenet_state(backbone: str) -> dict:
 
 def _from_classifier(state: dict) -> dict:
     """Names and layouts of torchvision's VGG16 and ResNets, to this program's."""
-    renamed = {}
-    for key, value in state.items():
-        module, _, rest = key.partition(".")
-        if module in ("layer1", "layer2", "layer3"):
-            key = f"backbone.{key}"
-        elif module == "layer4":
-            key = f"head.{key}"
-        elif module in ("conv1", "bn1"):
-            key = f"backbone.stem.{0 if module == 'conv1' else 1}.{rest}"
-        elif module == "features":
-            key = f"backbone.{key}"
-        elif key.startswith(("classifier.0.", "classifier.3.")):
-            layer = "fc6" if key.startswith("classifier.0.") else "fc7"
-            key = f"head.{layer}.{key.rpartition('.')[2]}"
-            if key == "head.fc6.weight" and value.shape[1:] == (FC6_INPUTS,):  # (c, h, w) -> (h, w, c): see heads.py
-                value = value.unflatten(1, (-1, 7, 7)).permute(0, 2, 3, 1).flatten(1)
-        renamed[key] = value
+    renamed = {_renamed(key, TORCHVISION_PREFIXES): value for key, value in state.items()}
+    weight = renamed.get(FC6_WEIGHT)
+    if weight is not None and weight.shape[1:] == (FC6_INPUTS,):  # (c, h, w) -> (h, w, c): see heads.py
+        renamed[FC6_WEIGHT] = weight.unflatten(1, (-1, 7, 7)).permute(0, 2, 3, 1).flatten(1)
     return renamed
+
+
+def to_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The part of a model's state dict that torchvision's classification network of the same kind has, by its names."""
+    prefixes = {ours: theirs for theirs, ours in TORCHVISION_PREFIXES.items()}
+    renamed = {_renamed(key, prefixes): value for key, value in state.items() if key.startswith(tuple(prefixes))}
+    weight = renamed.get("classifier.0.weight")
+    if weight is not None and weight.shape[1:] == (FC6_INPUTS,):
+        renamed["classifier.0.weight"] = weight.unflatten(1, (7, 7, -1)).permute(0, 3, 1, 2).flatten(1)
+    elif weight is not None:  # a fully connected head of another size
+        renamed = {key: value for key, value in renamed.items() if not key.startswith("classifier.")}
+    return renamed
+
+
+def _renamed(key: str, prefixes: dict[str, str]) -> str:
+    for old, new in prefixes.items():
+        if key.startswith(old):
+            return new + key.removeprefix(old)
+    return key

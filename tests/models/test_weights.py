@@ -11,7 +11,7 @@ from torchvision import models
 from detector.checkpoint import Checkpoints, load_checkpoint
 from detector.errors import InputError
 from detector.models import build_model, weights
-from detector.models.weights import load_weights
+from detector.models.weights import load_weights, to_torchvision
 
 CLASSES = ["cat", "dog"]
 
@@ -31,11 +31,16 @@ def test_a_resnet_computes_what_the_classifier_computed(tmp_path, head):
     model = build_model("resnet18", head, num_classes=2, hidden=8, pretrained=True).train()
     load_weights(model, "resnet18", str(tmp_path / "w.pth"), CLASSES)
     x = torch.rand(1, 3, 64, 64)
-    expected = net.layer3(net.layer2(net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(x)))))))
+    of_layer3 = net.layer3(net.layer2(net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(x)))))))
     features = model.backbone(x)
-    torch.testing.assert_close(features, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(features, of_layer3, atol=1e-4, rtol=1e-4)
+    back, expected = to_torchvision(model.state_dict()), net.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in back.items())
+    assert {key.partition(".")[0] for key in expected.keys() - back.keys() if "num_batches" not in key} == (
+        {"fc"} if head == "res5" else {"fc", "layer4"}
+    )
     if head == "res5":
-        torch.testing.assert_close(model.head(features), net.layer4(expected).mean((2, 3)), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(model.head(features), net.layer4(of_layer3).mean((2, 3)), atol=1e-4, rtol=1e-4)
 
 
 def test_vgg16_s_fully_connected_layers_are_taken_with_their_order_changed(tmp_path):
@@ -47,6 +52,9 @@ def test_vgg16_s_fully_connected_layers_are_taken_with_their_order_changed(tmp_p
     torch.testing.assert_close(model.head(pooled), net.classifier[:5](pooled.flatten(1)), atol=1e-4, rtol=1e-4)
     x = torch.rand(1, 3, 32, 32)
     torch.testing.assert_close(model.backbone(x), net.features[:-1](x), atol=1e-4, rtol=1e-4)
+    back, expected = to_torchvision(model.state_dict()), net.state_dict()
+    assert expected.keys() - back.keys() == {"classifier.6.weight", "classifier.6.bias"}
+    assert all(torch.equal(value, expected[key]) for key, value in back.items())
 
 
 @pytest.mark.parametrize("theirs", [["a", "b", "c", "d", "e"], ["dog", "cat"], ["cat", "horse"], None])
