@@ -16,6 +16,7 @@ from detector.data.check import warn_of_overlap
 from detector.data.fingerprint import fingerprints
 from detector.data.loader import TrainOrder, eval_loader, explain_workers, train_loader
 from detector.distributed import from_main, is_main, place, process_group, share_gradients, shared_errors, wait
+from detector.ema import averaged_model
 from detector.engine import training_steps
 from detector.errors import InputError
 from detector.models.weights import load_weights
@@ -111,6 +112,8 @@ def make_parts(config: dict, checkpoint: dict | None) -> Parts:
     compute.place(model)
     optimizer, schedule = compose.make_optimizer(config, model)
     config["optimizer"]["lr"] = optimizer.defaults["lr"]  # what null came to
+    decay = config["train"]["ema"]
+    averaged = averaged_model(model, decay) if decay is not None else None
 
     # Of the images to train on, those that cannot be used are left out.
     train_checked, val_checked = compose.check(config, train_set, "train"), compose.check(config, val_set, "val")
@@ -122,8 +125,8 @@ def make_parts(config: dict, checkpoint: dict | None) -> Parts:
     made_of |= fingerprints("validation", val_checked, val_samples.proposals)
     if checkpoint is not None:
         check_same_run(checkpoint, config, classes, made_of)
-        load_state(checkpoint, model, optimizer)
-    return Parts(classes, model, optimizer, schedule, recipe, compute, train_samples, val_samples, made_of)
+        load_state(checkpoint, model, optimizer, averaged)
+    return Parts(classes, model, optimizer, schedule, recipe, compute, train_samples, val_samples, made_of, averaged)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from detector.classes import check_classes
 from detector.errors import InputError, RunFailure
@@ -187,14 +188,19 @@ def load_to_resume(path: Path) -> dict:
     return content
 
 
-def load_state(checkpoint: dict, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Fill the model, and the optimizer's momentum; its rates and the like are as they are set now.
+def load_state(
+    checkpoint: dict, model: nn.Module, optimizer: torch.optim.Optimizer, averaged: AveragedModel | None = None
+) -> None:
+    """Fill the model, its average, and the optimizer's momentum; its rates and the like are as they are set now.
 
     Raises InputError if they do not fit.
     """
     groups = optimizer.state_dict()["param_groups"]
     try:
-        model.load_state_dict(checkpoint["model"])
+        model.load_state_dict(checkpoint["model" if averaged is None else "raw_model"])
+        if averaged is not None:
+            averaged.module.load_state_dict(checkpoint["model"])
+            averaged.n_averaged.fill_(checkpoint["iteration"])
         optimizer.load_state_dict({"state": checkpoint["optimizer"], "param_groups": groups})
         for parameter, state in optimizer.state.items():
             for name, value in state.items():
@@ -245,13 +251,15 @@ def _check_content(path: Path, content: dict) -> None:
         if not sound:
             raise InputError(f"{path}: not a checkpoint of this program: {what}")
 
-    model, config, classes = content["model"], content["config"], content["classes"]
-    require(isinstance(model, dict) and bool(model), "`model` is no dict of tensors")
-    for name, value in model.items():
-        require(isinstance(name, str) and isinstance(value, Tensor), f"`model` has {name!r}, which is no tensor")
-        plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
-        # A few bytes may pose as a huge tensor, by a stride of 0.
-        require(plain and value.untyped_storage().nbytes() >= value.nbytes, f"`model`: {name} is no plain tensor")
+    config, classes = content["config"], content["classes"]
+    for part in ("model", "raw_model") if "raw_model" in content else ("model",):
+        model = content[part]
+        require(isinstance(model, dict) and bool(model), f"`{part}` is no dict of tensors")
+        for name, value in model.items():
+            require(isinstance(name, str) and isinstance(value, Tensor), f"`{part}` has {name!r}, which is no tensor")
+            plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+            # A few bytes may pose as a huge tensor, by a stride of 0.
+            require(plain and value.untyped_storage().nbytes() >= value.nbytes, f"`{part}`: {name} is no plain tensor")
     require(isinstance(config, dict), "`config` is no dict")
     for group in GROUPS:
         require(isinstance(config.get(group), dict), f"`config` has no settings of {group}")

@@ -211,7 +211,8 @@ def make_recipe(config: dict) -> Recipe:
     """How a step is made of a batch, and detections of what the network answers: `roi`, `detect`, `seed`."""
     roi = dict(config["roi"])
     coder = BoxCoder(roi.pop("delta_std"))
-    return Recipe(Sampling(**roi), coder, Postprocess(**config["detect"]), config["seed"])
+    max_grad_norm = config["optimizer"].get("max_grad_norm")  # evaluation takes no step
+    return Recipe(Sampling(**roi), coder, Postprocess(**config["detect"]), config["seed"], max_grad_norm)
 
 
 def make_model(config: dict, num_classes: int) -> FastRCNN:
@@ -242,7 +243,9 @@ def make_optimizer(config: dict, model: FastRCNN) -> tuple[torch.optim.Optimizer
     """The optimizer, and the schedule: the factor on its rates at an iteration, from 0."""
     settings, train = dict(config["optimizer"]), config["train"]
     pretrained = config["model"].get("weights") is not None
-    settings["lr"] = settings.get("lr") or default_rate(train["images_per_batch"], pretrained)
-    groups = parameter_groups(model, settings["lr"], settings["weight_decay"])
+    settings.pop("max_grad_norm")
+    kind = str(settings.get("_target_"))
+    settings["lr"] = settings.get("lr") or default_rate(kind, train["images_per_batch"], pretrained)
+    groups = parameter_groups(model, settings["lr"], settings["weight_decay"], settings.pop("bias_lr_factor"))
     optimizer = build(settings, ("torch.optim.",), params=groups)
     return optimizer, build(config["schedule"], ("detector.schedules.",), iterations=train["iterations"])

@@ -1,5 +1,6 @@
 """The training and the evaluation loop."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ class Recipe:
     coder: BoxCoder
     postprocess: Postprocess
     seed: int
+    max_grad_norm: float | None = None  # a larger gradient is scaled down to this
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def training_steps(
         targets = make_targets(batch, recipe.sampling, recipe.coder, recipe.seed)
         torch.manual_seed(seed_of(recipe.seed, Stream.DROPOUT, iteration, place().rank))
         try:
-            values = train_step(model, batch.images, targets, optimizer, compute)
+            values = train_step(model, batch.images, targets, optimizer, compute, recipe.max_grad_norm)
         except NotFinite as error:
             raise_once(_not_finite(error, iteration, batch, optimizer.param_groups[0]["lr"]))
         except torch.OutOfMemoryError as error:
@@ -86,9 +88,16 @@ class NotFinite(Exception):
 
 
 def train_step(
-    model: nn.Module, images: Tensor, targets: RoiTargets, optimizer: torch.optim.Optimizer, compute: Compute
+    model: nn.Module,
+    images: Tensor,
+    targets: RoiTargets,
+    optimizer: torch.optim.Optimizer,
+    compute: Compute,
+    max_grad_norm: float | None = None,
 ) -> dict[str, Tensor | float]:
     """Forward, loss, backward, update. Returns losses, gradient norm and accuracies by TensorBoard tag.
+
+    A gradient whose norm is above `max_grad_norm` is scaled down to it; the norm returned is that before.
 
     Of several processes each has a part of the batch. Losses are divided by the RoIs of the whole batch, so gradient
     and losses are those of one process with all of it; the accuracies are of this process's part.
@@ -101,13 +110,15 @@ def train_step(
     losses = multi_task_loss(class_logits, deltas, targets, count)
     optimizer.zero_grad()
     (losses["cls"] + losses["box"]).backward()
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    grad_norm = torch.nn.utils.get_total_norm(gradients)
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
     own = torch.stack([losses["cls"], losses["box"]]).detach()
-    cls, box = mean(own)
-    # Reading this waits for the GPU once a step; only the launch of the update is then not hidden behind computing.
-    if not torch.isfinite(cls + box + grad_norm):
-        raise NotFinite(float(cls + box), float(grad_norm), mine=not bool(own.isfinite().all()))
+    # Reading these waits for the GPU once a step; only the launch of the update is then not hidden behind computing.
+    cls, box, grad_norm = torch.cat([mean(own), norm[None]]).tolist()
+    if not math.isfinite(cls + box + grad_norm):
+        raise NotFinite(cls + box, grad_norm, mine=not bool(own.isfinite().all()))
+    if max_grad_norm is not None and grad_norm > max_grad_norm:
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
     optimizer.step()
     return {
         "train/loss": cls + box,

@@ -20,6 +20,7 @@ FIXED = (
     "roi.delta_std",
     "seed",
     "train.images_per_batch",
+    "train.ema",
     "optimizer._target_",
     "metric.main",
     "metric.overlaps",

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 import torchvision
 import yaml
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -16,6 +18,7 @@ from detector.checkpoint import Checkpoints
 from detector.config import flatten
 from detector.data.loader import Samples
 from detector.device import Compute, peak_memory_mib
+from detector.diagnostics import CollapseDetector, DivergenceDetector
 from detector.distributed import place, share_buffers, wait
 from detector.engine import Recipe, Step, evaluate
 from detector.evaluation.report import write_report
@@ -47,6 +50,12 @@ class Parts:
     train_samples: Samples
     val_samples: Samples
     made_of: dict[str, str]  # fingerprints of data and proposals
+    averaged: AveragedModel | None = None  # the moving average of the weights, where `train.ema` asks for one
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The network that is evaluated and shared."""
+        return self.model if self.averaged is None else self.averaged.module
 
 
 @dataclass
@@ -68,6 +77,11 @@ class Run:
         self.evaluated = 0  # iteration of the last evaluation
         self.stopping = 0  # the signal that asked for it
         self.checkpoints = Checkpoints(self.folder / "checkpoints")
+        self.logged = 0  # iteration of the last logging
+        self.label_counts = torch.zeros(len(self.parts.classes) + 1, dtype=torch.int64)  # since then
+        settings = self.config["train"]
+        self.collapse = CollapseDetector(collapse_window(settings["iterations"]))
+        self.divergence = DivergenceDetector()
         if self.tracker is not None:
             text = yaml.safe_dump(self.config, sort_keys=False)
             write_atomically(self.folder / "config.yaml", text.encode())
@@ -76,6 +90,7 @@ class Run:
     def take_up(self, checkpoint: dict) -> None:
         """Go on where the checkpoint was written, perhaps before or during an evaluation."""
         self.evaluated = checkpoint["evaluated"]
+        self.logged = checkpoint["iteration"]
         if self.tracker is not None:
             self.best = self.checkpoints.best_score()  # not the checkpoint's: see make_newest
         if checkpoint["processes"] != place().world_size:
@@ -94,8 +109,12 @@ class Run:
         iteration, self.stopping = step.iteration, self.stop.agreed()
         due = {name: is_due(name, iteration, self.config["train"]) for name in ("log", "eval", "checkpoint")}
         self.last_images[:] = step.batch.image_ids
+        if self.parts.averaged is not None:
+            self.parts.averaged.update_parameters(self.parts.model)
         if self.tracker is not None:
             self.means.add(step.values)
+            self.label_counts += step.targets.labels.bincount(minlength=len(self.label_counts))
+            self.watch_gradient(iteration, step.values["train/grad_norm"])
             if iteration == 1:
                 self.tracker.image(iteration, "train/rois", draw_batch(step.batch, step.targets))
             if any(due.values()) or self.stopping:
@@ -107,6 +126,7 @@ class Run:
     def log(self, tracker: Tracker, step: Step, progress: tqdm) -> None:
         """Means since the last logging, to TensorBoard, metrics.jsonl and the screen."""
         values = self.means.take() | {"memory/peak_mib": peak_memory_mib(self.parts.compute.device)}
+        values["train/collapsed"] = float(self.watch_for_collapse(step.iteration, values))
         tracker.scalars(step.iteration, values)
         progress.set_postfix(loss=f"{values['train/loss']:.3f}")
         if progress.disable:  # no terminal
@@ -114,6 +134,38 @@ class Run:
             logger.info(
                 "iteration %d of %d: loss %.3f, %.2f s a step", step.iteration, of, values["train/loss"], seconds
             )
+
+    def watch_for_collapse(self, iteration: int, values: dict[str, float]) -> bool:
+        """Warn once where the network has collapsed to label frequencies; whether it has, by the values logged."""
+        before = self.collapse.since
+        counts, self.label_counts = self.label_counts, torch.zeros_like(self.label_counts)
+        first, self.logged = self.logged + 1, iteration
+        if first <= self.config["schedule"].get("warmup_iterations", 0):
+            return False
+        collapsed = self.collapse.add(
+            first, iteration, values["roi/foreground_accuracy"], values["train/loss_cls"], counts
+        )
+        if collapsed and before is None:
+            logger.warning("iteration %d: %s", iteration, self.collapse_message())
+        return collapsed
+
+    def collapse_message(self) -> str:
+        """What the collapse means, and what helps."""
+        return (
+            f"the network has collapsed: since iteration {self.collapse.since} it takes (almost) every foreground RoI "
+            f"for background, and detects nothing. A lower optimizer.lr (now {self.parts.optimizer.defaults['lr']:g}) "
+            f"or a longer schedule.warmup_iterations (now {self.config['schedule'].get('warmup_iterations', 0)}) helps "
+            "most often"
+        )
+
+    def watch_gradient(self, iteration: int, grad_norm: Tensor | float) -> None:
+        """Warn where training diverges."""
+        usual = self.divergence.add(float(grad_norm))
+        if usual is not None:
+            logger.warning(
+                "iteration %d: training diverges: the norm of the gradient is %.3g, where %.3g is usual in this run. A "
+                "lower optimizer.lr or an optimizer.max_grad_norm helps most often", iteration, grad_norm, usual,
+            )  # fmt: skip
 
     def keep(self, iteration: int, evaluate: bool, save: bool) -> None:
         """Evaluate, write a checkpoint; whatever ends an evaluation, the steps before it are not lost."""
@@ -134,9 +186,10 @@ class Run:
 
     def evaluate(self, iteration: int) -> None:
         """Detect on all validation images, in all processes; the first one reports."""
-        share_buffers(self.parts.model)
+        model = self.parts.evaluated_model
+        share_buffers(model)
         batches = self.stop.cut_short(self.val_batches)
-        detections, losses = evaluate(self.parts.model, batches, self.parts.recipe, self.parts.compute)
+        detections, losses = evaluate(model, batches, self.parts.recipe, self.parts.compute)
         if self.tracker is not None:
             with self.checkpoints.failing_gently(f"the evaluation of iteration {iteration}", self.is_last(iteration)):
                 self.report(self.tracker, iteration, detections, losses)
@@ -174,7 +227,7 @@ class Run:
             return
         self.tracker.flush()
         content = {
-            "model": self.parts.model.state_dict(),
+            "model": self.parts.evaluated_model.state_dict(),
             "optimizer": self.parts.optimizer.state_dict()["state"],  # rates and the like are settings
             "config": self.config,
             "classes": list(self.parts.classes),
@@ -185,6 +238,8 @@ class Run:
             "processes": place().world_size,
             "versions": VERSIONS,
         }
+        if self.parts.averaged is not None:
+            content["raw_model"] = self.parts.model.state_dict()  # which training continues from
         (self.checkpoints.save_best if best else self.checkpoints.save_last)(content, self.is_last(iteration))
 
     def is_last(self, iteration: int) -> bool:
@@ -196,7 +251,14 @@ class Run:
         if self.tracker is None:
             return
         self.tracker.hyperparameters(flatten(self.config), self.final)
+        if self.collapse.since is not None:
+            logger.warning("%s", self.collapse_message())
         logger.info("done: %s; to look at it: tensorboard --logdir %s", self.folder, self.folder.parent)
+
+
+def collapse_window(iterations: int) -> int:
+    """How many iterations without a foreground RoI classified correctly count as a collapse in a run so long."""
+    return min(max(iterations // 10, 50), 500)
 
 
 def is_due(what: str, iteration: int, settings: dict) -> bool:

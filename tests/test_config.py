@@ -14,6 +14,7 @@ from detector.data.shapes import VERSION
 from detector.data.subset import Subset
 from detector.data.voc import VocDataset
 from detector.errors import InputError
+from detector.optim import default_rate
 from tests.conftest import REPOSITORY
 
 CHOICES = sorted(
@@ -35,6 +36,21 @@ def test_every_config_makes_its_parts(settings, choice):
     for item in config["augment"]["transforms"]:
         assert isinstance(build(item), albumentations.BasicTransform)
     assert compose.make_recipe(config).coder.std == tuple(config["roi"]["delta_std"])
+
+
+def test_the_paper_s_recipe_is_in_its_experiment(settings):
+    config = settings("train", "experiment=paper")
+    validate(config)
+    train, roi, optimizer = config["train"], config["roi"], config["optimizer"]
+    assert (train["iterations"], train["images_per_batch"], train["ema"]) == (40_000, 2, None)
+    assert (optimizer["_target_"], optimizer["momentum"], optimizer["weight_decay"]) == ("torch.optim.SGD", 0.9, 0.0005)
+    assert (optimizer["bias_lr_factor"], optimizer["max_grad_norm"]) == (2.0, None)
+    assert default_rate(optimizer["_target_"], 2, pretrained=True) == pytest.approx(0.001)
+    assert (roi["rois_per_image"], roi["foreground_fraction"]) == (64, 0.25)
+    assert (roi["foreground_iou"], roi["background_iou_low"], roi["background_iou_high"]) == (0.5, 0.1, 0.5)
+    schedule = compose.make_optimizer({**config, "model": {"weights": "imagenet"}}, torch.nn.Linear(1, 1))[1]
+    assert [schedule(i) for i in (0, 29_999, 30_000)] == pytest.approx([1, 1, 0.1])
+    assert config["detect"]["nms_iou"] == 0.3
 
 
 @pytest.mark.parametrize("choice", ["voc", "voc07", "shapes"])
@@ -241,6 +257,9 @@ def test_a_wrong_argument_is_an_input_error():
         ("run.dir=2024", "run.dir=2024"),
         ("optimizer.lr=-1", "optimizer.lr=-1"),
         ("optimizer.weight_decay=-1", "optimizer.weight_decay=-1"),
+        ("optimizer.max_grad_norm=0", "optimizer.max_grad_norm=0: must be null or a number above 0"),
+        ("optimizer.bias_lr_factor=0", "optimizer.bias_lr_factor=0: must be a number above 0"),
+        ("train.ema=1", "train.ema=1: must be null or a number between 0 and 1"),
         ("data.min_proposal_px=-1", "data.min_proposal_px=-1: must be a number of pixels"),
         ("data.unique_proposals=2", "data.unique_proposals=2: must be true or false"),
         ("data.proposals_by_score=x", "data.proposals_by_score=x: must be true or false"),

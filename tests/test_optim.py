@@ -8,10 +8,10 @@ from detector.optim import default_rate, parameter_groups
 from detector.schedules import Cosine, Step
 
 
-def test_biases_learn_twice_as_fast_and_do_not_decay():
+def test_biases_have_a_rate_of_their_own_and_do_not_decay():
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
     model[2].weight.requires_grad_(False)
-    weights, biases = parameter_groups(model, lr=0.1, weight_decay=0.5)
+    weights, biases = parameter_groups(model, lr=0.1, weight_decay=0.5, bias_lr_factor=2.0)
     assert (weights["lr"], weights["weight_decay"], biases["lr"], biases["weight_decay"]) == (0.1, 0.5, 0.2, 0.0)
     assert [p.shape for p in weights["params"]] == [(3, 2), (3,)]
     assert [p.shape for p in biases["params"]] == [(3,), (3,), (1,)]
@@ -19,9 +19,23 @@ def test_biases_learn_twice_as_fast_and_do_not_decay():
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.2]
 
 
-def test_default_rates():
-    assert default_rate(2, pretrained=True) == pytest.approx(0.001)  # the paper's
-    assert default_rate(4, pretrained=False) == pytest.approx(0.02)
+@pytest.mark.parametrize(
+    ("optimizer", "images_per_batch", "pretrained", "rate"),
+    [
+        ("torch.optim.SGD", 2, True, 0.001),  # the paper's
+        ("torch.optim.SGD", 4, False, 0.02),
+        ("torch.optim.AdamW", 4, False, 0.0003),
+        ("torch.optim.AdamW", 16, False, 0.0006),
+        ("torch.optim.AdamW", 4, True, 0.0001),
+    ],
+)
+def test_default_rates(optimizer, images_per_batch, pretrained, rate):
+    assert default_rate(optimizer, images_per_batch, pretrained) == pytest.approx(rate)
+
+
+def test_other_optimizers_need_a_rate():
+    with pytest.raises(InputError, match=r"optimizer\.lr: torch\.optim\.Adagrad has no default rate"):
+        default_rate("torch.optim.Adagrad", 4, False)
 
 
 def test_the_paper_s_schedule():

@@ -1,6 +1,7 @@
 """train.py and evaluate.py from end to end, on a few small scenes."""
 
 import json
+import logging
 import re
 import shutil
 import subprocess
@@ -272,13 +273,28 @@ def test_the_seed_decides_the_run_and_the_number_of_workers_does_not(settings, c
     ["roi.foreground_fraction=0.5", "roi.delta_std=[1,1,1,1]", "augment=none", "data.use_difficult=false",
      "optimizer.lr=0.5", "schedule=step", "precision=bfloat16", "model.pool_size=3", "data.train_max_proposals=9",
      "roi.foreground_iou=0.7", "roi.background_iou_low=0.0", "roi.background_iou_high=0.3", "roi.rois_per_image=8",
-     "optimizer.weight_decay=0.5", "optimizer.momentum=0.0", "channels_last=false"],
+     "optimizer.weight_decay=0.5", "optimizer=sgd", "optimizer.max_grad_norm=0.01", "optimizer.bias_lr_factor=9",
+     "augment=photometric", "augment=scale", "channels_last=false"],
 )  # fmt: skip
 def test_every_setting_of_training_has_its_effect(settings, common, tmp_path, override, usual_losses):
     if override == "channels_last=false":  # the same numbers from another layout
         assert losses(settings, common, tmp_path / "run", override) == pytest.approx(usual_losses, rel=1e-3)
     else:
         assert losses(settings, common, tmp_path / "run", override) != usual_losses
+
+
+def test_the_averaged_weights_are_evaluated_and_the_last_ones_are_kept(settings, common, tmp_path):
+    def state(name: str, *overrides: str) -> dict:
+        train.main(settings("train", *common, f"run.dir={tmp_path}/{name}", *overrides))
+        return torch.load(tmp_path / name / "checkpoints/last.pt", weights_only=True)
+
+    averaged, plain = state("averaged"), state("plain", "train.ema=null")
+    key = "head.fc7.weight"
+    assert torch.equal(averaged["raw_model"][key], plain["model"][key])
+    assert not torch.equal(averaged["model"][key], plain["model"][key])
+    assert "raw_model" not in plain
+    scores = [json.loads((tmp_path / name / "metrics.json").read_text())["loss"] for name in ("averaged", "plain")]
+    assert scores[0] != scores[1]
 
 
 @pytest.fixture(scope="module")
@@ -530,3 +546,23 @@ def test_images_without_objects_and_proposals_train(settings, common, small_shap
         Image.new("RGB", (300, 240)).save(root / f"JPEGImages/train_{number}.jpg")
     train.main(settings("train", *common, f"data.root={root}", f"run.dir={tmp_path}/run"))
     assert (tmp_path / "run/checkpoints/last.pt").is_file()
+
+
+def test_a_collapse_is_named_while_it_happens_and_at_the_end(settings, common, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.WARNING)
+    monkeypatch.setattr("detector.run.collapse_window", lambda iterations: 6)
+    collapsed = ["optimizer=sgd", "optimizer.lr=0.3", "schedule.warmup_iterations=2", "train.ema=null"]
+    few = ["train.iterations=24", "train.eval_every=24", "train.checkpoint_every=24", "train.log_every=2"]
+    train.main(settings("train", *common, *collapsed, *few, f"run.dir={tmp_path}/run"))
+    told = [record.message for record in caplog.records if "the network has collapsed" in record.message]
+    for message in told:
+        for part in ("since iteration", "optimizer.lr (now 0.3)", "schedule.warmup_iterations (now 2)"):
+            assert part in message
+    assert re.match(r"iteration \d+: ", told[0])
+    assert not told[-1].startswith("iteration")  # the summary
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    flags = [line["train/collapsed"] for line in lines if "train/collapsed" in line]
+    assert (flags[0], flags[-1]) == (0, 1)
+    caplog.clear()
+    train.main(settings("train", *common, *few, f"run.dir={tmp_path}/healthy"))
+    assert "collapsed" not in caplog.text

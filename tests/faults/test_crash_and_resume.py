@@ -67,7 +67,7 @@ def test_case_01_killed_at_any_moment_and_in_a_write_the_outcome_is_equal_in_eve
 def test_case_01_the_comparison_sees_one_bit(whole, spoilt):
     assert differences(spoilt, whole) == []
     content = torch.load(spoilt / "checkpoints/last.pt", weights_only=True)
-    momentum = content["optimizer"][0]["momentum_buffer"]
+    momentum = content["optimizer"][0]["exp_avg"]
     momentum[0, 0, 0, 0] = torch.nextafter(momentum[0, 0, 0, 0], torch.tensor(9.0))
     torch.save(content, spoilt / "checkpoints/last.pt")
     assert differences(spoilt, whole) == ["last.pt"]
@@ -425,7 +425,7 @@ def test_weights_and_momentum_that_do_not_fit_are_refused_before_a_step(spoilt, 
     spoils = {
         "a weight less": {"model": {name: value for name, value in content["model"].items() if name != key}},
         "another shape": {"model": content["model"] | {key: torch.ones(2)}},
-        "momentum of another shape": {"optimizer": content["optimizer"] | {0: {"momentum_buffer": torch.ones(2)}}},
+        "momentum of another shape": {"optimizer": content["optimizer"] | {0: {"exp_avg": torch.ones(2)}}},
         "momentum that is a text": {"optimizer": content["optimizer"] | {0: "x"}},
     }
     for spoil in spoils.values():

@@ -1,5 +1,6 @@
 """Cases 17 to 24 of FAULTS.md: numbers that are not finite, nothing to learn from, degenerate boxes."""
 
+import copy
 import json
 import math
 
@@ -77,6 +78,22 @@ def test_case_17_a_gradient_that_is_not_finite_stops_too(model, optimizer):
         train_step(model, batch().images, rois(1, 0), optimizer, COMPUTE)
     assert not failure.value.mine  # the loss itself is finite
     assert not optimizer.state
+
+
+def test_a_larger_gradient_is_clipped_to_the_norm(model):
+    def step(max_grad_norm: float | None) -> tuple[float, float]:
+        """The norm that is reported, and how far the update moved the weights."""
+        copied = copy.deepcopy(model)
+        optimizer = torch.optim.SGD(copied.parameters(), lr=1.0)
+        values = train_step(copied, batch().images, rois(1, 0), optimizer, COMPUTE, max_grad_norm)
+        pairs = zip(copied.parameters(), model.parameters(), strict=True)
+        moved = torch.cat([(new - old).detach().flatten() for new, old in pairs]).norm()
+        return values["train/grad_norm"], float(moved)
+
+    norm, moved = step(None)
+    assert moved == pytest.approx(norm, rel=1e-3)
+    assert step(norm / 4) == (norm, pytest.approx(norm / 4, rel=1e-3))
+    assert step(norm * 4) == (norm, moved)
 
 
 def test_case_17_the_last_good_checkpoint_is_kept(settings, tiny, tmp_path):

@@ -144,7 +144,7 @@ def test_two_images_are_overfitted(small_shapes, tmp_path):
     compute = choose_compute("cpu", "float32", channels_last=True)
     compute.place(model)
     recipe = Recipe(Sampling(), BoxCoder(), Postprocess(), seed=0)
-    optimizer = torch.optim.SGD(parameter_groups(model, 0.01, 5e-4), momentum=0.9)
+    optimizer = torch.optim.SGD(parameter_groups(model, 0.01, 5e-4, 2.0), momentum=0.9)
     batches = train_loader(samples, TrainOrder(2, 2, 60, seed=0), workers=0)
     losses = [
         float(s.values["train/loss"]) for s in training_steps(model, batches, optimizer, lambda i: 1.0, recipe, compute)

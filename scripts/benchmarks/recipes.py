@@ -1,0 +1,106 @@
+"""Recipes: AP of training from scratch, over data sets, recipes and seeds.
+
+    python scripts/benchmark.py recipes --data raccoon=/data/raccoon --data bccd=/data/bccd --data shapes \\
+        --recipes default sgd --seeds 0 1 2 --iterations 300 600 --folder runs/recipes
+
+Every run is one call of train.py on half-size images (short side 320 px; shapes as they are), and its last.pt is
+scored. By default the images of trainval are divided, three for training to one for validation, so that the test split
+has no part in a choice; --test trains on trainval and scores the test split. One table: mean, minimum and range over
+the seeds of the 11-point mAP at IoU 0.5, and seconds per step. A run that is there already is not repeated.
+
+--recipes takes names of RECIPES, or NAME=OVERRIDES in quotes: "low rate=optimizer.lr=0.0001 train.ema=null".
+"""
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from scripts.benchmarks.selective_search import machine
+
+RECIPES = {
+    "default": [],
+    "no average": ["train.ema=null"],
+    "no clipping": ["optimizer.max_grad_norm=null"],
+    "rate x 1/3": ["optimizer.lr=0.0001"],
+    "rate x 3": ["optimizer.lr=0.0009"],
+    "sgd": ["optimizer=sgd"],
+    "sgd, rate 0.005": ["optimizer=sgd", "optimizer.lr=0.005"],
+    "photometric": ["augment=photometric"],
+    "scale": ["augment=scale"],
+    "background from 0": ["roi.background_iou_low=0"],
+    "background from 0.1": ["roi.background_iou_low=0.1"],
+}
+VAL_PART = 4  # of the images of trainval, one in so many is for validation
+TRAIN_PY = Path(__file__).resolve().parents[2] / "train.py"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", action="append", required=True, metavar="NAME=ROOT", help="in VOC layout, or shapes")
+    parser.add_argument("--recipes", nargs="+", default=["default"], metavar="RECIPE", help=", ".join(RECIPES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--iterations", nargs="+", type=int, default=[600])
+    parser.add_argument("--test", action="store_true", help="train on trainval and score the test split")
+    parser.add_argument("--folder", type=Path, default=Path("runs/recipes"), help="of all runs (default: %(default)s)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    print(machine(), "\n")
+    print("| data | recipe | iterations | seeds | mean | min | range | s per step |\n|---|---|---|---|---|---|---|---|")
+    for data in arguments.data:
+        name, _, root = data.partition("=")
+        overrides = [] if name == "shapes" else data_overrides(name, Path(root), arguments)
+        for recipe in arguments.recipes:
+            label, _, given = recipe.partition("=")
+            changes = given.split() if given else RECIPES[recipe]
+            for iterations in arguments.iterations:
+                scores, seconds = [], []
+                for seed in arguments.seeds:
+                    part = "test" if arguments.test else "val"
+                    folder = arguments.folder / f"{name}-{part}-{label.replace(' ', '_')}-{iterations}-{seed}"
+                    score, step = train(folder, [*overrides, *changes], iterations, seed)
+                    scores.append(score)
+                    seconds.append(step)
+                print(
+                    f"| {name} | {label} | {iterations} | {len(scores)} | {statistics.mean(scores):.3f} | "
+                    f"{min(scores):.3f} | {max(scores) - min(scores):.3f} | {statistics.mean(seconds):.3f} |",
+                    flush=True,
+                )
+
+
+def data_overrides(name: str, root: Path, arguments: argparse.Namespace) -> list[str]:
+    settings = ["data=voc", "model.weights=null", "data.short_side_px=320", "data.val_max_proposals=2000"]
+    if arguments.test:
+        return [*settings, f"data.root={root.resolve()}"]
+    divided = arguments.folder / f"data-{name}"
+    if not divided.exists():
+        divide(root.resolve(), divided)
+    return [*settings, f"data.root={divided.resolve()}", "data.train_split=train", "data.val_split=val"]
+
+
+def divide(root: Path, divided: Path) -> None:
+    """A data set with the images of `root` in the splits `train` and `val`, both from its trainval."""
+    (divided / "ImageSets/Main").mkdir(parents=True)
+    for folder in ("JPEGImages", "Annotations"):
+        (divided / folder).symlink_to(root / folder)
+    ids = (root / "ImageSets/Main/trainval.txt").read_text().split()
+    random.Random(0).shuffle(ids)
+    count = len(ids) // VAL_PART
+    for split, part in (("val", ids[:count]), ("train", ids[count:])):
+        (divided / f"ImageSets/Main/{split}.txt").write_text("".join(f"{image_id}\n" for image_id in sorted(part)))
+
+
+def train(folder: Path, overrides: list[str], iterations: int, seed: int) -> tuple[float, float]:
+    """The main metric of the run's last.pt, and seconds per step."""
+    if not (folder / "report.html").exists():
+        command = [
+            sys.executable, str(TRAIN_PY), *overrides, f"train.iterations={iterations}", f"seed={seed}",
+            f"train.eval_every={iterations}", f"run.dir={folder}",
+        ]  # fmt: skip
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["time/step_s"] for line in lines if "time/step_s" in line]
+    return json.loads((folder / "metrics.json").read_text())["main"]["value"], statistics.median(steps)
