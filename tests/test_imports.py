@@ -22,7 +22,9 @@ ALLOWED = {
     "schedules": set(),
     "roi_pool": set(),
     "selective_search": set(),
-    "optim": set(),
+    "optim": {"errors"},
+    "ema": set(),
+    "diagnostics": set(),
     "run_folder": {"errors", "files"},
     "device": {"distributed", "errors"},
     "config": {"errors"},
@@ -40,8 +42,8 @@ ALLOWED = {
     "engine": {"boxes", "device", "distributed", "errors", "losses", "postprocess", "seeds", "structures", "targets"},
     "compose": {"boxes", "config", "data", "device", "engine", "errors", "models", "optim", "postprocess", "targets"},
     "run": {
-        "checkpoint", "config", "data", "device", "distributed", "engine", "evaluation", "files", "models", "signals",
-        "structures", "tracking", "visualize",
+        "checkpoint", "config", "data", "device", "diagnostics", "distributed", "engine", "evaluation", "files",
+        "models", "signals", "structures", "tracking", "visualize",
     },
 }  # fmt: skip
 ONLY_IN = {"hydra": {"cli"}, "omegaconf": {"cli"}, "tensorboard": {"tracking"}, "torch.utils.tensorboard": {"tracking"}}
