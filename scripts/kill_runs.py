@@ -35,8 +35,8 @@ from detector.files import UNFINISHED
 SETTINGS = [
     "data=voc", "data.train_split=train", "data.short_side_px=64", "data.max_side_px=96", "model.hidden=16",
     "model.dropout=0.5", "model.pool_size=3", "train.iterations=12", "train.images_per_batch=2", "train.eval_every=4",
-    "train.checkpoint_every=1", "train.log_every=1", "roi.rois_per_image=16", "detect.score_threshold=0.01",
-    "device=cpu", "precision=float32",
+    "train.checkpoint_every=1", "train.log_every=1", "train.ema=0.9", "roi.rois_per_image=16",
+    "detect.score_threshold=0.01", "device=cpu", "precision=float32",
 ]  # fmt: skip
 
 

@@ -27,7 +27,7 @@ def test_fine_tuning_leaves_every_frozen_tensor_unchanged(exported, common, sett
     for path in (root / "Annotations").iterdir():
         path.write_text(path.read_text().replace(">ball<", ">apple<"))
     folder = tmp_path / "tuned"
-    overrides = [*common, f"data.root={root}", f"model.weights={exported}", f"run.dir={folder}"]
+    overrides = [*common, f"data.root={root}", f"model.weights={exported}", f"run.dir={folder}", "train.ema=0.9"]
     train.main(settings("train", *overrides, "train.iterations=6", "train.eval_every=6"))
     checkpoint = torch.load(folder / "checkpoints/last.pt", weights_only=True)
     assert checkpoint["config"]["optimizer"]["lr"] == pytest.approx(0.00005 * 2**0.5)

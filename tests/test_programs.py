@@ -272,7 +272,7 @@ def test_the_seed_decides_the_run_and_the_number_of_workers_does_not(settings, c
     "override",
     ["roi.foreground_fraction=0.5", "roi.delta_std=[1,1,1,1]", "augment=none", "data.use_difficult=false",
      "optimizer.lr=0.5", "schedule=step", "precision=bfloat16", "model.pool_size=3", "data.train_max_proposals=9",
-     "roi.foreground_iou=0.7", "roi.background_iou_low=0.0", "roi.background_iou_high=0.3", "roi.rois_per_image=8",
+     "roi.foreground_iou=0.7", "roi.background_iou_low=0.1", "roi.background_iou_high=0.3", "roi.rois_per_image=8",
      "optimizer.weight_decay=0.5", "optimizer=sgd", "optimizer.max_grad_norm=0.01", "optimizer.bias_lr_factor=9",
      "augment=photometric", "augment=scale", "channels_last=false"],
 )  # fmt: skip
@@ -288,7 +288,7 @@ def test_the_averaged_weights_are_evaluated_and_the_last_ones_are_kept(settings,
         train.main(settings("train", *common, f"run.dir={tmp_path}/{name}", *overrides))
         return torch.load(tmp_path / name / "checkpoints/last.pt", weights_only=True)
 
-    averaged, plain = state("averaged"), state("plain", "train.ema=null")
+    averaged, plain = state("averaged", "train.ema=0.9"), state("plain")
     key = "head.fc7.weight"
     assert torch.equal(averaged["raw_model"][key], plain["model"][key])
     assert not torch.equal(averaged["model"][key], plain["model"][key])
@@ -551,7 +551,7 @@ def test_images_without_objects_and_proposals_train(settings, common, small_shap
 def test_a_collapse_is_named_while_it_happens_and_at_the_end(settings, common, tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.WARNING)
     monkeypatch.setattr("detector.run.collapse_window", lambda iterations: 6)
-    collapsed = ["optimizer=sgd", "optimizer.lr=0.3", "schedule.warmup_iterations=2", "train.ema=null"]
+    collapsed = ["optimizer=sgd", "optimizer.lr=0.3", "schedule.warmup_iterations=2"]
     few = ["train.iterations=24", "train.eval_every=24", "train.checkpoint_every=24", "train.log_every=2"]
     train.main(settings("train", *common, *collapsed, *few, f"run.dir={tmp_path}/run"))
     told = [record.message for record in caplog.records if "the network has collapsed" in record.message]

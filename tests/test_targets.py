@@ -28,7 +28,7 @@ def test_literal_thresholds():
             [20.0, 20.0, 30.0, 30.0],  # 0: neither
         ]
     )
-    sampling = Sampling(rois_per_image=100, foreground_fraction=1.0)
+    sampling = Sampling(rois_per_image=100, foreground_fraction=1.0, background_iou_low=0.1)
     boxes, labels, matched = sample_rois(proposals, GT, LABELS, sampling, generator())
     found = {tuple(box): label for box, label in zip(boxes.tolist(), labels.tolist(), strict=True)}
     f = [tuple(row) for row in proposals.tolist()]
@@ -62,7 +62,9 @@ def test_foreground_is_limited_to_its_fraction_and_background_fills_the_rest():
 @pytest.mark.parametrize("gt_boxes", [GT, torch.zeros(0, 4)])
 def test_without_a_proposal_in_range_background_comes_from_below_it(gt_boxes):
     far = torch.tensor([[20.0, 20.0, 30.0, 30.0]]).repeat(9, 1)
-    boxes, labels, _ = sample_rois(far, gt_boxes, LABELS[: len(gt_boxes)], Sampling(), generator())
+    boxes, labels, _ = sample_rois(
+        far, gt_boxes, LABELS[: len(gt_boxes)], Sampling(background_iou_low=0.1), generator()
+    )
     assert ((labels == 0).sum().item(), (labels > 0).sum().item()) == (9, len(gt_boxes))
     low = dataclasses.replace(Sampling(), background_iou_low=0.0)
     assert len(sample_rois(far, gt_boxes, LABELS[: len(gt_boxes)], low, generator())[0]) == len(boxes)

@@ -23,7 +23,7 @@ from scripts.benchmarks.selective_search import machine
 
 RECIPES = {
     "default": [],
-    "no average": ["train.ema=null"],
+    "ema": ["train.ema=0.99"],
     "no clipping": ["optimizer.max_grad_norm=null"],
     "rate x 1/3": ["optimizer.lr=0.0001"],
     "rate x 3": ["optimizer.lr=0.0009"],
@@ -31,7 +31,6 @@ RECIPES = {
     "sgd, rate 0.005": ["optimizer=sgd", "optimizer.lr=0.005"],
     "photometric": ["augment=photometric"],
     "scale": ["augment=scale"],
-    "background from 0": ["roi.background_iou_low=0"],
     "background from 0.1": ["roi.background_iou_low=0.1"],
 }
 VAL_PART = 4  # of the images of trainval, one in so many is for validation

@@ -16,8 +16,8 @@ from tests.faults.processes import start_program
 TINY = [
     "data=voc", "data.train_split=train", "data.short_side_px=64", "data.max_side_px=96", "model.hidden=16",
     "model.dropout=0.5", "model.pool_size=3", "train.iterations=6", "train.images_per_batch=2", "train.eval_every=4",
-    "train.checkpoint_every=2", "train.log_every=1", "roi.rois_per_image=16", "detect.score_threshold=0.01",
-    "workers=0", "device=cpu", "precision=float32",
+    "train.checkpoint_every=2", "train.log_every=1", "train.ema=0.9", "roi.rois_per_image=16",
+    "detect.score_threshold=0.01", "workers=0", "device=cpu", "precision=float32",
 ]  # fmt: skip
 
 
