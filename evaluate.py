@@ -9,28 +9,29 @@ from pathlib import Path
 
 import yaml
 
-from detector import compose
-from detector.checkpoint import load_checkpoint
-from detector.cli import run_program
-from detector.config import validate, validate_given, validate_metric, validate_processes
+from detector import builders
+from detector.app import run_program
 from detector.data.check import require_readable
-from detector.data.loader import Reader, eval_loader, explain_workers
-from detector.distributed import is_main, place, process_group, shared_errors
-from detector.engine import evaluate
+from detector.data.loader import DetectionDataset, eval_loader, explain_workers
 from detector.errors import InputError
 from detector.evaluation.report import write_report
 from detector.evaluation.results import (
     read_coco_results,
     read_result_files,
     result_classes,
-    through_files,
+    round_trip_results,
     write_coco_results,
 )
 from detector.evaluation.tables import summary
-from detector.files import write_atomically
-from detector.postprocess import postprocess_again
-from detector.run_folder import make_new_folder, make_run_folder, require_new, require_writable
+from detector.inference.postprocess import postprocess_again
+from detector.inference.predict import evaluate
+from detector.runtime.distributed import is_main, process_group, rank_info, shared_errors
+from detector.runtime.files import write_atomically
+from detector.settings import validate, validate_given, validate_metric, validate_processes
 from detector.structures import Detections
+from detector.training.checkpoint import load_checkpoint
+from detector.training.losses import multi_task_loss
+from detector.training.run_folder import make_new_folder, make_run_folder, require_new, require_writable
 
 logger = logging.getLogger("evaluate")
 
@@ -58,7 +59,7 @@ def main(config: dict) -> None:
 
 def score_checkpoint(config: dict) -> None:
     """Run the network over the data set, each process on its part of the images, and report."""
-    here = place()
+    here = rank_info()
     with shared_errors():
         checkpoint = load_checkpoint(Path(config["checkpoint"]))
         trained = checkpoint["config"]
@@ -73,30 +74,33 @@ def score_checkpoint(config: dict) -> None:
             validate_given(trained, group)
         config = with_training_settings(config, trained)
         validate(config)
-        reader = compose.make_reader(config, "val")
+        reader = builders.build_dataset(config, "val")
         learned = [*checkpoint["classes"], *(trained["data"].get("exclude_classes") or ())]
-        compose.require_known_exclusions(config, reader, more=learned)
+        builders.require_known_exclusions(config, reader, more=learned)
         reader = reader.with_classes(checkpoint["classes"])
         if not config["out"]:
             require_writable("out", run_of(config))
-        checked = compose.check(config, reader, "val")
+        checked = builders.check(config, reader, "val")
         if config["data"].get("val_proposals") is None:  # those made in training are read there, and new ones kept here
-            kept = compose.kept_proposals(
+            kept = builders.kept_proposals(
                 reader, Path(trained["proposals"].get("folder") or ""), config["proposals"]["mode"]
             )
             config["data"]["val_proposals"] = kept if any(kept) else None
-        model = compose.make_trained_model(config, checkpoint["model"], len(reader.classes))
-        compute = compose.make_compute(config)
+        model = builders.build_trained_model(config, checkpoint["model"], len(reader.classes))
+        compute = builders.build_compute(config)
         compute.place(model)
-        samples = compose.make_samples(config, checked, "val")
+        samples = builders.build_transformed_dataset(config, checked, "val")
     batches = eval_loader(samples, config["workers"], here.rank, here.world_size)
     with explain_workers([]):
-        detections, losses = evaluate(model, batches, compose.make_recipe(config), compute)
+        detections, losses = evaluate(
+            model, batches, builders.build_detector_config(config), compute,
+            builders.build_training_config(config).sample_targets, multi_task_loss,
+        )  # fmt: skip
     if not is_main():
         return
     folder = Path(config["out"]) if config["out"] else make_new_folder(run_of(config), f"evaluate-{reader.name}")
     write_coco_results(folder / "detections.json", detections, reader.classes, category_ids(reader, reader.classes))
-    detections = through_files(folder / "detections", detections, reader.classes, config["metric"]["devkit"])
+    detections = round_trip_results(folder / "detections", detections, reader.classes, config["metric"]["devkit"])
     source = {"checkpoint": config["checkpoint"], "iteration": checkpoint["iteration"]}
     report(config, folder, reader, detections, source, losses)
 
@@ -112,7 +116,7 @@ def score_saved(config: dict) -> None:
 def report(
     config: dict,
     folder: Path,
-    reader: Reader,
+    reader: DetectionDataset,
     detections: Sequence[Detections],
     source: dict,
     losses: dict[str, float] | None = None,
@@ -167,7 +171,7 @@ def run_of(config: dict) -> Path:
     return path.parents[1] if path.parent.name == "checkpoints" else Path("runs")
 
 
-def read_detections(config: dict) -> tuple[Reader, list[Detections]]:
+def read_detections(config: dict) -> tuple[DetectionDataset, list[Detections]]:
     """The data set and saved detections, which go through those steps of post-processing that `detect` sets again.
 
     They lie in a folder of result files, where a class that has only a file is scored too, or in COCO results.
@@ -176,10 +180,10 @@ def read_detections(config: dict) -> tuple[Reader, list[Detections]]:
         raise InputError("detections=FOLDER needs a data set to score it on: data=voc data.root=DIR")
     for group in ("data", "detect"):
         validate_given(config, group)
-    reader, path = compose.make_reader(config, "val"), Path(config["detections"])
-    known_ids = compose.unwrapped(reader).image_ids  # data.max_images leaves images out, not the files' lines of them
+    reader, path = builders.build_dataset(config, "val"), Path(config["detections"])
+    known_ids = builders.unwrapped(reader).image_ids  # data.max_images leaves images out, not the files' lines of them
     if path.suffix == ".json":
-        classes = compose.choose_classes(config, reader)
+        classes = builders.resolve_classes(config, reader)
         every = config["data"]["classes"] or sorted({*reader.classes, *(config["data"]["exclude_classes"] or ())})
         ids = category_ids(reader, every)  # a class keeps its number where another is left out
         reader = reader.with_classes(classes)
@@ -192,7 +196,7 @@ def read_detections(config: dict) -> tuple[Reader, list[Detections]]:
     return reader, detections
 
 
-def with_classes_of_files(config: dict, reader: Reader, folder: Path) -> Reader:
+def with_classes_of_files(config: dict, reader: DetectionDataset, folder: Path) -> DetectionDataset:
     """The data set with the classes asked for, or all that have objects or a result file."""
     with_file = result_classes(folder)
     if not {*reader.classes} & {*with_file}:
@@ -200,16 +204,16 @@ def with_classes_of_files(config: dict, reader: Reader, folder: Path) -> Reader:
             f"detections: {folder} has files of {', '.join(with_file)}, "
             f"but the data set has {', '.join(reader.classes)}"
         )
-    reader = reader.with_classes(compose.choose_classes(config, reader, more=with_file))
+    reader = reader.with_classes(builders.resolve_classes(config, reader, more=with_file))
     without = sorted({*reader.classes} - {*with_file})
     if without:
         logger.warning("no result file, so no detection, of %s", ", ".join(without))
     return reader
 
 
-def category_ids(reader: Reader, classes: Sequence[str]) -> dict[str, int]:
+def category_ids(reader: DetectionDataset, classes: Sequence[str]) -> dict[str, int]:
     """Each class's number in COCO results: a COCO data set has its own; behind these, others are counted, from 1."""
-    own = getattr(compose.unwrapped(reader), "category_ids", {})
+    own = getattr(builders.unwrapped(reader), "category_ids", {})
     others = [name for name in classes if name not in own]
     return own | {name: number for number, name in enumerate(others, start=max(own.values(), default=0) + 1)}
 

@@ -64,3 +64,8 @@ class BoxCoder:
 
 def _centre_and_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
     return (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+
+
+def with_batch_index(boxes: Tensor, index: int) -> Tensor:
+    """RoIs (P, 5) of boxes (P, 4) that belong to image `index` of the batch."""
+    return torch.cat([boxes.new_full((len(boxes), 1), index), boxes], dim=1)

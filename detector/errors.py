@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130  # exit statuses
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
-DISK_SAYS_NO = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
+PERMISSION_ERRNOS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 
 
 class InputError(Exception):
@@ -34,7 +34,7 @@ def ending(error: Exception) -> tuple[str, int] | None:
         return str(error), FAILED
     if isinstance(error, OSError) and error.errno in DISK_IS_FULL:
         return f"the disk is full: {error}", FAILED
-    if isinstance(error, OSError) and error.errno in DISK_SAYS_NO and error.filename is not None:
+    if isinstance(error, OSError) and error.errno in PERMISSION_ERRNOS and error.filename is not None:
         return f"a file cannot be read or written: {error}", FAILED
     return None
 
@@ -53,7 +53,7 @@ def run_script(script: Callable[[], int | None], if_interrupted: str) -> int:
         print(f"interrupted; {if_interrupted}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        is_gone = screen_is_gone()
+        is_gone = stdout_closed()
         if isinstance(error, BrokenPipeError) and is_gone:
             return status
         if (told := ending(error)) is None:
@@ -63,7 +63,7 @@ def run_script(script: Callable[[], int | None], if_interrupted: str) -> int:
         return status
 
 
-def screen_is_gone() -> bool:
+def stdout_closed() -> bool:
     """Whether stdout has no reader any more, as in `... | head`, or no room; then the rest goes nowhere."""
     try:
         pipe = select.poll()

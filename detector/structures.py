@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples in the network frame, padded at the bottom and the right to one size."""
+    """TransformedDataset in the network frame, padded at the bottom and the right to one size."""
 
     image_ids: list[str]
     positions: list[int]  # place of each sample in the stream of training samples: the seed of its random parts
@@ -62,6 +63,19 @@ class Batch:
     gt_boxes: list[torch.Tensor]  # B x (G, 4) float32
     gt_labels: list[torch.Tensor]  # B x (G,) int64
     proposals: list[torch.Tensor]  # B x (P, 4) float32
+
+
+@dataclass(frozen=True)
+class RoiTargets:
+    """Sampled RoIs of a batch with the answers the network is to learn."""
+
+    rois: Tensor  # (R, 5) float32: image index and box, network frame
+    labels: Tensor  # (R,) int64, 0 is background
+    deltas: Tensor  # (R, 4) float32: for the class of the label; zero for background
+
+    def to(self, device: torch.device) -> "RoiTargets":
+        """The same on this device."""
+        return RoiTargets(self.rois.to(device), self.labels.to(device), self.deltas.to(device))
 
 
 @dataclass(frozen=True)

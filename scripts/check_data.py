@@ -14,14 +14,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from detector.data.check import Checked, check_data, check_proposals, proposal_recall, warn_of_overlap
+from detector.data.check import Checked, check_data, check_proposals, proposal_recall, warn_leakage
 from detector.data.classes import require_unlike
 from detector.data.coco import CocoDataset
 from detector.data.command_line import add_image_options, image_options
-from detector.data.loader import Reader
-from detector.data.proposals import open_proposals, require_exif, require_images
+from detector.data.loader import DetectionDataset
 from detector.data.voc import VocDataset
 from detector.errors import InputError, run_script
+from detector.proposals.store import open_proposals, require_exif, require_images
 
 
 def main() -> None:
@@ -52,7 +52,7 @@ def check(arguments: argparse.Namespace) -> bool:
             raise InputError(f"{option}: {len(given)} for {len(names)}, {', '.join(names)}")
     whole, sets = True, []
     for number, name in enumerate(names):
-        reader: Reader
+        reader: DetectionDataset
         if arguments.splits:
             reader = VocDataset(arguments.data, name, arguments.classes, options)
         else:
@@ -74,7 +74,7 @@ def check(arguments: argparse.Namespace) -> bool:
         whole = False
     for number, val in enumerate(sets):
         for train in sets[:number]:
-            both = warn_of_overlap(train, val)
+            both = warn_leakage(train, val)
             whole &= not both
     return whole
 

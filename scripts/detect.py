@@ -30,22 +30,22 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from detector import compose
-from detector.checkpoint import load_checkpoint
-from detector.config import validate
-from detector.data.generate import search_image
+from detector import builders
 from detector.data.image_files import ImageFiles, find_files
-from detector.data.loader import Samples, collate
-from detector.data.proposals import open_proposals, require_exif, require_images
+from detector.data.loader import TransformedDataset, collate
 from detector.data.voc import annotation_xml
-from detector.engine import detect
 from detector.errors import FAILED, InputError, run_script
 from detector.evaluation.results import write_coco_results
-from detector.files import write_atomically
-from detector.run_folder import require_new
+from detector.inference.predict import detect
+from detector.proposals.generate import search_image
+from detector.proposals.store import open_proposals, require_exif, require_images
+from detector.runtime.files import write_atomically
 from detector.selective_search import MODES
+from detector.settings import validate
 from detector.structures import Batch, Detections
-from detector.visualize import draw_detections
+from detector.training.checkpoint import load_checkpoint
+from detector.training.run_folder import require_new
+from detector.visualization.drawing import draw_detections
 
 
 def main(command_line: Sequence[str] | None = None) -> int:
@@ -78,13 +78,13 @@ def run(arguments: argparse.Namespace) -> int:
     require_new("--out", arguments.out)
     checkpoint = load_checkpoint(arguments.checkpoint)
     config = settings(checkpoint["config"], arguments)
-    reader = ImageFiles(files, checkpoint["classes"], compose.image_options(config["data"]))
+    reader = ImageFiles(files, checkpoint["classes"], builders.image_options(config["data"]))
     cores = os.cpu_count() or 1
     mode, threads = config["proposals"]["mode"], max(cores // len(reader), 1)
     proposals = Given(arguments.proposals, reader) if arguments.proposals else Searched(reader, mode, threads)
-    samples = compose.samples_with(config, reader, proposals, "val")
-    compute, recipe = compose.make_compute(config), compose.make_recipe(config)
-    model = compose.make_trained_model(config, checkpoint["model"], len(reader.classes))
+    samples = builders.transformed_dataset_with(config, reader, proposals, "val")
+    compute, detector_config = builders.build_compute(config), builders.build_detector_config(config)
+    model = builders.build_trained_model(config, checkpoint["model"], len(reader.classes))
     compute.place(model)
 
     bad, found = [], []
@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
         if isinstance(batch, InputError):
             bad.append(" ".join(str(batch).split()))  # on one line
             continue
-        (detections,) = detect(model, batch, recipe, compute)
+        (detections,) = detect(model, batch, detector_config, compute)
         found.append(detections)
         write_picture(arguments.out / "pictures" / f"{stems[index]}.jpg", reader, index, detections)
         if arguments.voc_xml:
@@ -162,7 +162,7 @@ class Given:
         return self.proposals.scores(self.own_id(image_id))
 
 
-def prepared(samples: Samples, threads: int) -> Iterator[Batch | InputError]:
+def prepared(samples: TransformedDataset, threads: int) -> Iterator[Batch | InputError]:
     """Each image as a batch of its own, or what is wrong with it; the next ones are made meanwhile."""
 
     def prepare(index: int) -> Batch | InputError:

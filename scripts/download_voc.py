@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from detector.data.download import download, require_safe_tar, unpack
 from detector.errors import run_script
-from detector.files import write_atomically
-from detector.run_folder import require_writable
+from detector.runtime.files import write_atomically
+from detector.training.run_folder import require_writable
 
 
 class Archive(NamedTuple):

@@ -20,11 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from detector.checkpoint import load_checkpoint, save_weights
 from detector.errors import InputError, run_script
-from detector.files import write_atomically
 from detector.models.weights import to_torchvision
-from detector.run_folder import require_writable
+from detector.runtime.files import write_atomically
+from detector.training.checkpoint import load_checkpoint, save_weights
+from detector.training.run_folder import require_writable
 
 
 def main() -> int:

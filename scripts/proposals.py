@@ -22,19 +22,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from detector.data.coco import CocoDataset
 from detector.data.command_line import add_image_options, image_options
-from detector.data.convert import READERS, WRITERS, convert
-from detector.data.formats.records import BASES, ORDERS
-from detector.data.generate import generate_proposals, merge_shards
 from detector.data.image import UPRIGHT_IMAGES, ImageOptions
-from detector.data.loader import Reader
-from detector.data.proposal_faults import fault_table, find_faults
-from detector.data.proposals import ProposalStore, open_proposals, require_exif, require_present
+from detector.data.loader import DetectionDataset
 from detector.data.voc import VocDataset
 from detector.errors import InputError, run_script
 from detector.evaluation.recall import recall_table, score_recall, write_recall_plot
-from detector.files import write_atomically
-from detector.run_folder import require_writable
+from detector.proposals.check import fault_table, find_faults
+from detector.proposals.convert import READERS, WRITERS, convert
+from detector.proposals.formats.records import BASES, ORDERS
+from detector.proposals.generate import generate_proposals, merge_shards
+from detector.proposals.store import ProposalStore, open_proposals, require_exif, require_present
+from detector.runtime.files import write_atomically
 from detector.selective_search import MODES
+from detector.training.run_folder import require_writable
 
 FOUND_SOMETHING = 1
 
@@ -125,7 +125,7 @@ def require_new(name: str, path: Path, suffix: str = "") -> None:
     require_writable(name, path.parent)
 
 
-def make_reader(options: argparse.Namespace, how: ImageOptions = UPRIGHT_IMAGES) -> Reader:
+def build_dataset(options: argparse.Namespace, how: ImageOptions = UPRIGHT_IMAGES) -> DetectionDataset:
     if options.annotations:
         return CocoDataset(options.data, options.annotations, options.images, drop_empty_boxes=True, image_options=how)
     if options.images:
@@ -139,7 +139,7 @@ def generate(options: argparse.Namespace) -> None:
         raise InputError(f"--workers: {options.workers} must be 1 or more")
     if not 0 <= options.max_bad_fraction <= 1:
         raise InputError(f"--max-bad-fraction: {options.max_bad_fraction} must be from 0 to 1")
-    reader = make_reader(options, image_options(options))
+    reader = build_dataset(options, image_options(options))
     generate_proposals(reader, options.out, options.mode, options.workers, options.shard, options.max_bad_fraction)
     print(summary(ProposalStore(options.out)))
 
@@ -161,7 +161,7 @@ def run_convert(options: argparse.Namespace) -> None:
     if options.target_format == "store":
         require_new("the file to write", options.target, ".safetensors")
     require_new("the file to write", options.target)
-    reader = make_reader(options, image_options(options)) if options.data else None
+    reader = build_dataset(options, image_options(options)) if options.data else None
     num_images, num_boxes = convert(
         options.source, options.source_format, options.target, options.target_format,
         options.order, options.base, reader, options.i_trust_this_file,
@@ -174,7 +174,7 @@ def check(options: argparse.Namespace) -> int:
         require_new("--json", options.json)
     proposals = open_proposals(options.file)
     require_exif(proposals, options.exif)
-    faults = find_faults(proposals, make_reader(options, image_options(options)))
+    faults = find_faults(proposals, build_dataset(options, image_options(options)))
     print(fault_table(faults))
     if options.json:
         write_json(options.json, faults)
@@ -185,7 +185,7 @@ def recall(options: argparse.Namespace) -> None:
     for name in ("json", "plot"):
         if getattr(options, name):
             require_new(f"--{name}", getattr(options, name), ".png" if name == "plot" else "")
-    reader, proposals = make_reader(options), open_proposals(options.file)
+    reader, proposals = build_dataset(options), open_proposals(options.file)
     require_present(proposals, reader.image_ids)
     result = score_recall(
         (reader.ground_truth(index) for index in range(len(reader))),

@@ -15,9 +15,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
 
-from detector.data.proposals import write_store
 from detector.data.shapes import draw_scene
 from detector.data.voc import annotation_xml
+from detector.proposals.store import write_store
 from detector.structures import GroundTruth
 
 REPOSITORY = Path(__file__).resolve().parents[1]

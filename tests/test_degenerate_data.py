@@ -7,7 +7,7 @@ import math
 import pytest
 
 import train
-from tests.degenerate import KINDS, make_degenerate
+from tests.helpers.degenerate import KINDS, make_degenerate
 
 FEW = [
     "data.short_side_px=64", "data.max_side_px=96", "model.hidden=16", "model.pool_size=3", "train.iterations=8",
@@ -19,7 +19,7 @@ FEW = [
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_degenerate_data_train_to_the_end(kind, settings, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("detector.run.collapse_window", lambda iterations: 4)
+    monkeypatch.setattr("detector.training.trainer.collapse_window", lambda iterations: 4)
     root = make_degenerate(kind, tmp_path / "data", images=10)
     where = ["data=voc", f"data.root={root}", f"proposals.folder={tmp_path}/proposals", f"run.dir={tmp_path}/run"]
     train.main(settings("train", *where, *FEW))

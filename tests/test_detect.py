@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 import evaluate
-from detector.checkpoint import Checkpoints, load_checkpoint, save_weights
-from detector.compose import make_model
-from detector.data import generate
+from detector.builders import build_untrained_model
 from detector.data.image_files import ImageFiles, find_files
 from detector.data.voc import VocDataset, read_annotation
+from detector.proposals import generate
+from detector.training.checkpoint import Checkpoints, load_checkpoint, save_weights
 from scripts import detect
 
 TINY = ["data=voc", "data.short_side_px=96", "data.max_side_px=160", "data.val_max_proposals=60",
@@ -25,7 +25,7 @@ def checkpoint(settings, small_shapes, tmp_path) -> Path:
     """An untrained network: it finds something everywhere."""
     config = settings("train", *TINY, f"data.root={small_shapes}")
     classes = ("ball", "crate", "kite", "star")
-    content = {"model": make_model(config, len(classes)).state_dict(), "config": config}
+    content = {"model": build_untrained_model(config, len(classes)).state_dict(), "config": config}
     Checkpoints(tmp_path / "run/checkpoints").save_last(content | {"classes": list(classes), "iteration": 1})
     return tmp_path / "run/checkpoints/last.pt"
 

@@ -1,4 +1,4 @@
-"""The parts may only know each other along one direction: structures <- boxes <- parts <- engine <- programs."""
+"""Imports go from upper layers to lower ones, and among the packages of a layer one way only."""
 
 import ast
 import subprocess
@@ -9,44 +9,28 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-# module or package of detector -> what of detector it may import
-ALLOWED = {
-    "errors": set(),
-    "distributed": {"errors"},
-    "signals": {"distributed"},
-    "files": set(),
-    "classes": {"errors"},
-    "seeds": set(),
-    "structures": set(),
-    "boxes": set(),
-    "schedules": set(),
-    "roi_pool": set(),
-    "selective_search": set(),
-    "optim": {"errors"},
-    "ema": set(),
-    "diagnostics": set(),
-    "run_folder": {"errors", "files"},
-    "device": {"distributed", "errors"},
-    "config": {"errors"},
-    "cli": {"config", "distributed", "errors", "signals"},
-    "resume": {"checkpoint", "config", "errors", "files", "run_folder"},
-    "targets": {"boxes", "seeds", "structures"},
-    "losses": {"targets"},
-    "postprocess": {"boxes", "structures"},
-    "visualize": {"structures", "targets"},
-    "tracking": {"errors"},
-    "data": {"boxes", "classes", "errors", "files", "seeds", "selective_search", "structures"},
-    "models": {"errors", "roi_pool"},
-    "checkpoint": {"classes", "errors", "files", "models"},
-    "evaluation": {"boxes", "errors", "files", "structures", "visualize"},
-    "engine": {"boxes", "device", "distributed", "errors", "losses", "postprocess", "seeds", "structures", "targets"},
-    "compose": {"boxes", "config", "data", "device", "engine", "errors", "models", "optim", "postprocess", "targets"},
-    "run": {
-        "checkpoint", "config", "data", "device", "diagnostics", "distributed", "engine", "evaluation", "files",
-        "models", "signals", "structures", "tracking", "visualize",
-    },
-}  # fmt: skip
-ONLY_IN = {"hydra": {"cli"}, "omegaconf": {"cli"}, "tensorboard": {"tracking"}, "torch.utils.tensorboard": {"tracking"}}
+# From the bottom up: modules and packages of detector. Each may import those of the layers below it, and of its own
+# layer those in SIDEWAYS.
+LAYERS = [
+    {"errors", "structures", "boxes", "settings", "runtime"},
+    {"roi_pool", "selective_search"},
+    {"data", "proposals", "models"},
+    {"visualization", "evaluation", "inference"},
+    {"training"},
+    {"builders", "app"},
+]
+SIDEWAYS = {
+    "settings": {"errors"},
+    "runtime": {"errors"},
+    "proposals": {"data"},
+    "evaluation": {"visualization"},
+}
+ONLY_IN = {
+    "hydra": "app.py",
+    "omegaconf": "app.py",
+    "tensorboard": "training/tracking.py",
+    "torch.utils.tensorboard": "training/tracking.py",
+}
 FILES = sorted((REPOSITORY / "detector").rglob("*.py"))
 
 
@@ -65,22 +49,25 @@ def part_of(path: Path) -> str:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(REPOSITORY)))
-def test_imports_follow_the_arrows(path):
+def test_imports_follow_the_layers(path):
     part = part_of(path)
+    if part == "__init__":
+        return
+    layer = next(number for number, parts in enumerate(LAYERS) if part in parts)
+    allowed = {part}.union(*LAYERS[:layer]) | SIDEWAYS.get(part, set())
     ours = {name.split(".")[1] for name in imported(path) if name.startswith("detector.")}
-    assert ours - {part} <= ALLOWED.get(part, set())
-    for library, parts in ONLY_IN.items():
-        if part not in parts:
+    assert ours <= allowed
+    for library, file in ONLY_IN.items():
+        if path != REPOSITORY / "detector" / file:
             assert not any(name == library or name.startswith(library + ".") for name in imported(path))
 
 
-def test_every_part_is_listed_and_the_arrows_have_no_cycle():
-    assert {part_of(path) for path in FILES} - {"__init__"} == set(ALLOWED)
-    done: set[str] = set()
-    while len(done) < len(ALLOWED):
-        ready = {part for part, needs in ALLOWED.items() if part not in done and needs <= done}
-        assert ready, f"a cycle among {set(ALLOWED) - done}"
-        done |= ready
+def test_every_part_has_one_layer_and_no_two_import_each_other():
+    assert sorted(part for parts in LAYERS for part in parts) == sorted(
+        {part_of(path) for path in FILES} - {"__init__"}
+    )
+    for part, others in SIDEWAYS.items():
+        assert not any(part in SIDEWAYS.get(other, set()) for other in others)
 
 
 def test_the_package_loads_without_the_compilers():

@@ -17,14 +17,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import evaluate
 import train
-from detector.checkpoint import Checkpoints
 from detector.data.classes import WithoutClasses
 from detector.data.coco import CocoDataset
-from detector.data.generate import generate_proposals
-from detector.data.proposals import write_store
 from detector.data.subset import Subset
 from detector.data.voc import VocDataset
 from detector.errors import InputError
+from detector.proposals.generate import generate_proposals
+from detector.proposals.store import write_store
+from detector.training.checkpoint import Checkpoints
 from tests.conftest import REPOSITORY
 
 TINY = [
@@ -248,7 +248,7 @@ def test_the_main_metric_decides_which_checkpoint_is_best(settings, common, tmp_
         voc = {"area@0.50": {"mAP": 0.0, "AP": {}}}
         return {"main": {"metric": str(main), "value": next(values)[main]}, "loss": {}, "voc": voc}
 
-    monkeypatch.setattr("detector.run.write_report", scored)
+    monkeypatch.setattr("detector.training.trainer.write_report", scored)
     train.main(settings("train", *common, *overrides, f"run.dir={tmp_path}/run"))
     assert torch.load(tmp_path / "run/checkpoints/best.pt", weights_only=True)["iteration"] == best
 
@@ -532,7 +532,7 @@ def test_a_bad_image_is_left_out_of_training_up_to_a_limit(settings, common, sma
     fine = "data.max_bad_fraction=0.2"
     train.main(settings("train", *common, f"data.root={root}", f"run.dir={tmp_path}/run", fine))
     assert "5 images to train on, 3 to validate" in caplog.text
-    assert "1 of the 3 images of data-test are in data-train too, so the score will flatter: test_0" in caplog.text
+    assert "1 of the 3 images of data-test are in data-train too, so scores will be optimistic: test_0" in caplog.text
     (root / "JPEGImages/test_1.jpg").write_bytes(b"")
     with pytest.raises(InputError, match="A score needs every image"):
         train.main(settings("train", *common, f"data.root={root}", f"run.dir={tmp_path}/other", fine))
@@ -550,7 +550,7 @@ def test_images_without_objects_and_proposals_train(settings, common, small_shap
 
 def test_a_collapse_is_named_while_it_happens_and_at_the_end(settings, common, tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.WARNING)
-    monkeypatch.setattr("detector.run.collapse_window", lambda iterations: 6)
+    monkeypatch.setattr("detector.training.trainer.collapse_window", lambda iterations: 6)
     collapsed = ["optimizer=sgd", "optimizer.lr=0.3", "schedule.warmup_iterations=2"]
     few = ["train.iterations=24", "train.eval_every=24", "train.checkpoint_every=24", "train.log_every=2"]
     train.main(settings("train", *common, *collapsed, *few, f"run.dir={tmp_path}/run"))

@@ -23,10 +23,10 @@ from tqdm import tqdm
 
 from detector.boxes import overlaps
 from detector.data.image import read_image, stored_hw
-from detector.data.loader import Proposals, Reader
+from detector.data.loader import DetectionDataset, Proposals
 from detector.data.subset import Subset
 from detector.errors import InputError, first_few
-from detector.files import digest_of, locked, write_atomically
+from detector.runtime.files import digest_of, locked, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ VERSION = 1  # of what it takes to be sound
 class Checked:
     """A data set that was looked at, and what was found. Images that cannot be used are not in `reader` any more."""
 
-    reader: Reader
+    reader: DetectionDataset
     image_hws: list[tuple[int, int]]  # of the images of `reader`
     digests: list[str]  # of the contents of their files
     found: int  # images with a file, usable or not
@@ -65,7 +65,7 @@ class Checked:
         return lines[:SHOWN] + more + self.notes
 
 
-def check_data(reader: Reader) -> Checked:
+def check_data(reader: DetectionDataset) -> Checked:
     """Look at every image and annotation of a data set; which of them are to be errors is the caller's choice."""
     folder = hashlib.sha256(str(reader.annotation_path(0).resolve().parent).encode()).hexdigest()[:8]
     cache = cache_folder() / f"{reader.name}-{folder}.json"
@@ -112,7 +112,7 @@ def accept(checked: Checked, max_bad_fraction: float) -> Checked:
     return checked
 
 
-def require_whole(checked: Checked) -> Checked:
+def require_all_valid(checked: Checked) -> Checked:
     """Log what was found, and raise InputError if an image or an object would be left out: no score would be right."""
     left_out = [(kind, text) for kind, text in checked.repairs if not kind.startswith("cut")]
     if checked.bad or left_out:
@@ -123,7 +123,7 @@ def require_whole(checked: Checked) -> Checked:
     return accept(checked, 0)
 
 
-def require_readable(reader: Reader) -> None:
+def require_readable(reader: DetectionDataset) -> None:
     """Raise InputError if an annotation, or an object in one, cannot be used: for a score that needs no images."""
     problems: list[str] = []
     for index in range(len(reader)):
@@ -138,13 +138,13 @@ def require_readable(reader: Reader) -> None:
         )
 
 
-def warn_of_overlap(train: Checked, val: Checked) -> list[str]:
+def warn_leakage(train: Checked, val: Checked) -> list[str]:
     """Log a warning if images of the one are, by contents, in the other too; return their ids in the other."""
     seen = {*train.digests}
     both = [id for id, digest in zip(val.reader.image_ids, val.digests, strict=True) if digest in seen]
     if both:
         logger.warning(
-            "%d of the %d images of %s are in %s too, so the score will flatter: %s",
+            "%d of the %d images of %s are in %s too, so scores will be optimistic: %s",
             len(both), len(val.reader), val.reader.name, train.reader.name, first_few(both),
         )  # fmt: skip
     return both
@@ -168,7 +168,7 @@ def check_proposals(proposals: Proposals, image_ids: Sequence[str], image_hws: S
     )
 
 
-def proposal_recall(reader: Reader, proposals: Proposals, indices: Sequence[int], iou: float = 0.5) -> float:
+def proposal_recall(reader: DetectionDataset, proposals: Proposals, indices: Sequence[int], iou: float = 0.5) -> float:
     """Part of the objects in these images that a proposal overlaps by at least `iou`; 1 if there is no object.
 
     Counted as evaluation/recall.py does: without difficult objects and crowds.
@@ -195,7 +195,7 @@ class _Look:
     repairs: list[tuple[str, str]] = field(default_factory=list)
 
 
-def _look(reader: Reader, known: dict[str, tuple[int, int]], index: int) -> _Look:
+def _look(reader: DetectionDataset, known: dict[str, tuple[int, int]], index: int) -> _Look:
     look, stage, path = _Look(), "missing", Path(reader.image_ids[index])
     try:
         path = reader.image_path(index)
@@ -218,7 +218,7 @@ def _look(reader: Reader, known: dict[str, tuple[int, int]], index: int) -> _Loo
     return look
 
 
-def _require_size(reader: Reader, index: int, image_hw: tuple[int, int]) -> None:
+def _require_size(reader: DetectionDataset, index: int, image_hw: tuple[int, int]) -> None:
     annotated, path = reader.annotated_hw(index), reader.image_path(index)
     if annotated in (None, image_hw):
         return

@@ -6,10 +6,26 @@ from pathlib import Path
 
 import numpy as np
 
-from detector.classes import check_classes
-from detector.data.loader import Reader
+from detector.data.loader import DetectionDataset
 from detector.errors import InputError, first_few
 from detector.structures import GroundTruth
+
+
+def check_classes(source: object, classes: Sequence[str]) -> tuple[str, ...]:
+    """The names as a tuple. Raises InputError, naming the source, unless they differ and suit a file's name."""
+    for name in classes:
+        if (
+            not isinstance(name, str)
+            or not name.strip()
+            or len(name.encode(errors="replace")) > 100
+            or any(character in name for character in "/\\\0\n\r")
+        ):
+            raise InputError(
+                f"{source}: {name!r} cannot be a class: its name must do as part of a file's name, in 100 bytes"
+            )
+    if len(set(classes)) != len(classes):
+        raise InputError(f"{source}: {list(classes)} names a class twice")
+    return tuple(classes)
 
 
 def labels_by_name(classes: Sequence[str], where: Path) -> dict[str, int]:
@@ -83,7 +99,9 @@ class WithoutClasses:
     that knows it is scored: it has no object then.
     """
 
-    def __init__(self, reader: Reader, excluded: Sequence[str], classes: tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self, reader: DetectionDataset, excluded: Sequence[str], classes: tuple[str, ...] | None = None
+    ) -> None:
         self.excluded = tuple(excluded)
         self.known = reader.classes
         self.image_ids = reader.image_ids

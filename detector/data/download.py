@@ -17,8 +17,8 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from detector.errors import DISK_IS_FULL, DISK_SAYS_NO, InputError, first_few
-from detector.files import locked, write_atomically
+from detector.errors import DISK_IS_FULL, PERMISSION_ERRNOS, InputError, first_few
+from detector.runtime.files import locked, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,10 @@ def fetch_all(url: str, part: Path, validator: Path) -> None:
                 raise InputError(f"{url}: the server answers {error.code} {error.reason}; another: --mirror") from None
             problem = f"the server answers {error.code} {error.reason}"
         except (OSError, http.client.HTTPException) as error:
-            if isinstance(error, OSError) and error.errno in (*DISK_IS_FULL, *DISK_SAYS_NO):  # ours, not the server's
+            if isinstance(error, OSError) and error.errno in (
+                *DISK_IS_FULL,
+                *PERMISSION_ERRNOS,
+            ):  # ours, not the server's
                 raise
             problem = str(getattr(error, "reason", error)) or type(error).__name__
         came = part.stat().st_size if part.exists() else 0

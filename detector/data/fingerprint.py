@@ -4,10 +4,10 @@ import hashlib
 from collections.abc import Sequence
 
 from detector.data.check import Checked
-from detector.data.loader import Proposals, Reader
+from detector.data.loader import DetectionDataset, Proposals
 
 
-def fingerprints(part: str, checked: Checked, proposals: Proposals) -> dict[str, str]:
+def dataset_fingerprints(part: str, checked: Checked, proposals: Proposals) -> dict[str, str]:
     """Those of the data and of the proposals, under names such as `training data`."""
     reader = checked.reader
     return {
@@ -16,7 +16,7 @@ def fingerprints(part: str, checked: Checked, proposals: Proposals) -> dict[str,
     }
 
 
-def fingerprint_data(reader: Reader, image_digests: Sequence[str]) -> str:
+def fingerprint_data(reader: DetectionDataset, image_digests: Sequence[str]) -> str:
     """A digest of the image ids, those of the image files, and all objects. The folder does not count."""
     digest = hashlib.sha256()
     for index, (image_id, image_digest) in enumerate(zip(reader.image_ids, image_digests, strict=True)):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from detector.data.classes import WithoutClasses
-from detector.data.loader import Proposals, Reader
+from detector.data.loader import DetectionDataset, Proposals
 from detector.data.subset import Subset
 from detector.structures import GroundTruth
 
@@ -19,7 +19,7 @@ class JoinedDataset:
     first being 1.
     """
 
-    def __init__(self, parts: Sequence[Reader], classes: Sequence[str] | None = None) -> None:
+    def __init__(self, parts: Sequence[DetectionDataset], classes: Sequence[str] | None = None) -> None:
         self.classes = tuple(classes or sorted({name for part in parts for name in part.classes}))
         self.parts = [part.with_classes(self.classes) for part in parts]
         self.image_ids = [id for part in parts for id in part.image_ids]
@@ -82,7 +82,7 @@ class JoinedProposals:
         return proposals.scores(own_id)
 
 
-def parts_of(reader: Reader) -> list[tuple[Reader, list[int]]]:
+def parts_of(reader: DetectionDataset) -> list[tuple[DetectionDataset, list[int]]]:
     """The data sets that a reader is joined of, each with the places of its images in `reader`; mostly it is one.
 
     A part of which no image is left, as in a small subset, is still among them.
@@ -91,7 +91,7 @@ def parts_of(reader: Reader) -> list[tuple[Reader, list[int]]]:
         return parts_of(reader.reader)
     if isinstance(reader, Subset):
         place_of = {index: place for place, index in enumerate(reader.indices)}
-        parts: list[tuple[Reader, list[int]]] = []
+        parts: list[tuple[DetectionDataset, list[int]]] = []
         for part, indices in parts_of(reader.reader):
             left = [number for number, index in enumerate(indices) if index in place_of]
             parts.append((Subset(part, left), [place_of[indices[number]] for number in left]))

@@ -16,10 +16,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from detector.data.image import ImageOptions
-from detector.data.proposals import Selection, select_proposals
+from detector.data.proposal_selection import Selection, select_proposals
 from detector.data.transforms import Augment, Resize
 from detector.errors import InputError, RunFailure
-from detector.seeds import Stream, seed_of
+from detector.runtime.seeds import Stream, seed_of
 from detector.structures import Batch, GroundTruth, Sample
 
 FIRST_2000 = Selection()
@@ -28,10 +28,10 @@ PADDING_RGB = (124, 116, 104)
 # The least height and width of a batch, so that every backbone has a feature cell left of the thinnest image.
 MIN_SIDE_PX = 32
 # A proposal with at least this part of its area inside a crowd is not trained on (py-faster-rcnn and Detectron: 0.7).
-CROWD_PART = 0.7
+CROWD_IOA_THRESHOLD = 0.7
 
 
-class Reader(Protocol):
+class DetectionDataset(Protocol):
     """What a data set has to offer."""
 
     image_ids: list[str]
@@ -41,7 +41,7 @@ class Reader(Protocol):
     @property
     def name(self) -> str: ...
     def __len__(self) -> int: ...
-    def with_classes(self, classes: Sequence[str]) -> "Reader": ...
+    def with_classes(self, classes: Sequence[str]) -> "DetectionDataset": ...
     def image(self, index: int) -> np.ndarray: ...
     def image_path(self, index: int) -> Path: ...
     def annotation_path(self, index: int) -> Path: ...
@@ -57,28 +57,28 @@ class Proposals(Protocol):
     def scores(self, image_id: str) -> np.ndarray | None: ...
 
 
-class Samples(Dataset):
-    """Samples in the network frame, asked for by (index, position).
+class TransformedDataset(Dataset):
+    """TransformedDataset in the network frame, asked for by (index, position).
 
     `position` is the sample's place in the stream of training samples: with the seed it decides the augmentation.
     Of an image's proposals those are used that `selection` leaves. Boxes are cut at the image's border; those wholly
     outside are dropped, and objects marked difficult too if `use_difficult` is false. A crowd is no object to learn;
-    nor is what lies in it background: proposals of which the part `crowd_part` or more is inside one are left out,
-    unless that is None, as when all are to be scored.
+    nor is what lies in it background: proposals of which the part `crowd_ioa_threshold` or more is inside one are left
+    out, unless that is None, as when all are to be scored.
 
     Whatever goes wrong names the image's file: an InputError by itself, anything else as a RuntimeError.
     """
 
     def __init__(
         self,
-        reader: Reader,
+        reader: DetectionDataset,
         proposals: Proposals,
         resize: Resize,
         augment: Augment | None = None,
         seed: int = 0,
         selection: Selection = FIRST_2000,
         use_difficult: bool = True,
-        crowd_part: float | None = None,
+        crowd_ioa_threshold: float | None = None,
     ) -> None:
         self.reader = reader
         self.proposals = proposals
@@ -87,7 +87,7 @@ class Samples(Dataset):
         self.seed = seed
         self.selection = selection
         self.use_difficult = use_difficult
-        self.crowd_part = crowd_part
+        self.crowd_ioa_threshold = crowd_ioa_threshold
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Sample, int]:
         index, position = key
@@ -112,8 +112,8 @@ class Samples(Dataset):
             inside &= ~truth.difficult
         scores = self.proposals.scores(truth.image_id) if self.selection.by_score else None
         proposals = select_proposals(self.proposals[truth.image_id], scores, image.shape[:2], self.selection)
-        if self.crowd_part is not None and len(crowds):
-            proposals = proposals[_part_inside(proposals, crowds) < self.crowd_part]
+        if self.crowd_ioa_threshold is not None and len(crowds):
+            proposals = proposals[_part_inside(proposals, crowds) < self.crowd_ioa_threshold]
         return Sample(
             image_id=truth.image_id,
             image=image,
@@ -138,7 +138,7 @@ def _part_inside(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     return common.max(axis=1) / np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
 
 
-class TrainOrder:
+class TrainBatchSampler:
     """The images of each training batch, as lists of (index, position), from `start` to `iterations`.
 
     Every epoch is a permutation of its own; the batches run on over the end of one. Which images iteration i sees is
@@ -200,12 +200,12 @@ def collate(items: list[tuple[Sample, int]]) -> Batch:
     )
 
 
-def train_loader(samples: Samples, order: TrainOrder, workers: int) -> DataLoader:
+def train_loader(samples: TransformedDataset, order: TrainBatchSampler, workers: int) -> DataLoader:
     """Batches in the given order."""
     return _loader(samples, order, workers)
 
 
-def eval_loader(samples: Samples, workers: int, rank: int = 0, processes: int = 1) -> DataLoader:
+def eval_loader(samples: TransformedDataset, workers: int, rank: int = 0, processes: int = 1) -> DataLoader:
     """Every image once, in the reader's order, one at a time: no result depends on what stood beside it.
 
     Of `processes` each has every so-manieth image, beginning with that of its `rank`.
@@ -240,7 +240,7 @@ def explain_workers(last_images: list[str]) -> Iterator[None]:
         ) from error
 
 
-def _loader(samples: Samples, batches: TrainOrder | list, workers: int) -> DataLoader:
+def _loader(samples: TransformedDataset, batches: TrainBatchSampler | list, workers: int) -> DataLoader:
     return DataLoader(
         samples,
         batch_sampler=batches,
@@ -256,10 +256,10 @@ def _init_worker(worker: int) -> None:
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    threading.Thread(target=_end_when_the_training_process_says_so, daemon=True).start()
+    threading.Thread(target=_exit_on_parent_sigterm, daemon=True).start()
 
 
-def _end_when_the_training_process_says_so() -> None:
+def _exit_on_parent_sigterm() -> None:
     """It does by SIGTERM: when it ends while the worker still waits for work, as it does after an error."""
     while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
         pass

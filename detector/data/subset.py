@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
-from detector.data.loader import Reader
+from detector.data.loader import DetectionDataset
 from detector.structures import GroundTruth
 
 
 class Subset:
     """The images of `reader` at `indices`, in that order, with its classes. A reader itself."""
 
-    def __init__(self, reader: Reader, indices: Sequence[int]) -> None:
+    def __init__(self, reader: DetectionDataset, indices: Sequence[int]) -> None:
         self.reader = reader
         self.indices = list(indices)
         self.image_ids = [reader.image_ids[index] for index in self.indices]

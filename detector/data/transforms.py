@@ -28,7 +28,7 @@ class Augment:
         boxes = A.BboxParams("pascal_voc", label_fields=["index"], clip=True, filter_invalid_bboxes=True)
         self.compose = None
         if transforms:
-            with _its_error_is_the_user_s(), warnings.catch_warnings():
+            with as_input_error(), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Got processor for bboxes, but no transform to process it")
                 self.compose = A.Compose(list(transforms), bbox_params=boxes)
 
@@ -38,9 +38,7 @@ class Augment:
         count = len(sample.gt_boxes)
         boxes = np.concatenate([sample.gt_boxes, sample.proposals])
         self.compose.set_random_seed(seed)
-        with _its_error_is_the_user_s(
-            f" on image {sample.image_id} of {sample.image.shape[1]}x{sample.image.shape[0]}"
-        ):
+        with as_input_error(f" on image {sample.image_id} of {sample.image.shape[1]}x{sample.image.shape[0]}"):
             result = self.compose(image=sample.image, bboxes=boxes, index=np.arange(len(boxes)))
         image = result["image"]
         if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,)):
@@ -61,7 +59,7 @@ class Augment:
 
 
 @contextmanager
-def _its_error_is_the_user_s(where: str = "") -> Iterator[None]:
+def as_input_error(where: str = "") -> Iterator[None]:
     """Albumentations has no exception of its own for transforms that want other data, or another size of image."""
     try:
         yield

@@ -62,7 +62,7 @@ class Matches:
     boxes: np.ndarray  # (N, 4) float64
     object_index: np.ndarray  # (N,) int64, into `objects`; -1 without an object of this class in the image
     iou: np.ndarray  # (N,) float64
-    crowd_part: np.ndarray  # (N,) float64: the part of its own area in a crowd of its class
+    crowd_ioa_threshold: np.ndarray  # (N,) float64: the part of its own area in a crowd of its class
     objects: Objects
     num_classes: int
 
@@ -79,7 +79,7 @@ class Matches:
         first[target[::-1]] = reached[::-1]  # the last to be written stays: the best scored claim of each object
         judged[first[target]] = HIT
         judged[reached[~self.objects.counted(area_range)[target]]] = IGNORED
-        elsewhere = (self.crowd_part >= overlap) | ~within(_areas(self.boxes), area_range)
+        elsewhere = (self.crowd_ioa_threshold >= overlap) | ~within(_areas(self.boxes), area_range)
         judged[elsewhere & (judged == MISS)] = IGNORED
         return judged
 
@@ -129,8 +129,8 @@ def match(truths: Sequence[GroundTruth], detections: Iterable[Detections], num_c
     key, object_key = images * (num_classes + 1) + labels, objects.images * (num_classes + 1) + objects.labels
     object_key = np.where(objects.labels <= num_classes, object_key, -1)
     object_index, best_iou = best_object(key, np.where(objects.crowd, -1, object_key), iou)
-    _, crowd_part = best_object(key, np.where(objects.crowd, object_key, -1), part)
-    return Matches(images, labels, scores, boxes, object_index, best_iou, crowd_part, objects, num_classes)
+    _, crowd_ioa_threshold = best_object(key, np.where(objects.crowd, object_key, -1), part)
+    return Matches(images, labels, scores, boxes, object_index, best_iou, crowd_ioa_threshold, objects, num_classes)
 
 
 def best_object(

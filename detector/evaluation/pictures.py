@@ -10,7 +10,7 @@ from detector.errors import InputError
 from detector.evaluation.error_analysis import KINDS, Errors
 from detector.evaluation.matching import HIT, Matches
 from detector.structures import GroundTruth
-from detector.visualize import GROUND_TRUTH_COLOUR, draw_boxes
+from detector.visualization.drawing import GROUND_TRUTH_COLOUR, draw_boxes
 
 ERRORS_SHOWN, BEST_SHOWN = 4, 8  # of a kind; no image twice among them
 DETECTION_COLOUR = (255, 80, 40)

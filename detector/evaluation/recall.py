@@ -16,7 +16,7 @@ from detector.boxes import overlaps
 from detector.evaluation.matching import within
 from detector.evaluation.plots import png
 from detector.evaluation.voc_ap import SIZES
-from detector.files import write_atomically
+from detector.runtime.files import write_atomically
 from detector.structures import GroundTruth
 
 IOUS = np.arange(50, 100, 5) / 100

@@ -13,7 +13,7 @@ from detector.evaluation.matching import match
 from detector.evaluation.pictures import draw_errors
 from detector.evaluation.plots import plot_errors, plot_precision_recall
 from detector.evaluation.voc_ap import score_sizes, score_voc
-from detector.files import write_atomically
+from detector.runtime.files import write_atomically
 from detector.structures import Detections, GroundTruth
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from detector.errors import InputError, first_few
-from detector.files import write_atomically
+from detector.runtime.files import write_atomically
 from detector.structures import Detections
 
 RESULT_FILE = "comp4_det_test_{}.txt"
@@ -32,7 +32,7 @@ def write_result_files(folder: Path, detections: Sequence[Detections], classes: 
         write_atomically(folder / RESULT_FILE.format(name), "".join(lines).encode())
 
 
-def through_files(
+def round_trip_results(
     folder: Path, detections: Sequence[Detections], classes: Sequence[str], devkit: bool
 ) -> list[Detections]:
     """Write the result files, and return what is to be scored: with `devkit` the rounded values that they hold."""

@@ -28,7 +28,7 @@ def score_voc(
 
     devkit: count as the Python code that published numbers come from: a hit needs an overlap > threshold, where the
         challenge and this program take one >= threshold; and see `eleven_point_ap`. That code reads rounded values
-        from files: to have its exact numbers, score what went `through_files` (results.py).
+        from files: to have its exact numbers, score what went `round_trip_results` (results.py).
     """
     by_overlap = {overlap: matches.curves(overlap, devkit) for overlap in {*overlaps, *MEAN_OVERLAPS}}
     columns = {f"{overlap:.2f}": [overlap] for overlap in overlaps} | {MEAN: MEAN_OVERLAPS}

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 
 from detector.data.classes import WithoutClasses
-from detector.data.formats.records import ImageProposals
 from detector.data.joined import JoinedDataset, JoinedProposals, parts_of
-from detector.data.proposals import open_proposals, stream_store
 from detector.data.subset import Subset
 from detector.data.voc import VocDataset
+from detector.proposals.formats.records import ImageProposals
+from detector.proposals.store import open_proposals, stream_store
 
 
 @pytest.fixture

@@ -12,14 +12,14 @@ from PIL import Image
 from detector.data.coco import CocoDataset
 from detector.data.loader import (
     PADDING_RGB,
-    Samples,
-    TrainOrder,
+    TrainBatchSampler,
+    TransformedDataset,
     collate,
     eval_loader,
     explain_workers,
     train_loader,
 )
-from detector.data.proposals import Selection
+from detector.data.proposal_selection import Selection
 from detector.data.transforms import Augment, Resize
 from detector.data.voc import VocDataset
 from tests.conftest import REPOSITORY
@@ -33,8 +33,8 @@ class AllOver(dict):
 
 
 @pytest.fixture
-def samples(small_shapes) -> Samples:
-    return Samples(
+def samples(small_shapes) -> TransformedDataset:
+    return TransformedDataset(
         VocDataset(small_shapes, "train"), AllOver(), Resize(128, 256), Augment([A.HorizontalFlip(p=0.5)]), seed=3
     )
 
@@ -59,45 +59,45 @@ def test_scores_decide_where_they_are_asked_for(samples):
 def test_difficult_objects_can_be_left_out(make_voc):
     root = make_voc({"train": {"a": [("cat", 1, 1, 20, 20, 1), ("dog", 5, 5, 30, 30)]}})
     reader = VocDataset(root, "train")
-    assert Samples(reader, AllOver(), Resize()).original(0).gt_labels.tolist() == [1, 2]
-    assert Samples(reader, AllOver(), Resize(), use_difficult=False).original(0).gt_labels.tolist() == [2]
+    assert TransformedDataset(reader, AllOver(), Resize()).original(0).gt_labels.tolist() == [1, 2]
+    assert TransformedDataset(reader, AllOver(), Resize(), use_difficult=False).original(0).gt_labels.tolist() == [2]
 
 
 def test_crowds_are_no_objects_and_what_lies_in_them_is_not_trained_on(make_coco):
     root = make_coco({"train": {"a": [("cat", 0, 0, 5, 5), ("cat", 10, 10, 20, 20, 1)]}})
     boxes = np.array([[10, 10, 20, 20], [6, 10, 16, 20], [7.5, 10, 17.5, 20], [0, 0, 60, 40], [9, 9, 9, 9]], np.float32)
     reader, proposals = CocoDataset(root, "train.json", "images"), {"1": boxes}
-    scored = Samples(reader, proposals, Resize()).original(0)
+    scored = TransformedDataset(reader, proposals, Resize()).original(0)
     assert (scored.gt_boxes.tolist(), len(scored.proposals)) == ([[0, 0, 5, 5]], 4)
-    trained = Samples(reader, proposals, Resize(), crowd_part=0.7).original(0)
+    trained = TransformedDataset(reader, proposals, Resize(), crowd_ioa_threshold=0.7).original(0)
     assert (trained.gt_boxes.tolist(), trained.proposals.tolist()) == ([[0, 0, 5, 5]], boxes[[1, 3]].tolist())
 
 
 def test_objects_outside_the_image_are_left_out(make_voc):
     root = make_voc({"train": {"a": [("cat", 100, 1, 120, 20), ("dog", 50, 30, 90, 90)]}})
-    sample = Samples(VocDataset(root, "train"), AllOver(), Resize()).original(0)
+    sample = TransformedDataset(VocDataset(root, "train"), AllOver(), Resize()).original(0)
     assert (sample.gt_labels.tolist(), sample.gt_boxes.tolist()) == ([2], [[49, 29, 60, 40]])
 
 
 def test_every_epoch_is_a_new_permutation():
-    order = TrainOrder(size=7, images_per_batch=2, iterations=14, seed=0)
+    order = TrainBatchSampler(size=7, images_per_batch=2, iterations=14, seed=0)
     stream = [key for batch in order for key in batch]
     assert [position for _, position in stream] == list(range(28))
     epochs = [[index for index, _ in stream[start : start + 7]] for start in range(0, 28, 7)]
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
-    assert list(TrainOrder(7, 2, 14, seed=1)) != list(order)
+    assert list(TrainBatchSampler(7, 2, 14, seed=1)) != list(order)
 
 
 def test_the_order_can_be_taken_up_anywhere():
-    whole = list(TrainOrder(size=5, images_per_batch=3, iterations=20, seed=4))
-    later = TrainOrder(size=5, images_per_batch=3, iterations=20, seed=4, start=13)
+    whole = list(TrainBatchSampler(size=5, images_per_batch=3, iterations=20, seed=4))
+    later = TrainBatchSampler(size=5, images_per_batch=3, iterations=20, seed=4, start=13)
     assert list(later) == whole[13:]
     assert len(later) == 7
 
 
 def test_a_batch_larger_than_the_data_set():
-    batch = next(iter(TrainOrder(size=2, images_per_batch=5, iterations=1, seed=0)))
+    batch = next(iter(TrainBatchSampler(size=2, images_per_batch=5, iterations=1, seed=0)))
     assert Counter(index for index, _ in batch).most_common()[0][1] == 3
 
 
@@ -121,7 +121,7 @@ def test_the_thinnest_image_leaves_a_feature_cell(make_voc):
     root = make_voc({"train": {"a": []}})
     Image.new("RGB", (300, 2)).save(root / "JPEGImages/a.jpg")
     (root / "Annotations/a.xml").write_text("<annotation></annotation>")
-    samples = Samples(VocDataset(root, "train"), AllOver(), Resize(64, 100))
+    samples = TransformedDataset(VocDataset(root, "train"), AllOver(), Resize(64, 100))
     batch = collate([samples[0, 0]])
     assert batch.images.shape == (1, 3, 32, 100)
     assert batch.image_hws == [(1, 100)]
@@ -133,11 +133,11 @@ def contents(loader):
 
 def test_batches_do_not_depend_on_the_number_of_workers(samples):
     """albumentations 2.0.8 by itself repeats the same draws in each worker and epoch."""
-    order = TrainOrder(len(samples.reader), images_per_batch=2, iterations=9, seed=3)
+    order = TrainBatchSampler(len(samples.reader), images_per_batch=2, iterations=9, seed=3)
     alone, together = contents(train_loader(samples, order, 0)), contents(train_loader(samples, order, 2))
     assert alone == together
     by_image = {}
-    for ids, image, _ in contents(train_loader(samples, TrainOrder(6, 1, 60, seed=3), 0)):
+    for ids, image, _ in contents(train_loader(samples, TrainBatchSampler(6, 1, 60, seed=3), 0)):
         by_image.setdefault(ids[0], set()).add(image)
     assert {len(versions) for versions in by_image.values()} == {2}  # flipped, and not
 
@@ -145,8 +145,8 @@ def test_batches_do_not_depend_on_the_number_of_workers(samples):
 def test_scale_jitter_is_not_undone_by_resizing(small_shapes):
     halve = Augment([A.RandomScale(scale_limit=(-0.5, -0.5), p=1.0)])
     reader = VocDataset(small_shapes, "train")
-    sample, _ = Samples(reader, AllOver(), Resize(128, 256), halve)[0, 0]
-    whole, _ = Samples(reader, AllOver(), Resize(128, 256))[0, 0]
+    sample, _ = TransformedDataset(reader, AllOver(), Resize(128, 256), halve)[0, 0]
+    whole, _ = TransformedDataset(reader, AllOver(), Resize(128, 256))[0, 0]
     assert min(sample.image.shape[:2]) == 64
     np.testing.assert_allclose(sample.gt_boxes, whole.gt_boxes / 2, atol=0.5)
     np.testing.assert_allclose(sample.proposals, whole.proposals / 2, atol=0.5)
@@ -186,8 +186,8 @@ def test_case_51_an_unexpected_error_names_the_image_and_is_not_taken_for_a_deat
 def test_a_program_that_ends_while_workers_wait_does_end(small_shapes):
     """As it does after an error in the middle of the data, which keeps the loader alive in its traceback."""
     program = f"""
-from tests.data.test_loader import AllOver, Resize, Samples, VocDataset, eval_loader
-samples = Samples(VocDataset({str(small_shapes)!r}, "train"), AllOver(), Resize(40, 60))
+from tests.data.test_loader import AllOver, Resize, TransformedDataset, VocDataset, eval_loader
+samples = TransformedDataset(VocDataset({str(small_shapes)!r}, "train"), AllOver(), Resize(40, 60))
 unfinished = iter(eval_loader(samples, workers=1))
 print(next(unfinished).image_ids)
 unfinished.keeps_itself = unfinished

@@ -2,7 +2,7 @@ import albumentations as A
 import numpy as np
 import pytest
 
-from detector.compose import make_transforms
+from detector.builders import build_transforms
 from detector.data.transforms import Augment, Resize
 from detector.errors import InputError
 from detector.structures import Sample
@@ -72,7 +72,7 @@ def test_what_a_transform_cannot_do_names_it_and_the_image():
 
 def test_transforms_inside_of_others_are_made_too():
     flip = {"_target_": "albumentations.HorizontalFlip", "p": 1.0}
-    [one_of] = make_transforms([{"_target_": "albumentations.OneOf", "transforms": [flip], "p": 1.0}])
+    [one_of] = build_transforms([{"_target_": "albumentations.OneOf", "transforms": [flip], "p": 1.0}])
     sample = make_sample()
     np.testing.assert_array_equal(Augment([one_of])(sample, seed=0).image, sample.image[:, ::-1])
 
@@ -80,7 +80,7 @@ def test_transforms_inside_of_others_are_made_too():
 @pytest.mark.parametrize(("inside", "says"), [(5, "5"), ([5], "5 is no transform"), ([{"p": 1}], "_target_: None")])
 def test_what_is_no_transform_is_named(inside, says):
     with pytest.raises(InputError, match=says):
-        Augment(make_transforms([{"_target_": "albumentations.OneOf", "transforms": inside}]))
+        Augment(build_transforms([{"_target_": "albumentations.OneOf", "transforms": inside}]))
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_what_is_no_transform_is_named(inside, says):
 )
 def test_a_mistyped_argument_of_a_transform_is_not_passed_over(more, says):
     with pytest.raises(InputError, match=f"albumentations.HorizontalFlip does not take (.|\n)*{says}"):
-        make_transforms([{"_target_": "albumentations.HorizontalFlip", **more}])
+        build_transforms([{"_target_": "albumentations.HorizontalFlip", **more}])
 
 
 def test_no_transforms_change_nothing():

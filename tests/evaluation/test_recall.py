@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from detector.data.proposals import open_proposals
 from detector.data.voc import VocDataset
 from detector.evaluation.recall import recall_table, score_recall, write_recall_plot
+from detector.proposals.store import open_proposals
 from tests.conftest import ground_truth
 
 # A cat of 10x10 whose best proposal comes 11th with IoU 0.72, and a dog of 100x100 whose only one has 0.5.

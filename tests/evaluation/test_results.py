@@ -8,7 +8,7 @@ from detector.evaluation.results import (
     read_coco_results,
     read_result_files,
     result_classes,
-    through_files,
+    round_trip_results,
     write_coco_results,
     write_result_files,
 )
@@ -49,8 +49,8 @@ def test_what_is_written_is_read(tmp_path):
 
 def test_the_devkit_scores_rounded_values(tmp_path):
     detections = [Detections("a", np.zeros((1, 4), np.float32), np.array([1]), np.array([0.12345]))]
-    assert through_files(tmp_path, detections, ["cat"], devkit=False)[0].scores.tolist() == [0.12345]
-    assert through_files(tmp_path, detections, ["cat"], devkit=True)[0].scores.tolist() == [0.123]
+    assert round_trip_results(tmp_path, detections, ["cat"], devkit=False)[0].scores.tolist() == [0.12345]
+    assert round_trip_results(tmp_path, detections, ["cat"], devkit=True)[0].scores.tolist() == [0.123]
 
 
 def test_ids_with_spaces(tmp_path):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from detector.data.proposals import write_store
 from detector.data.voc import VocDataset
-from tests.faults.processes import start_program
+from detector.proposals.store import write_store
+from tests.helpers.processes import start_program
 
 TINY = [
     "data=voc", "data.train_split=train", "data.short_side_px=64", "data.max_side_px=96", "model.hidden=16",

@@ -11,24 +11,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detector import compose
+from detector import builders
 from detector.data import check
 from detector.data.check import (
     Checked,
     accept,
     cache_folder,
     check_data,
+    require_all_valid,
     require_readable,
-    require_whole,
-    warn_of_overlap,
+    warn_leakage,
 )
-from detector.data.loader import Samples
-from detector.data.proposals import write_store
+from detector.data.loader import TransformedDataset
 from detector.data.transforms import Resize
 from detector.data.voc import VocDataset, read_annotation
 from detector.errors import InputError
 from detector.evaluation.matching import match
 from detector.evaluation.voc_ap import score_voc
+from detector.proposals.store import write_store
 from scripts.check_data import main as check_data_main
 from tests.conftest import REPOSITORY, write_xml
 
@@ -92,7 +92,7 @@ def test_case_38_boxes_that_reach_out_are_cut_and_those_outside_left_out(make_vo
     assert "a.xml: box 3 x from 60 to 70, y from 0 to 9 in an image of 60x40: lies outside its image" in outside
     details = "\n".join(checked.details())
     assert (hardly in details, much in details, outside in details) == (False, True, True)
-    samples = Samples(checked.reader, {"a": np.zeros((0, 4), np.float32)}, Resize(40, 60))
+    samples = TransformedDataset(checked.reader, {"a": np.zeros((0, 4), np.float32)}, Resize(40, 60))
     assert samples.original(0).gt_boxes.tolist() == [[49, 29, 60, 40], [49, 29, 60, 40]]
 
 
@@ -131,8 +131,8 @@ def test_case_40_names_that_differ_in_case_or_spaces_alone_are_no_classes_of_the
     def classes(*overrides: str, more: tuple = ()) -> tuple[str, ...]:
         config = settings("train", "data=voc", f"data.root={root}", "data.train_split=train", *overrides)
         config["data"]["val_split"] = "val"
-        readers = [compose.make_reader(config, part) for part in ("train", "val")]
-        chosen = compose.choose_classes(config, *readers, more=more)
+        readers = [builders.build_dataset(config, part) for part in ("train", "val")]
+        chosen = builders.resolve_classes(config, *readers, more=more)
         assert [reader.with_classes(chosen).classes for reader in readers] == [chosen] * 2  # each object has a label
         return chosen
 
@@ -232,8 +232,8 @@ def test_case_45_images_to_train_on_among_those_to_validate_are_noticed_under_an
     root = make_voc({"train": {"a": [CAT]}, "val": {"b": [], "c": []}})
     Image.effect_noise((60, 40), 50).save(root / "JPEGImages/b.jpg")
     train, val = (check_data(VocDataset(root, split)) for split in ("train", "val"))
-    assert warn_of_overlap(train, val) == ["c"]
-    assert "1 of the 2 images of set-val are in set-train too, so the score will flatter: c" in caplog.text
+    assert warn_leakage(train, val) == ["c"]
+    assert "1 of the 2 images of set-val are in set-train too, so scores will be optimistic: c" in caplog.text
 
 
 @pytest.fixture
@@ -260,15 +260,15 @@ def test_a_few_bad_images_are_left_out_of_training_and_too_many_are_an_error(one
 
 def test_a_score_needs_every_image_and_every_object(one_in_four):
     with pytest.raises(InputError, match=r"A score needs every image(.|\n)*b\.xml: broken XML"):
-        require_whole(check_data(VocDataset(one_in_four, "train")))
+        require_all_valid(check_data(VocDataset(one_in_four, "train")))
     with pytest.raises(InputError, match=r"b\.xml: broken XML"):
         require_readable(VocDataset(one_in_four, "train"))
     write_xml(one_in_four / "Annotations/b.xml", [CAT, ("cat", 1, 1, "wide", 9)])
-    for look in (lambda reader: require_whole(check_data(reader)), require_readable):
+    for look in (lambda reader: require_all_valid(check_data(reader)), require_readable):
         with pytest.raises(InputError, match=r"b\.xml: object 2: <xmax> must be a number"):
             look(VocDataset(one_in_four, "train"))
     write_xml(one_in_four / "Annotations/b.xml", [("cat", 50, 30, 75, 40)])  # a box is scored as it stands
-    assert require_whole(check_data(VocDataset(one_in_four, "train"))).reader.image_ids == list("abcd")
+    assert require_all_valid(check_data(VocDataset(one_in_four, "train"))).reader.image_ids == list("abcd")
 
 
 def test_nothing_but_bad_images_is_an_error_at_any_limit(make_voc):
@@ -361,7 +361,7 @@ def test_the_command_finds_names_that_are_most_likely_one_class(make_voc, monkey
     root = make_voc({"train": {"a": [CAT]}, "val": {"b": [("Cat", 1, 1, 20, 20)]}})
     for more, status in (([], 1), (["--classes", "cat", "Cat"], 0)):
         monkeypatch.setattr(sys, "argv", ["check_data.py", "--data", str(root), "--splits", "train", "val", *more])
-        monkeypatch.setattr("scripts.check_data.warn_of_overlap", lambda *_: [])
+        monkeypatch.setattr("scripts.check_data.warn_leakage", lambda *_: [])
         with pytest.raises(SystemExit) as end:
             check_data_main()
         assert (end.value.code, "'Cat' and 'cat'" in capsys.readouterr().out) == (status, status == 1)

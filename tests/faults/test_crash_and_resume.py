@@ -20,28 +20,35 @@ import torch
 from PIL import Image
 
 import train
-from detector import checkpoint as checkpoints
-from detector.checkpoint import Checkpoints, find_damage, load_checkpoint, load_state, load_to_resume, newest_valid
 from detector.data.check import check_data
 from detector.data.fingerprint import fingerprint_data, fingerprint_proposals
-from detector.data.formats.records import ImageProposals
 from detector.data.joined import JoinedProposals
-from detector.data.loader import Samples, TrainOrder, train_loader
-from detector.data.proposals import open_proposals, stream_store
+from detector.data.loader import TrainBatchSampler, TransformedDataset, train_loader
 from detector.data.transforms import Augment, Resize
 from detector.data.voc import VocDataset
-from detector.engine import evaluate
 from detector.errors import InputError, RunFailure
 from detector.evaluation.report import write_report
-from detector.files import replace
-from detector.resume import check_same_run, clean_up, find_run, make_newest
-from detector.run_folder import FolderLock
-from detector.signals import SAME_REQUEST_S, Stopped, StopRequest
-from detector.visualize import draw_batch
-from scripts.kill_runs import differences
+from detector.inference.predict import evaluate
+from detector.proposals.formats.records import ImageProposals
+from detector.proposals.store import open_proposals, stream_store
+from detector.runtime.files import replace
+from detector.runtime.signals import SAME_REQUEST_S, Stopped, StopRequest
+from detector.training import checkpoint as checkpoints
+from detector.training.checkpoint import (
+    Checkpoints,
+    load_checkpoint,
+    load_state,
+    load_to_resume,
+    newest_valid,
+    verify_integrity,
+)
+from detector.training.resume import check_same_run, clean_up, find_run, promote_checkpoint
+from detector.training.run_folder import FolderLock
+from detector.visualization.drawing import draw_batch
 from tests.conftest import REPOSITORY
 from tests.faults.conftest import wait_for
-from tests.faults.processes import FORKS, children
+from tests.helpers.processes import FORKS, children
+from tests.tools.kill_runs import differences
 
 
 @pytest.fixture
@@ -57,7 +64,7 @@ def metrics_lines(folder):
 
 
 def test_case_01_killed_at_any_moment_and_in_a_write_the_outcome_is_equal_in_every_bit():
-    command = [sys.executable, "scripts/kill_runs.py", "--kills", "3", "--workers", "1"]
+    command = [sys.executable, "tests/tools/kill_runs.py", "--kills", "3", "--workers", "1"]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.search("3 kills, [123] of them in the middle of writing", result.stdout)
@@ -123,7 +130,7 @@ def test_case_03_a_changed_bit_is_found_wherever_it_is(tmp_path):
     whole = path.read_bytes()
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
-        if find_damage(path) is None:  # only in the mark of the digest and its length, which nobody reads
+        if verify_integrity(path) is None:  # only in the mark of the digest and its length, which nobody reads
             assert torch.equal(torch.load(path, weights_only=True)["weights"], torch.arange(20.0))
             assert place >= len(whole) - checkpoints.SEAL_BYTES - 2
 
@@ -193,13 +200,13 @@ def test_case_06_ctrl_c_during_an_evaluation_saves_and_the_evaluation_is_done_la
         return evaluate(*arguments)
 
     config = settings("train", *tiny, f"run.dir={tmp_path}/run", "resume=auto")
-    monkeypatch.setattr("detector.run.evaluate", interrupted)
+    monkeypatch.setattr("detector.training.trainer.evaluate", interrupted)
     with pytest.raises(Stopped) as stopped:
         train.main(config)
     assert stopped.value.signal == signal.SIGINT
     saved = load_to_resume(tmp_path / "run/checkpoints/last.pt")
     assert (saved["iteration"], saved["evaluated"]) == (4, 0)
-    monkeypatch.setattr("detector.run.evaluate", evaluate)
+    monkeypatch.setattr("detector.training.trainer.evaluate", evaluate)
     train.main(config)
     assert differences(tmp_path / "run", whole) == []
 
@@ -235,7 +242,7 @@ def test_case_07_a_disk_that_is_full_at_an_evaluation_ends_no_run(tiny, settings
             raise OSError(28, "No space left on device")
         return write_report(*arguments, **more)
 
-    monkeypatch.setattr("detector.run.write_report", full)
+    monkeypatch.setattr("detector.training.trainer.write_report", full)
     train.main(settings("train", *tiny, f"run.dir={tmp_path}/run", "train.eval_every=2"))
     assert "the evaluation of iteration 4 could NOT be written: [Errno 28] No space left" in caplog.text
     assert json.loads((tmp_path / "run/metrics.json").read_text())["source"]["iteration"] == 6
@@ -263,7 +270,7 @@ def test_case_07_a_best_checkpoint_that_was_not_written_does_not_bar_later_ones(
                 raise OSError(28, "No space left on device")
         replace(source, target)
 
-    monkeypatch.setattr("detector.run.write_report", scored)
+    monkeypatch.setattr("detector.training.trainer.write_report", scored)
     monkeypatch.setattr(checkpoints, "replace", replace_)
     train.main(settings("train", *tiny, f"run.dir={tmp_path}/run", "train.eval_every=2"))
     assert "the checkpoint of iteration 4 could NOT be written" in caplog.text
@@ -280,7 +287,7 @@ def test_case_08_a_folder_that_cannot_be_written_any_more_is_never_called_saved(
         (tmp_path / "run/checkpoints").write_text("")
         return draw_batch(*arguments)
 
-    monkeypatch.setattr("detector.run.draw_batch", spoil)
+    monkeypatch.setattr("detector.training.trainer.draw_batch", spoil)
     with pytest.raises(RunFailure, match="iteration 1 could NOT be written"):
         train.main(settings("train", *tiny, f"run.dir={tmp_path}/run", "train.iterations=1", "train.eval_every=9"))
     assert "done:" not in caplog.text
@@ -291,10 +298,10 @@ def test_case_09_batches_after_a_resume_do_not_depend_on_the_workers(small_shape
 
     reader = VocDataset(small_shapes, "train")
     boxes = {image_id: np.zeros((0, 4), np.float32) for image_id in reader.image_ids}
-    samples = Samples(reader, boxes, Resize(64, 96), Augment([A.HorizontalFlip(p=0.5)]), seed=3)
+    samples = TransformedDataset(reader, boxes, Resize(64, 96), Augment([A.HorizontalFlip(p=0.5)]), seed=3)
 
     def batches(start: int, workers: int) -> list:
-        loader = train_loader(samples, TrainOrder(6, 2, 9, seed=3, start=start), workers)
+        loader = train_loader(samples, TrainBatchSampler(6, 2, 9, seed=3, start=start), workers)
         return [(batch.image_ids, batch.positions, batch.images.numpy().tobytes()) for batch in loader]
 
     assert batches(4, 0) == batches(4, 4) == batches(0, 0)[4:]
@@ -302,14 +309,14 @@ def test_case_09_batches_after_a_resume_do_not_depend_on_the_workers(small_shape
 
 def resumable(spoilt):
     saved = load_to_resume(spoilt / "checkpoints/last.pt")
-    return saved, saved["config"], tuple(saved["classes"]), saved["made_of"]
+    return saved, saved["config"], tuple(saved["classes"]), saved["fingerprints"]
 
 
 def test_case_10_another_batch_is_refused_and_another_number_of_processes_is_said(spoilt, settings, tiny, caplog):
-    saved, config, classes, made_of = resumable(spoilt)
+    saved, config, classes, fingerprints = resumable(spoilt)
     config = config | {"train": config["train"] | {"images_per_batch": 4}}
     with pytest.raises(InputError, match=r"train\.images_per_batch: 2 -> 4"):
-        check_same_run(saved, config, classes, made_of)
+        check_same_run(saved, config, classes, fingerprints)
     content = torch.load(spoilt / "checkpoints/last.pt", weights_only=True)
     torch.save(content | {"processes": 2}, spoilt / "checkpoints/last.pt")
     train.main(settings("train", *tiny, f"run.dir={spoilt}", "resume=auto", "train.iterations=7"))
@@ -317,15 +324,15 @@ def test_case_10_another_batch_is_refused_and_another_number_of_processes_is_sai
 
 
 def test_case_11_other_classes_are_refused(spoilt):
-    saved, config, classes, made_of = resumable(spoilt)
-    check_same_run(saved, config, classes, made_of)
+    saved, config, classes, fingerprints = resumable(spoilt)
+    check_same_run(saved, config, classes, fingerprints)
     for other in (classes[::-1], classes[:3], (*classes, "cat")):
         with pytest.raises(InputError, match=f"classes: ball, crate, kite, star -> {', '.join(other)}"):
-            check_same_run(saved, config, other, made_of)
+            check_same_run(saved, config, other, fingerprints)
 
 
 def test_case_12_what_the_weights_mean_is_fixed_and_the_rest_is_a_table(spoilt, caplog):
-    saved, config, classes, made_of = resumable(spoilt)
+    saved, config, classes, fingerprints = resumable(spoilt)
     for group, key, value in (
         ("model", "backbone", "vgg16"),
         ("model", "pool_size", 5),
@@ -337,12 +344,12 @@ def test_case_12_what_the_weights_mean_is_fixed_and_the_rest_is_a_table(spoilt, 
         ("detect", "nms_iou", 0.5),
     ):
         with pytest.raises(InputError, match=rf"{group}\.{key}: .* -> "):
-            check_same_run(saved, config | {group: config[group] | {key: value}}, classes, made_of)
+            check_same_run(saved, config | {group: config[group] | {key: value}}, classes, fingerprints)
     with pytest.raises(InputError, match="seed: 0 -> 1"):
-        check_same_run(saved, config | {"seed": 1}, classes, made_of)
+        check_same_run(saved, config | {"seed": 1}, classes, fingerprints)
     assert "changed" not in caplog.text
     train_settings = config["train"] | {"eval_every": 5, "log_every": 7}
-    check_same_run(saved, config | {"train": train_settings, "workers": 3}, classes, made_of)
+    check_same_run(saved, config | {"train": train_settings, "workers": 3}, classes, fingerprints)
     assert "train.eval_every: 4 -> 5\n  train.log_every: 1 -> 7\n  workers: 0 -> 3" in caplog.text
 
 
@@ -355,10 +362,10 @@ def test_case_12_a_changed_rate_is_the_one_that_is_used(spoilt, settings, tiny):
 
 
 def test_case_13_other_data_or_proposals_are_refused(spoilt, make_voc):
-    saved, config, classes, made_of = resumable(spoilt)
+    saved, config, classes, fingerprints = resumable(spoilt)
     for name in ("training data", "validation data", "training proposals", "validation proposals"):
-        with pytest.raises(InputError, match=f"the {name}: fingerprint {made_of[name][:12]} -> 0123"):
-            check_same_run(saved, config, classes, made_of | {name: "0123"})
+        with pytest.raises(InputError, match=f"the {name}: fingerprint {fingerprints[name][:12]} -> 0123"):
+            check_same_run(saved, config, classes, fingerprints | {name: "0123"})
     images = {"a": [("cat", 1, 1, 20, 20)], "b": []}
 
     def fingerprint_of(root: Path) -> str:
@@ -408,13 +415,13 @@ def test_a_folder_that_cannot_be_locked_is_one_error(tmp_path):
 def test_parts_of_another_kind_are_refused_before_a_run_is_taken_up(spoilt):
     path = spoilt / "checkpoints/last.pt"
     content = torch.load(path, weights_only=True)
-    wrong = {"format": "1", "optimizer": 1, "evaluated": "x", "best": [], "made_of": 7, "processes": None}
+    wrong = {"format": "1", "optimizer": 1, "evaluated": "x", "best": [], "fingerprints": 7, "processes": None}
     for name, value in wrong.items():
         torch.save(content | {name: value}, path)
         with pytest.raises(InputError, match=rf"last\.pt: not a checkpoint of this program: its {name} is"):
             load_to_resume(path)
-    torch.save(content | {"made_of": {"training annotations": 7}}, path)
-    with pytest.raises(InputError, match="its made_of has more than texts"):
+    torch.save(content | {"fingerprints": {"training annotations": 7}}, path)
+    with pytest.raises(InputError, match="its fingerprints has more than texts"):
         load_to_resume(path)
 
 
@@ -497,18 +504,18 @@ def test_going_back_to_an_earlier_checkpoint_loses_none_and_auto_stays_with_it(t
     for iteration in (3, 4, 5):
         kept.save_last(content(iteration))
     kept.save_best(content(3))
-    make_newest(folder / "last.pt", 5)
+    promote_checkpoint(folder / "last.pt", 5)
     assert found() == {"last.pt": 5, "previous.pt": 4, "best.pt": 3}
-    make_newest(folder / "best.pt", 3)
+    promote_checkpoint(folder / "best.pt", 3)
     assert found() == {"last-of-5.pt": 5, "previous-of-4.pt": 4, "best.pt": 3, "last.pt": 3}
     assert "last.pt is now last-of-5.pt: the run goes back to iteration 3" in caplog.text
     kept.save_last(content(4))
-    make_newest(folder / "last-of-5.pt", 5)  # and forth again
+    promote_checkpoint(folder / "last-of-5.pt", 5)  # and forth again
     now = {"last.pt": 5, "last-of-4.pt": 4, "previous.pt": 3, "last-of-5.pt": 5, "previous-of-4.pt": 4, "best.pt": 3}
     assert found() == now
     (folder / "last.pt").write_bytes(b"no longer whole")
     kept.save_best(content(9))
-    make_newest(folder / "last-of-4.pt", 4)
+    promote_checkpoint(folder / "last-of-4.pt", 4)
     assert (folder / "last-of-unknown.pt").read_bytes() == b"no longer whole"
     (folder / "last-of-unknown.pt").unlink()
     del now["best.pt"]
@@ -524,7 +531,7 @@ def test_a_run_that_went_back_before_its_best_has_a_best_again(tiny, settings, t
         metrics["main"]["value"] = next(scores)
         return metrics
 
-    monkeypatch.setattr("detector.run.write_report", scored)
+    monkeypatch.setattr("detector.training.trainer.write_report", scored)
     overrides = [*tiny, "train.eval_every=2", "train.checkpoint_every=2"]
     run = tmp_path / "run"
     train.main(settings("train", *overrides, "train.iterations=2", f"run.dir={run}"))
@@ -549,9 +556,9 @@ def test_going_back_on_a_full_disk_changes_nothing(tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("detector.resume.write_atomically", full)
+    monkeypatch.setattr("detector.training.resume.write_atomically", full)
     with pytest.raises(RunFailure, match=r"previous\.pt cannot be made last\.pt: \[Errno 28\]"):
-        make_newest(tmp_path / "previous.pt", 3)
+        promote_checkpoint(tmp_path / "previous.pt", 3)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -611,7 +618,7 @@ def test_which_run_is_meant(spoilt, tmp_path, whole, monkeypatch):
 def test_a_checkpoint_that_cannot_be_read_back_is_not_kept(tmp_path, monkeypatch, caplog):
     Checkpoints(tmp_path).save_best({"iteration": 1})
     before = (tmp_path / "best.pt").read_bytes()
-    monkeypatch.setattr(checkpoints, "find_damage", lambda path: "a bad disk")
+    monkeypatch.setattr(checkpoints, "verify_integrity", lambda path: "a bad disk")
     Checkpoints(tmp_path).save_best({"iteration": 2})
     assert "iteration 2 could NOT be written" in caplog.text
     assert "did not come back: a bad disk" in caplog.text
@@ -619,4 +626,4 @@ def test_a_checkpoint_that_cannot_be_read_back_is_not_kept(tmp_path, monkeypatch
         Checkpoints(tmp_path).save_last({"iteration": 3}, final=True)
     assert [path.name for path in tmp_path.iterdir()] == ["best.pt"]
     assert (tmp_path / "best.pt").read_bytes() == before
-    assert find_damage(tmp_path / "best.pt") is None
+    assert verify_integrity(tmp_path / "best.pt") is None

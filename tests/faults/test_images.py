@@ -10,7 +10,7 @@ from PIL import Image
 
 from detector.data.check import check_data
 from detector.data.image import ImageOptions, read_image, read_image_hw
-from detector.data.loader import Samples, collate
+from detector.data.loader import TransformedDataset, collate
 from detector.data.transforms import Resize
 from detector.data.voc import VocDataset
 from detector.errors import InputError
@@ -206,7 +206,7 @@ def test_case_33_the_thinnest_image_has_a_feature_cell(make_voc, size):
     (root / "Annotations/a.xml").write_text("<annotation></annotation>")
     Image.new("RGB", size, (90, 90, 90)).save(root / "JPEGImages/a.jpg")
     whole = np.array([[0, 0, size[0], size[1]]], np.float32)
-    samples = Samples(VocDataset(root, "train"), {"a": whole}, Resize(96, 160))
+    samples = TransformedDataset(VocDataset(root, "train"), {"a": whole}, Resize(96, 160))
     batch = collate([samples[0, 0]])
     x1, y1, x2, y2 = batch.proposals[0][0].tolist()
     model = build_model("resnet18", "fc", num_classes=1, hidden=8).eval()

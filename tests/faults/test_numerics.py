@@ -10,19 +10,24 @@ import torchvision
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
-from detector import engine
 from detector.boxes import MAX_LOG_RATIO, BoxCoder
-from detector.device import choose_compute
-from detector.engine import Recipe, train_step, training_steps
 from detector.errors import InputError, RunFailure
+from detector.inference import predict
+from detector.inference.postprocess import Postprocess
+from detector.inference.predict import DetectorConfig
 from detector.models import build_model
-from detector.postprocess import Postprocess
 from detector.roi_pool import RoIPool
+from detector.runtime.device import build_compute_on
 from detector.structures import Batch
-from detector.targets import RoiTargets, Sampling
+from detector.training import engine
+from detector.training.diagnostics import NotFinite
+from detector.training.engine import TrainingConfig, train_step, training_steps
+from detector.training.losses import multi_task_loss
+from detector.training.targets import RoiTargets, Sampling
 
-COMPUTE = choose_compute("cpu", "float32", True)
-RECIPE = Recipe(Sampling(rois_per_image=8), BoxCoder(), Postprocess(0.05, 0.3, 100), seed=0)
+COMPUTE = build_compute_on("cpu", "float32", True)
+TRAINING = TrainingConfig(Sampling(rois_per_image=8), BoxCoder(), seed=0)
+DETECTOR = DetectorConfig(BoxCoder(), Postprocess(0.05, 0.3, 100))
 
 
 @pytest.fixture
@@ -59,7 +64,7 @@ def test_case_17_a_loss_that_is_not_finite_stops_before_the_update(model, optimi
         model.cls_score.weight.fill_(weight)
         model.cls_score.weight[1:] *= -1
     before = {key: value.clone() for key, value in model.named_parameters()}
-    steps = training_steps(model, [batch()], optimizer, lambda iteration: 0.5, RECIPE, COMPUTE, start=7)
+    steps = training_steps(model, [batch()], optimizer, lambda iteration: 0.5, TRAINING, COMPUTE, start=7)
     with pytest.raises(RunFailure, match=says) as failure:
         next(steps)
     for part in (
@@ -74,7 +79,7 @@ def test_case_17_a_loss_that_is_not_finite_stops_before_the_update(model, optimi
 
 def test_case_17_a_gradient_that_is_not_finite_stops_too(model, optimizer):
     model.head.fc7.weight.register_hook(lambda gradient: gradient / 0)
-    with pytest.raises(engine.NotFinite, match="the gradient's norm (nan|inf)") as failure:
+    with pytest.raises(NotFinite, match="the gradient's norm (nan|inf)") as failure:
         train_step(model, batch().images, rois(1, 0), optimizer, COMPUTE)
     assert not failure.value.mine  # the loss itself is finite
     assert not optimizer.state
@@ -160,7 +165,7 @@ def test_case_23_out_of_gpu_memory_says_what_was_in_it(model, optimizer, monkeyp
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nmore")
 
     monkeypatch.setattr(engine, "train_step", full)
-    steps = training_steps(model, [batch(proposals=30)], optimizer, lambda iteration: 1.0, RECIPE, COMPUTE)
+    steps = training_steps(model, [batch(proposals=30)], optimizer, lambda iteration: 1.0, TRAINING, COMPUTE)
     with pytest.raises(RunFailure) as failure:
         next(steps)
     for part in ("iteration 1: 2 images, padded to 64x96", "the largest, 96 wide and 64 high", " 10 RoIs", "MiB in use",
@@ -174,14 +179,15 @@ def test_case_23_out_of_gpu_memory_in_an_evaluation_says_where(model):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nmore")
 
     full = Full(**vars(COMPUTE))
-    for look in (lambda: engine.evaluate(model, [batch(proposals=30)], RECIPE, full),
-                 lambda: engine.detect(model, batch(proposals=30), RECIPE, full)):  # fmt: skip
+    for look in (lambda: predict.evaluate(model, [batch(proposals=30)], DETECTOR, full,
+                                          TRAINING.sample_targets, multi_task_loss),
+                 lambda: predict.detect(model, batch(proposals=30), DETECTOR, full)):  # fmt: skip
         with pytest.raises(RunFailure, match=r"out of GPU memory at .*: padded to 64x96, \d+ RoIs.*val_max_proposals"):
             look()
 
 
 def test_case_24_the_same_seed_gives_the_same_history(settings, tiny, whole, tmp_path):
-    from scripts.kill_runs import differences
+    from tests.tools.kill_runs import differences
 
     train.main(settings("train", *tiny, f"run.dir={tmp_path}/run"))
     assert differences(tmp_path / "run", whole) == []

@@ -22,42 +22,46 @@ from torch import nn
 
 import evaluate as evaluate_program
 import train
-from detector import cli, distributed
+from detector import app
 from detector.boxes import BoxCoder
-from detector.config import validate_training
-from detector.data.loader import Samples, TrainOrder, eval_loader, explain_workers, train_loader
+from detector.data.loader import TrainBatchSampler, TransformedDataset, eval_loader, explain_workers, train_loader
 from detector.data.transforms import Resize
 from detector.data.voc import VocDataset
-from detector.device import choose_compute, choose_device
-from detector.distributed import (
-    Place,
-    first_host,
-    from_main,
-    gather,
-    gather_turns,
-    largest,
-    place,
-    share_gradients,
-    shared_errors,
-)
-from detector.engine import Recipe, evaluate, training_steps
 from detector.errors import InputError, RunFailure, run_script
 from detector.evaluation.matching import match
 from detector.evaluation.voc_ap import score_voc
+from detector.inference.postprocess import Postprocess
+from detector.inference.predict import DetectorConfig, evaluate
 from detector.models.backbones import Backbone
 from detector.models.fast_rcnn import FastRCNN
 from detector.models.heads import FcHead
-from detector.postprocess import Postprocess
-from detector.run_folder import FolderLock
-from detector.signals import Stopped, StopRequest
-from detector.targets import Sampling
-from detector.tracking import Tracker
+from detector.runtime import distributed
+from detector.runtime.device import build_compute_on, resolve_device
+from detector.runtime.distributed import (
+    RankInfo,
+    all_reduce_max,
+    broadcast_from_main,
+    first_host,
+    gather,
+    gather_interleaved,
+    rank_info,
+    shared_errors,
+    wrap_ddp,
+)
+from detector.runtime.signals import Stopped, StopRequest
+from detector.settings import validate_training
+from detector.training.engine import TrainingConfig, training_steps
+from detector.training.losses import multi_task_loss
+from detector.training.run_folder import FolderLock
+from detector.training.targets import Sampling
+from detector.training.tracking import Tracker
 from tests.conftest import REPOSITORY
 from tests.faults.conftest import wait_for
-from tests.faults.processes import FORKS, children, start_ranks
+from tests.helpers.processes import FORKS, children, start_ranks
 
-COMPUTE = choose_compute("cpu", "float32", True)
-RECIPE = Recipe(Sampling(rois_per_image=8), BoxCoder(), Postprocess(0.01, 0.3, 20), seed=0)
+COMPUTE = build_compute_on("cpu", "float32", True)
+TRAINING = TrainingConfig(Sampling(rois_per_image=8), BoxCoder(), seed=0)
+DETECTOR = DetectorConfig(BoxCoder(), Postprocess(0.01, 0.3, 20))
 
 
 class Boxes(dict):
@@ -89,8 +93,8 @@ def tiny_model() -> FastRCNN:
     return FastRCNN(TinyBody(), FcHead(4, 2, hidden=8), num_classes=2, pool_size=2)
 
 
-def six_images(root: Path) -> Samples:
-    return Samples(VocDataset(root, "train", ["cat", "dog"]), Boxes(), Resize(40, 60))
+def six_images(root: Path) -> TransformedDataset:
+    return TransformedDataset(VocDataset(root, "train", ["cat", "dog"]), Boxes(), Resize(40, 60))
 
 
 @pytest.fixture
@@ -102,34 +106,37 @@ def root(make_voc) -> Path:
 
 def train_a_little(root: Path, model: FastRCNN) -> list[float]:
     """Nine steps of two images; some have no foreground, some no RoI at all in one of two processes."""
-    here = place()
-    order = TrainOrder(6, 2, 9, 0, 0, here.rank, here.world_size)
-    learner, optimizer = share_gradients(model, COMPUTE.device), torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
-    steps = training_steps(learner, train_loader(six_images(root), order, 0), optimizer, lambda _: 1.0, RECIPE, COMPUTE)
+    here = rank_info()
+    order = TrainBatchSampler(6, 2, 9, 0, 0, here.rank, here.world_size)
+    learner, optimizer = wrap_ddp(model, COMPUTE.device), torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    steps = training_steps(
+        learner, train_loader(six_images(root), order, 0), optimizer, lambda _: 1.0, TRAINING, COMPUTE
+    )
     return [float(step.values["train/loss"]) for step in steps]
 
 
 def score(root: Path, model: FastRCNN) -> dict:
-    here, samples = place(), six_images(root)
-    detections, losses = evaluate(model, eval_loader(samples, 0, here.rank, here.world_size), RECIPE, COMPUTE)
+    here, samples = rank_info(), six_images(root)
+    detections, losses = evaluate(model, eval_loader(samples, 0, here.rank, here.world_size), DETECTOR, COMPUTE,
+                                  TRAINING.sample_targets, multi_task_loss)  # fmt: skip
     truths = [samples.reader.ground_truth(index) for index in range(6)]
     assert [item.image_id for item in detections] == samples.reader.image_ids
     return score_voc(match(truths, detections, 2), ("cat", "dog"), [0.5])[0] | {"losses": losses}
 
 
-def fail_in_the_last(here: Place) -> None:
+def fail_in_the_last(here: RankInfo) -> None:
     if here.rank == here.world_size - 1:
         raise InputError("no such folder")
 
 
 def as_one(folder: Path, root: Path) -> None:
     """What several processes do together; the first one writes down what came out."""
-    here, model = place(), tiny_model()
+    here, model = rank_info(), tiny_model()
     outcome = {"score": score(root, model), "loss": train_a_little(root, model)}
 
-    assert gather_turns(list(range(here.rank, 7, here.world_size))) == list(range(7))
-    assert from_main(lambda: f"made by {here.rank}") == "made by 0"
-    assert largest(here.rank) == here.world_size - 1
+    assert gather_interleaved(list(range(here.rank, 7, here.world_size))) == list(range(7))
+    assert broadcast_from_main(lambda: f"made by {here.rank}") == "made by 0"
+    assert all_reduce_max(here.rank) == here.world_size - 1
     with pytest.raises(InputError if here.rank == 0 else SystemExit, match="no such folder|2"), shared_errors():
         fail_in_the_last(here)
 
@@ -142,7 +149,7 @@ def as_one(folder: Path, root: Path) -> None:
             list(stop.cut_short(range(3)))
 
     spoilt = tiny_model()
-    images = train_loader(six_images(root), TrainOrder(6, 6, 1, 0, 0, here.rank, here.world_size), 0)
+    images = train_loader(six_images(root), TrainBatchSampler(6, 6, 1, 0, 0, here.rank, here.world_size), 0)
     if here.rank == here.world_size - 1:  # not finite in one, stopped in all
         images = list(images)
         spoilt.bbox_pred.register_forward_hook(lambda *arguments: arguments[-1] * torch.nan)
@@ -151,7 +158,7 @@ def as_one(folder: Path, root: Path) -> None:
     optimizer = torch.optim.SGD(spoilt.parameters(), 0.5)
     failure = None
     try:
-        list(training_steps(share_gradients(spoilt, COMPUTE.device), images, optimizer, lambda _: 1.0, RECIPE, COMPUTE))
+        list(training_steps(wrap_ddp(spoilt, COMPUTE.device), images, optimizer, lambda _: 1.0, TRAINING, COMPUTE))
     except RunFailure as error:
         failure = str(error)
     except SystemExit as end:  # only the first one speaks
@@ -181,7 +188,7 @@ def test_case_53_several_processes_train_and_score_as_one(root, tmp_path, proces
         together = torch.load(tmp_path / "weights.pt")
         assert all(torch.allclose(together[key], value, atol=1e-6) for key, value in alone.state_dict().items())
         failure = (tmp_path / "failure0").read_text()
-        guilty = next(iter(train_loader(six_images(root), TrainOrder(6, 6, 1, 0, 0, 1, 2), 0))).image_ids
+        guilty = next(iter(train_loader(six_images(root), TrainBatchSampler(6, 6, 1, 0, 0, 1, 2), 0))).image_ids
         assert [f"  {name} (" in failure for name in [f"i{number}" for number in range(6)]] == [
             f"i{number}" in guilty for number in range(6)
         ]
@@ -190,21 +197,21 @@ def test_case_53_several_processes_train_and_score_as_one(root, tmp_path, proces
 
 def score_alone(folder: Path, root: Path) -> None:
     outcome = {"score": score(root, tiny_model())}
-    if place().rank == 0:
+    if rank_info().rank == 0:
         (folder / "outcome.json").write_text(json.dumps(outcome))
 
 
 def test_a_step_sees_the_same_images_however_many_processes_there_are():
-    whole = list(TrainOrder(7, 6, 5, seed=1))
+    whole = list(TrainBatchSampler(7, 6, 5, seed=1))
     for processes in (2, 3):
-        parts = [list(TrainOrder(7, 6, 5, seed=1, rank=rank, processes=processes)) for rank in range(processes)]
+        parts = [list(TrainBatchSampler(7, 6, 5, seed=1, rank=rank, processes=processes)) for rank in range(processes)]
         assert [list(itertools.chain(*step)) for step in zip(*parts, strict=True)] == whole
 
 
 def wait_for_the_other(folder: Path) -> None:
-    (folder / f"ready{place().rank}").write_text("")
+    (folder / f"ready{rank_info().rank}").write_text("")
     for _ in range(10_000):
-        largest(0)
+        all_reduce_max(0)
         time.sleep(0.01)
 
 
@@ -220,10 +227,10 @@ def test_case_52_when_a_process_dies_the_others_say_so_and_end(tmp_path):
 
 
 def stop_in_the_middle(folder: Path) -> None:
-    if place().rank == 1:
+    if rank_info().rank == 1:
         time.sleep(6)  # longer than the timeout: slow is not hanging
     gather(None)
-    if place().rank == 1:
+    if rank_info().rank == 1:
         (folder / "stopped").touch()
         os.kill(os.getpid(), signal.SIGSTOP)
     gather(None)
@@ -245,7 +252,7 @@ def test_case_52_when_a_process_hangs_the_others_say_so_and_end(tmp_path):
 
 
 def wait_long(folder: Path) -> None:
-    (folder / f"ready{place().rank}").touch()
+    (folder / f"ready{rank_info().rank}").touch()
     while not (folder / "go").exists():
         time.sleep(0.1)
 
@@ -332,7 +339,7 @@ def test_case_07_a_full_disk_is_one_line_wherever_it_is_met(monkeypatch, capsys,
 
     monkeypatch.setattr(sys, "argv", ["evaluate.py"])
     with pytest.raises(SystemExit, match="1"):
-        cli.run_program(full, "evaluate")
+        app.run_program(full, "evaluate")
     assert capsys.readouterr().err == f"error: {says}\n"
     assert run_script(full, "") == 1
     assert capsys.readouterr().err == f"error: {says}\n"
@@ -341,14 +348,14 @@ def test_case_07_a_full_disk_is_one_line_wherever_it_is_met(monkeypatch, capsys,
 def test_each_run_of_a_sweep_has_its_own_log(tmp_path, monkeypatch):
     def main(config: dict) -> None:
         logging.getLogger("run").info("before there is a file, of seed %d", config["seed"])
-        cli.log_to_file(tmp_path / f"{config['seed']}.log")
+        app.log_to_file(tmp_path / f"{config['seed']}.log")
         logging.getLogger("run").info("of seed %d", config["seed"])
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(logging, "raiseExceptions", True)
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=1,2", "data=shapes"])
-    cli.run_program(main, "train")
+    app.run_program(main, "train")
     for seed, log in ((1, tmp_path / "1.log"), (2, tmp_path / "2.log")):
         lines = [line.split(" ", 1)[1] for line in log.read_text().splitlines() if "of seed" in line]
         assert lines == [f"before there is a file, of seed {seed}", f"of seed {seed}"]
@@ -367,7 +374,7 @@ def test_a_run_of_a_sweep_that_fails_does_not_take_the_others_with_it(tmp_path, 
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=1,2,3", "data=shapes"])
     with pytest.raises(SystemExit) as end:
-        cli.run_program(main, "train")
+        app.run_program(main, "train")
     assert (begun, end.value.code) == ([1, 2, 3], status)
     assert capsys.readouterr().err == f"error: {error}\nerror: 1 runs of the sweep failed; what each said is above\n"
 
@@ -376,7 +383,7 @@ def test_a_run_of_a_sweep_that_fails_does_not_take_the_others_with_it(tmp_path, 
 def test_a_process_that_a_launcher_starts_can_import_the_program(program, monkeypatch):
     """Launchers such as submitit's hand it over by name; what is defined in `__main__` they cannot."""
     handed = []
-    monkeypatch.setattr(cli, "run_program", lambda main, config_name: handed.append((main, config_name)))
+    monkeypatch.setattr(app, "run_program", lambda main, config_name: handed.append((main, config_name)))
     runpy.run_path(str(REPOSITORY / f"{program}.py"), run_name="__main__")
     assert handed == [(importlib.import_module(program).main, program)]
     assert handed[0][0].__module__ == program
@@ -396,7 +403,7 @@ def test_a_script_s_own_defect_is_shown_whole(defect):
 BUFFERED = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
 RUNS = {
     "script": "import sys; from detector.errors import run_script; sys.exit(run_script(lambda: {}, ''))",
-    "program": "from detector.cli import run_program; run_program(lambda config: {}, 'evaluate')",
+    "program": "from detector.app import run_program; run_program(lambda config: {}, 'evaluate')",
 }
 
 
@@ -437,7 +444,7 @@ def test_settings_that_are_wrong_in_all_processes_are_said_once(monkeypatch, cap
     for rank, says in (("0", "error: train.iterations=-1: must be a whole number above 0\n"), ("1", "")):
         monkeypatch.setenv("RANK", rank)
         with pytest.raises(SystemExit, match="2"):
-            cli.run_program(train.main, "train")
+            app.run_program(train.main, "train")
         assert capsys.readouterr().err == says
 
 
@@ -470,7 +477,7 @@ def test_case_51_a_batch_that_a_dead_worker_did_not_send_is_explained_too():
 
 
 def test_case_51_wrong_input_met_by_a_worker_is_one_line_with_the_file(small_shapes, tmp_path):
-    samples = Samples(VocDataset(small_shapes, "train"), Boxes(), Resize(40, 60))
+    samples = TransformedDataset(VocDataset(small_shapes, "train"), Boxes(), Resize(40, 60))
     samples.reader.image = BrokenImage()
     with pytest.raises(InputError, match=r"^x\.jpg: damaged image$"), explain_workers([]):
         list(eval_loader(samples, workers=1))
@@ -537,7 +544,7 @@ def test_case_55_when_tensorboard_cannot_write_the_run_goes_on(tmp_path, caplog)
 FULL_DISK = """
 import resource, sys, time, threading
 from pathlib import Path
-from detector.tracking import Tracker
+from detector.training.tracking import Tracker
 tracker = Tracker(Path(sys.argv[1]))
 for iteration in range(1, 31):
     tracker.scalars(iteration, {f"train/loss{number}": 0.5 for number in range(20)})
@@ -613,7 +620,7 @@ def ended(tmp_path, monkeypatch, capsys):
     def end(arguments: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["train.py", *arguments.split()])
         try:
-            cli.run_program(lambda config: validate_training(config, 1), "train")
+            app.run_program(lambda config: validate_training(config, 1), "train")
         except SystemExit as error:
             return int(error.code or 0), capsys.readouterr().err
         return 0, capsys.readouterr().err
@@ -672,7 +679,7 @@ def test_a_path_may_hold_what_hydra_cannot_read(tmp_path, monkeypatch, value):
     got = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py", "--config-dir", ".", "data=voc", f"data.root={value}", "seed=1"])
-    cli.run_program(got.append, "train")
+    app.run_program(got.append, "train")
     assert (got[0]["data"]["root"], got[0]["seed"]) == (value, 1)
 
 
@@ -699,19 +706,19 @@ def test_case_57_a_data_set_of_evaluation_is_none_to_train_on(settings):
 def test_case_58_a_device_that_is_not_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match=r"device: 'cuda' is not there: torch sees \d GPUs; use device=cpu"):
-        choose_device("cuda")
-    assert choose_device("auto") == torch.device("cpu")
+        resolve_device("cuda")
+    assert resolve_device("auto") == torch.device("cpu")
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(InputError, match="'cuda:1' is not there: torch sees 1 GPUs"):
-        choose_device("auto")
+        resolve_device("auto")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert choose_device("auto") == torch.device("cuda:1")
+    assert resolve_device("auto") == torch.device("cuda:1")
     with pytest.raises(InputError, match="2 processes cannot share 'cuda:0'"):
-        choose_device("cuda:0")
+        resolve_device("cuda:0")
 
 
 def test_who_is_who(monkeypatch):
@@ -719,17 +726,17 @@ def test_who_is_who(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_NTASKS", "4")  # as in a batch script without srun
     monkeypatch.setenv("SLURM_PROCID", "0")
-    assert place() == Place(0, 1, 0)
+    assert rank_info() == RankInfo(0, 1, 0)
     for name, value in (("STEP_NUM_TASKS", "8"), ("PROCID", "5"), ("LOCALID", "1"), ("JOB_ID", "1234567"),
                         ("STEP_NODELIST", "gpu[03-05,9],cpu1")):  # fmt: skip
         monkeypatch.setenv(f"SLURM_{name}", value)
-    assert place() == Place(5, 8, 1)
-    assert distributed._meeting_point() == {"MASTER_ADDR": "gpu03", "MASTER_PORT": str(20000 + 1234567 % 20000)}
+    assert rank_info() == RankInfo(5, 8, 1)
+    assert distributed._rendezvous() == {"MASTER_ADDR": "gpu03", "MASTER_PORT": str(20000 + 1234567 % 20000)}
     assert [first_host(text) for text in ("n1", "n1,n2", "a-[7,9]-x")] == ["n1", "n1", "a-7-x"]
     monkeypatch.setenv("RANK", "1")  # torchrun within srun
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "0")
-    assert place() == Place(1, 2, 0)
+    assert rank_info() == RankInfo(1, 2, 0)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(settings, tiny, monkeypatch):
@@ -776,5 +783,5 @@ def test_only_the_first_process_logs_to_the_file(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     handlers = list(logging.getLogger().handlers)
-    cli.log_to_file(tmp_path / "train.log")
+    app.log_to_file(tmp_path / "train.log")
     assert logging.getLogger().handlers == handlers

@@ -6,20 +6,14 @@ import numpy as np
 import pytest
 
 from detector.data.check import check_proposals
-from detector.data.generate import proposals_for, store_path
 from detector.data.image import ImageOptions
-from detector.data.loader import Samples
-from detector.data.proposals import (
-    ProposalStore,
-    Selection,
-    open_proposals,
-    require_images,
-    select_proposals,
-    write_store,
-)
+from detector.data.loader import TransformedDataset
+from detector.data.proposal_selection import Selection, select_proposals
 from detector.data.transforms import Resize
 from detector.data.voc import VocDataset
 from detector.errors import InputError
+from detector.proposals.generate import proposals_for, store_path
+from detector.proposals.store import ProposalStore, open_proposals, require_images, write_store
 
 HW = (40, 60)
 
@@ -50,7 +44,7 @@ def test_case_47_what_is_no_box_is_left_out_and_counted(tmp_path, reader):
         "8 proposals of 2 images, 4 an image; left out: 2 not numbers, 4 without area in their image; "
         "1 images have none"
     )
-    samples = Samples(reader, proposals, Resize(40, 60))
+    samples = TransformedDataset(reader, proposals, Resize(40, 60))
     assert samples.original(0).proposals.tolist() == [[0, 3, 60, 9], [1, 2, 3, 4]]
     assert samples.original(1).proposals.shape == (0, 4)  # the last image of the file
 
@@ -70,7 +64,7 @@ def test_case_48_boxes_made_on_another_size_are_an_error(tmp_path, reader):
 
 def test_case_49_boxes_are_matched_by_image_id_never_by_position(tmp_path, reader):
     proposals = store(tmp_path / "p.safetensors", b=[[1, 1, 5, 5]], a=[[0, 0, 20, 20]])
-    samples = Samples(reader, proposals, Resize(40, 60))
+    samples = TransformedDataset(reader, proposals, Resize(40, 60))
     assert [samples.original(index).proposals.tolist() for index in range(2)] == [[[0, 0, 20, 20]], [[1, 1, 5, 5]]]
 
 

@@ -20,18 +20,18 @@ from safetensors.torch import save_file
 
 import evaluate
 import train
-from detector import cli, compose
-from detector.checkpoint import Checkpoints, load_checkpoint, save_weights
+from detector import app, builders
 from detector.data.check import cache_folder, check_data
-from detector.data.proposals import open_proposals
 from detector.data.voc import VocDataset, read_annotation
 from detector.errors import InputError
-from detector.files import write_atomically
 from detector.models import build_model
 from detector.models.weights import load_weights
+from detector.proposals.store import open_proposals
+from detector.runtime.files import write_atomically
+from detector.training.checkpoint import Checkpoints, load_checkpoint, save_weights
 from scripts.export import main as export
 from tests.conftest import REPOSITORY, write_xml
-from tests.watch import nothing_happens
+from tests.helpers.watch import nothing_happens
 
 TINY = [
     "data=voc", "data.train_split=train", "data.short_side_px=96", "data.max_side_px=160",
@@ -137,7 +137,7 @@ def test_a_checkpoint_that_does_not_fit_its_own_settings_takes_no_memory(setting
     config = copy.deepcopy(content["config"])
     config["model"]["hidden"] = 10**9  # 100 TB of weights
     with pytest.raises(InputError, match="the checkpoint does not fit its own settings of the network: .* tensors"):
-        compose.make_trained_model(config, content["model"], 4)
+        builders.build_trained_model(config, content["model"], 4)
 
 
 def evaluated(settings, content: dict, here: Path, *overrides: str, **data) -> None:
@@ -150,7 +150,13 @@ def evaluated(settings, content: dict, here: Path, *overrides: str, **data) -> N
 
 @pytest.mark.parametrize(
     "reader",
-    ["os.system", "detector.tracking.Tracker", "torch.optim.SGD", "albumentations.Compose", "detector.data.check.os"],
+    [
+        "os.system",
+        "detector.training.tracking.Tracker",
+        "torch.optim.SGD",
+        "albumentations.Compose",
+        "detector.data.check.os",
+    ],
 )
 def test_a_checkpoint_can_only_name_a_data_set_as_its_reader(settings, content, here, reader):
     with pytest.raises(InputError, match=f"data.reader={reader}: must be one of detector.data.voc.VocDataset"):
@@ -273,7 +279,7 @@ def test_an_export_that_fails_leaves_nothing_and_can_be_done_again(here, content
             raise OSError(28, "No space left on device")
         write_atomically(path, data)
 
-    monkeypatch.setattr("detector.checkpoint.write_atomically", full)
+    monkeypatch.setattr("detector.training.checkpoint.write_atomically", full)
     with pytest.raises(OSError, match="No space left"):
         save_weights(here / "share", content)
     assert list((here / "share").iterdir()) == []
@@ -309,7 +315,7 @@ def test_damaged_exports_are_named(exported):
 
 
 FOREIGN = {"_target_": "os.system", "command": "touch stolen"}
-WRITES = {"_target_": "detector.tracking.Tracker", "folder": "stolen"}
+WRITES = {"_target_": "detector.training.tracking.Tracker", "folder": "stolen"}
 MAKES = {"_target_": "detector.data.shapes.ShapesDataset", "root": "stolen", "split": "train"}
 
 
@@ -361,7 +367,7 @@ def ended(here, monkeypatch, capsys):
     def end(*arguments: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["train.py", "--config-dir", str(here / "strange"), *arguments])
         try:
-            cli.run_program(leave_a_file, "train")
+            app.run_program(leave_a_file, "train")
         except SystemExit as error:
             return int(error.code or 0), capsys.readouterr().err
         return 0, capsys.readouterr().err

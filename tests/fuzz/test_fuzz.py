@@ -27,19 +27,19 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import evaluate
-from detector import compose
-from detector.checkpoint import load_checkpoint, save_weights
-from detector.config import validate
+from detector import builders
 from detector.data.coco import CocoDataset
-from detector.data.convert import READERS, WRITERS
-from detector.data.formats import mat, tables
-from detector.data.formats.records import ImageProposals, Layout
-from detector.data.proposals import open_proposals, require_images, write_store
 from detector.data.transforms import Augment
 from detector.data.voc import read_annotation
 from detector.errors import InputError
-from tests.data.test_formats import voc_mat_v7_3
-from tests.watch import nothing_happens
+from detector.proposals.convert import READERS, WRITERS
+from detector.proposals.formats import mat, tables
+from detector.proposals.formats.records import ImageProposals, Layout
+from detector.proposals.store import open_proposals, require_images, write_store
+from detector.settings import validate
+from detector.training.checkpoint import load_checkpoint, save_weights
+from tests.helpers.watch import nothing_happens
+from tests.proposals.test_formats import voc_mat_v7_3
 
 MINUTES = float(os.environ.get("FUZZ_MINUTES", "0"))
 
@@ -326,14 +326,14 @@ def test_settings(tmp_path, settings):
 
     def read(config: dict) -> None:
         validate(config)
-        compose.make_compute(config)
-        compose.make_recipe(config)
+        builders.build_compute(config)
+        builders.build_training_config(config)
         with torch.device("meta"):
-            model = compose.make_model(config, 2)
-        _, schedule = compose.make_optimizer(config, model)
+            model = builders.build_untrained_model(config, 2)
+        _, schedule = builders.build_optimizer(config, model)
         assert min(schedule(0), schedule(config["train"]["iterations"] - 1)) >= 0
-        Augment(compose.make_transforms(config["augment"]["transforms"]))
-        compose.make_reader(config, "train")
+        Augment(builders.build_transforms(config["augment"]["transforms"]))
+        builders.build_dataset(config, "train")
 
     with pytest.raises(InputError, match="not in VOC layout"):  # so far it comes
         read(copy.deepcopy(whole))
@@ -382,10 +382,10 @@ def test_what_a_checkpoint_says(tmp_path, content, settings):
         checkpoint = load_checkpoint(tmp_path / "model.safetensors")
         config = evaluate.with_training_settings(copy.deepcopy(evaluation), checkpoint["config"])
         validate(config)
-        compose.make_recipe(config)
+        builders.build_training_config(config)
         with pytest.raises(InputError, match="does not fit its own settings"):
-            compose.make_trained_model(config, checkpoint["model"], len(checkpoint["classes"]))
-        compose.make_reader(config, "val")
+            builders.build_trained_model(config, checkpoint["model"], len(checkpoint["classes"]))
+        builders.build_dataset(config, "val")
 
     texts = misplaced(said).map(lambda value: json.dumps(value).encode()) | damaged(json.dumps(said).encode())
     fuzz("what checkpoints say", texts, read, about)

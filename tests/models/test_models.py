@@ -7,13 +7,13 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from detector.boxes import BoxCoder
-from detector.device import Compute
-from detector.engine import train_step
 from detector.errors import InputError
-from detector.losses import multi_task_loss
 from detector.models import build_model
 from detector.models.heads import FcHead
-from detector.targets import RoiTargets
+from detector.runtime.device import Compute
+from detector.training.engine import train_step
+from detector.training.losses import multi_task_loss
+from detector.training.targets import RoiTargets
 
 IMAGES = torch.randint(0, 255, (2, 3, 64, 96), dtype=torch.uint8)
 ROIS = torch.tensor([[0, 0, 0, 60, 60], [1, 10, 20, 90, 60], [1, 0, 0, 96, 64.0]])
@@ -119,16 +119,17 @@ def test_vgg16_has_no_res5():
 
 def test_two_images_are_overfitted(small_shapes, tmp_path):
     """With true boxes among the RoIs, the network learns two images by heart: every box right, none too many."""
-    from detector.data.loader import Samples, TrainOrder, eval_loader, train_loader
+    from detector.data.loader import TrainBatchSampler, TransformedDataset, eval_loader, train_loader
     from detector.data.transforms import Resize
     from detector.data.voc import VocDataset
-    from detector.device import choose_compute
-    from detector.engine import Recipe, evaluate, training_steps
     from detector.evaluation.matching import match
     from detector.evaluation.voc_ap import score_voc
-    from detector.optim import parameter_groups
-    from detector.postprocess import Postprocess
-    from detector.targets import Sampling
+    from detector.inference.postprocess import Postprocess
+    from detector.inference.predict import DetectorConfig, evaluate
+    from detector.runtime.device import build_compute_on
+    from detector.training.engine import TrainingConfig, training_steps
+    from detector.training.optimizers import parameter_groups
+    from detector.training.targets import Sampling
 
     root = shutil.copytree(small_shapes, tmp_path / "data")
     (root / "ImageSets/Main/two.txt").write_text("train_0\ntrain_1\n")
@@ -139,17 +140,19 @@ def test_two_images_are_overfitted(small_shapes, tmp_path):
     proposals = {
         t.image_id: torch.cat([torch.from_numpy(t.boxes), torch.from_numpy(everywhere)]).numpy() for t in truths
     }
-    samples = Samples(reader, proposals, Resize(160, 300))
+    samples = TransformedDataset(reader, proposals, Resize(160, 300))
     model = build_model("resnet18", "fc", num_classes=len(reader.classes), hidden=128)
-    compute = choose_compute("cpu", "float32", channels_last=True)
+    compute = build_compute_on("cpu", "float32", channels_last=True)
     compute.place(model)
-    recipe = Recipe(Sampling(), BoxCoder(), Postprocess(), seed=0)
+    config, detector = TrainingConfig(Sampling(), BoxCoder(), seed=0), DetectorConfig(BoxCoder(), Postprocess())
     optimizer = torch.optim.SGD(parameter_groups(model, 0.01, 5e-4, 2.0), momentum=0.9)
-    batches = train_loader(samples, TrainOrder(2, 2, 60, seed=0), workers=0)
+    batches = train_loader(samples, TrainBatchSampler(2, 2, 60, seed=0), workers=0)
     losses = [
-        float(s.values["train/loss"]) for s in training_steps(model, batches, optimizer, lambda i: 1.0, recipe, compute)
+        float(s.values["train/loss"]) for s in training_steps(model, batches, optimizer, lambda i: 1.0, config, compute)
     ]
-    detections, val_losses = evaluate(model, eval_loader(samples, 0), recipe, compute)
+    detections, val_losses = evaluate(
+        model, eval_loader(samples, 0), detector, compute, config.sample_targets, multi_task_loss
+    )
     metrics, _ = score_voc(match(truths, detections, len(reader.classes)), reader.classes)
     assert losses[-1] < 0.2 * losses[0]
     assert metrics["area@0.50"]["mAP"] == 1.0

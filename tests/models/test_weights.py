@@ -8,10 +8,10 @@ import pytest
 import torch
 from torchvision import models
 
-from detector.checkpoint import Checkpoints, load_checkpoint
 from detector.errors import InputError
 from detector.models import build_model, weights
 from detector.models.weights import load_weights, to_torchvision
+from detector.training.checkpoint import Checkpoints, load_checkpoint
 
 CLASSES = ["cat", "dog"]
 

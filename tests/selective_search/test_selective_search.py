@@ -15,7 +15,7 @@ from detector.selective_search import MODES, colour, search, selective_search
 from detector.selective_search.ordering import near_repeats, order
 from detector.selective_search.regions import first_of_each_pair
 from detector.selective_search.segmentation import segment, sorted_edges
-from tests.selective_search import slow
+from tests.helpers import slow_selective_search as slow
 
 
 def hierarchies_of(rgb, space, mode):

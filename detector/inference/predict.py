@@ -1,0 +1,91 @@
+"""The prediction loop: detections of images, and the losses on them."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from detector.boxes import BoxCoder, with_batch_index
+from detector.errors import RunFailure
+from detector.inference.postprocess import Postprocess, postprocess
+from detector.runtime.device import Compute, peak_memory_mib
+from detector.runtime.distributed import gather_interleaved, is_main
+from detector.structures import Batch, Detections, RoiTargets
+
+
+@dataclass(frozen=True)
+class DetectorConfig:
+    """How the network's outputs become detections."""
+
+    coder: BoxCoder
+    postprocess: Postprocess
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    config: DetectorConfig,
+    compute: Compute,
+    sample_targets: Callable[[Batch], RoiTargets],
+    loss: Callable[[Tensor, Tensor, RoiTargets], dict[str, Tensor]],
+) -> tuple[list[Detections], dict[str, float]]:
+    """Detections of every image, and the mean losses `cls` and `box` on RoIs sampled as in training.
+
+    Each image goes through the network once: its proposals and the RoIs of the loss share the feature map. Of several
+    processes each takes its turn of the images, and all get the whole outcome.
+    """
+    model.eval()
+    detections, losses = [], []
+    for batch in tqdm(batches, unit="image", desc="evaluate", leave=False, disable=None if is_main() else True):
+        targets = sample_targets(batch)
+        proposals = [with_batch_index(boxes, index) for index, boxes in enumerate(batch.proposals)]
+        rois = torch.cat([targets.rois, *proposals])
+        class_logits, deltas = _predict(model, batch, rois, compute)
+        sampled = len(targets.rois)
+        losses.append(loss(class_logits[:sampled], deltas[:sampled], targets))
+        detections += _detections(class_logits[sampled:], deltas[sampled:], batch, config)
+    detections, losses = gather_interleaved(detections), gather_interleaved(losses)
+    return detections, {name: float(torch.stack([item[name] for item in losses]).mean()) for name in ("cls", "box")}
+
+
+@torch.inference_mode()
+def detect(model: nn.Module, batch: Batch, config: DetectorConfig, compute: Compute) -> list[Detections]:
+    """Detections of every image of a batch."""
+    model.eval()
+    rois = torch.cat([with_batch_index(boxes, index) for index, boxes in enumerate(batch.proposals)])
+    class_logits, deltas = _predict(model, batch, rois, compute)
+    return _detections(class_logits, deltas, batch, config)
+
+
+def _predict(model: nn.Module, batch: Batch, rois: Tensor, compute: Compute) -> tuple[Tensor, Tensor]:
+    """Class logits and deltas of every RoI, in float32 on the CPU."""
+    try:
+        class_logits, deltas = compute.forward(model, batch.images, rois)
+        return class_logits.float().cpu(), deltas.float().cpu()
+    except torch.OutOfMemoryError as error:
+        raise RunFailure(
+            f"out of GPU memory at {', '.join(batch.image_ids)}: padded to {batch.images.shape[2]}x"
+            f"{batch.images.shape[3]}, {len(rois)} RoIs, at most {peak_memory_mib(compute.device):.0f} MiB in use. "
+            "Less is needed with smaller data.max_side_px or data.val_max_proposals, or with precision=bfloat16. "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+
+
+def _detections(class_logits: Tensor, deltas: Tensor, batch: Batch, config: DetectorConfig) -> list[Detections]:
+    """From the outputs (P, ...) for the proposals of all images of the batch, end to end."""
+    sizes = [len(boxes) for boxes in batch.proposals]
+    return [
+        postprocess(logits, moves, proposals, config.coder, image_id, image_hw, original_hw, config.postprocess)
+        for logits, moves, proposals, image_id, image_hw, original_hw in zip(
+            class_logits.split(sizes),
+            deltas.split(sizes),
+            batch.proposals,
+            batch.image_ids,
+            batch.image_hws,
+            batch.original_hws,
+            strict=True,
+        )
+    ]

@@ -1,0 +1,123 @@
+"""From any format of proposals to any other."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from detector.data.image import read_image_hw
+from detector.data.loader import DetectionDataset
+from detector.errors import InputError, first_few
+from detector.proposals.box_format import require_fit
+from detector.proposals.formats import coco_json, mat, pickles, tables
+from detector.proposals.formats.records import ImageProposals, Layout, RawProposals
+from detector.proposals.store import ProposalStore, stream_store
+
+logger = logging.getLogger(__name__)
+
+
+def _read_store(path: Path) -> RawProposals:
+    return ProposalStore(path).raw
+
+
+def _write_store(path: Path, images: Iterable[ImageProposals]) -> None:
+    stream_store(path, images, {"name": "converted"})
+
+
+READERS: dict[str, Callable[[Path], RawProposals]] = {
+    "store": _read_store,
+    **mat.READERS,
+    **tables.READERS,
+    "coco-json": coco_json.read_coco_json,
+    **pickles.READERS,
+}
+WRITERS: dict[str, Callable[[Path, Iterable[ImageProposals]], None]] = {
+    "store": _write_store,
+    **mat.WRITERS,
+    **tables.WRITERS,
+    "coco-json": coco_json.write_coco_json,
+    **pickles.WRITERS,
+}
+
+
+def convert(
+    source: Path,
+    source_format: str,
+    target: Path,
+    target_format: str,
+    order: str | None = None,
+    base: str | None = None,
+    reader: DetectionDataset | None = None,
+    trusted: bool = False,
+) -> tuple[int, int]:
+    """Write the proposals in `source` to `target`; returns the numbers of images and boxes.
+
+    `order` and `base` come before what the format states. With a data set, its images alone are written, in its order
+    and with their sizes, and the layout is tried on its ground truth. A pickle is read only if it is `trusted`.
+    Raises InputError: see the readers and `require_fit`; also if the layout is not known, or the target is there.
+    """
+    if target.exists():
+        raise InputError(f"{target} is there already, and nothing is overwritten")
+    if source_format in pickles.READERS and not trusted:
+        raise InputError(
+            f"{source}: a pickle can run any program when it is read. If you know who made it, say so with "
+            "--i-trust-this-file; else ask for the boxes as .npz, .csv or .json"
+        )
+    raw = READERS[source_format](source)
+    stated = raw.layout
+    order = order or (stated.order if stated else raw.order)
+    base = base or (stated.base if stated else None)
+    layout = Layout(order, base) if order and base else None
+    if reader is not None:
+        images = _of_data_set(raw, layout, reader)
+    elif layout is not None:
+        images = (_image(raw, layout, id) for id in raw.rows)
+    else:
+        lacks = " and ".join(name for name, value in (("--order", order), ("--base", base)) if not value)
+        raise InputError(
+            f"{source}: the file does not say what its numbers mean: give {lacks}; with --data and --split each "
+            "possibility is tried on the objects there"
+        )
+    num_images = len(raw.rows) if reader is None else len(reader)
+    num_boxes = 0
+
+    def counted() -> Iterator[ImageProposals]:
+        nonlocal num_boxes
+        first = None
+        for image in tqdm(images, total=num_images, unit="image", desc="convert", leave=False, disable=None):
+            if len(image.boxes):
+                num_boxes += len(image.boxes)
+                first = first or image
+                if (image.scores is None) != (first.scores is None):
+                    raise InputError(f"{source}: of {first.image_id} and {image.image_id} only one has scores")
+            yield image
+
+    WRITERS[target_format](target, counted())
+    return num_images, num_boxes
+
+
+def _of_data_set(raw: RawProposals, layout: Layout | None, reader: DetectionDataset) -> Iterator[ImageProposals]:
+    wanted = set(reader.image_ids)
+    missing = [id for id in reader.image_ids if id not in raw.rows]
+    if missing:
+        raise InputError(
+            f"{raw.path}: no proposals for {len(missing)} of the {len(reader)} images of {reader.name}: "
+            f"{first_few(missing)}. It has {len(raw.rows)} images: {first_few(list(raw.rows))}. Is it the file of "
+            "another split?"
+        )
+    extra = sum(id not in wanted for id in raw.rows)
+    if extra:
+        logger.info("%d images of %s are not in %s and are left out", extra, raw.path, reader.name)
+    image_hws = [read_image_hw(reader.image_path(index), reader.image_options) for index in range(len(reader))]
+    require_fit(raw, reader, image_hws, layout)
+    assert layout is not None  # require_fit has seen to it
+    return (
+        _image(raw, layout, id, image_hws[index], reader.image_path(index)) for index, id in enumerate(reader.image_ids)
+    )
+
+
+def _image(
+    raw: RawProposals, layout: Layout, image_id: str, image_hw: tuple[int, int] | None = None, path: Path | None = None
+) -> ImageProposals:
+    return ImageProposals(image_id, raw.boxes(image_id, layout), raw.scores(image_id), image_hw, path)

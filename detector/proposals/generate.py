@@ -1,0 +1,295 @@
+"""Selective search over a whole data set: parallel over images and machines, and taken up where it was stopped."""
+
+import hashlib
+import io
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from detector.data.check import proposal_recall
+from detector.data.loader import DetectionDataset
+from detector.data.proposal_selection import first_of_equals
+from detector.data.subset import Subset
+from detector.errors import InputError, first_few
+from detector.proposals.box_format import LOW_RECALL, OtherOrder, require_fit
+from detector.proposals.formats.records import ImageProposals
+from detector.proposals.store import (
+    FileProposals,
+    ProposalStore,
+    open_proposals,
+    require_exif,
+    require_images,
+    stream_store,
+)
+from detector.runtime.files import digest_of, locked, write_atomically
+from detector.selective_search import selective_search
+
+logger = logging.getLogger(__name__)
+
+SEED = 0
+# Part of a generated file's name, so that boxes of an older algorithm are not taken for those of this one.
+VERSION = 2
+# An image on which selective search finds fewer (a plain sky, say) has the boxes of a grid added behind them.
+MIN_BOXES = 50
+GRID_PARTS = (1, 2, 4)  # windows of this part of the image's height and width, half a window apart
+OF_ONE_SHARD: dict = {"shard": None, "unreadable": None}  # what the stores of a data set's shards may differ in
+LOG_EVERY_S = 30  # where there is no terminal to draw a progress bar on
+
+
+def proposals_for(
+    reader: DetectionDataset, image_hws: Sequence[tuple[int, int]], file: str | None, mode: str, folder: Path
+) -> ProposalStore | FileProposals:
+    """Proposals of a data set: those of `file`, or, without one, selective search's, made once and kept in `folder`.
+
+    `image_hws` are the sizes of its images. Raises InputError if the file lacks an image or was made on images of
+    another size, or if its boxes are beyond doubt in another order; a .mat, which does not say the size, also if they
+    fit the images and objects badly. In a store that knows no sizes this is a warning, and in any that hardly an object
+    has a proposal.
+    """
+    if file is None:
+        path = store_path(folder, reader, mode)
+        generate_proposals(reader, path, mode, workers=os.cpu_count() or 1)
+    else:
+        path = Path(file)
+    proposals = open_proposals(path)
+    require_images(proposals, reader.image_ids, image_hws)
+    require_exif(proposals, reader.image_options.exif)
+    if isinstance(proposals, FileProposals):
+        require_fit(proposals.raw, reader, image_hws, proposals.layout)
+    elif file is not None:
+        try:
+            require_fit(proposals.raw, reader, image_hws, proposals.raw.layout)
+        except OtherOrder:
+            raise
+        except InputError as error:  # they may be poor on purpose, and right as whoever made the store declared
+            if any(proposals.image_hw(image_id) is None for image_id in reader.image_ids):
+                logger.warning("%s", error)
+    checked = range(0, len(reader), max(len(reader) // 200, 1))
+    recall = proposal_recall(reader, proposals, checked)
+    logger.info(
+        "proposals of %s from %s: recall %.3f at IoU 0.5, of %d images", reader.name, path, recall, len(checked)
+    )
+    if recall < LOW_RECALL:
+        logger.warning(
+            "%s: hardly any object has a proposal: are these boxes of other images, or in another order?", path
+        )
+    return proposals
+
+
+def store_path(folder: Path, reader: DetectionDataset, mode: str) -> Path:
+    """Where the proposals of this data set, made this way, are kept; the name depends on all that the boxes do."""
+    return folder / f"{reader.name}-{mode}-{fingerprint(reader, mode)[:12]}.safetensors"
+
+
+def fingerprint(reader: DetectionDataset, mode: str) -> str:
+    """A digest of the ids and contents of the images, the mode, and the version of the algorithm."""
+    exif = "" if reader.image_options.exif == "apply" else " exif ignored"
+    digest = hashlib.sha256(f"{mode} {SEED} {VERSION}{exif}".encode())
+    for index, image_id in enumerate(reader.image_ids):
+        try:
+            content = digest_of(reader.image_path(index))
+        except InputError:  # no such file: `_search` decides whether that is too many
+            content = "missing"
+        digest.update(f"{image_id} {content}\n".encode())
+    return digest.hexdigest()
+
+
+def generate_proposals(
+    reader: DetectionDataset,
+    path: Path,
+    mode: str,
+    workers: int,
+    shard: tuple[int, int] | None = None,
+    max_bad_fraction: float = 0.0,
+) -> None:
+    """Write the proposals of every image of the data set to the store `path`, unless it is there.
+
+    With `shard` (i, n), from (1, n) to (n, n), of every n-th image only, beginning with the i-th: see `merge_shards`.
+    An image that cannot be read has no boxes in the store, which says why; raises InputError as soon as more than
+    `max_bad_fraction` of the images are such.
+
+    Finished images are kept in the folder `path`.unfinished until all are done; the same call takes them up again.
+    The outcome is the same bytes, whatever the number of workers and of interruptions. Of several processes that
+    call this at once, one works and the others wait for it.
+    """
+    generator: dict = {"name": "selective search", "mode": mode, "seed": SEED, "version": VERSION}
+    generator["exif"] = reader.image_options.exif
+    if shard is not None:
+        number, count = shard
+        generator |= {"shard": [number, count], "data_set": _digest_of_ids(reader.image_ids)}
+        reader = Subset(reader, range(number - 1, len(reader), count))
+    parts = path.with_name(path.name + ".unfinished")
+    fingerprints = parts / "fingerprints"
+    with locked(path.with_name(path.name + ".lock")):
+        if path.is_file():
+            shutil.rmtree(parts, ignore_errors=True)  # of one that was killed at the very end
+            return
+        expected = fingerprint(reader, mode)
+        if fingerprints.is_file() and fingerprints.read_text() != expected:
+            raise InputError(f"{parts}: was begun for other images or another mode; delete it to begin anew")
+        write_atomically(fingerprints, expected.encode())
+        left = [index for index in range(len(reader)) if not _part(parts, index, reader).is_file()]
+        counts = f"{len(left)} of {len(reader)} images left"
+        logger.info("selective search (%s), %s, %d threads -> %s", mode, counts, workers, path)
+        _search(reader, left, parts, mode, workers, max_bad_fraction)
+        if unreadable := _read_reasons(reader, parts):
+            generator["unreadable"] = unreadable
+        with_grid: list[str] = []
+        stream_store(parts / "store", _read_parts(reader, parts, with_grid), generator)
+        os.replace(parts / "store", path)
+        shutil.rmtree(parts)
+    if with_grid:
+        logger.info(
+            "%d images gave fewer than %d boxes and have those of a grid behind them: %s",
+            len(with_grid), MIN_BOXES, first_few(with_grid, 20),
+        )  # fmt: skip
+    for reason in unreadable.values():
+        logger.warning("no proposals: %s", reason)
+
+
+def merge_shards(paths: Sequence[Path], target: Path) -> None:
+    """Join the stores of all shards of one data set to the store that one run would have written, byte for byte.
+
+    Raises InputError for a store that is no shard, a shard of another data set, mode or count, one that is given
+    twice and one that is missing.
+    """
+    stores = [ProposalStore(path) for path in paths]
+    by_number: dict[int, ProposalStore] = {}
+    for store in stores:
+        number, count = _shard_of(store)
+        if store.generator | OF_ONE_SHARD != stores[0].generator | OF_ONE_SHARD:
+            raise InputError(f"{store.path}: is of another data set, mode or version than {stores[0].path}")
+        if count != stores[0].generator["shard"][1]:
+            raise InputError(
+                f"{store.path}: is shard {number} of {count}, but {stores[0].path} is one of another count"
+            )
+        if number in by_number:
+            raise InputError(f"{store.path}: is shard {number} of {count}, as {by_number[number].path} is")
+        by_number[number] = store
+    if len(by_number) < count:
+        first = next(number for number in range(1, count + 1) if number not in by_number)
+        raise InputError(f"{target}: {count - len(by_number)} of {count} shards are missing, {first} for one")
+    in_order = [by_number[number] for number in range(1, count + 1)]
+    total = sum(map(len, in_order))
+    image_ids = [in_order[index % count].image_ids[index // count] for index in range(total)]
+    generator = {key: value for key, value in in_order[0].generator.items() if key not in {*OF_ONE_SHARD, "data_set"}}
+    unreadable = {id: reason for store in stores for id, reason in store.unreadable.items()}
+    if unreadable:
+        generator["unreadable"] = {id: unreadable[id] for id in image_ids if id in unreadable}
+    if _digest_of_ids(image_ids) != in_order[0].generator.get("data_set"):
+        raise InputError(f"{target}: the shards do not hold the images of their data set: make them again")
+    stream_store(
+        target,
+        (
+            ImageProposals(id, in_order[index % count][id], image_hw=in_order[index % count].image_hw(id))
+            for index, id in enumerate(image_ids)
+        ),
+        generator,
+    )
+
+
+def _shard_of(store: ProposalStore) -> tuple[int, int]:
+    shard = store.generator.get("shard")
+    if isinstance(shard, list) and len(shard) == 2 and all(type(value) is int for value in shard):
+        number, count = shard
+        if 1 <= number <= count:
+            return number, count
+    raise InputError(f"{store.path}: was not made with --shard")
+
+
+def search_image(image: np.ndarray, mode: str, threads: int) -> tuple[np.ndarray, bool]:
+    """Boxes (P, 4) of selective search, and whether there are those of a grid behind them, as it found too few."""
+    boxes = selective_search(image, mode=mode, seed=SEED, threads=threads)
+    if len(boxes) >= MIN_BOXES:
+        return boxes, False
+    boxes = np.concatenate([boxes, grid_boxes(image.shape[:2])])
+    return boxes[first_of_equals(boxes)], True
+
+
+def grid_boxes(image_hw: tuple[int, int]) -> np.ndarray:
+    """(59, 4) float32: the whole image, 3 x 3 windows of half its sides and 7 x 7 of a quarter, half overlapping."""
+    height, width = image_hw
+    boxes = []
+    for parts in GRID_PARTS:
+        starts = np.arange(2 * parts - 1) / (2 * parts)
+        x1, y1 = np.meshgrid(starts, starts)
+        boxes.append(np.stack([x1, y1, x1 + 1 / parts, y1 + 1 / parts], axis=-1).reshape(-1, 4))
+    return (np.concatenate(boxes) * [width, height, width, height]).astype(np.float32)
+
+
+def _digest_of_ids(image_ids: Sequence[str]) -> str:
+    return hashlib.sha256("\0".join(image_ids).encode()).hexdigest()
+
+
+def _search(
+    reader: DetectionDataset, indices: list[int], parts: Path, mode: str, workers: int, max_bad_fraction: float
+) -> None:
+    unreadable = [*_read_reasons(reader, parts).values()]  # of a run that was stopped
+
+    def search(index: int) -> None:
+        try:
+            image = reader.image(index)
+        except InputError as error:
+            unreadable.append(str(error))
+            if len(unreadable) > max_bad_fraction * len(reader):
+                raise InputError(
+                    f"{first_few(unreadable)}. Of the {len(reader)} images of {reader.name} more than the fraction "
+                    f"{max_bad_fraction:g} cannot be read: repair them, take them out of the split, or allow more with "
+                    "--max-bad-fraction"
+                ) from None
+            data = io.BytesIO()
+            np.savez(data, boxes=np.zeros((0, 4), np.float32), image_hw=(0, 0), with_grid=False, reason=str(error))
+            write_atomically(_part(parts, index, reader), data.getvalue())
+            return
+        boxes, with_grid = search_image(image, mode, threads=1)
+        data = io.BytesIO()
+        np.savez(data, boxes=boxes, image_hw=image.shape[:2], with_grid=with_grid)
+        write_atomically(_part(parts, index, reader), data.getvalue())
+
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            found = pool.map(search, indices)
+            with tqdm(found, total=len(indices), unit="image", desc="proposals", disable=None) as progress:
+                began = logged = time.monotonic()
+                for done, _ in enumerate(progress, start=1):
+                    now = time.monotonic()
+                    if progress.disable and now - logged >= LOG_EVERY_S:
+                        logged = now
+                        logger.info("%d images left, %.2f a second", len(indices) - done, done / (now - began))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _read_parts(reader: DetectionDataset, parts: Path, with_grid: list[str]) -> Iterator[ImageProposals]:
+    """What was found, image by image; the ids of images with a grid are added to `with_grid`."""
+    for index, image_id in enumerate(reader.image_ids):
+        with np.load(_part(parts, index, reader)) as part:
+            height, width = part["image_hw"].tolist()
+            if part["with_grid"]:
+                with_grid.append(image_id)
+            yield ImageProposals(image_id, part["boxes"], image_hw=(height, width))
+
+
+def _read_reasons(reader: DetectionDataset, parts: Path) -> dict[str, str]:
+    """Why images that are done could not be read, by id."""
+    reasons = {}
+    for index, image_id in enumerate(reader.image_ids):
+        path = _part(parts, index, reader)
+        if path.is_file():
+            with np.load(path) as part:
+                if "reason" in part:
+                    reasons[image_id] = str(part["reason"])
+    return reasons
+
+
+def _part(parts: Path, index: int, reader: DetectionDataset) -> Path:
+    """File of one image's boxes; ids may hold anything, so the name is a digest."""
+    return parts / f"{hashlib.sha256(reader.image_ids[index].encode()).hexdigest()[:24]}.npz"

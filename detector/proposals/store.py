@@ -1,0 +1,284 @@
+"""Object proposals from outside: the store that this program keeps them in, and which of them are used.
+
+The store is one .safetensors file:
+
+    boxes      (N, 4) float32, those of all images end to end: x1 y1 x2 y2, continuous pixels, original frame
+    offsets    (M + 1,) int64: image m has the boxes offsets[m] to offsets[m + 1]
+    image_hws  (M, 2) int32: height and width of the images that the boxes were made on; 0 0 where that is not known
+    scores     (N,) float32, may be absent: higher is better
+    image_ids  uint8: the ids in UTF-8, a 0 byte behind each
+    metadata   "fast-rcnn proposals 2": a JSON object, name and parameters of what made the boxes, and, as `unreadable`,
+               the images that could not be read, with the reason; one string, since the order of several would be
+               random
+
+It is read memory-mapped, image by image, so it may be larger than memory and all processes share one copy; it is
+written image by image too.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from detector.errors import InputError, first_few
+from detector.proposals.formats.mat import read_voc_mat
+from detector.proposals.formats.records import ImageProposals, Layout, RawProposals, require_distinct
+from detector.runtime.files import open_atomically
+
+FORMAT = "fast-rcnn proposals 2"
+OLD_FORMAT = "fast-rcnn proposals 1"
+# The head of a store lists its five tensors; it is written last, into the room left for it.
+HEAD_BYTES = 1024
+
+
+class ProposalStore:
+    """Read-only proposals of a store file, by image id. Raises InputError if the file is no such store."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            self._file = safe_open(self.path, framework="numpy")
+            metadata = self._file.metadata() or {}
+            if OLD_FORMAT in metadata:
+                raise InputError(
+                    f"{self.path}: a store of an older version of this program: make it again with\n"
+                    "  python scripts/proposals.py generate --data ROOT --split SPLIT --out FILE.safetensors"
+                )
+            if FORMAT not in metadata:
+                raise InputError(f"{self.path}: not a proposal store: no '{FORMAT}' in its metadata")
+            self.generator: dict = json.loads(metadata[FORMAT])
+            if not isinstance(self.generator, dict):
+                raise ValueError("its metadata do not say how it was made")
+            self.unreadable = _reasons(self.generator)
+            self.image_ids = self._file.get_tensor("image_ids").tobytes().decode().split("\0")[:-1]
+            self._image_hws = self._file.get_tensor("image_hws")
+            self._offsets = self._file.get_tensor("offsets")
+            self._boxes = self._file.get_slice("boxes")
+            self._scores = self._file.get_slice("scores") if "scores" in self._file.keys() else None  # noqa: SIM118
+            shapes = self._boxes.get_shape(), [] if self._scores is None else self._scores.get_shape()
+        except FileNotFoundError:
+            raise InputError(f"{self.path}: no such proposal file") from None
+        except (SafetensorError, KeyError, ValueError, OSError) as error:
+            raise InputError(f"{self.path}: damaged proposal store: {error!r}") from None
+        self._index = {image_id: number for number, image_id in enumerate(self.image_ids)}
+        offsets, count = self._offsets, len(self.image_ids)
+        sound = len(offsets) == count + 1 and offsets[0] == 0 and (np.diff(offsets) >= 0).all()
+        total = int(offsets[-1]) if sound else 0
+        fits = shapes in (([total, 4], []), ([total, 4], [total]))
+        if not (sound and fits and len(self._image_hws) == len(self._index) == count):
+            raise InputError(f"{self.path}: damaged proposal store: its offsets, boxes and image ids do not fit")
+
+    def __getitem__(self, image_id: str) -> np.ndarray:
+        """Boxes (P, 4) float32 of an image; none of one in `unreadable`, which counts as missing."""
+        return self._rows(self._boxes, image_id)
+
+    def scores(self, image_id: str) -> np.ndarray | None:
+        """Scores (P,) float32 of its boxes, or None where the store has none."""
+        return None if self._scores is None else self._rows(self._scores, image_id)
+
+    def image_hw(self, image_id: str) -> tuple[int, int] | None:
+        """Size of the image that the boxes were made on, where it is known."""
+        height, width = self._image_hws[self._index[image_id]].tolist()
+        return (height, width) if height else None
+
+    @property
+    def num_boxes(self) -> int:
+        return int(self._offsets[-1])
+
+    @property
+    def raw(self) -> RawProposals:
+        """As other formats are given."""
+        return RawProposals(self.path, Layout("xyxy", "0"), _StoreRows(self))
+
+    def _rows(self, tensor: Any, image_id: str) -> np.ndarray:
+        number = self._index[image_id]
+        start, stop = self._offsets[number : number + 2].tolist()
+        # safetensors gives no empty slice at a tensor's very end
+        return tensor[start:stop] if stop > start else np.zeros((0, *tensor.get_shape()[1:]), dtype=np.float32)
+
+    def __contains__(self, image_id: str) -> bool:
+        return image_id in self._index and image_id not in self.unreadable
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __reduce__(self) -> tuple:
+        return ProposalStore, (self.path,)  # a worker process opens the file for itself
+
+
+def _reasons(generator: dict) -> dict[str, str]:
+    reasons = generator.get("unreadable", {})
+    if not (isinstance(reasons, dict) and all(isinstance(reason, str) for reason in reasons.values())):
+        raise ValueError("its list of unreadable images is not one of ids and reasons")
+    return reasons
+
+
+class _StoreRows(Mapping[str, np.ndarray]):
+    def __init__(self, store: ProposalStore) -> None:
+        self._store = store
+
+    def __getitem__(self, image_id: str) -> np.ndarray:
+        boxes, scores = self._store[image_id], self._store.scores(image_id)
+        return boxes if scores is None else np.column_stack([boxes, scores])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._store.image_ids)
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+
+def write_store(
+    path: Path,
+    image_ids: Sequence[str],
+    boxes: Sequence[np.ndarray],
+    image_hws: Sequence[tuple[int, int]],
+    generator: dict,
+) -> None:
+    """Write boxes (P, 4) of each image to a store: `stream_store` for what is in memory."""
+    images = (ImageProposals(*item) for item in zip(image_ids, boxes, [None] * len(boxes), image_hws, strict=True))
+    stream_store(path, images, generator)
+
+
+def stream_store(path: Path, images: Iterable[ImageProposals], generator: dict) -> None:
+    """Write a store, whole or not at all, with the boxes of no more than one image in memory.
+
+    Equal input gives equal bytes. Either all images have scores or none. Raises InputError for an image that comes
+    twice.
+    """
+    metadata = {FORMAT: json.dumps(generator, sort_keys=True)}
+    room = -(-(HEAD_BYTES + len(json.dumps(metadata))) // 8) * 8
+    image_ids, offsets, image_hws = [], [0], []
+    with open_atomically(path) as file, tempfile.TemporaryFile(dir=path.parent) as scores:
+        file.write(bytes(8 + room))
+        for image in images:
+            file.write(np.ascontiguousarray(image.boxes, dtype="<f4").tobytes())
+            if image.scores is not None:
+                scores.write(image.scores.astype("<f4").tobytes())
+            image_ids.append(image.image_id)
+            offsets.append(offsets[-1] + len(image.boxes))
+            image_hws.append(image.image_hw or (0, 0))
+        require_distinct(path, image_ids)
+        if scores.tell() not in (0, 4 * offsets[-1]):
+            raise ValueError(f"{path}: some images have scores and others none")
+        with_scores = scores.tell() > 0
+        file.write(np.array(offsets, dtype="<i8").tobytes())
+        file.write(np.array(image_hws, dtype="<i4").tobytes())
+        scores.seek(0)
+        shutil.copyfileobj(scores, file)
+        ids = "".join(f"{id}\0" for id in image_ids).encode()
+        file.write(ids)
+        count, total = len(image_ids), offsets[-1]
+        tensors = {
+            "boxes": ("F32", [total, 4], 16 * total),
+            "offsets": ("I64", [count + 1], 8 * (count + 1)),
+            "image_hws": ("I32", [count, 2], 8 * count),
+            **({"scores": ("F32", [total], 4 * total)} if with_scores else {}),
+            "image_ids": ("U8", [len(ids)], len(ids)),
+        }
+        _write_head(file, room, metadata, tensors)
+
+
+def _write_head(file: BinaryIO, room: int, metadata: dict, tensors: dict[str, tuple[str, list[int], int]]) -> None:
+    """The head of a .safetensors file: its length, then JSON, filled up with spaces."""
+    head: dict = {"__metadata__": metadata}
+    start = 0
+    for name, (dtype, shape, size) in tensors.items():
+        head[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, start + size]}
+        start += size
+    file.seek(0)
+    file.write(room.to_bytes(8, "little") + json.dumps(head).encode().ljust(room))
+
+
+class FileProposals:
+    """Proposals of another format as boxes, by image id."""
+
+    def __init__(self, raw: RawProposals, layout: Layout) -> None:
+        self.raw = raw
+        self.layout = layout
+        self.path = raw.path
+        self.image_ids = list(raw.rows)
+
+    def __getitem__(self, image_id: str) -> np.ndarray:
+        """Boxes (P, 4) float32 of an image."""
+        return self.raw.boxes(image_id, self.layout)
+
+    def scores(self, image_id: str) -> np.ndarray | None:
+        return self.raw.scores(image_id)
+
+    def image_hw(self, image_id: str) -> tuple[int, int] | None:
+        """None: no format but the store says it."""
+        return None
+
+    def __contains__(self, image_id: str) -> bool:
+        return image_id in self.raw.rows
+
+    def __len__(self) -> int:
+        return len(self.raw.rows)
+
+
+def open_proposals(path: str | Path) -> ProposalStore | FileProposals:
+    """Open a proposal file by its suffix: a .safetensors store or a release's .mat."""
+    suffix = Path(path).suffix.lower()
+    if suffix == ".safetensors":
+        return ProposalStore(path)
+    if suffix == ".mat":
+        raw = read_voc_mat(Path(path))
+        assert raw.layout is not None
+        return FileProposals(raw, raw.layout)
+    raise InputError(
+        f"{path}: proposals are read from .safetensors or .mat, not '{suffix}'; from another format one is made with\n"
+        "  python scripts/proposals.py convert --from FORMAT --to store --data ROOT --split SPLIT FILE OUT.safetensors"
+    )
+
+
+def require_present(proposals: ProposalStore | FileProposals, image_ids: Sequence[str]) -> None:
+    """Raise InputError unless there are proposals for each of these images."""
+    missing = [id for id in image_ids if id not in proposals]
+    unreadable = proposals.unreadable if isinstance(proposals, ProposalStore) else {}
+    if missing and all(id in unreadable for id in missing):
+        raise InputError(
+            f"{proposals.path}: no proposals for {len(missing)} of {len(image_ids)} images, which could not be read "
+            f"when it was made: {first_few([unreadable[id] for id in missing])}. Make it again"
+        )
+    if missing:
+        raise InputError(
+            f"{proposals.path}: no proposals for {len(missing)} of {len(image_ids)} images: {first_few(missing)}. Is "
+            "it the file of another split? Leave the setting out to have them made, or make a file with\n"
+            "  python scripts/proposals.py generate --data ROOT --split SPLIT --out FILE.safetensors"
+        )
+
+
+def require_images(
+    proposals: ProposalStore | FileProposals, image_ids: Sequence[str], image_hws: Sequence[tuple[int, int]]
+) -> None:
+    """Raise InputError unless there are proposals for each of these images, made on images of these sizes.
+
+    Where a file does not say the size, `proposals_for` finds out.
+    """
+    require_present(proposals, image_ids)
+    for id, image_hw in zip(image_ids, image_hws, strict=True):
+        made_on = proposals.image_hw(id)
+        if made_on not in (None, image_hw):
+            raise InputError(
+                f"{proposals.path}: the proposals of {id} were made on an image of height and width "
+                f"{made_on}, but it has {image_hw}: make them again on these images"
+            )
+
+
+def require_exif(proposals: ProposalStore | FileProposals, exif: str) -> None:
+    """Raise InputError if the proposals were made of images that were read with another `data.exif`, as a store says.
+
+    A turn by 180 degrees leaves the size of an image as it is, so that nothing else would show it.
+    """
+    made_with = proposals.generator.get("exif") if isinstance(proposals, ProposalStore) else None
+    if made_with not in (None, exif):
+        raise InputError(
+            f"{proposals.path}: was made with --exif {made_with}, but data.exif is {exif}: boxes of images that are "
+            "turned would not fit; make them again with scripts/proposals.py generate"
+        )

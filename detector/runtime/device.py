@@ -1,0 +1,79 @@
+"""Where and how the network computes."""
+
+import resource
+import sys
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from detector.errors import InputError
+from detector.runtime.distributed import rank_info
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is the first GPU, or the CPU without one; of several processes each has a GPU of its own.
+
+    Raises InputError for a device that is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and rank_info().world_size > 1:
+        if name != "cuda":
+            raise InputError(
+                f"device: {rank_info().world_size} processes cannot share '{name}'; with device=cuda each has its own"
+            )
+        name = f"cuda:{rank_info().local_rank}"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"device: '{name}' is no device; use auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device: '{name}' is not supported; use auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise InputError(f"device: '{name}' is not there: torch sees {torch.cuda.device_count()} GPUs; use device=cpu")
+    return device
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 natively; elsewhere it is emulated, at a loss."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+@dataclass(frozen=True)
+class Compute:
+    """The device, the number format of the network (not of the losses, nor of boxes) and the memory layout."""
+
+    device: torch.device
+    dtype: torch.dtype
+    channels_last: bool
+
+    def rank_info(self, model: nn.Module) -> None:
+        """Move the model to the device, in the layout in which it runs."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        model.to(self.device).to(memory_format=layout)
+
+    def forward(self, model: nn.Module, images: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
+        """The model's answers to images (B, 3, H, W) uint8 and rois (R, 5), which may lie on the CPU."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        images = images.to(self.device, memory_format=layout)
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return model(images, rois.to(self.device))
+
+
+def build_compute_on(device: str, precision: str, channels_last: bool) -> Compute:
+    """From the settings; precision `auto` is bfloat16 where that is fast."""
+    chosen = resolve_device(device)
+    if precision == "auto":
+        precision = "bfloat16" if has_fast_bfloat16(chosen) else "float32"
+    return Compute(chosen, {"bfloat16": torch.bfloat16, "float32": torch.float32}[precision], channels_last)
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """The most memory that was held so far: on the GPU what torch allocated, else by this process, in MiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

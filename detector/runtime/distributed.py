@@ -1,0 +1,246 @@
+"""Several processes as one run: who is who, and what they tell each other.
+
+torchrun or srun starts the processes. A process alone is a run of one: everything here then costs nothing.
+"""
+
+import itertools
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, NoReturn, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from detector.errors import InputError, RunFailure
+
+T = TypeVar("T")
+
+# What one process does while the others wait (proposals, scoring, a checkpoint) may take long. One that died is
+# noticed at once all the same: its connection breaks. For one that hangs, or whose machine is gone, see `_watch`.
+PATIENCE = timedelta(days=1)
+_patient: Any = None  # the group of that
+
+
+@dataclass(frozen=True)
+class RankInfo:
+    """A process among those of its run."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0  # among those on its machine: the number of its GPU
+
+
+def rank_info() -> RankInfo:
+    """What torchrun, or else srun, says in the environment."""
+    env = os.environ
+    if "RANK" in env and "WORLD_SIZE" in env:
+        return RankInfo(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0)))
+    if "SLURM_STEP_NUM_TASKS" in env:  # of the job step; SLURM_NTASKS would also be there in a script without srun
+        return RankInfo(int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"]), int(env["SLURM_LOCALID"]))
+    return RankInfo()
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes: the first, or the only one."""
+    return rank_info().rank == 0
+
+
+@contextmanager
+def process_group(timeout_s: int) -> Iterator[None]:
+    """Connect the processes of the run. One that does not answer for `timeout_s` ends the others, too."""
+    global _patient
+    if rank_info().world_size == 1:
+        yield
+        return
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    for key, value in _rendezvous().items():
+        os.environ.setdefault(key, value)
+    where, timeout = rank_info(), timedelta(seconds=timeout_s)
+    try:
+        store, _, _ = next(dist.rendezvous("env://", where.rank, where.world_size, timeout=timeout))
+        # After a restart torchrun's store still holds the addresses of the processes before.
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        dist.init_process_group(backend, store=store, rank=where.rank, world_size=where.world_size, timeout=timeout)
+        _patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+        ended = threading.Event()
+        watch = threading.Thread(target=_watch, args=(store.clone(), where, timeout_s, ended), daemon=True)
+        watch.start()
+        try:
+            yield
+            barrier()  # or the others would miss the first one to end
+        finally:
+            ended.set()
+            watch.join(1)  # the interpreter aborts if it ends while a thread talks to the store
+        dist.destroy_process_group()  # not on the way out of a failure, where it could wait for the dead
+    except RuntimeError as error:
+        if not _is_lost_connection(error):
+            raise
+        raise RunFailure(
+            f"process {where.rank} of {where.world_size} stops: another process of this run ended or does not answer; "
+            f"that one's own message says why ({str(error).splitlines()[0][:200]})"
+        ) from error
+
+
+def _watch(store: dist.Store, here: RankInfo, timeout_s: int, ended: threading.Event) -> None:
+    """In a thread of every process: count in the store, and end this process when another's count stands still."""
+    others = [rank for rank in range(here.world_size) if rank != here.rank]
+    begun = time.monotonic()
+    counts, changed = dict.fromkeys(others, b""), dict.fromkeys(others, begun)
+    suspicions = 0  # one after the other
+    for number in itertools.count():
+        lost, enough = None, 2
+        try:
+            store.set(f"alive {here.rank}", str(number))
+            if time.monotonic() - begun > timeout_s / 2:  # this process stood still itself, perhaps all did
+                changed = dict.fromkeys(others, time.monotonic())
+            begun = time.monotonic()
+            for rank in others:
+                count = store.get(f"alive {rank}")  # waits for the first one
+                if count != counts[rank]:
+                    counts[rank], changed[rank] = count, time.monotonic()
+                if time.monotonic() - changed[rank] > timeout_s:
+                    lost = f"process {rank} hangs, or its machine is gone: no sign of it for {timeout_s} s"
+                    # The store may live in the first process, which then ends last: the others are to learn it, too.
+                    enough = 2 if here.rank else 4
+        except RuntimeError as error:
+            lost = f"the process at the rendezvous does not answer ({str(error).splitlines()[0][:200]})"
+        suspicions = suspicions + 1 if lost else 0
+        if suspicions == enough:
+            print(f"error: process {here.rank} of {here.world_size} stops: {lost}", file=sys.stderr, flush=True)
+            os._exit(1)
+        if ended.wait(timeout_s / 10):
+            return
+
+
+def _rendezvous() -> dict[str, str]:
+    """Where the processes of a srun find each other: the first machine of the step, at a port of the job's own."""
+    if "SLURM_STEP_NODELIST" not in os.environ:
+        return {}
+    port = 20000 + int(os.environ.get("SLURM_JOB_ID", 0)) % 20000
+    return {"MASTER_ADDR": first_host(os.environ["SLURM_STEP_NODELIST"]), "MASTER_PORT": str(port)}
+
+
+def first_host(nodes: str) -> str:
+    """The first name of SLURM's short form: `gpu[03-05,9],cpu1` -> `gpu03`."""
+    match = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\])?([^,\[]*)", nodes)
+    return "".join(part or "" for part in match.groups()) if match else nodes
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    text = str(error)
+    return isinstance(error, dist.DistError) or any(
+        sign in text for sign in ("Connection closed", "Connection reset", "Timed out waiting", "gloo/", "NCCL")
+    )
+
+
+def all_reduce_sum(number: int) -> int:
+    """The sum over all processes."""
+    return _all_reduce(number, dist.ReduceOp.SUM)
+
+
+def all_reduce_max(number: int) -> int:
+    """The largest over all processes."""
+    return _all_reduce(number, dist.ReduceOp.MAX)
+
+
+def _all_reduce(number: int, how: Any) -> int:
+    if not dist.is_initialized():
+        return number
+    tensor = torch.tensor(number)
+    dist.all_reduce(tensor, how)
+    return int(tensor)
+
+
+def mean(tensor: Tensor) -> Tensor:
+    """The mean over all processes; a new tensor."""
+    if not dist.is_initialized():
+        return tensor
+    tensor = tensor.clone()
+    dist.all_reduce(tensor)
+    return tensor / rank_info().world_size
+
+
+def gather(value: T) -> list[T]:
+    """What each process has, in the order of their ranks. Waits for the slowest."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * rank_info().world_size
+    dist.all_gather_object(values, value, group=_patient)
+    return values
+
+
+def gather_interleaved(items: list[T]) -> list[T]:
+    """One list of what the processes have, each of which took its turn: process r has the items r, r + n, r + 2n ..."""
+    parts = gather(items)
+    whole: list[Any] = [None] * sum(map(len, parts))
+    for rank, part in enumerate(parts):
+        whole[rank :: len(parts)] = part
+    return whole
+
+
+def broadcast_from_main(function: Callable[[], T]) -> T:
+    """What `function` gives in the first process, which alone calls it; its InputError too."""
+    if not dist.is_initialized():
+        return function()
+    outcome: list[Any] = [None]
+    if is_main():
+        try:
+            outcome = [function()]
+        except InputError as error:
+            outcome = [error]
+    dist.broadcast_object_list(outcome, group=_patient)
+    if isinstance(outcome[0], InputError):
+        raise_once(outcome[0])
+    return outcome[0]
+
+
+@contextmanager
+def shared_errors() -> Iterator[None]:
+    """An InputError in one process becomes one of all, so that none waits for it. Nothing inside may call others."""
+    if not dist.is_initialized():
+        yield
+        return
+    mine = None
+    try:
+        yield
+    except InputError as error:
+        mine = error
+    errors = [error for error in gather(mine) if error is not None]
+    if errors:
+        raise_once(errors[0])
+
+
+def raise_once(error: InputError | RunFailure) -> NoReturn:
+    """Raise, in every process, an error that all have; only the first one speaks."""
+    if not is_main():
+        raise SystemExit(2 if isinstance(error, InputError) else 1)
+    raise error
+
+
+def barrier() -> None:
+    """Wait for all processes, however long one takes."""
+    gather(None)
+
+
+def wrap_ddp(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model, with gradients that are the means over all processes."""
+    if not dist.is_initialized():
+        return model
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return nn.parallel.DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+
+
+def broadcast_buffers(model: nn.Module) -> None:
+    """Give all processes the first one's buffers: the last step has left each its own statistics of batch norm."""
+    if dist.is_initialized():
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)

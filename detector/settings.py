@@ -1,0 +1,272 @@
+"""From settings to objects: what a config may name, and which values make sense."""
+
+import difflib
+import importlib
+import inspect
+import math
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from detector.errors import InputError
+
+# A config may come from a stranger, inside a checkpoint too: only classes of these packages are ever made from one.
+ALLOWED = ("detector.", "torch.optim.", "albumentations.")
+
+
+def build(settings: Mapping, packages: tuple[str, ...] = ALLOWED, /, **more: Any) -> Any:
+    """Make an object of the class that `_target_` names, with the other settings and `more` as its arguments.
+
+    `packages`: where the class may come from, as narrow as the use allows. Raises InputError for anything but a class
+    of these, and when the class does not take the settings.
+    """
+    arguments = {key: value for key, value in settings.items() if key != "_target_"}
+    target = str(settings.get("_target_"))
+    cls = _find_class(target, packages)
+    try:
+        for name, parameter in inspect.signature(cls).parameters.items():
+            if isinstance(parameter.default, bool) and not isinstance(arguments.get(name, True), bool):
+                raise ValueError(f"{name}={arguments[name]} must be true or false")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", r"Argument\(s\) .* not valid")  # albumentations leaves them out
+            return cls(**arguments, **more)
+    except (TypeError, ValueError, RuntimeError, AttributeError, UserWarning) as error:
+        raise InputError(f"{target} does not take {arguments}: {error}") from None
+
+
+def _find_class(target: str, packages: tuple[str, ...]) -> type:
+    module, _, name = target.rpartition(".")
+    if target.startswith(packages):
+        try:
+            found = getattr(importlib.import_module(module), name, None)
+        except ImportError:
+            found = None
+        # Where a class was defined counts too: modules offer what they import, detector.runtime.files.os for one.
+        if isinstance(found, type) and f"{found.__module__}.".startswith(packages):
+            return found
+    raise InputError(f"_target_: {target}: not a class of {', '.join(name.rstrip('.') for name in packages)}")
+
+
+def flatten(settings: Mapping, prefix: str = "") -> dict[str, str | int | float | bool]:
+    """Settings by dotted name; what is not a number, a text or a flag is written out as text."""
+    flat: dict[str, str | int | float | bool] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value if isinstance(value, str | int | float) else str(value)
+    return flat
+
+
+def no_such_setting(key: str, known: Collection[str]) -> InputError:
+    """The error for a setting that there is not, with the known one that looks most like it."""
+    near = difflib.get_close_matches(key, known, n=1)
+    return InputError(f"{key}: no such setting{f'; did you mean {near[0]}?' if near else '.'} --help lists all")
+
+
+Rule = tuple[Callable[[Any], bool], str]  # a test of a value, and what it wants in words
+
+
+def _is(kind: type | tuple[type, ...], test: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, kind) and not isinstance(value, bool) and test(value)
+
+
+def _whole(low: int, high: int, wanted: str) -> Rule:
+    return _is(int, lambda value: low <= value <= high), wanted
+
+
+_positive = _whole(1, 2**31, "a whole number above 0")
+_not_negative = _whole(0, 2**63 - 1, "a whole number, 0 or more")
+_side = _whole(1, 20_000, "a whole number from 1 to 20000")  # a checkpoint may be a stranger's: no bomb in it either
+_ratio = (_is((int, float), lambda value: 0 <= value <= 1), "a number from 0 to 1")
+_above_zero = (_is((int, float), lambda value: 0 < value < math.inf), "a number above 0")
+_flag = (lambda value: isinstance(value, bool), "true or false")
+_text = (lambda value: isinstance(value, str) and value != "" and "\0" not in value, "a text")
+
+
+def _one_of(*choices: str) -> Rule:
+    return (lambda value: isinstance(value, str) and value in choices), " or ".join(choices)
+
+
+def _or_null(rule: Rule) -> Rule:
+    sensible, wanted = rule
+    return (lambda value: value is None or sensible(value)), f"null or {wanted}"
+
+
+def _list_of(rule: Rule, wanted: str, lengths: range = range(10_000)) -> Rule:
+    return (lambda value: isinstance(value, list) and len(value) in lengths and all(map(rule[0], value))), wanted
+
+
+_settings = (lambda value: isinstance(value, Mapping), "a group of settings")
+_files_of_parts = _list_of(_or_null(_text), "a list of files, or null, one for each data set that is joined")
+_proposals = (
+    lambda value: value is None or _text[0](value) or _files_of_parts[0](value),
+    f"null, the name of a file, or {_files_of_parts[1]}",
+)
+_part = (
+    lambda value: isinstance(value, dict) and all(v is None or _flag[0](v) or _text[0](v) for v in value.values()),
+    "a data set",
+)
+
+RULES_OF_TRAINING: dict[str, Rule] = {
+    "resume": (lambda value: value is None or isinstance(value, str), "null, auto or a file RUN/checkpoints/*.pt"),
+    "run": _settings,
+    "distributed.timeout_s": _positive,
+}
+# Which of these a data set has is its reader's business, see compose.py.
+OF_READERS = ("train_split", "val_split", "train_json", "val_json", "train_images", "val_images")
+RULES: dict[str, Rule] = {
+    "seed": _whole(0, 2**63 - 1, "a whole number from 0 to 2^63 - 1"),
+    "precision": _one_of("auto", "bfloat16", "float32"),
+    "channels_last": _flag,
+    "workers": _whole(0, 1000, "a whole number from 0 to 1000"),
+    "data.reader": (_text[0], "a data set's class: give data=voc data.root=DIR"),
+    "data.root": _text,
+    "data.classes": _or_null(_list_of(_text, "a list of names, such as [cat,dog]", range(1, 10_000))),
+    "data.short_side_px": _side,
+    "data.max_side_px": _side,
+    "data.train_max_proposals": _positive,
+    "data.val_max_proposals": _positive,
+    "data.max_images": _or_null(_positive),
+    "data.exclude_classes": _or_null(_list_of(_text, "a list of names, such as [cat,dog]")),
+    "data.parts": _or_null(_list_of(_part, "a list of data sets, such as [{root: /data/a}, {root: /data/b}]")),
+    "data.drop_empty_boxes": _or_null(_flag),
+    "data.train_proposals": _proposals,
+    "data.val_proposals": _proposals,
+    "data.proposals_by_score": _flag,
+    "data.min_proposal_px": (_is((int, float), lambda value: 0 <= value < math.inf), "a number of pixels, 0 or more"),
+    "data.unique_proposals": _flag,
+    "data.use_difficult": _flag,
+    "data.exif": _one_of("apply", "ignore"),
+    "data.max_image_pixels": _positive,
+    "data.max_bad_fraction": _ratio,
+    "proposals.folder": _text,
+    "proposals.mode": _one_of("single", "fast", "quality"),
+    "model.backbone": _one_of("vgg16", "resnet18", "resnet50"),
+    "model.head": _one_of("fc", "res5"),
+    "model.weights": _or_null((_text[0], "imagenet, or the name of a file")),
+    "model.pool_size": _whole(1, 100, "a whole number from 1 to 100"),
+    "model.hidden": _whole(1, 1_000_000, "a whole number from 1 to 1000000"),
+    "model.dropout": _ratio,
+    "model.frozen_stages": _or_null(_not_negative),
+    "optimizer": _settings,
+    "schedule": _settings,
+    "augment.transforms": _list_of(_settings, "a list of transforms, each with its _target_"),
+    "optimizer.lr": _or_null(_above_zero),
+    "optimizer.max_grad_norm": _or_null(_above_zero),
+    "optimizer.bias_lr_factor": _above_zero,
+    "roi.delta_std": _list_of(_above_zero, "four numbers above 0", range(4, 5)),
+    "device": (lambda value: isinstance(value, str), "auto, cpu, cuda or cuda:N"),
+    "run.dir": _or_null((_text[0], "the name of a folder")),
+    "schedule.warmup_iterations": _not_negative,
+    "schedule.warmup_factor": _ratio,
+    "optimizer.weight_decay": (_is((int, float), lambda value: 0 <= value < 1e30), "a number, 0 or more"),
+    "train.iterations": _positive,
+    "train.images_per_batch": _positive,
+    "train.eval_every": _positive,
+    "train.checkpoint_every": _positive,
+    "train.log_every": _positive,
+    "train.ema": _or_null((_is((int, float), lambda value: 0 < value < 1), "a number between 0 and 1")),
+    "roi.rois_per_image": _positive,
+    "roi.foreground_fraction": _ratio,
+    "roi.foreground_iou": _ratio,
+    "roi.background_iou_low": _ratio,
+    "roi.background_iou_high": _ratio,
+    "detect.score_threshold": _ratio,
+    "detect.nms_iou": _ratio,
+    "detect.max_detections": _positive,
+}
+
+
+def validate(config: Mapping) -> None:
+    """Raise InputError for the first setting with a senseless value, before anything is read or computed."""
+    for key, rule in RULES.items():
+        _check(config, key, rule)
+    for group in ("model", "roi", "detect"):  # the parts that these make take no other
+        unknown = [key for key in config[group] if f"{group}.{key}" not in RULES]
+        if unknown:
+            raise InputError(f"{group}: there is no setting {unknown[0]!r}")
+    roi = config["roi"]
+    if not roi["background_iou_low"] < roi["background_iou_high"] <= roi["foreground_iou"]:
+        raise InputError(
+            f"roi: needs background_iou_low < background_iou_high <= foreground_iou, has {roi['background_iou_low']}, "
+            f"{roi['background_iou_high']}, {roi['foreground_iou']}"
+        )
+    steps = config["schedule"].get("steps", [])
+    if not (isinstance(steps, list) and all(map(_ratio[0], steps))):
+        raise InputError(f"schedule.steps={steps}: must be a list of parts of the run, such as [0.75]")
+    validate_metric(config.get("metric"))
+
+
+def validate_training(config: Mapping, processes: int) -> None:
+    """Raise InputError as `validate` does, also for what only training has."""
+    validate(config)
+    for key, rule in RULES_OF_TRAINING.items():
+        _check(config, key, rule)
+    _require_known(config)
+    images = config["train"]["images_per_batch"]
+    if images % processes:
+        raise InputError(f"train.images_per_batch={images}: must be a multiple of the number of processes, {processes}")
+
+
+def _require_known(config: Mapping) -> None:
+    """Raise InputError for a setting that nothing reads: one mistyped in a file, which Hydra lets pass.
+
+    Not for evaluation: a checkpoint may be of a version that had more.
+    """
+    if "experiment" in config:
+        raise InputError(
+            "experiment: its file must begin with the line `# @package _global_`, as its settings are of all"
+        )
+    known = {*RULES, *RULES_OF_TRAINING, *(f"data.{key}" for key in OF_READERS), "metric"}
+    known |= {key.partition(".")[0] for key in known}
+    groups = ("train", "run", "proposals", "distributed", "data", "augment")  # what makes the others looks itself
+    for key in [*config, *(f"{group}.{key}" for group in groups for key in config[group])]:
+        if key not in known:
+            raise no_such_setting(str(key), known)
+
+
+def validate_processes(config: Mapping) -> None:
+    """Raise InputError for a senseless setting of `distributed`."""
+    _check(config, "distributed.timeout_s", RULES_OF_TRAINING["distributed.timeout_s"])
+
+
+def validate_given(config: Mapping, group: str) -> None:
+    """Raise InputError for a senseless value among those settings of the group that are not null."""
+    for key, value in config[group].items():
+        if value is not None and f"{group}.{key}" in RULES:
+            _check(config, f"{group}.{key}", RULES[f"{group}.{key}"])
+
+
+def _check(config: Mapping, key: str, rule: Rule) -> None:
+    sensible, wanted = rule
+    group, _, name = key.rpartition(".")
+    settings = config.get(group) if group else config
+    if not isinstance(settings, Mapping):
+        raise InputError(f"{group}={settings}: must be a group of settings, {key} among them")
+    value = settings.get(name)
+    if not sensible(value):
+        given = f"{key}={value}" if name in settings else f"{key} is not given"
+        raise InputError(f"{given}: must be {wanted}")
+
+
+def validate_metric(metric: Any) -> None:
+    """Raise InputError for senseless settings of `metric`."""
+    if not isinstance(metric, Mapping) or metric.keys() != {"overlaps", "main", "devkit", "coco"}:
+        raise InputError(f"metric={metric}: must have `overlaps`, `main`, `devkit` and `coco`, and nothing else")
+    overlaps = metric["overlaps"]
+    if not (isinstance(overlaps, list) and overlaps and all(_above_zero[0](x) and x <= 1 for x in overlaps)):
+        raise InputError(
+            f"metric.overlaps={overlaps}: must be a list of numbers above 0 and up to 1, such as [0.5,0.7]"
+        )
+    if len({round(value * 100) for value in overlaps}) < len(overlaps) or any(round(x, 2) != x for x in overlaps):
+        raise InputError(f"metric.overlaps={overlaps}: must differ, and have two decimals at most")
+    for flag in ("devkit", "coco"):
+        if not isinstance(metric[flag], bool):
+            raise InputError(f"metric.{flag}={metric[flag]}: must be true or false")
+    columns = [*(f"{overlap:.2f}" for overlap in overlaps), "0.50:0.95"]
+    names = [f"{name}@{column}" for column in columns for name in ("11point", "area")]
+    if metric["main"] not in (None, *names, *(["coco"] if metric["coco"] else [])):
+        raise InputError(
+            f"metric.main={metric['main']}: must be one of {', '.join(names)}, or coco with metric.coco=true"
+        )

@@ -1,0 +1,1 @@
+"""Training: targets, loss, optimizer, loop, checkpoints."""

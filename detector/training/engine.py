@@ -1,0 +1,122 @@
+"""The training loop."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from detector.boxes import BoxCoder
+from detector.runtime.device import Compute
+from detector.runtime.distributed import all_reduce_sum, mean, raise_once, rank_info
+from detector.runtime.seeds import Stream, seed_of
+from detector.structures import Batch, RoiTargets
+from detector.training.diagnostics import NotFinite, not_finite_failure, out_of_memory_failure
+from detector.training.losses import accuracy, multi_task_loss
+from detector.training.targets import Sampling, make_targets
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """What is the same at every step: how RoIs are sampled and coded, and the limit of the gradient."""
+
+    sampling: Sampling
+    coder: BoxCoder
+    seed: int
+    max_grad_norm: float | None = None  # a larger gradient is scaled down to this
+
+    def sample_targets(self, batch: Batch) -> RoiTargets:
+        """The RoIs of a batch with their targets."""
+        return make_targets(batch, self.sampling, self.coder, self.seed)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of training, done."""
+
+    iteration: int  # from 1
+    batch: Batch
+    targets: RoiTargets
+    values: dict[str, Tensor | float]  # by TensorBoard tag; tensors, which are read when they are logged
+
+
+def training_steps(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    optimizer: torch.optim.Optimizer,
+    schedule: Callable[[int], float],
+    config: TrainingConfig,
+    compute: Compute,
+    start: int = 0,
+) -> Iterator[Step]:
+    """Take one optimizer step a batch, and yield it. What the caller does in between is not in the measured times.
+
+    `start` steps are done already. Raises RunFailure, before any weight is changed, when the loss or the gradient is
+    not finite, and when the GPU has not enough memory.
+    """
+    for group in optimizer.param_groups:
+        group.setdefault("initial_lr", group["lr"])
+    begin = time.perf_counter()
+    for iteration, batch in enumerate(batches, start=start + 1):
+        waited = time.perf_counter() - begin
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * schedule(iteration - 1)
+        targets = config.sample_targets(batch)
+        torch.manual_seed(seed_of(config.seed, Stream.DROPOUT, iteration, rank_info().rank))
+        try:
+            values = train_step(model, batch.images, targets, optimizer, compute, config.max_grad_norm)
+        except NotFinite as error:
+            raise_once(not_finite_failure(error, iteration, batch, optimizer.param_groups[0]["lr"]))
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory_failure(error, iteration, batch, targets, compute) from error
+        values |= {
+            "train/lr": optimizer.param_groups[0]["lr"],
+            "time/data_s": waited,
+            "time/step_s": time.perf_counter() - begin,
+        }
+        yield Step(iteration, batch, targets, values)
+        begin = time.perf_counter()
+
+
+def train_step(
+    model: nn.Module,
+    images: Tensor,
+    targets: RoiTargets,
+    optimizer: torch.optim.Optimizer,
+    compute: Compute,
+    max_grad_norm: float | None = None,
+) -> dict[str, Tensor | float]:
+    """Forward, loss, backward, update. Returns losses, gradient norm and accuracies by TensorBoard tag.
+
+    A gradient whose norm is above `max_grad_norm` is scaled down to it; the norm returned is that before.
+
+    Of several processes each has a part of the batch. Losses are divided by the RoIs of the whole batch, so gradient
+    and losses are those of one process with all of it; the accuracies are of this process's part.
+    """
+    model.train()
+    processes = rank_info().world_size
+    count = all_reduce_sum(len(targets.labels)) / processes  # gradients are averaged over the processes
+    targets = targets.to(compute.device)
+    class_logits, deltas = compute.forward(model, images, targets.rois)
+    losses = multi_task_loss(class_logits, deltas, targets, count)
+    optimizer.zero_grad()
+    (losses["cls"] + losses["box"]).backward()
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+    own = torch.stack([losses["cls"], losses["box"]]).detach()
+    # Reading these waits for the GPU once a step; only the launch of the update is then not hidden behind computing.
+    cls, box, grad_norm = torch.cat([mean(own), norm[None]]).tolist()
+    if not math.isfinite(cls + box + grad_norm):
+        raise NotFinite(cls + box, grad_norm, mine=not bool(own.isfinite().all()))
+    if max_grad_norm is not None and grad_norm > max_grad_norm:
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
+    optimizer.step()
+    return {
+        "train/loss": cls + box,
+        "train/loss_cls": cls,
+        "train/loss_box": box,
+        "train/grad_norm": grad_norm,
+        **{f"roi/{name}": value for name, value in accuracy(class_logits, targets).items()},
+    }

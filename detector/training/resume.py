@@ -1,0 +1,152 @@
+"""Taking up a run again: which checkpoint, and whether it is still the same run."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from detector.errors import InputError, RunFailure
+from detector.runtime.files import UNFINISHED, numbered, replace, write_atomically
+from detector.settings import flatten
+from detector.training.checkpoint import NEWEST_FIRST, load_checkpoint, newest_valid, verify_integrity
+from detector.training.run_folder import FolderLock, check_run_folder, is_empty, require_run
+
+logger = logging.getLogger(__name__)
+
+# Settings that decide what the weights mean, which images a step sees, or which checkpoint is the best. The data and
+# the proposals are compared by what is in them, not by where they lie.
+FIXED = (
+    "model.",
+    "roi.delta_std",
+    "seed",
+    "train.images_per_batch",
+    "train.ema",
+    "optimizer._target_",
+    "metric.main",
+    "metric.overlaps",
+    "metric.devkit",
+    "detect.",
+)
+PER_INVOCATION = ("resume", "run.")  # may differ, and mean nothing for the weights
+
+
+def find_run(resume: str | None, run_dir: str | None, lock: FolderLock) -> tuple[Path | None, Path | None]:
+    """The folder to go on in, locked, and the checkpoint to go on from; None is for a new one.
+
+    `resume` is null, `auto` (the newest whole checkpoint of `run_dir`, if there is one) or a file. Raises InputError
+    for a file that is not there or damaged, for a folder that holds something else than a run, and if another run is
+    writing into it.
+    """
+    if resume is None:
+        check_run_folder(run_dir)
+        return None, None
+    if resume != "auto":
+        path = Path(resume)
+        if path.is_dir():
+            raise InputError(f"resume: {path} is a folder: resume=auto run.dir={path}, or resume=FILE")
+        if not path.is_file():
+            raise InputError(f"resume={resume}: no such file; it is auto, null, or a checkpoint RUN/checkpoints/*.pt")
+        if damage := verify_integrity(path):
+            raise InputError(f"resume: {path} cannot be read: {damage}")
+        folder = path.resolve().parents[1]
+        if path.resolve().parent.name != "checkpoints" or (run_dir and Path(run_dir).resolve() != folder):
+            raise InputError(f"resume: {path} does not lie in {run_dir or 'RUN'}/checkpoints")
+        require_run(folder)
+        lock.take(folder)
+        return folder, path
+    if run_dir is None:
+        raise InputError("resume=auto needs run.dir=FOLDER, that of the run to go on with")
+    folder = Path(run_dir)
+    if is_empty(folder):
+        check_run_folder(run_dir)
+        logger.info("nothing to resume in %s: a new run begins", folder)
+        return None, None
+    require_run(folder)
+    lock.take(folder)
+    newest = newest_valid(folder / "checkpoints")
+    if newest is None:
+        logger.info("no checkpoint in %s yet: the run begins anew", folder)
+    return folder, newest
+
+
+def promote_checkpoint(path: Path, iteration: int) -> None:
+    """Have `last.pt` be the checkpoint that was named, of this iteration: the run goes on from it, and so will `auto`.
+
+    What was `last.pt`, and what is of later steps, steps aside as NAME-of-ITERATION.pt.
+    """
+    if path.name == "last.pt":
+        return
+    try:
+        copy = path.with_name(".last.pt.unfinished")
+        write_atomically(copy, path.read_bytes())
+        for other in (path.with_name(name) for name in NEWEST_FIRST if name != path.name):
+            if other.exists():
+                _archive(other, iteration)
+        replace(copy, path.with_name("last.pt"))
+    except OSError as error:
+        raise RunFailure(f"resume: {path} cannot be made last.pt: {error}. All checkpoints are kept") from error
+
+
+def _archive(path: Path, iteration: int) -> None:
+    """Rename a checkpoint of the run if it is of a later iteration, or `last.pt`."""
+    try:
+        found = load_checkpoint(path)["iteration"]
+    except InputError:
+        found = "unknown"
+    if path.name == "last.pt" or found == "unknown" or found > iteration:
+        wanted = path.with_name(f"{path.stem}-of-{found}.pt")
+        aside = next(name for name in numbered(wanted, ".pt") if not name.exists())
+        replace(path, aside)
+        logger.warning("%s is now %s: the run goes back to iteration %d", path, aside.name, iteration)
+
+
+def clean_up(folder: Path, iteration: int) -> None:
+    """Put a run's folder back to where it was at its checkpoint of this iteration.
+
+    Half-written files go, and so do the lines of metrics.jsonl beyond the checkpoint, whose steps are done again.
+    """
+    for path in folder.rglob(UNFINISHED):
+        logger.info("removed %s, which was not finished", path)
+        path.unlink()
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    kept = [line for line in lines if _iteration_of(line) <= iteration]
+    if len(kept) < len(lines):
+        logger.info("%d lines of metrics.jsonl are of steps that are done again", len(lines) - len(kept))
+        write_atomically(path, "".join(kept).encode())
+
+
+def _iteration_of(line: str) -> float:
+    try:
+        return json.loads(line)["iteration"]
+    except (ValueError, KeyError, TypeError):  # cut off when the run was killed
+        return float("inf")
+
+
+def check_same_run(checkpoint: Mapping, config: dict, classes: tuple[str, ...], fingerprints: dict[str, str]) -> None:
+    """Raise InputError for a difference that makes it another run; log a table of the others.
+
+    `fingerprints` are the fingerprints of data and proposals, by name.
+    """
+    problems = []
+    if list(classes) != checkpoint["classes"]:
+        problems.append(f"classes: {', '.join(checkpoint['classes'])} -> {', '.join(classes)}")
+    before, now = flatten(checkpoint["config"]), flatten(config)
+    changed = {
+        key: f"{key}: {before.get(key, 'not there')} -> {now.get(key, 'not there')}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not key.startswith(PER_INVOCATION)
+    }
+    problems += [line for key, line in changed.items() if key.startswith(FIXED)]
+    problems += [
+        f"the {name}: fingerprint {checkpoint['fingerprints'].get(name, '')[:12]} -> {value[:12]}"
+        for name, value in fingerprints.items()
+        if checkpoint["fingerprints"].get(name) != value
+    ]
+    if problems:
+        raise InputError(
+            "resume: this is another run than the checkpoint's:\n  " + "\n  ".join(problems) + "\n"
+            "Put them back, or begin a new run from its weights: model.weights=CHECKPOINT run.dir=ANOTHER"
+        )
+    if changed:
+        logger.warning("settings that changed since the checkpoint:\n  %s", "\n  ".join(changed.values()))

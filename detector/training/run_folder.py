@@ -1,0 +1,112 @@
+"""The folder of a run."""
+
+import fcntl
+import os
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from detector.errors import InputError
+from detector.runtime.files import numbered
+
+LOCK, HOLDER = ".lock", "process"
+
+
+class FolderLock:
+    """Sees to it that one run at a time writes into a folder. The lock ends with the context, or with the process."""
+
+    def __init__(self) -> None:
+        self._files: list[IO[str]] = []
+
+    def __enter__(self) -> "FolderLock":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for file in self._files:
+            file.close()
+
+    def take(self, folder: Path) -> Path:
+        """Lock the folder, and return it. Raises InputError if another process has it."""
+        try:
+            file = open(folder / LOCK, "a+")  # noqa: SIM115  closed at the end of the context
+            # Not flock: data workers would inherit that, and hold it for a while after the run was killed.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise InputError(f"run.dir: another run is writing into {folder}: {file.read().strip()}") from None
+        except OSError as error:
+            raise InputError(
+                f"run.dir: {folder / LOCK} cannot be made and locked ({error.strerror}): name a folder on another disk"
+            ) from None
+        file.truncate(0)
+        file.write(f"{HOLDER} {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        self._files.append(file)
+        return folder
+
+
+def require_writable(setting: str, folder: Path) -> None:
+    """Raise InputError, naming the setting, unless the folder can be made and written to. Makes nothing."""
+    there = folder
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(f"{setting}: {folder} cannot be written: {there} is no folder, or not yours to write")
+
+
+def require_new(setting: str, folder: Path) -> None:
+    """Raise InputError, naming the setting, if the folder cannot be written to, or if there is something in it."""
+    require_writable(setting, folder)
+    if not is_empty(folder):
+        raise InputError(f"{setting}: {folder} is not an empty folder, and nothing is overwritten: name another")
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether there is nothing in the folder, or no folder; a lock is nothing."""
+    return not folder.exists() or (folder.is_dir() and all(path.name == LOCK for path in folder.iterdir()))
+
+
+def require_run(folder: Path) -> None:
+    """Raise InputError unless a run was begun in the folder: its lock, made before anything else, stays there."""
+    lock = folder / LOCK
+    if not lock.is_file() or not lock.read_bytes().startswith(HOLDER.encode()):
+        raise InputError(f"resume: {folder} is not the folder of a run: it has no {LOCK} of this program")
+
+
+def check_run_folder(path: str | None) -> None:
+    """Raise InputError if there is something in the folder that was named; nothing is ever overwritten."""
+    folder = Path(path or "")
+    if path is not None and not is_empty(folder):
+        raise InputError(
+            f"run.dir: {folder} is not an empty folder, and nothing is overwritten: name another, or, to go on with "
+            "the run in it, resume=auto"
+        )
+    require_writable("run.dir", folder if path is not None else Path("runs"))
+
+
+def make_run_folder(path: str | None) -> Path:
+    """Make the folder `path`, or runs/DATE_TIME under a name that no other run has. Raises InputError as above."""
+    if path is None:
+        return make_new_folder(Path("runs"), time.strftime("%Y-%m-%d_%H-%M-%S"))
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"run.dir: {path} cannot be made: {error.strerror}") from None
+    check_run_folder(path)
+    return Path(path)
+
+
+def make_new_folder(parent: Path, name: str) -> Path:
+    """Make `name` in `parent`, or, where there is one already, NAME-2, NAME-3 ... Raises InputError if it cannot."""
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        for folder in numbered(parent / name):
+            with suppress(FileExistsError):
+                folder.mkdir()
+                break
+    except OSError as error:
+        raise InputError(f"{parent / name} cannot be made: {error.strerror}") from None
+    return folder

@@ -1,0 +1,91 @@
+"""Pictures with boxes on them."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from detector.structures import Batch, Detections, GroundTruth, RoiTargets
+
+GROUND_TRUTH_COLOUR = (255, 255, 255)
+BACKGROUND_COLOUR = (130, 130, 130)
+SCREEN_PX = 1000  # a longer side is shrunk when it is looked at
+
+
+def class_colour(label: int) -> tuple[int, int, int]:
+    """A colour for a label 1..K; neighbours are far apart on the colour wheel."""
+    hue = (label * 137.5) % 360 / 2  # the golden angle; OpenCV counts hues to 180
+    red, green, blue = cv2.cvtColor(np.array([[[hue, 220, 255]]], dtype=np.uint8), cv2.COLOR_HSV2RGB)[0, 0]
+    return int(red), int(green), int(blue)
+
+
+def draw_boxes(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    colours: Sequence[tuple[int, int, int]],
+    captions: Sequence[str] | None = None,
+    thickness: int = 1,
+) -> np.ndarray:
+    """A copy of the image (H, W, 3) uint8 with boxes (N, 4) in its frame and their captions drawn on it, first to last.
+
+    Lines and letters grow with images that are larger than a screen, so that they can be seen in them.
+    """
+    picture = np.ascontiguousarray(image).copy()
+    grow = max(max(picture.shape[:2]) / SCREEN_PX, 1.0)
+    corners = [(x1, y1, x2, y2) for x1, y1, x2, y2 in np.round(boxes).astype(int).tolist()]
+    for (x1, y1, x2, y2), colour in zip(corners, colours, strict=True):
+        cv2.rectangle(picture, (x1, y1), (x2 - 1, y2 - 1), colour, round(thickness * grow))
+    return picture if captions is None else _draw_captions(picture, corners, colours, captions, 11 * grow)
+
+
+def _draw_captions(
+    picture: np.ndarray,
+    corners: Sequence[tuple[int, int, int, int]],
+    colours: Sequence[tuple[int, int, int]],
+    captions: Sequence[str],
+    size_px: float,
+) -> np.ndarray:
+    """Each caption above its box, or inside where there is no room above."""
+    canvas = Image.fromarray(picture)
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size_px)
+    for (x1, y1, _, _), colour, text in zip(corners, colours, captions, strict=True):
+        width, height = draw.textlength(text, font) + 0.4 * size_px, 1.3 * size_px
+        x = max(min(x1, canvas.width - width), 0)
+        y = y1 - height if y1 >= height else y1
+        draw.rectangle((x, y, x + width, y + height), fill=colour)
+        dark = np.dot(colour, (0.299, 0.587, 0.114)) < 128
+        draw.text((x + 0.2 * size_px, y + height / 2), text, "white" if dark else "black", font, anchor="lm")
+    return np.array(canvas)
+
+
+def draw_detections(
+    image: np.ndarray, truth: GroundTruth, detections: Detections, classes: Sequence[str], score_threshold: float = 0.3
+) -> np.ndarray:
+    """Ground truth in white, detections from this score on in their class's colour with its name and score.
+
+    The best ones lie on top.
+    """
+    picture = draw_boxes(image, truth.boxes, [GROUND_TRUTH_COLOUR] * len(truth.boxes), thickness=2)
+    shown = np.flatnonzero(detections.scores >= score_threshold)[::-1]
+    boxes, labels, scores = detections.boxes[shown], detections.labels[shown], detections.scores[shown]
+    captions = [f"{classes[label - 1]} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
+    return draw_boxes(picture, boxes, [class_colour(label) for label in labels], captions)
+
+
+def draw_batch(batch: Batch, targets: RoiTargets) -> np.ndarray:
+    """The images of a training batch side by side, as the network sees them, with their sampled RoIs.
+
+    Background in gray, foreground in its class's colour, ground truth in white.
+    """
+    pictures = []
+    for index, image in enumerate(batch.images.permute(0, 2, 3, 1).numpy()):
+        mine = targets.rois[:, 0] == index
+        order = torch.argsort((targets.labels[mine] > 0).int(), stable=True)  # foreground on top
+        labels = targets.labels[mine][order].tolist()
+        colours = [class_colour(label) if label else BACKGROUND_COLOUR for label in labels]
+        picture = draw_boxes(image, targets.rois[mine][order, 1:].numpy(), colours)
+        gt_boxes = batch.gt_boxes[index].numpy()
+        pictures.append(draw_boxes(picture, gt_boxes, [GROUND_TRUTH_COLOUR] * len(gt_boxes), thickness=2))
+    return np.concatenate(pictures, axis=1)

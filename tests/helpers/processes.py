@@ -1,0 +1,86 @@
+"""Real processes without their real start: forked from one that has imported the programs already."""
+
+import multiprocessing
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from tests.conftest import REPOSITORY
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["train", "tests.conftest"])
+
+
+def start_program(log: Path, *overrides: str) -> multiprocessing.Process:
+    """`python train.py OVERRIDES`, with what it prints in the file `log`."""
+    process = FORKS.Process(target=_program, args=(log, overrides))
+    process.start()
+    return process
+
+
+def _program(log: Path, overrides: tuple[str, ...]) -> None:
+    import torch
+
+    import train
+    from detector.app import run_program
+
+    _print_to(log)
+    multiprocessing.set_start_method("fork", force=True)  # of data workers, as in a program that was started as usual
+    sys.argv = ["train.py", *overrides]
+    torch.set_num_threads(1)
+    run_program(train.main, "train")
+
+
+def start_ranks(
+    function: Callable, world_size: int, folder: Path, *arguments: object, timeout_s: int = 60
+) -> list[multiprocessing.Process]:
+    """`function(folder, *arguments)` in connected processes; what each prints goes to `folder`/rankN.log."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [
+        FORKS.Process(target=_rank, args=(function, rank, world_size, port, timeout_s, folder, arguments))
+        for rank in range(world_size)
+    ]
+    for process in ranks:
+        process.start()
+    return ranks
+
+
+def _rank(
+    function: Callable, rank: int, world_size: int, port: int, timeout_s: int, folder: Path, arguments: tuple
+) -> None:
+    import torch
+
+    from detector.runtime.distributed import process_group
+
+    _print_to(folder / f"rank{rank}.log")
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    try:
+        with process_group(timeout_s):
+            function(folder, *arguments)
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def children(pid: int) -> list[int]:
+    found = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # of a thread that has ended meanwhile
+            found += map(int, path.read_text().split())
+    return found
+
+
+def _print_to(log: Path) -> None:
+    os.chdir(REPOSITORY)
+    with open(log, "a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)

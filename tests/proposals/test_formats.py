@@ -1,0 +1,521 @@
+"""Every format in both directions: files written here as their own programs write them, then read, and written back."""
+
+import csv
+import json
+import os
+import pickle
+import sys
+import types
+import zipfile
+
+import h5py
+import numpy as np
+import pytest
+import scipy.io
+import torch
+
+from detector.errors import InputError
+from detector.proposals.convert import READERS, WRITERS, convert
+from detector.proposals.formats import mat5
+from detector.proposals.formats.records import ImageProposals, Layout
+from detector.proposals.store import ProposalStore, stream_store
+
+# Of an image 60 wide and 40 high: its left upper corner, and one box elsewhere.
+BOXES = {"a": np.array([[0, 0, 5, 6], [10, 20, 60, 40]], np.float32), "COCO_val2014_000000000007": np.ones((0, 4))}
+SCORES = np.array([0.25, 0.5], np.float32)
+# The same two boxes as each program writes them.
+AS_WRITTEN = {
+    "yxyx from 1": [[1, 1, 6, 5], [21, 11, 40, 60]],
+    "xyxy from 1": [[1, 1, 5, 6], [11, 21, 60, 40]],
+    "xyxy from 0, last included": [[0, 0, 4, 5], [10, 20, 59, 39]],
+    "xyxy": [[0, 0, 5, 6], [10, 20, 60, 40]],
+    "xywh": [[0, 0, 5, 6], [10, 20, 50, 20]],
+}
+A, B = BOXES
+
+
+@pytest.mark.parametrize(
+    ("layout", "written"),
+    [
+        (Layout("yxyx", "1"), "yxyx from 1"),
+        (Layout("xyxy", "1"), "xyxy from 1"),
+        (Layout("xyxy", "0-inclusive"), "xyxy from 0, last included"),
+        (Layout("xyxy", "0"), "xyxy"),
+        (Layout("xywh", "0"), "xywh"),
+        (Layout("xywh", "0-inclusive"), "xywh"),
+    ],
+    ids=str,
+)
+def test_a_layout_says_what_four_numbers_mean(layout, written):
+    assert layout.to_boxes(np.array(AS_WRITTEN[written])).tolist() == BOXES[A].tolist()
+    assert layout.to_boxes(np.array(AS_WRITTEN[written], np.uint16)).dtype == np.float32
+    assert layout.from_boxes(BOXES[A]).tolist() == AS_WRITTEN[written]
+
+
+def test_a_coordinate_of_0_counted_from_1_does_not_wrap_around():
+    assert Layout("xyxy", "1").to_boxes(np.array([[0, 0, 5, 5]], np.uint16)).tolist() == [[-1, -1, 5, 5]]
+
+
+def cells(*items):
+    array = np.empty((1, len(items)), dtype=object)
+    for number, item in enumerate(items):
+        array[0, number] = item
+    return array
+
+
+def boxes(written: str, dtype: type = np.uint16) -> np.ndarray:
+    return np.array(AS_WRITTEN[written], dtype)
+
+
+def voc_mat(path):
+    scipy.io.savemat(path, {"boxes": cells(boxes("yxyx from 1"), np.zeros((0, 0))), "images": cells(A, B).T})
+
+
+def v7_3(path, **variables):
+    """As MATLAB's save -v7.3 does: columns first, cells as references, an empty array as its size."""
+    with h5py.File(path, "w", userblock_size=512) as file:
+        refs = file.create_group("#refs#")
+
+        def put(group, name, value):
+            if isinstance(value, str):
+                item = group.create_dataset(name, data=np.array([[ord(letter)] for letter in value], np.uint16))
+                item.attrs["MATLAB_class"] = np.bytes_("char")
+            elif value.dtype == object:
+                inner = [put(refs, f"{name}_{number}", part).ref for number, part in enumerate(value.ravel())]
+                data = np.array(inner, dtype=h5py.ref_dtype).reshape(value.T.shape)
+                item = group.create_dataset(name, data=data)
+                item.attrs["MATLAB_class"] = np.bytes_("cell")
+            else:
+                item = group.create_dataset(name, data=value.T if value.size else np.array([0, 0], np.uint64))
+                item.attrs["MATLAB_class"] = np.bytes_(value.dtype.name)
+                if not value.size:
+                    item.attrs["MATLAB_empty"] = np.uint8(1)
+            return item
+
+        for name, value in variables.items():
+            put(file, name, value)
+    with open(path, "r+b") as file:
+        file.write(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM")
+
+
+def voc_mat_v7_3(path):
+    v7_3(path, boxes=cells(boxes("yxyx from 1"), np.zeros((0, 0))), images=cells(A, B).T)
+
+
+def mat_folder(written, suffix="", folders="", **more):
+    def write(path):
+        for image_id, content in ((A, boxes(written, np.float64)), (B, np.zeros((0, 4)))):
+            (path / folders).mkdir(parents=True, exist_ok=True)
+            extra = {name: value[: len(content), None] for name, value in more.items()}
+            scipy.io.savemat(path / folders / f"{image_id}{suffix}.mat", {"boxes": content, **extra})
+
+    return write
+
+
+def mcg_v7_3(path):
+    path.mkdir()
+    v7_3(path / f"{A}.mat", boxes=boxes("yxyx from 1", np.float64), scores=SCORES[:, None])
+    v7_3(path / f"{B}.mat", boxes=np.zeros((0, 0)), scores=np.zeros((0, 0)))
+
+
+def npz(path):
+    with open(path, "wb") as file:
+        np.savez(file, **{A: np.column_stack([boxes("xyxy", np.float32), SCORES]), B: np.zeros((0, 5))})
+
+
+def npz_from_1(path):
+    with open(path, "wb") as file:
+        np.savez(file, **{A: boxes("yxyx from 1"), B: np.zeros((0, 4))})
+
+
+def csv_named(path):
+    with open(path, "w", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow(["score", "y1", "x1", "y2", "x2", "image_id"])
+        lines.writerows([[score, y1, x1, y2, x2, A] for (x1, y1, x2, y2), score in zip(BOXES[A], SCORES, strict=True)])
+
+
+def csv_unnamed(path):
+    path.write_text("".join(f"{A},{','.join(map(str, row))}\n" for row in AS_WRITTEN["yxyx from 1"]))
+
+
+def coco_json(path):
+    rows = zip(AS_WRITTEN["xywh"], SCORES.tolist(), strict=True)
+    path.write_text(json.dumps([{"image_id": A, "category_id": 3, "bbox": b, "score": s} for b, s in rows]))
+
+
+def pickled(make):
+    return lambda path: path.write_bytes(pickle.dumps(make()))
+
+
+def detectron():
+    both = [boxes("xyxy from 0, last included", np.float32), np.zeros((0, 4))]
+    return {"boxes": both, "scores": [SCORES, np.zeros(0)], "indexes": [A, B]}
+
+
+def detectron2(written="xyxy", mode=0):
+    both = [boxes(written, np.float32), np.zeros((0, 4))]
+    return {"boxes": both, "objectness_logits": [SCORES, np.zeros(0)], "ids": [A, B], "bbox_mode": mode}
+
+
+def mmdetection():
+    rows = np.column_stack([boxes("xyxy", np.float32), SCORES])
+    return {f"train/{A}.jpg": rows, f"train/{B}.png": {"bboxes": np.zeros((0, 4)), "scores": np.zeros(0)}}
+
+
+# format, how a file of it comes about, what has to be declared, and whether it has scores
+FILES = {
+    "voc-mat": ("voc-mat", voc_mat, {}, False),
+    "voc-mat v7.3": ("voc-mat", voc_mat_v7_3, {}, False),
+    "ijcv-mat": ("ijcv-mat", mat_folder("xyxy from 1"), {}, False),
+    "demo-mat": ("demo-mat", mat_folder("xyxy from 0, last included", "_boxes"), {}, False),
+    "mcg-mat": ("mcg-mat", mat_folder("yxyx from 1", folders="COCO_val2014_0/x", scores=SCORES), {}, True),
+    "mcg-mat v7.3": ("mcg-mat", mcg_v7_3, {}, True),
+    "hosang-mat": ("hosang-mat", mat_folder("xyxy from 1"), {}, False),
+    "npz": ("npz", npz, {"order": "xyxy", "base": "0"}, True),
+    "npz from 1": ("npz", npz_from_1, {"order": "yxyx", "base": "1"}, False),
+    "csv": ("csv", csv_named, {"base": "0"}, True),
+    "csv unnamed": ("csv", csv_unnamed, {"order": "yxyx", "base": "1"}, False),
+    "coco-json": ("coco-json", coco_json, {}, True),
+    "detectron": ("detectron", pickled(detectron), {"trusted": True}, True),
+    "detectron2": ("detectron2", pickled(detectron2), {"trusted": True}, True),
+    "detectron2 xywh": ("detectron2", pickled(lambda: detectron2("xywh", 1)), {"trusted": True}, True),
+    "mmdetection": ("mmdetection", pickled(mmdetection), {"trusted": True}, True),
+}  # fmt: skip
+NAMES_NO_EMPTY_IMAGE = ("csv", "coco-json")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_from_every_format(name, tmp_path):
+    format, write, declared, scored = FILES[name]
+    write(tmp_path / "p")
+    convert(tmp_path / "p", format, tmp_path / "p.safetensors", "store", **declared)
+    store = ProposalStore(tmp_path / "p.safetensors")
+    assert store[A].tolist() == BOXES[A].tolist()
+    assert (store.scores(A) is not None) == scored
+    if scored:
+        assert store.scores(A).tolist() == SCORES.tolist()
+    if format not in NAMES_NO_EMPTY_IMAGE:
+        assert store[B].shape == (0, 4)
+    assert len(store) == (1 if format in NAMES_NO_EMPTY_IMAGE else 2)
+
+
+def test_every_format_is_tried():
+    assert {format for format, *_ in FILES.values()} | {"store"} == set(READERS) == set(WRITERS)
+
+
+# what has to stand in the file, read without our readers
+def raw(path, format):
+    if format == "voc-mat":
+        content = scipy.io.loadmat(path)
+        assert [str(cell[0]) for cell in content["images"].ravel()] == [A, B]
+        return content["boxes"][0, 0]
+    if format.endswith("-mat"):
+        names = {"demo-mat": f"{A}_boxes.mat"}
+        if format in ("mcg-mat", "hosang-mat"):
+            assert (path / B[:14] / B[:22] / f"{B}.mat").is_file()
+        return scipy.io.loadmat(path / names.get(format, f"{A}.mat"))["boxes"]
+    if format == "npz":
+        return np.load(path)[A][:, :4]
+    if format == "csv":
+        lines = list(csv.reader(path.read_text().splitlines()))
+        assert lines[0][:5] == ["image_id", "x1", "y1", "x2", "y2"]
+        return [list(map(float, line[1:5])) for line in lines[1:]]
+    if format == "coco-json":
+        return [item["bbox"] for item in json.loads(path.read_text())]
+    content = pickle.loads(path.read_bytes())
+    if format == "mmdetection":
+        return content[f"JPEGImages/{A}.jpg"]["bboxes"]
+    return content["boxes"][content["ids"].index(A)]
+
+
+@pytest.mark.parametrize("scored", [True, False])
+@pytest.mark.parametrize(
+    ("format", "written"),
+    [
+        ("voc-mat", "yxyx from 1"),
+        ("ijcv-mat", "xyxy from 1"),
+        ("demo-mat", "xyxy from 0, last included"),
+        ("mcg-mat", "yxyx from 1"),
+        ("hosang-mat", "xyxy from 1"),
+        ("npz", "xyxy"),
+        ("csv", "xyxy"),
+        ("coco-json", "xywh"),
+        ("detectron", "xyxy from 0, last included"),
+        ("detectron2", "xyxy"),
+        ("mmdetection", "xyxy"),
+    ],
+)
+def test_to_every_format_and_back(format, written, scored, tmp_path):
+    images = [
+        ImageProposals(
+            id, found, SCORES[: len(found)] if scored else None, image_path=tmp_path / f"JPEGImages/{id}.jpg"
+        )
+        for id, found in BOXES.items()
+    ]
+    WRITERS[format](tmp_path / "p", images)
+    assert np.asarray(raw(tmp_path / "p", format)).tolist() == AS_WRITTEN[written]
+    back = READERS[format](tmp_path / "p")
+    layout = back.layout or Layout("xyxy", "0")
+    assert back.boxes(A, layout).tolist() == BOXES[A].tolist()
+    if scored and format != "voc-mat":
+        assert back.scores(A).tolist() == SCORES.tolist()
+    elif format in ("coco-json", "detectron", "detectron2", "mmdetection"):
+        assert back.scores(A).tolist() == [1, 0.5]  # these do not go without, so the rank stands in
+    else:
+        assert back.scores(A) is None
+
+
+def test_fractions_survive_every_format(tmp_path):
+    exact = np.array([[0.1, 0.2, 5.3, 6.7]], np.float32)
+    for format in WRITERS:
+        path = tmp_path / format
+        WRITERS[format](path, [ImageProposals(A, exact, image_path=tmp_path / f"x/{A}.jpg")])
+        back = READERS[format](path)
+        assert back.boxes(A, back.layout or Layout("xyxy", "0")) == pytest.approx(exact, abs=1e-6), format
+
+
+def test_numbers_stay_numbers_in_coco_s_json(tmp_path):
+    ids = ["12", "012", "x"]
+    WRITERS["coco-json"](tmp_path / "p.json", [ImageProposals(id, BOXES[A][:1]) for id in ids])
+    assert [item["image_id"] for item in json.loads((tmp_path / "p.json").read_text())] == [12, "012", "x"]
+    assert list(READERS["coco-json"](tmp_path / "p.json").rows) == ids
+    WRITERS["coco-json"](tmp_path / "none.json", [])
+    assert json.loads((tmp_path / "none.json").read_text()) == []
+
+
+@pytest.fixture
+def foreign_classes(monkeypatch):
+    """Stand-ins for the classes of detectron2 and mmengine, there only while a file is written."""
+    enum, instances = (
+        types.ModuleType("detectron2.structures.boxes"),
+        types.ModuleType("mmengine.structures.instance_data"),
+    )
+    enum.BoxMode = type(
+        "BoxMode", (int,), {"__module__": enum.__name__, "__reduce__": lambda self: (type(self), (int(self),))}
+    )
+    instances.InstanceData = type("InstanceData", (), {"__module__": instances.__name__})
+    packages = ("detectron2", "detectron2.structures", "mmengine", "mmengine.structures")
+    for module in (*map(types.ModuleType, packages), enum, instances):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    return enum.BoxMode, instances.InstanceData
+
+
+def test_classes_of_other_detectors_are_not_needed_to_read_their_pickles(foreign_classes, tmp_path, monkeypatch):
+    box_mode, instance_data = foreign_classes
+    (tmp_path / "d2").write_bytes(pickle.dumps(detectron2("xywh", box_mode(1))))
+    item = instance_data()
+    item.bboxes, item.scores = torch.tensor(AS_WRITTEN["xyxy"], dtype=torch.float32), torch.from_numpy(SCORES)
+    (tmp_path / "mm").write_bytes(pickle.dumps({f"train/{A}.jpg": item}))
+    for name in ("detectron2.structures.boxes", "mmengine.structures.instance_data"):
+        monkeypatch.delitem(sys.modules, name)
+    for path, format in (("d2", "detectron2"), ("mm", "mmdetection")):
+        back = READERS[format](tmp_path / path)
+        assert back.boxes(A, back.layout).tolist() == BOXES[A].tolist()
+        assert back.scores(A).tolist() == SCORES.tolist()
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_pickle_is_refused_unless_trusted_and_even_then_calls_nothing(tmp_path):
+    (tmp_path / "p.pkl").write_bytes(pickle.dumps({"boxes": [Payload(tmp_path / "run")]}))
+    for format in ("detectron", "detectron2", "mmdetection"):
+        with pytest.raises(InputError, match=r"p\.pkl: a pickle can run any program.*--i-trust-this-file"):
+            convert(tmp_path / "p.pkl", format, tmp_path / "out", "npz")
+        with pytest.raises(InputError, match=r"it wants to call .*open"):
+            convert(tmp_path / "p.pkl", format, tmp_path / "out", "npz", trusted=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["p.pkl"]
+
+
+def test_bad_files_are_named(tmp_path):
+    def mat(name, **content):
+        scipy.io.savemat(tmp_path / name, content)
+
+    mat("names.mat", b=cells(boxes("xyxy")), i=cells(A))
+    mat("short.mat", boxes=cells(boxes("xyxy"), boxes("xyxy")), images=cells(A))
+    mat("twice.mat", boxes=cells(boxes("xyxy"), boxes("xyxy")), images=cells(A, A))
+    mat("wide.mat", boxes=cells(np.ones((4, 6))), images=cells(A))
+    mat("scores.mat", boxes=boxes("xyxy"), scores=np.ones(3))
+    (tmp_path / "junk").write_bytes(b"junk" * 100)
+    (tmp_path / "new.mat").write_bytes(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + b"\x89HDF\r\n\x1a\n")
+    (tmp_path / "folder").mkdir()
+    with open(tmp_path / "objects.npz", "wb") as file:
+        np.savez(file, a=np.array([{}], dtype=object))
+    with zipfile.ZipFile(tmp_path / "lzma.npz", "w", zipfile.ZIP_LZMA) as zipped, zipped.open("a.npy", "w") as member:
+        np.lib.format.write_array(member, np.ones((3, 4)))
+    data = bytearray((tmp_path / "lzma.npz").read_bytes())
+    data[60] ^= 85
+    (tmp_path / "lzma.npz").write_bytes(data)
+    header = b"{1: 2, 'a': 3}".ljust(117) + b"\n"
+    with zipfile.ZipFile(tmp_path / "keys.npz", "w") as zipped:
+        zipped.writestr("a.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    (tmp_path / "columns.csv").write_text("image_id,left,top,right,bottom\na,1,2,3,4\n")
+    (tmp_path / "few.csv").write_text("a,1,2,3\n")
+    (tmp_path / "words.csv").write_text("a,1,2,3,4\na,1,2,3,x\n")
+    (tmp_path / "dict.json").write_text("{}")
+    (tmp_path / "entry.json").write_text('[{"image_id": 1, "bbox": [1, 2, 3]}]')
+    (tmp_path / "list.pkl").write_bytes(pickle.dumps([np.zeros((1, 5))]))
+    (tmp_path / "mode.pkl").write_bytes(pickle.dumps(detectron2(mode=4)))
+    (tmp_path / "length.pkl").write_bytes(pickle.dumps(detectron2() | {"ids": [A]}))
+    (tmp_path / "none.pkl").write_bytes(pickle.dumps({"a.jpg": {"boxes": 1}}))
+    cases = [
+        ("voc-mat", "names.mat", "has no cell arrays"),
+        ("voc-mat", "short.mat", "`boxes` of 2 and `images` of 1 images do not fit"),
+        ("voc-mat", "twice.mat", "more than once: a"),
+        ("voc-mat", "wide.mat", r"`boxes` of a has shape \(4, 6\)"),
+        ("voc-mat", "junk", "not a readable .mat"),
+        ("voc-mat", "new.mat", "damaged MATLAB v7.3"),
+        ("voc-mat", "no.mat", "no such"),
+        ("ijcv-mat", "names.mat", "has no variable `boxes`"),
+        ("ijcv-mat", "folder", "no .mat file"),
+        ("mcg-mat", "scores.mat", "has 2 boxes but 3 scores"),
+        ("npz", "junk", "not a readable .npz"),
+        ("npz", "objects.npz", "'a' cannot be read"),
+        ("npz", "lzma.npz", "'a' cannot be read: Corrupt input data"),
+        ("npz", "keys.npz", "'a' cannot be read"),
+        ("csv", "columns.csv", "neither x1, y1, x2, y2 nor"),
+        ("csv", "few.csv", "4 columns"),
+        ("csv", "words.csv", "box 2 is not"),
+        ("csv", "no.csv", "no such"),
+        ("coco-json", "junk", "not a readable JSON"),
+        ("coco-json", "dict.json", "is no list"),
+        ("coco-json", "entry.json", "entry 1 has no"),
+        ("mmdetection", "list.pkl", "without image ids.*never matched by position"),
+        ("mmdetection", "none.pkl", "is a dict without bboxes"),
+        ("detectron2", "mode.pkl", "bbox_mode 4"),
+        ("detectron2", "length.pkl", "of one length, as detectron2 has"),
+        ("detectron", "junk", "not a readable pickle"),
+    ]
+    for format, name, says in cases:
+        with pytest.raises(InputError, match=rf"{name}.*{says}"):
+            list(READERS[format](tmp_path / name).rows.values())
+
+
+def test_the_same_boxes_again_and_again_are_no_trap(tmp_path):
+    same = np.arange(8000, dtype=np.uint16).reshape(2000, 4)
+    images = [ImageProposals(f"{number:06}", same) for number in range(1200)]
+    WRITERS["voc-mat"](tmp_path / "a.mat", images)
+    assert (tmp_path / "a.mat").stat().st_size < 10**6 < 1200 * same.nbytes
+    assert len(READERS["voc-mat"](tmp_path / "a.mat").rows) == 1200
+
+
+def v7_3_with(change, tmp_path):
+    path = tmp_path / "a.mat"
+    v7_3(path, boxes=boxes("xyxy from 1", np.float64))
+    with h5py.File(path, "r+") as file:
+        del file["boxes"]
+        change(file)
+    return path
+
+
+def cells_in_cells(file):
+    inner = file["#refs#"].create_dataset("0", data=np.zeros((4, 1)))
+    for number in range(1, 7):
+        inner = file["#refs#"].create_dataset(str(number), data=np.array([[inner.ref]], dtype=h5py.ref_dtype))
+        inner.attrs["MATLAB_class"] = np.bytes_("cell")
+    file["boxes"] = inner
+
+
+def cells_again_and_again(file):
+    inner = file["#refs#"].create_dataset("0", data=np.zeros((4, 1)))
+    for number in range(1, 4):
+        references = np.full((1, 1000), inner.ref, dtype=h5py.ref_dtype)
+        inner = file["#refs#"].create_dataset(str(number), data=references)
+        inner.attrs["MATLAB_class"] = np.bytes_("cell")
+    file["boxes"] = inner
+
+
+def virtual(file):
+    layout = h5py.VirtualLayout((4, 1), np.float64)
+    layout[:] = h5py.VirtualSource("other.mat", "boxes", (4, 1))
+    file.create_virtual_dataset("boxes", layout)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            lambda file: file.create_dataset("boxes", (4, 2**29), "f4", chunks=(4, 2**10), compression=9),
+            "a variable of more than 1[67]",
+        ),
+        (
+            lambda file: file.create_dataset("boxes", (9,), h5py.string_dtype(), fillvalue="x" * 50_000),
+            "holds object, which MATLAB does not write",
+        ),
+        (
+            lambda file: file.create_dataset(
+                "boxes", data=np.zeros((4, 1)), maxshape=(4, None), chunks=(4, 2**20), compression=9
+            ),
+            "a variable of more than 1[67]",
+        ),
+        (cells_again_and_again, "a variable of more than 1[67]"),
+        (cells_in_cells, "cells in cells, more than 4 deep"),
+        (virtual, "its data lie in another file"),
+        (lambda file: file.create_dataset("boxes", (4, 8), "u1", external=[("secret", 0, 32)]), "lie in another file"),
+        (lambda file: file.__setitem__("boxes", h5py.ExternalLink("other.mat", "boxes")), "variables lie elsewhere"),
+    ],
+)
+def test_a_file_of_version_7_3_that_is_a_trap(tmp_path, monkeypatch, change, says):
+    """Zeros without end, and data of other files, which a pipe would have us wait for."""
+    monkeypatch.setattr(mat5, "BYTES", 2**24)
+    (tmp_path / "secret").write_bytes(b"1" * 32)
+    path = v7_3_with(change, tmp_path)
+    os.mkfifo(tmp_path / "other.mat")
+    with pytest.raises(InputError, match=says):
+        dict(READERS["ijcv-mat"](path).rows)
+    assert path.stat().st_size < 100_000
+
+
+def test_what_cannot_be_written(tmp_path):
+    outside = ImageProposals("../../x", BOXES[A])
+    with pytest.raises(InputError, match="'../../x' cannot be the name of a file"):
+        WRITERS["ijcv-mat"](tmp_path / "out", [outside])
+    with pytest.raises(InputError, match="needs the images: give --data"):
+        WRITERS["mmdetection"](tmp_path / "out", [ImageProposals(A, BOXES[A])])
+    (tmp_path / "there").write_text("mine")
+    with pytest.raises(InputError, match="there already"):
+        convert(tmp_path / "x.npz", "npz", tmp_path / "there", "csv", "xyxy", "0")
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+@pytest.mark.parametrize("format", [name for name in WRITERS if name != "mmdetection"])
+def test_nothing_to_convert_makes_an_empty_file_or_folder(format, tmp_path):
+    (tmp_path / "none.json").write_text("[]")
+    assert convert(tmp_path / "none.json", "coco-json", tmp_path / "out", format) == (0, 0)
+    assert (tmp_path / "out").exists()
+
+
+def test_all_images_have_scores_or_none(tmp_path):
+    """An image without a box says nothing about it."""
+    for name, second in (("bad", boxes("xyxy")), ("good", np.zeros((0, 4)))):
+        with open(tmp_path / name, "wb") as file:
+            np.savez(file, b=second, a=np.column_stack([boxes("xyxy"), SCORES]))
+    for format in ("csv", "store"):
+        with pytest.raises(InputError, match="bad: of b and a only one has scores"):
+            convert(tmp_path / "bad", "npz", tmp_path / format, format, "xyxy", "0")
+        convert(tmp_path / "good", "npz", tmp_path / format, format, "xyxy", "0")
+        assert READERS[format](tmp_path / format).scores("a").tolist() == SCORES.tolist()
+
+
+def test_what_a_file_does_not_say_is_asked_for(tmp_path):
+    npz(tmp_path / "p.npz")
+    csv_named(tmp_path / "p.csv")
+    for name, declared, asked in (
+        ("npz", {}, "--order and --base"),
+        ("npz", {"base": "1"}, "--order;"),
+        ("csv", {}, "--base;"),
+    ):
+        with pytest.raises(InputError, match=rf"p\.{name}: the file does not say .* give {asked}"):
+            convert(tmp_path / f"p.{name}", name, tmp_path / "out", "store", **declared)
+
+
+def test_what_is_declared_comes_before_what_the_format_states(tmp_path):
+    stream_store(tmp_path / "p.safetensors", [ImageProposals(A, BOXES[A])], {})
+    convert(tmp_path / "p.safetensors", "store", tmp_path / "q", "npz", order="yxyx")
+    assert np.load(tmp_path / "q")[A].tolist() == BOXES[A][:, [1, 0, 3, 2]].tolist()

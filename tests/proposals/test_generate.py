@@ -1,0 +1,259 @@
+import io
+import logging
+import multiprocessing
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detector.data.check import check_data, proposal_recall
+from detector.data.voc import VocDataset
+from detector.errors import InputError
+from detector.proposals import generate
+from detector.proposals.formats.records import ImageProposals
+from detector.proposals.generate import generate_proposals, grid_boxes, merge_shards, proposals_for, store_path
+from detector.proposals.store import ProposalStore, require_present, stream_store
+from tests.conftest import REPOSITORY
+
+
+@pytest.fixture
+def reader(small_shapes) -> VocDataset:
+    return VocDataset(small_shapes, "train")
+
+
+def test_generated_proposals_find_the_objects(reader, tmp_path):
+    generate_proposals(reader, tmp_path / "p.safetensors", "fast", workers=2)
+    store = ProposalStore(tmp_path / "p.safetensors")
+    assert store.image_ids == reader.image_ids
+    assert store.image_hw("train_0") == reader.image(0).shape[:2]
+    assert store.generator["mode"] == "fast"
+    assert proposal_recall(reader, store, range(len(reader))) > 0.85
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.safetensors"]
+
+
+def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(reader, tmp_path, monkeypatch):
+    generate_proposals(reader, tmp_path / "whole.safetensors", "single", workers=2)
+    search, calls = generate.selective_search, []
+
+    def stops(image, **options):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return search(image, **options)
+
+    monkeypatch.setattr(generate, "selective_search", stops)
+    with pytest.raises(KeyboardInterrupt):
+        generate_proposals(reader, tmp_path / "p.safetensors", "single", workers=1)
+    assert not (tmp_path / "p.safetensors").exists()
+    for other, mode in ((reader, "fast"), (VocDataset(reader.root, "test"), "single")):
+        with pytest.raises(InputError, match="begun for other images or another mode; delete it"):
+            generate_proposals(other, tmp_path / "p.safetensors", mode, workers=1)
+    generate_proposals(reader, tmp_path / "p.safetensors", "single", workers=1)
+    assert len(calls) == 4 + 3  # three of six images were done
+    assert (tmp_path / "p.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+def test_more_images_than_a_process_may_have_files_open(small_shapes, tmp_path):
+    root = tmp_path / "many"
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True)
+    ids = [f"{number:03d}" for number in range(100)]
+    (root / "ImageSets/Main/train.txt").write_text("\n".join(ids))
+    for image_id in ids:
+        Image.new("RGB", (12, 10)).save(root / f"JPEGImages/{image_id}.jpg")
+        (root / f"Annotations/{image_id}.xml").write_text("<annotation></annotation>")
+    command = [sys.executable, "scripts/proposals.py", "generate", "--data", str(root), "--split", "train",
+               "--out", str(tmp_path / "p.safetensors")]  # fmt: skip
+    few_files = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (64, 64))
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, preexec_fn=few_files)
+    assert result.returncode == 0, result.stderr
+    assert len(ProposalStore(tmp_path / "p.safetensors")) == 100
+
+
+def test_of_two_processes_one_works_and_the_other_waits(reader, tmp_path, monkeypatch):
+    processes, calls = multiprocessing.get_context("fork"), []
+    search, counts = generate.selective_search, processes.Queue()
+    monkeypatch.setattr(generate, "selective_search", lambda *a, **b: calls.append(1) or search(*a, **b))
+
+    def work():
+        generate_proposals(reader, tmp_path / "p.safetensors", "single", 1)
+        counts.put(len(calls))
+
+    both = [processes.Process(target=work) for _ in range(2)]
+    for process in both:
+        process.start()
+    assert sorted(counts.get(timeout=100) for _ in both) == [0, 6]
+    for process in both:
+        process.join()
+    assert [path.name for path in tmp_path.iterdir()] == ["p.safetensors"]
+
+
+def test_a_run_that_is_killed_three_times_ends_with_the_same_bytes(reader, tmp_path):
+    out, parts = tmp_path / "p.safetensors", tmp_path / "p.safetensors.unfinished"
+    done: dict = {}
+    for enough in (1, 2, 4):
+        # a process of its own, without the seconds that a new interpreter would need
+        process = multiprocessing.get_context("fork").Process(
+            target=generate_proposals, args=(reader, out, "quality", 1)
+        )
+        process.start()
+        while process.is_alive() and len(list(parts.glob("*.npz"))) < enough:
+            time.sleep(0.001)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        assert not out.exists()
+        times = {path: path.stat().st_mtime_ns for path in parts.glob("*.npz")}
+        assert enough <= len(times) < 6
+        assert done.items() <= times.items()  # nothing was done twice
+        done = times
+    generate_proposals(reader, out, "quality", workers=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["p.safetensors"]
+    generate_proposals(reader, tmp_path / "whole.safetensors", "quality", workers=2)
+    assert out.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+def test_shards_merged_are_the_store_of_one_run(reader, small_shapes, tmp_path):
+    generate_proposals(reader, tmp_path / "whole.safetensors", "single", workers=2)
+    one, two, three = paths = [tmp_path / f"{number}.safetensors" for number in (1, 2, 3)]
+    generate_proposals(reader, one, "single", 2, shard=(1, 2))
+    generate_proposals(reader, two, "single", 2, shard=(2, 2))
+    assert ProposalStore(one).image_ids == ["train_0", "train_2", "train_4"]
+    merged = tmp_path / "merged.safetensors"
+    merge_shards([two, one], merged)
+    assert merged.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+    generate_proposals(reader, three, "single", 2, shard=(2, 3))
+    other_data, other_mode = tmp_path / "data.safetensors", tmp_path / "mode.safetensors"
+    generate_proposals(VocDataset(small_shapes, "test"), other_data, "single", 2, shard=(2, 2))
+    generate_proposals(reader, other_mode, "fast", 2, shard=(2, 2))
+    digest = ProposalStore(one).generator | {"shard": [1, 1]}
+    stream_store(tmp_path / "half.safetensors", [ImageProposals("train_0", np.ones((1, 4)))], digest)
+    for number, odd in enumerate((5, ["a", "b"], [1], None, [0, 0], [3, 2])):
+        stream_store(tmp_path / f"odd{number}.safetensors", [], {"shard": odd})
+        with pytest.raises(InputError, match="was not made with --shard"):
+            merge_shards([tmp_path / f"odd{number}.safetensors"], tmp_path / "never.safetensors")
+    for given, says in (
+        ([tmp_path / "half.safetensors"], "the shards do not hold the images of their data set"),
+        ([one], "1 of 2 shards are missing, 2 for one"),
+        ([one, two, two], r"2\.safetensors: is shard 2 of 2, as .*2\.safetensors is"),
+        ([one, paths[2]], r"3\.safetensors: is shard 2 of 3, but .*1\.safetensors is one of another count"),
+        ([one, other_data], r"data\.safetensors: is of another data set, mode or version than .*1\.safetensors"),
+        ([one, other_mode], r"mode\.safetensors: is of another data set, mode"),
+        ([tmp_path / "whole.safetensors"], r"whole\.safetensors: was not made with --shard"),
+    ):
+        with pytest.raises(InputError, match=says):
+            merge_shards(given, tmp_path / "never.safetensors")
+    assert not (tmp_path / "never.safetensors").exists()
+
+
+def test_unreadable_images_are_named_up_to_a_fraction(make_voc, tmp_path, caplog):
+    root = make_voc({"train": {name: [] for name in "abcd"}})
+    cut = root / "JPEGImages/b.jpg"
+    cut.write_bytes(cut.read_bytes()[:-50])
+    reader = VocDataset(root, "train")
+    with pytest.raises(InputError, match=r"b\.jpg: (.|\n)*than the fraction 0.24 cannot .* --max-bad-fraction"):
+        generate_proposals(reader, tmp_path / "p.safetensors", "single", 1, max_bad_fraction=0.24)
+    generate_proposals(reader, tmp_path / "p.safetensors", "single", 1, max_bad_fraction=0.25)
+    store = ProposalStore(tmp_path / "p.safetensors")
+    assert [image_id in store for image_id in "abcd"] == [True, False, True, True]
+    assert list(store.unreadable) == ["b"]
+    assert str(cut) in store.unreadable["b"]
+    assert f"no proposals: {store.unreadable['b']}" in caplog.text
+    with pytest.raises(InputError, match=r"1 of 4 images, which could not be read when it was made: .*b\.jpg"):
+        require_present(store, reader.image_ids)
+
+    shards = [tmp_path / f"{number}.safetensors" for number in (1, 2)]
+    for number, path in enumerate(shards, start=1):
+        generate_proposals(reader, path, "single", 1, (number, 2), max_bad_fraction=0.5)
+    merge_shards(shards, tmp_path / "merged.safetensors")
+    assert (tmp_path / "merged.safetensors").read_bytes() == (tmp_path / "p.safetensors").read_bytes()
+
+
+def test_a_missing_image_counts_as_unreadable(make_voc, tmp_path):
+    root = make_voc({"train": {name: [] for name in "ab"}})
+    (root / "JPEGImages/a.jpg").unlink()
+    reader = VocDataset(root, "train")
+    generate_proposals(reader, tmp_path / "p.safetensors", "single", 1, max_bad_fraction=0.5)
+    assert list(ProposalStore(tmp_path / "p.safetensors").unreadable) == ["a"]
+
+
+def test_an_image_with_next_to_nothing_to_see_gets_a_grid(make_voc, small_shapes, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    reader = VocDataset(make_voc({"train": {"gray": [], "grey": []}}), "train")
+    reader_of_scenes = VocDataset(small_shapes, "train")
+    generate_proposals(reader_of_scenes, tmp_path / "scenes.safetensors", "single", workers=1)
+    assert "grid" not in caplog.text
+    generate_proposals(reader, tmp_path / "p.safetensors", "single", workers=1)
+    assert "2 images gave fewer than 50 boxes and have those of a grid behind them: gray, grey" in caplog.text
+    boxes = ProposalStore(tmp_path / "p.safetensors")["gray"]
+    assert 50 <= len(boxes) == len(np.unique(boxes, axis=0))
+    assert {tuple(box) for box in grid_boxes((40, 60))} <= {tuple(box) for box in boxes}
+
+
+def test_the_grid_of_literal_numbers():
+    grid = grid_boxes((40, 60)).tolist()
+    assert len(grid) == 1 + 9 + 49
+    assert grid[:4] == [[0, 0, 60, 40], [0, 0, 30, 20], [15, 0, 45, 20], [30, 0, 60, 20]]
+    assert grid[-1] == [45, 30, 60, 40]
+
+
+def test_without_a_terminal_the_log_says_how_it_goes(reader, tmp_path, caplog, monkeypatch):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(generate, "LOG_EVERY_S", 0)
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    generate_proposals(reader, tmp_path / "p.safetensors", "single", workers=1)
+    assert re.findall(r"(\d) images left, [\d.]+ a second", caplog.text) == ["5", "4", "3", "2", "1", "0"]
+
+
+def test_the_kept_file_is_made_once_and_named_after_all_it_depends_on(reader, small_shapes, tmp_path, make_voc, caplog):
+    caplog.set_level(logging.INFO)
+    hws = check_data(reader).image_hws
+    proposals_for(reader, hws, None, "single", tmp_path)
+    path = store_path(tmp_path, reader, "single")
+    made = path.stat().st_mtime_ns
+    assert f"-> {path}" in caplog.text
+    assert len(proposals_for(reader, hws, None, "single", tmp_path)) == 6
+    assert path.stat().st_mtime_ns == made
+    names = {path.name, store_path(tmp_path, reader, "fast").name}
+    names.add(store_path(tmp_path, VocDataset(small_shapes, "test"), "single").name)
+    one = VocDataset(make_voc({"train": {"a": [("cat", 1, 1, 9, 9)]}}, "one"), "train")
+    names.add(store_path(tmp_path, one, "single").name)
+    path = one.root / "JPEGImages/a.jpg"
+    data = bytearray(path.read_bytes())
+    data[-10] ^= 1  # another picture, in a file of the same size
+    path.write_bytes(data)
+    names.add(store_path(tmp_path, one, "single").name)
+    assert len(names) == 5
+
+
+def test_boxes_in_another_order_are_noticed(reader, tmp_path, caplog):
+    hws = check_data(reader).image_hws
+    store = proposals_for(reader, hws, None, "fast", tmp_path)
+    assert "hardly any object" not in caplog.text
+    swapped = [
+        ImageProposals(id, store[id][:, [1, 0, 3, 2]] * 0.4, image_hw=hw)
+        for id, hw in zip(reader.image_ids, hws, strict=True)
+    ]
+    stream_store(tmp_path / "swapped.safetensors", swapped, {})
+    proposals_for(reader, hws, str(tmp_path / "swapped.safetensors"), "fast", tmp_path)
+    assert "hardly any object has a proposal" in caplog.text
+
+
+DIFFICULT = ("cat", 5, 5, 30, 30, 1)  # not asked for
+
+
+def test_recall_of_literal_boxes(make_voc):
+    root = make_voc({"train": {"a": [("cat", 1, 1, 10, 10), ("cat", 21, 21, 30, 30)], "b": [DIFFICULT]}})
+    reader = VocDataset(root, "train")
+    proposals = {"a": np.array([[0, 0, 10, 5], [20, 20, 30, 24.9]], np.float32), "b": np.zeros((0, 4), np.float32)}
+    assert proposal_recall(reader, proposals, [0, 1]) == 0.5
+    assert proposal_recall(reader, proposals, [0], iou=0.4) == 1.0
+    assert proposal_recall(reader, proposals, [1]) == 1.0

@@ -1,0 +1,323 @@
+import logging
+
+import albumentations
+import numpy as np
+import pytest
+import torch
+
+from detector import builders
+from detector.data.image import ImageOptions
+from detector.data.shapes import VERSION
+from detector.data.subset import Subset
+from detector.data.voc import VocDataset
+from detector.errors import InputError
+from detector.proposals.formats.records import ImageProposals
+from detector.proposals.store import stream_store
+from detector.settings import OF_READERS, build, flatten, validate, validate_training
+from detector.training.optimizers import default_rate
+from tests.conftest import REPOSITORY
+
+CHOICES = sorted(
+    f"{path.parent.name}={path.stem}"
+    for path in (REPOSITORY / "configs").glob("*/*.yaml")
+    if path.parent.name != "data"
+)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_config_makes_its_parts(settings, choice):
+    config = settings("train", choice)
+    validate(config)
+    config["model"]["hidden"] = 8  # VGG16's own layers take seconds to initialise
+    model = builders.build_untrained_model(config, num_classes=2)
+    optimizer, schedule = builders.build_optimizer(config, model)
+    assert optimizer.param_groups[0]["lr"] > 0
+    assert schedule(config["train"]["iterations"] // 2) > 0
+    for item in config["augment"]["transforms"]:
+        assert isinstance(build(item), albumentations.BasicTransform)
+    assert builders.build_training_config(config).coder.std == tuple(config["roi"]["delta_std"])
+
+
+def test_the_paper_s_recipe_is_in_its_experiment(settings):
+    config = settings("train", "experiment=paper")
+    validate(config)
+    train, roi, optimizer = config["train"], config["roi"], config["optimizer"]
+    assert (train["iterations"], train["images_per_batch"], train["ema"]) == (40_000, 2, None)
+    assert (optimizer["_target_"], optimizer["momentum"], optimizer["weight_decay"]) == ("torch.optim.SGD", 0.9, 0.0005)
+    assert (optimizer["bias_lr_factor"], optimizer["max_grad_norm"]) == (2.0, None)
+    assert default_rate(optimizer["_target_"], 2, pretrained=True) == pytest.approx(0.001)
+    assert (roi["rois_per_image"], roi["foreground_fraction"]) == (64, 0.25)
+    assert (roi["foreground_iou"], roi["background_iou_low"], roi["background_iou_high"]) == (0.5, 0.1, 0.5)
+    schedule = builders.build_optimizer({**config, "model": {"weights": "imagenet"}}, torch.nn.Linear(1, 1))[1]
+    assert [schedule(i) for i in (0, 29_999, 30_000)] == pytest.approx([1, 1, 0.1])
+    assert config["detect"]["nms_iou"] == 0.3
+
+
+@pytest.mark.parametrize("choice", ["voc", "voc07", "shapes"])
+def test_every_data_set_is_read_from_its_root(settings, make_voc, choice):
+    root = make_voc({split: {split: [("cat", 1, 1, 9, 9)]} for split in ("train", "trainval", "test")})
+    (root / "version").write_text(VERSION)
+    config = settings("train", f"data={choice}", f"data.root={root}", "data.classes=[cat]")
+    validate(config)
+    reader = builders.build_dataset(config, "train")
+    assert isinstance(reader, VocDataset)
+    assert reader.image_ids == [config["data"]["train_split"]]
+    assert builders.build_dataset(config, "val").image_ids == ["test"]
+
+
+def test_a_data_set_in_coco_layout_is_read_from_its_root(settings, make_coco):
+    root = make_coco({"train": {"one": [("cat", 1, 1, 9, 9)]}, "val": {"two": [("cat", 1, 1, 9, 9, 1)]}})
+    files = ["data.train_json=train.json", "data.val_json=val.json", "data.train_images=images"]
+    config = settings("train", "data=coco", f"data.root={root}", *files, "data.val_images=images")
+    validate(config)
+    assert builders.build_dataset(config, "train").image(0).shape == (40, 60, 3)
+    assert builders.build_dataset(config, "val").ground_truth(0).crowd.tolist() == [True]
+
+
+def test_data_sets_are_joined(settings, make_voc, make_coco):
+    for year in ("2007", "2012"):
+        splits = {split: {f"{year}_{split}": [("cat", 1, 1, 9, 9)]} for split in ("train", "trainval", "test")}
+        make_voc(splits, f"kit/VOC{year}")
+    root = make_coco({"both": {"0": [("cow", 1, 1, 9, 9)]}}).parent
+    usual = settings("train", "data=voc0712", f"data.root={root}/kit")
+    validate(usual)
+    assert builders.build_dataset(usual, "train").image_ids == ["2007_trainval", "2012_trainval"]
+    assert builders.build_dataset(usual, "val").image_ids == ["2007_test"]
+    assert len(builders.build_dataset(usual, "val").with_classes(usual["data"]["classes"]).classes) == 20
+    # of any layout; what a part does not say, it has in common with the others
+    coco = "{reader: detector.data.coco.CocoDataset, root: coco, train_json: both.json, train_images: images}"
+    parts = f"data.parts=[{{root: kit/VOC2012, train_split: train}}, {coco}, {{root: kit/VOC2007}}]"
+    mixed = settings("train", "data=joined", f"data.root={root}", parts, "data.val_split=trainval")
+    reader = builders.build_dataset(mixed, "train")
+    assert (reader.image_ids, reader.classes) == (["2012_train", "1", "2007_trainval"], ("cat", "cow"))
+    assert reader.image(1).shape == (40, 60, 3)
+    assert builders.build_dataset(mixed, "val").image_ids == ["2012_trainval", "2007_trainval"]
+    mixed["data"]["parts"][0]["train_splt"] = "train"
+    with pytest.raises(InputError, match="has train_splt; what .*VocDataset takes is reader, root, train_split, val"):
+        builders.build_dataset(mixed, "train")
+    for part in usual["data"]["parts"]:
+        part["val_split"] = None
+    with pytest.raises(InputError, match="nothing says which images there are to score"):
+        builders.build_dataset(usual, "val")
+    for reader in ("os.system", None):
+        with pytest.raises(InputError, match=rf"data\.reader={reader}: must be one of detector\.data\.voc"):
+            builders.build_dataset({"data": {"reader": reader}}, "val")
+
+
+def test_some_images_and_classes(settings, make_voc, caplog):
+    caplog.set_level(logging.INFO)
+    images = {"c": [("cat", 1, 1, 9, 9)], "a": [("dog", 1, 1, 9, 9)], "b": [("cat", 1, 1, 9, 9)]}
+    root = make_voc({"trainval": images, "test": {"d": [("ant", 1, 1, 9, 9)]}})
+
+    def readers(*overrides: str) -> tuple:
+        config = settings("train", "data=voc", f"data.root={root}", *overrides)
+        validate(config)
+        train, val = builders.build_dataset(config, "train"), builders.build_dataset(config, "val")
+        return train, val, builders.resolve_classes(config, train, val)
+
+    train, val, classes = readers("data.max_images=2", "data.exclude_classes=[dog,ant]")
+    assert (train.image_ids, val.image_ids, classes) == (["c", "a"], ["d"], ("cat",))
+    assert [len(train.with_classes(classes).ground_truth(index).boxes) for index in range(2)] == [1, 0]
+    assert "the first 2 of the 3 images of set-trainval" in caplog.text
+    assert readers("data.classes=[dog,cat,ant]", "data.exclude_classes=[cat]")[2] == ("dog", "ant")
+    assert readers()[2] == ("ant", "cat", "dog")
+    with pytest.raises(InputError, match=r"the data has no class 'dgo' \(did you mean 'dog'\?\); it has ant, cat, dog"):
+        readers("data.exclude_classes=[dgo]")
+
+
+def test_proposals_of_each_part(settings, make_voc, make_proposals, tmp_path):
+    for name in ("one", "two"):
+        make_voc({"train": {"a": [("cat", 1, 1, 9, 9)]}}, name)  # ids that are alike
+    make_proposals(tmp_path / "one.safetensors", {"a": [[0, 0, 9, 9]]})
+    make_proposals(tmp_path / "two.safetensors", {"a": [[1, 1, 5, 5]]})
+    parts = "data.parts=[{root: one}, {root: two}]"
+    config = settings("train", "data=joined", f"data.root={tmp_path}", parts, "data.train_split=train")
+    config["proposals"]["folder"] = str(tmp_path / "kept")
+    reader = builders.build_dataset(config, "train")
+    files = [f"{tmp_path}/one.safetensors", f"{tmp_path}/two.safetensors"]
+    config["data"]["train_proposals"] = files
+    validate(config)
+    for some in (reader, Subset(reader, [1, 0])):
+        samples = builders.build_transformed_dataset(config, builders.check(config, some, "train"), "train")
+        found = {image_id: samples.proposals[image_id].tolist() for image_id in some.image_ids}
+        assert found == {"1-one-train/a": [[0, 0, 9, 9]], "2-two-train/a": [[1, 1, 5, 5]]}
+    config["data"]["train_proposals"] = [files[0], None]
+    checked = builders.check(config, reader, "train")
+    assert len(builders.build_transformed_dataset(config, checked, "train").proposals["2-two-train/a"]) > 0
+    assert [path.name[:10] for path in (tmp_path / "kept").glob("*.safetensors")] == ["two-train-"]
+    config["data"]["train_proposals"] = files[:1]
+    with pytest.raises(InputError, match=r"data\.train_proposals: 1 files for 2 data sets"):
+        builders.build_transformed_dataset(config, checked, "train")
+
+
+@pytest.mark.parametrize(
+    ("override", "left"),
+    [
+        ("seed=0", [[0, 0, 9, 3], [5, 5, 20, 20], [1, 1, 8, 8]]),
+        ("data.proposals_by_score=true", [[1, 1, 8, 8], [5, 5, 20, 20], [0, 0, 9, 3]]),
+        ("data.min_proposal_px=4", [[5, 5, 20, 20], [1, 1, 8, 8]]),
+        ("data.unique_proposals=false", [[0, 0, 9, 3], [5, 5, 20, 20], [0, 0, 9, 3], [1, 1, 8, 8]]),
+        ("data.val_max_proposals=1", [[0, 0, 9, 3]]),
+    ],
+)
+def test_settings_decide_which_proposals_are_used(settings, make_voc, tmp_path, override, left):
+    root = make_voc({"trainval": {"a": []}, "test": {"a": [("cat", 1, 1, 9, 9)]}})
+    boxes = np.array([[0, 0, 9, 3], [5, 5, 20, 20], [0, 0, 9, 3], [1, 1, 8, 8]], np.float32)
+    stream_store(tmp_path / "p.safetensors", [ImageProposals("a", boxes, np.array([1, 2, 1, 3]), (40, 60))], {})
+    config = settings(
+        "train", "data=voc", f"data.root={root}", f"data.val_proposals={tmp_path}/p.safetensors", override
+    )
+    reader = builders.build_dataset(config, "val")
+    samples = builders.build_transformed_dataset(config, builders.check(config, reader, "val"), "val")
+    assert samples.original(0).proposals.tolist() == left
+
+
+def test_how_images_are_read_is_a_setting(settings, make_voc):
+    root = make_voc({"train": {"a": [("cat", 1, 1, 9, 9)]}})
+    where = ["data=voc", f"data.root={root}", "data.train_split=train"]
+    reader = builders.build_dataset(settings("train", *where, "data.exif=ignore", "data.max_image_pixels=77"), "train")
+    assert reader.image_options == ImageOptions(exif="ignore", max_pixels=77)
+
+
+def test_build_passes_settings_on():
+    flip = build({"_target_": "albumentations.HorizontalFlip", "p": 0.25})
+    assert isinstance(flip, albumentations.HorizontalFlip)
+    assert flip.p == 0.25
+    weight = torch.nn.Parameter(torch.zeros(1))
+    assert build({"_target_": "torch.optim.SGD", "lr": 0.1}, params=[weight]).defaults["lr"] == 0.1
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "builtins.eval",
+        "subprocess.Popen",
+        "torch.load",
+        "torch.hub.load",
+        "torch.optim.lr_scheduler.os.system",
+        "albumentations.load",
+        "detector.proposals.generate.shutil.rmtree",
+        "detector.proposals.generate.ThreadPoolExecutor",
+        "detector.data.voc.read_annotation",
+        "detector.nowhere.Thing",
+        "detector.",
+        None,
+    ],
+)
+def test_only_classes_of_the_allowed_packages_are_made(target):
+    with pytest.raises(InputError, match="_target_"):
+        build({"_target_": target, "p": 1})
+
+
+def test_a_text_in_place_of_a_flag_is_not_taken_for_true():
+    with pytest.raises(InputError, match="nesterov=no must be true or false"):
+        build({"_target_": "torch.optim.SGD", "nesterov": "no"}, params=[torch.nn.Parameter(torch.zeros(1))])
+
+
+def test_a_wrong_argument_is_an_input_error():
+    with pytest.raises(InputError, match=r"torch\.optim\.SGD does not take \{'learning': 1\}"):
+        build({"_target_": "torch.optim.SGD", "learning": 1}, params=[torch.nn.Parameter(torch.zeros(1))])
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("train.iterations=0", "train.iterations=0: must be a whole number above 0"),
+        ("train.iterations=many", "train.iterations=many: must be a whole number"),
+        ("~train.iterations", "train.iterations is not given: must be a whole number above 0"),
+        ("train=5", "train=5: must be a group of settings, train.iterations among them"),
+        ("train.images_per_batch=2.5", "train.images_per_batch=2.5"),
+        ("train.eval_every=true", "train.eval_every=True"),
+        ("seed=-1", "seed=-1"),
+        ("precision=float8", "precision=float8: must be auto or bfloat16 or float32"),
+        ("roi.foreground_fraction=1.5", "roi.foreground_fraction=1.5: must be a number from 0 to 1"),
+        ("roi.background_iou_low=0.6", "needs background_iou_low < background_iou_high <= foreground_iou"),
+        ("roi.delta_std=[1,2]", r"roi.delta_std=\[1, 2\]: must be four numbers"),
+        ("metric.overlaps=[]", r"metric.overlaps=\[\]: must be a list"),
+        ("metric.overlaps=0.5", "metric.overlaps=0.5: must be a list"),
+        ("metric.overlaps=[50]", r"metric.overlaps=\[50\]"),
+        ("metric.devkit=1", "metric.devkit=1: must be true or false"),
+        ("metric.coco=yes_please", "metric.coco=yes_please: must be true or false"),
+        ("metric.main=mAP", "metric.main=mAP: must be one of 11point@0.50, area@0.50, 11point@0.50:0.95"),
+        ("metric.main=area@0.75", "metric.main=area@0.75: must be one of 11point@0.50"),
+        ("metric.main=coco", "metric.main=coco: must be one of .*, or coco with metric.coco=true"),
+        ("data.classes=cat", "data.classes=cat: must be null or a list"),
+        ("model.backbone=resnet19", "model.backbone=resnet19"),
+        ("proposals.mode=best", "proposals.mode=best"),
+        ("metric.overlaps=[0.5,0.501]", "must differ, and have two decimals at most"),
+        ("schedule.steps=[30000] schedule=step", r"schedule.steps=\[30000\]: must be a list of parts of the run"),
+        ("schedule.warmup_iterations=-5", "schedule.warmup_iterations=-5"),
+        ("device=null", "device=None"),
+        ("data.max_images=0", "data.max_images=0: must be null or a whole number above 0"),
+        ("data.exclude_classes=cat", r"data.exclude_classes=cat: must be null or a list of names, such as \[cat,dog\]"),
+        ("data.classes=[]", r"data.classes=\[\]: must be null or a list"),
+        ("data=joined data.parts=[a]", r"data.parts=\['a'\]: must be null or a list of data sets"),
+        ("data.val_proposals=3", "data.val_proposals=3: must be null, the name of a file"),
+        ("run.dir=2024", "run.dir=2024"),
+        ("optimizer.lr=-1", "optimizer.lr=-1"),
+        ("optimizer.weight_decay=-1", "optimizer.weight_decay=-1"),
+        ("optimizer.max_grad_norm=0", "optimizer.max_grad_norm=0: must be null or a number above 0"),
+        ("optimizer.bias_lr_factor=0", "optimizer.bias_lr_factor=0: must be a number above 0"),
+        ("train.ema=1", "train.ema=1: must be null or a number between 0 and 1"),
+        ("data.min_proposal_px=-1", "data.min_proposal_px=-1: must be a number of pixels"),
+        ("data.unique_proposals=2", "data.unique_proposals=2: must be true or false"),
+        ("data.proposals_by_score=x", "data.proposals_by_score=x: must be true or false"),
+        ("data.exif=yes", "data.exif=yes: must be apply or ignore"),
+        ("data.max_image_pixels=0", "data.max_image_pixels=0: must be a whole number above 0"),
+        ("data.max_bad_fraction=2", "data.max_bad_fraction=2: must be a number from 0 to 1"),
+        ("data.short_side_px=1000000", "data.short_side_px=1000000: must be a whole number from 1 to 20000"),
+        ("data.classes=[1]", r"data.classes=\[1\]: must be null or a list of names"),
+        ("+model.hiden=3", "model: there is no setting 'hiden'"),
+        ("optimizer.lr=inf", "optimizer.lr=inf: must be null or a number above 0"),
+        ("model.frozen_stages=-1", "model.frozen_stages=-1: must be null or a whole number"),
+    ],
+)
+def test_senseless_values_are_named(settings, override, says):
+    with pytest.raises(InputError, match=says):
+        validate(settings("train", *override.split()))
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "says"),
+    [
+        ("train", "iteration", r"train\.iteration: no such setting; did you mean train\.iterations\?"),
+        ("train", "eval_evry", r"train\.eval_evry: no such setting; did you mean train\.eval_every\?"),
+        ("run", "dri", r"run\.dri: no such setting; did you mean run\.dir\?"),
+        ("proposals", "mod", r"proposals\.mod: .* did you mean proposals\.mode\?"),
+        ("distributed", "timeout", r"distributed\.timeout: .* did you mean distributed\.timeout_s\?"),
+        ("data", "val_splt", r"data\.val_splt: .* did you mean data\.val_split\?"),
+        ("augment", "transfroms", r"augment\.transfroms: .* did you mean augment\.transforms\?"),
+        (None, "prescision", r"prescision: .* did you mean precision\?"),
+        (None, "iterations", r"iterations: .* did you mean train\.iterations\?"),
+        (None, "zzz", r"^zzz: no such setting\. --help lists all$"),
+    ],
+)
+def test_settings_that_training_does_not_have_are_named(settings, group, key, says):
+    config = settings("train")
+    (config[group] if group else config)[key] = 5
+    validate(config)  # a checkpoint may be of an earlier version, and is scored all the same
+    with pytest.raises(InputError, match=says):
+        validate_training(config, 1)
+
+
+@pytest.mark.parametrize("choice", ["voc", "voc07", "voc0712", "coco", "joined", "shapes"])
+def test_training_takes_all_settings_of_a_data_set(settings, choice):
+    missing = {"coco": ["data.train_json=a", "data.val_json=b"], "joined": ["data.parts=[{root: a}]"]}.get(choice, [])
+    validate_training(settings("train", f"data={choice}", "data.root=x", *missing), 1)
+    wanted = {key.format(part) for keys in builders.READER_ARGUMENTS.values() for key in keys.values()
+              for part in ("train", "val")}  # fmt: skip
+    assert wanted == {*OF_READERS, "drop_empty_boxes"}
+
+
+def test_a_group_that_is_no_group_is_named(settings):
+    config = settings("train")
+    config["run"] = "here"
+    with pytest.raises(InputError, match="run=here: must be a group of settings"):
+        validate_training(config, 1)
+
+
+def test_flatten():
+    assert flatten({"a": {"b": 1, "c": [1, 2]}, "d": None, "e": True}) == {
+        "a.b": 1, "a.c": "[1, 2]", "d": "None", "e": True,
+    }  # fmt: skip

@@ -1,0 +1,61 @@
+import pytest
+import torch
+from torch import nn
+
+from detector.errors import InputError
+from detector.settings import build
+from detector.training.optimizers import default_rate, parameter_groups
+from detector.training.schedules import Cosine, Step
+
+
+def test_biases_have_a_rate_of_their_own_and_do_not_decay():
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+    model[2].weight.requires_grad_(False)
+    weights, biases = parameter_groups(model, lr=0.1, weight_decay=0.5, bias_lr_factor=2.0)
+    assert (weights["lr"], weights["weight_decay"], biases["lr"], biases["weight_decay"]) == (0.1, 0.5, 0.2, 0.0)
+    assert [p.shape for p in weights["params"]] == [(3, 2), (3,)]
+    assert [p.shape for p in biases["params"]] == [(3,), (3,), (1,)]
+    optimizer = torch.optim.SGD([weights, biases], lr=9.0)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.2]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "images_per_batch", "pretrained", "rate"),
+    [
+        ("torch.optim.SGD", 2, True, 0.001),  # the paper's
+        ("torch.optim.SGD", 4, False, 0.02),
+        ("torch.optim.AdamW", 4, False, 0.0003),
+        ("torch.optim.AdamW", 16, False, 0.0006),
+        ("torch.optim.AdamW", 4, True, 0.0001),
+    ],
+)
+def test_default_rates(optimizer, images_per_batch, pretrained, rate):
+    assert default_rate(optimizer, images_per_batch, pretrained) == pytest.approx(rate)
+
+
+def test_other_optimizers_need_a_rate():
+    with pytest.raises(InputError, match=r"optimizer\.lr: torch\.optim\.Adagrad has no default rate"):
+        default_rate("torch.optim.Adagrad", 4, False)
+
+
+def test_the_paper_s_schedule():
+    schedule = Step(40_000, steps=[0.75], gamma=0.1, warmup_iterations=0, warmup_factor=0.1)
+    assert [schedule(i) for i in (0, 29_999, 30_000, 39_999)] == pytest.approx([1, 1, 0.1, 0.1])
+
+
+@pytest.mark.parametrize("gamma", ["abc", None, -5, 0, float("nan"), float("inf")])
+def test_a_senseless_drop_is_an_error_before_the_first_step(gamma):
+    settings = {"_target_": "detector.training.schedules.Step", "steps": [], "gamma": gamma}
+    with pytest.raises(InputError, match=f"gamma={gamma} must be a number above 0"):
+        build(settings, iterations=10, warmup_iterations=0, warmup_factor=0.1)
+
+
+def test_warm_up_is_linear():
+    schedule = Step(100, steps=[0.5, 0.9], gamma=0.5, warmup_iterations=10, warmup_factor=0.2)
+    assert [schedule(i) for i in (0, 5, 10, 50, 90)] == pytest.approx([0.2, 0.6, 1, 0.5, 0.25])
+
+
+def test_cosine_ends_near_0():
+    schedule = Cosine(100, warmup_iterations=10, warmup_factor=0.0)
+    assert [schedule(i) for i in (0, 50, 100)] == pytest.approx([0, 0.5, 0], abs=1e-9)
+    assert 0 < schedule(99) < 0.001

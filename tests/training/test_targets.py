@@ -1,0 +1,113 @@
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from detector.boxes import BoxCoder, overlaps
+from detector.structures import Batch
+from detector.training.targets import Sampling, make_targets, sample_rois
+from tests.test_boxes import random_boxes
+
+GT = torch.tensor([[0.0, 0.0, 10.0, 10.0], [50.0, 50.0, 70.0, 70.0]])
+LABELS = torch.tensor([3, 1])
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_literal_thresholds():
+    proposals = torch.tensor(
+        [
+            [0.0, 0.0, 10.0, 5.0],  # IoU 0.5 with the first object: foreground
+            [0.0, 0.0, 10.0, 4.9],  # 0.49: background
+            [0.0, 0.0, 10.0, 1.0],  # 0.1: background
+            [0.0, 0.0, 10.0, 0.9],  # 0.09: neither
+            [20.0, 20.0, 30.0, 30.0],  # 0: neither
+        ]
+    )
+    sampling = Sampling(rois_per_image=100, foreground_fraction=1.0, background_iou_low=0.1)
+    boxes, labels, matched = sample_rois(proposals, GT, LABELS, sampling, generator())
+    found = {tuple(box): label for box, label in zip(boxes.tolist(), labels.tolist(), strict=True)}
+    f = [tuple(row) for row in proposals.tolist()]
+    assert found == {f[0]: 3, f[1]: 0, f[2]: 0, tuple(GT[0].tolist()): 3, tuple(GT[1].tolist()): 1}
+    assert matched[boxes.tolist().index(list(f[0]))].tolist() == GT[0].tolist()
+
+
+@given(st.integers(0, 500), st.integers(0, 60), st.integers(0, 4))
+def test_invariants(seed, num_proposals, num_objects):
+    proposals, gt_boxes = random_boxes(num_proposals, seed), random_boxes(num_objects, seed + 1)
+    gt_labels = torch.arange(1, num_objects + 1)
+    sampling = Sampling(rois_per_image=16)
+    boxes, labels, matched = sample_rois(proposals, gt_boxes, gt_labels, sampling, generator(seed))
+    assert len(boxes) == len(labels) == len(matched) <= 16
+    assert (labels > 0).sum() <= 4
+    assert len({tuple(box) for box in boxes.tolist()}) == len(boxes)  # without replacement
+    if num_objects and len(boxes):
+        best = overlaps(boxes, gt_boxes).amax(dim=1)
+        assert (best[labels > 0] >= 0.5).all()
+        assert (best[labels == 0] < 0.5).all()
+        assert torch.equal(gt_boxes[labels[labels > 0] - 1], matched[labels > 0])
+
+
+def test_foreground_is_limited_to_its_fraction_and_background_fills_the_rest():
+    many = GT[:1].repeat(50, 1) + torch.rand(50, 1) * 0.1
+    background = torch.tensor([[0.0, 0.0, 10.0, 3.0]]).repeat(100, 1) + torch.rand(100, 1) * 0.1
+    _, labels, _ = sample_rois(torch.cat([many, background]), GT, LABELS, Sampling(), generator())
+    assert ((labels > 0).sum().item(), len(labels)) == (16, 64)
+
+
+@pytest.mark.parametrize("gt_boxes", [GT, torch.zeros(0, 4)])
+def test_without_a_proposal_in_range_background_comes_from_below_it(gt_boxes):
+    far = torch.tensor([[20.0, 20.0, 30.0, 30.0]]).repeat(9, 1)
+    boxes, labels, _ = sample_rois(
+        far, gt_boxes, LABELS[: len(gt_boxes)], Sampling(background_iou_low=0.1), generator()
+    )
+    assert ((labels == 0).sum().item(), (labels > 0).sum().item()) == (9, len(gt_boxes))
+    low = dataclasses.replace(Sampling(), background_iou_low=0.0)
+    assert len(sample_rois(far, gt_boxes, LABELS[: len(gt_boxes)], low, generator())[0]) == len(boxes)
+
+
+def test_an_image_without_any_box_gives_no_roi():
+    boxes, labels, matched = sample_rois(torch.zeros(0, 4), torch.zeros(0, 4), LABELS[:0], Sampling(), generator())
+    assert boxes.shape == matched.shape == (0, 4)
+    assert labels.shape == (0,)
+
+
+def make_batch(positions: list[int]) -> Batch:
+    count = len(positions)
+    return Batch(
+        image_ids=[str(p) for p in positions],
+        positions=positions,
+        images=torch.zeros(count, 3, 100, 100, dtype=torch.uint8),
+        image_hws=[(100, 100)] * count,
+        original_hws=[(100, 100)] * count,
+        gt_boxes=[GT] * count,
+        gt_labels=[LABELS] * count,
+        proposals=[torch.cat([random_boxes(300, 5), GT + 1])] * count,
+    )
+
+
+def test_the_draw_depends_on_seed_and_position_alone():
+    coder, sampling = BoxCoder(), Sampling()
+    together = make_targets(make_batch([7, 8]), sampling, coder, seed=1)
+    alone = make_targets(make_batch([8]), sampling, coder, seed=1)
+    second = together.rois[:, 0] == 1
+    assert torch.equal(together.rois[second, 1:], alone.rois[:, 1:])
+    assert torch.equal(together.labels[second], alone.labels)
+    other_seed = make_targets(make_batch([8]), sampling, coder, seed=2)
+    assert not torch.equal(other_seed.rois, alone.rois)
+    assert not torch.equal(together.rois[~second, 1:], alone.rois[:, 1:])
+
+
+def test_deltas_lead_from_rois_to_their_objects():
+    coder = BoxCoder()
+    targets = make_targets(make_batch([3]), Sampling(), coder, seed=0)
+    foreground = targets.labels > 0
+    assert foreground.any()
+    decoded = coder.decode(targets.deltas[foreground][:, None], targets.rois[foreground, 1:])[:, 0]
+    expected = torch.stack([GT[LABELS.tolist().index(label)] for label in targets.labels[foreground].tolist()])
+    torch.testing.assert_close(decoded, expected, atol=1e-3, rtol=1e-4)
+    assert not targets.deltas[~foreground].any()

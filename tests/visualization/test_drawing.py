@@ -1,0 +1,59 @@
+import numpy as np
+import torch
+
+from detector.structures import Batch, Detections
+from detector.training.targets import RoiTargets
+from detector.visualization.drawing import (
+    BACKGROUND_COLOUR,
+    GROUND_TRUTH_COLOUR,
+    class_colour,
+    draw_batch,
+    draw_detections,
+)
+from tests.conftest import ground_truth
+
+BLACK = np.zeros((60, 80, 3), dtype=np.uint8)
+
+
+def colours_in(picture: np.ndarray) -> set[tuple[int, ...]]:
+    return {tuple(colour) for colour in picture.reshape(-1, 3).tolist()}
+
+
+def test_classes_have_colours_of_their_own():
+    assert len({class_colour(label) for label in range(1, 21)}) == 20
+
+
+def test_detections_below_the_threshold_are_not_drawn():
+    truth = ground_truth("a", (1, 30, 30, 50, 50))
+    boxes = np.array([[5, 5, 20, 20], [55, 20, 75, 40]], np.float32)
+    picture = draw_detections(
+        BLACK, truth, Detections("a", boxes, np.array([1, 2]), np.array([0.9, 0.1])), ["cat", "dog"]
+    )
+    assert picture[5, 5].tolist() == list(class_colour(1))
+    assert picture[49, 40].tolist() == list(GROUND_TRUTH_COLOUR)
+    assert class_colour(2) not in colours_in(picture)
+    assert not BLACK.any()
+
+
+def test_captions_stay_in_the_picture_and_the_best_lies_on_top():
+    image = np.zeros((600, 1500, 3), dtype=np.uint8)  # as wide as one and a half screens
+    boxes = np.array([[1400, 0, 1500, 300], [1390, 5, 1500, 300]], np.float32)
+    found = Detections("a", boxes, np.array([1, 2]), np.array([0.9, 0.5]))
+    picture = draw_detections(image, ground_truth("a"), found, ["cat", "a long name, Ünïcödé"])
+    best, other = class_colour(1), class_colour(2)
+    assert (picture[1, 1400:1450] == best).all(axis=1).mean() > 0.5
+    columns = np.flatnonzero((picture[:50] == other).all(axis=2).any(axis=0))
+    assert 1200 < columns[0] < 1350  # moved to the left, to end inside
+    assert [tuple(picture[200, x]) for x in (1400, 1401, 1402)] == [best, best, (0, 0, 0)]  # a thicker line
+
+
+def test_a_batch_shows_background_foreground_and_objects():
+    rois = torch.tensor([[0, 2, 2, 20, 20], [0, 30, 5, 60, 30], [1, 10, 10, 40, 40.0]])
+    targets = RoiTargets(rois, torch.tensor([0, 2, 0]), torch.zeros(3, 4))
+    batch = Batch(["a", "b"], [0, 1], torch.zeros(2, 3, 60, 80, dtype=torch.uint8), [(60, 80)] * 2, [(60, 80)] * 2,
+                  [torch.tensor([[40.0, 40, 70, 55]]), torch.zeros(0, 4)], [torch.tensor([2]), torch.zeros(0)],
+                  [torch.zeros(0, 4)] * 2)  # fmt: skip
+    picture = draw_batch(batch, targets)
+    assert picture.shape == (60, 160, 3)
+    assert colours_in(picture[:, :80]) == {(0, 0, 0), BACKGROUND_COLOUR, class_colour(2), GROUND_TRUTH_COLOUR}
+    assert colours_in(picture[:, 80:]) == {(0, 0, 0), BACKGROUND_COLOUR}
