@@ -16,7 +16,7 @@ def areas(boxes: Tensor) -> Tensor:
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
-def overlaps(boxes: Tensor, others: Tensor) -> Tensor:
+def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
     """Intersection over union, (N, M), of boxes (N, 4) and others (M, 4); 0 for boxes without area."""
     top_left = torch.maximum(boxes[:, None, :2], others[None, :, :2])  # (N, M, 2)
     bottom_right = torch.minimum(boxes[:, None, 2:], others[None, :, 2:])  # (N, M, 2)

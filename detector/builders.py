@@ -23,7 +23,7 @@ from detector.inference.postprocess import Postprocess
 from detector.inference.predict import DetectorConfig
 from detector.models import FastRCNN, build_model
 from detector.proposals.generate import proposals_for, store_path
-from detector.runtime.device import Compute, build_compute_on
+from detector.runtime.device import Compute, resolve_compute
 from detector.settings import build
 from detector.training.engine import TrainingConfig
 from detector.training.optimizers import default_rate, parameter_groups
@@ -46,7 +46,7 @@ READER_ARGUMENTS = {
 
 def build_compute(config: dict) -> Compute:
     """Device, precision and memory format that the settings ask for. Raises InputError for what is not here."""
-    return build_compute_on(config["device"], config["precision"], config["channels_last"])
+    return resolve_compute(config["device"], config["precision"])
 
 
 def build_dataset(config: dict, part: str) -> DetectionDataset:

@@ -58,8 +58,17 @@ def flatten(settings: Mapping, prefix: str = "") -> dict[str, str | int | float 
     return flat
 
 
+# Settings of earlier versions, and what to do about them.
+GONE = {
+    "metric.overlaps": "it is metric.iou_thresholds now",
+    "channels_last": "leave it out: images and features always have this memory format",
+}
+
+
 def no_such_setting(key: str, known: Collection[str]) -> InputError:
-    """The error for a setting that there is not, with the known one that looks most like it."""
+    """The error for a setting that does not exist, with its new name or the known one that looks most like it."""
+    if key in GONE:
+        return InputError(f"{key}: no such setting; {GONE[key]}")
     near = difflib.get_close_matches(key, known, n=1)
     return InputError(f"{key}: no such setting{f'; did you mean {near[0]}?' if near else '.'} --help lists all")
 
@@ -118,7 +127,6 @@ OF_READERS = ("train_split", "val_split", "train_json", "val_json", "train_image
 RULES: dict[str, Rule] = {
     "seed": _whole(0, 2**63 - 1, "a whole number from 0 to 2^63 - 1"),
     "precision": _one_of("auto", "bfloat16", "float32"),
-    "channels_last": _flag,
     "workers": _whole(0, 1000, "a whole number from 0 to 1000"),
     "data.reader": (_text[0], "a data set's class: give data=voc data.root=DIR"),
     "data.root": _text,
@@ -252,19 +260,19 @@ def _check(config: Mapping, key: str, rule: Rule) -> None:
 
 def validate_metric(metric: Any) -> None:
     """Raise InputError for senseless settings of `metric`."""
-    if not isinstance(metric, Mapping) or metric.keys() != {"overlaps", "main", "devkit", "coco"}:
-        raise InputError(f"metric={metric}: must have `overlaps`, `main`, `devkit` and `coco`, and nothing else")
-    overlaps = metric["overlaps"]
-    if not (isinstance(overlaps, list) and overlaps and all(_above_zero[0](x) and x <= 1 for x in overlaps)):
+    if not isinstance(metric, Mapping) or metric.keys() != {"iou_thresholds", "main", "devkit", "coco"}:
+        raise InputError(f"metric={metric}: must have `iou_thresholds`, `main`, `devkit` and `coco`, and nothing else")
+    thresholds = metric["iou_thresholds"]
+    if not (isinstance(thresholds, list) and thresholds and all(_above_zero[0](x) and x <= 1 for x in thresholds)):
         raise InputError(
-            f"metric.overlaps={overlaps}: must be a list of numbers above 0 and up to 1, such as [0.5,0.7]"
+            f"metric.iou_thresholds={thresholds}: must be a list of numbers above 0 and up to 1, such as [0.5,0.7]"
         )
-    if len({round(value * 100) for value in overlaps}) < len(overlaps) or any(round(x, 2) != x for x in overlaps):
-        raise InputError(f"metric.overlaps={overlaps}: must differ, and have two decimals at most")
+    if len({round(value * 100) for value in thresholds}) < len(thresholds) or any(round(x, 2) != x for x in thresholds):
+        raise InputError(f"metric.iou_thresholds={thresholds}: must differ, and have two decimals at most")
     for flag in ("devkit", "coco"):
         if not isinstance(metric[flag], bool):
             raise InputError(f"metric.{flag}={metric[flag]}: must be true or false")
-    columns = [*(f"{overlap:.2f}" for overlap in overlaps), "0.50:0.95"]
+    columns = [*(f"{overlap:.2f}" for overlap in thresholds), "0.50:0.95"]
     names = [f"{name}@{column}" for column in columns for name in ("11point", "area")]
     if metric["main"] not in (None, *names, *(["coco"] if metric["coco"] else [])):
         raise InputError(

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask
 
-from detector.boxes import BoxCoder, areas, clip, overlaps
+from detector.boxes import BoxCoder, areas, box_iou, clip
 
 
 def random_boxes(count: int, seed: int) -> torch.Tensor:
@@ -21,12 +21,12 @@ def test_overlaps_of_literal_boxes():
     others = torch.tensor(
         [[0.0, 0.0, 10.0, 10.0], [5.0, 0.0, 15.0, 10.0], [10.0, 0.0, 20.0, 10.0], [3.0, 3.0, 3.0, 3.0]]
     )
-    assert overlaps(box, others).tolist() == [[1.0, pytest.approx(1 / 3), 0.0, 0.0]]
+    assert box_iou(box, others).tolist() == [[1.0, pytest.approx(1 / 3), 0.0, 0.0]]
 
 
 def test_overlap_of_two_boxes_without_area_is_0_not_nan():
     point = torch.tensor([[3.0, 3.0, 3.0, 3.0]])
-    assert overlaps(point, point).tolist() == [[0.0]]
+    assert box_iou(point, point).tolist() == [[0.0]]
 
 
 @given(st.integers(0, 1000))
@@ -34,12 +34,12 @@ def test_overlaps_equal_pycocotools(seed):
     boxes, others = random_boxes(7, seed), random_boxes(5, seed + 1)
     as_xywh = [torch.cat([b[:, :2], b[:, 2:] - b[:, :2]], dim=1).double().numpy() for b in (boxes, others)]
     expected = mask.iou(*as_xywh, np.zeros(5, dtype=np.uint8))
-    np.testing.assert_allclose(overlaps(boxes, others).numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(box_iou(boxes, others).numpy(), expected, atol=1e-5)
 
 
 def test_overlaps_and_areas_of_nothing():
     none = torch.zeros(0, 4)
-    assert overlaps(none, random_boxes(3, 0)).shape == (0, 3)
+    assert box_iou(none, random_boxes(3, 0)).shape == (0, 3)
     assert areas(none).shape == (0,)
 
 

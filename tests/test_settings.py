@@ -13,7 +13,7 @@ from detector.data.voc import VocDataset
 from detector.errors import InputError
 from detector.proposals.formats.records import ImageProposals
 from detector.proposals.store import stream_store
-from detector.settings import OF_READERS, build, flatten, validate, validate_training
+from detector.settings import OF_READERS, build, flatten, no_such_setting, validate, validate_training
 from detector.training.optimizers import default_rate
 from tests.conftest import REPOSITORY
 
@@ -234,9 +234,9 @@ def test_a_wrong_argument_is_an_input_error():
         ("roi.foreground_fraction=1.5", "roi.foreground_fraction=1.5: must be a number from 0 to 1"),
         ("roi.background_iou_low=0.6", "needs background_iou_low < background_iou_high <= foreground_iou"),
         ("roi.delta_std=[1,2]", r"roi.delta_std=\[1, 2\]: must be four numbers"),
-        ("metric.overlaps=[]", r"metric.overlaps=\[\]: must be a list"),
-        ("metric.overlaps=0.5", "metric.overlaps=0.5: must be a list"),
-        ("metric.overlaps=[50]", r"metric.overlaps=\[50\]"),
+        ("metric.iou_thresholds=[]", r"metric.iou_thresholds=\[\]: must be a list"),
+        ("metric.iou_thresholds=0.5", "metric.iou_thresholds=0.5: must be a list"),
+        ("metric.iou_thresholds=[50]", r"metric.iou_thresholds=\[50\]"),
         ("metric.devkit=1", "metric.devkit=1: must be true or false"),
         ("metric.coco=yes_please", "metric.coco=yes_please: must be true or false"),
         ("metric.main=mAP", "metric.main=mAP: must be one of 11point@0.50, area@0.50, 11point@0.50:0.95"),
@@ -245,7 +245,7 @@ def test_a_wrong_argument_is_an_input_error():
         ("data.classes=cat", "data.classes=cat: must be null or a list"),
         ("model.backbone=resnet19", "model.backbone=resnet19"),
         ("proposals.mode=best", "proposals.mode=best"),
-        ("metric.overlaps=[0.5,0.501]", "must differ, and have two decimals at most"),
+        ("metric.iou_thresholds=[0.5,0.501]", "must differ, and have two decimals at most"),
         ("schedule.steps=[30000] schedule=step", r"schedule.steps=\[30000\]: must be a list of parts of the run"),
         ("schedule.warmup_iterations=-5", "schedule.warmup_iterations=-5"),
         ("device=null", "device=None"),
@@ -308,6 +308,13 @@ def test_training_takes_all_settings_of_a_data_set(settings, choice):
     wanted = {key.format(part) for keys in builders.READER_ARGUMENTS.values() for key in keys.values()
               for part in ("train", "val")}  # fmt: skip
     assert wanted == {*OF_READERS, "drop_empty_boxes"}
+
+
+def test_a_renamed_setting_is_named_with_its_new_name():
+    assert str(no_such_setting("metric.overlaps", ())) == (
+        "metric.overlaps: no such setting; it is metric.iou_thresholds now"
+    )
+    assert "channels_last: no such setting; leave it out" in str(no_such_setting("channels_last", ()))
 
 
 def test_a_group_that_is_no_group_is_named(settings):

@@ -21,7 +21,7 @@ import torch
 from PIL import __version__ as PILLOW
 from tqdm import tqdm
 
-from detector.boxes import overlaps
+from detector.boxes import box_iou
 from detector.data.image import read_image, stored_hw
 from detector.data.loader import DetectionDataset, Proposals
 from detector.data.subset import Subset
@@ -180,7 +180,7 @@ def proposal_recall(reader: DetectionDataset, proposals: Proposals, indices: Seq
         objects = torch.from_numpy(truth.boxes[~truth.crowd & ~truth.difficult])
         total += len(objects)
         if len(boxes) and len(objects):
-            found += int((overlaps(objects, boxes).amax(dim=1) >= iou - 1e-6).sum())  # float32
+            found += int((box_iou(objects, boxes).amax(dim=1) >= iou - 1e-6).sum())  # float32
     return found / total if total else 1.0
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from detector.boxes import overlaps
+from detector.boxes import box_iou
 from detector.evaluation.matching import within
 from detector.evaluation.plots import png
 from detector.evaluation.voc_ap import SIZES
@@ -53,7 +53,7 @@ def _best_overlaps(gt_boxes: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """(G, numbers): the IoU of each object with the best of the first 10, 30, ... and of all proposals."""
     if not len(gt_boxes) or not len(boxes):
         return np.zeros((len(gt_boxes), len(NUMBERS) + 1))
-    so_far = overlaps(torch.from_numpy(gt_boxes), torch.from_numpy(boxes)).cummax(dim=1).values.numpy()
+    so_far = box_iou(torch.from_numpy(gt_boxes), torch.from_numpy(boxes)).cummax(dim=1).values.numpy()
     return so_far[:, [min(number, len(boxes)) - 1 for number in (*NUMBERS, len(boxes))]]
 
 

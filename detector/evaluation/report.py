@@ -22,7 +22,7 @@ def write_report(
     truths: Sequence[GroundTruth],
     detections: Sequence[Detections],
     classes: Sequence[str],
-    overlaps: Sequence[float],
+    iou_thresholds: Sequence[float],
     devkit: bool,
     main: str | None = None,
     coco: bool = False,
@@ -41,16 +41,16 @@ def write_report(
     which says what was scored on what, where given.
     """
     matches = match(truths, detections, len(classes))
-    voc, curves = score_voc(matches, classes, overlaps, devkit)
-    errors = find_errors(matches, overlaps[0], devkit)
+    voc, curves = score_voc(matches, classes, iou_thresholds, devkit)
+    errors = find_errors(matches, iou_thresholds[0], devkit)
     costs = error_costs(matches, errors)
     metrics: dict = {"main": {}, "voc": voc}
     if coco:
         metrics["coco"] = score_coco(truths, detections, classes)
-    metrics["overlap"] = overlaps[0]
-    metrics["sizes"] = score_sizes(matches, classes, overlaps[0], devkit)
+    metrics["overlap"] = iou_thresholds[0]
+    metrics["sizes"] = score_sizes(matches, classes, iou_thresholds[0], devkit)
     metrics["errors"] = {kind: {"count": len(errors.of_kind(kind)), "cost": costs[kind]} for kind in KINDS}
-    main = main or f"11point@{overlaps[0]:.2f}"
+    main = main or f"11point@{iou_thresholds[0]:.2f}"
     metrics["main"] = {"metric": main, "value": metrics["coco"]["AP"] if main == "coco" else voc[main]["mAP"]}
     metrics |= ({"loss": losses} if losses else {}) | ({"source": source} if source else {})
 

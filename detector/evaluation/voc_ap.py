@@ -12,13 +12,13 @@ import numpy as np
 from detector.evaluation.matching import Curve, Matches, Range
 
 MEAN = "0.50:0.95"  # the mean over these ten overlaps
-MEAN_OVERLAPS = tuple(percent / 100 for percent in range(50, 100, 5))
+MEAN_THRESHOLDS = tuple(percent / 100 for percent in range(50, 100, 5))
 # Areas in pixels, ends included: COCO's.
 SIZES: dict[str, Range] = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, math.inf)}
 
 
 def score_voc(
-    matches: Matches, classes: Sequence[str], overlaps: Sequence[float] = (0.5,), devkit: bool = False
+    matches: Matches, classes: Sequence[str], iou_thresholds: Sequence[float] = (0.5,), devkit: bool = False
 ) -> tuple[dict, dict[str, dict[str, Curve]]]:
     """Score by both metrics at each overlap, and by the mean of each over the overlaps 0.50, 0.55, .. 0.95.
 
@@ -30,8 +30,8 @@ def score_voc(
         challenge and this program take one >= threshold; and see `eleven_point_ap`. That code reads rounded values
         from files: to have its exact numbers, score what went `round_trip_results` (results.py).
     """
-    by_overlap = {overlap: matches.curves(overlap, devkit) for overlap in {*overlaps, *MEAN_OVERLAPS}}
-    columns = {f"{overlap:.2f}": [overlap] for overlap in overlaps} | {MEAN: MEAN_OVERLAPS}
+    by_overlap = {overlap: matches.curves(overlap, devkit) for overlap in {*iou_thresholds, *MEAN_THRESHOLDS}}
+    columns = {f"{overlap:.2f}": [overlap] for overlap in iou_thresholds} | {MEAN: MEAN_THRESHOLDS}
     metrics = {
         f"{metric}@{column}": with_mean(
             {
@@ -42,7 +42,7 @@ def score_voc(
         for column, averaged in columns.items()
         for metric in ("11point", "area")
     }
-    curves = {f"{overlap:.2f}": dict(zip(classes, by_overlap[overlap], strict=True)) for overlap in overlaps}
+    curves = {f"{overlap:.2f}": dict(zip(classes, by_overlap[overlap], strict=True)) for overlap in iou_thresholds}
     return metrics, curves
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from detector.boxes import overlaps
+from detector.boxes import box_iou
 from detector.data.loader import DetectionDataset
 from detector.errors import InputError
 from detector.proposals.formats.records import BASES, ORDERS, Layout, RawProposals
@@ -69,7 +69,7 @@ def measure_fit(
         total += len(image_boxes)
         objects += len(image_gt)
         if len(image_boxes) and len(image_gt):
-            best = overlaps(torch.from_numpy(image_gt), torch.from_numpy(image_boxes)).amax(dim=1)
+            best = box_iou(torch.from_numpy(image_gt), torch.from_numpy(image_boxes)).amax(dim=1)
             found += int((best >= 0.5).sum())
     return Fit(inside / max(total, 1), sound / max(total, 1), found, objects, (near, far))
 

@@ -44,31 +44,28 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 @dataclass(frozen=True)
 class Compute:
-    """The device, the number format of the network (not of the losses, nor of boxes) and the memory layout."""
+    """The device, and the number format of the network (not of the losses, nor of boxes)."""
 
     device: torch.device
     dtype: torch.dtype
-    channels_last: bool
 
     def rank_info(self, model: nn.Module) -> None:
-        """Move the model to the device, in the layout in which it runs."""
-        layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        model.to(self.device).to(memory_format=layout)
+        """Move the model to the device, in the memory format in which it runs."""
+        model.to(self.device).to(memory_format=torch.channels_last)
 
     def forward(self, model: nn.Module, images: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
         """The model's answers to images (B, 3, H, W) uint8 and rois (R, 5), which may lie on the CPU."""
-        layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        images = images.to(self.device, memory_format=layout)
+        images = images.to(self.device, memory_format=torch.channels_last)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return model(images, rois.to(self.device))
 
 
-def build_compute_on(device: str, precision: str, channels_last: bool) -> Compute:
+def resolve_compute(device: str, precision: str) -> Compute:
     """From the settings; precision `auto` is bfloat16 where that is fast."""
     chosen = resolve_device(device)
     if precision == "auto":
         precision = "bfloat16" if has_fast_bfloat16(chosen) else "float32"
-    return Compute(chosen, {"bfloat16": torch.bfloat16, "float32": torch.float32}[precision], channels_last)
+    return Compute(chosen, {"bfloat16": torch.bfloat16, "float32": torch.float32}[precision])
 
 
 def peak_memory_mib(device: torch.device) -> float:

@@ -23,7 +23,7 @@ FIXED = (
     "train.ema",
     "optimizer._target_",
     "metric.main",
-    "metric.overlaps",
+    "metric.iou_thresholds",
     "metric.devkit",
     "detect.",
 )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from detector.boxes import BoxCoder, overlaps, with_batch_index
+from detector.boxes import BoxCoder, box_iou, with_batch_index
 from detector.runtime.seeds import Stream, seed_of
 from detector.structures import Batch, RoiTargets
 
@@ -43,7 +43,7 @@ def sample_rois(
     if len(boxes) == 0:
         return boxes, gt_labels.new_zeros(0), boxes
     if len(gt_boxes):
-        best_iou, match = overlaps(boxes, gt_boxes).max(dim=1)
+        best_iou, match = box_iou(boxes, gt_boxes).max(dim=1)
     else:
         best_iou, match = boxes.new_zeros(len(boxes)), torch.zeros(len(boxes), dtype=torch.int64)
 

@@ -339,7 +339,7 @@ def test_case_12_what_the_weights_mean_is_fixed_and_the_rest_is_a_table(spoilt, 
         ("roi", "delta_std", [1, 1, 1, 1]),
         ("optimizer", "_target_", "torch.optim.Adam"),
         ("metric", "main", "area@0.50"),
-        ("metric", "overlaps", [0.75]),
+        ("metric", "iou_thresholds", [0.75]),
         ("metric", "devkit", True),
         ("detect", "nms_iou", 0.5),
     ):

@@ -17,7 +17,7 @@ from detector.inference.postprocess import Postprocess
 from detector.inference.predict import DetectorConfig
 from detector.models import build_model
 from detector.roi_pool import RoIPool
-from detector.runtime.device import build_compute_on
+from detector.runtime.device import resolve_compute
 from detector.structures import Batch
 from detector.training import engine
 from detector.training.diagnostics import NotFinite
@@ -25,7 +25,7 @@ from detector.training.engine import TrainingConfig, train_step, training_steps
 from detector.training.losses import multi_task_loss
 from detector.training.targets import RoiTargets, Sampling
 
-COMPUTE = build_compute_on("cpu", "float32", True)
+COMPUTE = resolve_compute("cpu", "float32")
 TRAINING = TrainingConfig(Sampling(rois_per_image=8), BoxCoder(), seed=0)
 DETECTOR = DetectorConfig(BoxCoder(), Postprocess(0.05, 0.3, 100))
 

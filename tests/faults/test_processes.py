@@ -36,7 +36,7 @@ from detector.models.backbones import Backbone
 from detector.models.fast_rcnn import FastRCNN
 from detector.models.heads import FcHead
 from detector.runtime import distributed
-from detector.runtime.device import build_compute_on, resolve_device
+from detector.runtime.device import resolve_compute, resolve_device
 from detector.runtime.distributed import (
     RankInfo,
     all_reduce_max,
@@ -59,7 +59,7 @@ from tests.conftest import REPOSITORY
 from tests.faults.conftest import wait_for
 from tests.helpers.processes import FORKS, children, start_ranks
 
-COMPUTE = build_compute_on("cpu", "float32", True)
+COMPUTE = resolve_compute("cpu", "float32")
 TRAINING = TrainingConfig(Sampling(rois_per_image=8), BoxCoder(), seed=0)
 DETECTOR = DetectorConfig(BoxCoder(), Postprocess(0.01, 0.3, 20))
 

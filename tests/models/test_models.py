@@ -48,7 +48,7 @@ def test_losses_of_training_are_those_with_torchvision_s_pooling(backbone):
     rois = torch.cat([torch.arange(40)[:, None] % 2, boxes], dim=1)
     labels = torch.randint(0, 4, (40,), generator=generator)
     targets = RoiTargets(rois, labels, torch.randn(40, 4, generator=generator))
-    compute, losses = Compute(torch.device("cpu"), torch.float32, channels_last=True), {}
+    compute, losses = Compute(torch.device("cpu"), torch.float32), {}
     for pool in ("ours", "theirs"):
         torch.manual_seed(0)
         model = build_model(backbone, "fc", num_classes=3, hidden=32)
@@ -126,7 +126,7 @@ def test_two_images_are_overfitted(small_shapes, tmp_path):
     from detector.evaluation.voc_ap import score_voc
     from detector.inference.postprocess import Postprocess
     from detector.inference.predict import DetectorConfig, evaluate
-    from detector.runtime.device import build_compute_on
+    from detector.runtime.device import resolve_compute
     from detector.training.engine import TrainingConfig, training_steps
     from detector.training.optimizers import parameter_groups
     from detector.training.targets import Sampling
@@ -142,7 +142,7 @@ def test_two_images_are_overfitted(small_shapes, tmp_path):
     }
     samples = TransformedDataset(reader, proposals, Resize(160, 300))
     model = build_model("resnet18", "fc", num_classes=len(reader.classes), hidden=128)
-    compute = build_compute_on("cpu", "float32", channels_last=True)
+    compute = resolve_compute("cpu", "float32")
     compute.place(model)
     config, detector = TrainingConfig(Sampling(), BoxCoder(), seed=0), DetectorConfig(BoxCoder(), Postprocess())
     optimizer = torch.optim.SGD(parameter_groups(model, 0.01, 5e-4, 2.0), momentum=0.9)

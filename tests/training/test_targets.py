@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detector.boxes import BoxCoder, overlaps
+from detector.boxes import BoxCoder, box_iou
 from detector.structures import Batch
 from detector.training.targets import Sampling, make_targets, sample_rois
 from tests.test_boxes import random_boxes
@@ -46,7 +46,7 @@ def test_invariants(seed, num_proposals, num_objects):
     assert (labels > 0).sum() <= 4
     assert len({tuple(box) for box in boxes.tolist()}) == len(boxes)  # without replacement
     if num_objects and len(boxes):
-        best = overlaps(boxes, gt_boxes).amax(dim=1)
+        best = box_iou(boxes, gt_boxes).amax(dim=1)
         assert (best[labels > 0] >= 0.5).all()
         assert (best[labels == 0] < 0.5).all()
         assert torch.equal(gt_boxes[labels[labels > 0] - 1], matched[labels > 0])
