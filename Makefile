@@ -1,8 +1,8 @@
-# make demo   set up, then train and evaluate on a data set made on the spot
+# make demo   set up, then train and evaluate on a generated data set
 # make test   set up, then run the test suite
 # make lint   ruff (check and format) and mypy
-# make setup  the set-up alone: .venv with the pinned requirements
-# make lock   renew requirements.txt from the ranges in pyproject.toml
+# make setup  only set up: .venv with the pinned requirements
+# make lock   update requirements.txt from the ranges in pyproject.toml
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,11 +13,11 @@ READY := $(VENV)/ready
 .DELETE_ON_ERROR:
 
 demo: setup
-	rm -rf runs/demo # of the demo before
+	rm -rf runs/demo # of the previous demo
 	$(BIN)/python train.py run.dir=runs/demo
 	$(BIN)/python evaluate.py checkpoint=runs/demo/checkpoints/last.pt
 	@echo
-	@echo "The run lies in runs/demo. To look at it: $(BIN)/tensorboard --logdir runs"
+	@echo "The run is in runs/demo. To view it: $(BIN)/tensorboard --logdir runs"
 
 test: setup
 	$(BIN)/python -m pytest
@@ -29,7 +29,7 @@ lint: setup
 
 setup: $(READY)
 
-# uv takes torch and torchvision as a pair from one place; plain pip may mix builds that do not fit.
+# uv installs torch and torchvision as a pair from one index; plain pip may mix incompatible builds.
 $(READY): requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }

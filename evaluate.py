@@ -36,7 +36,7 @@ from detector.training.run_folder import make_new_folder, make_run_folder, requi
 logger = logging.getLogger("evaluate")
 
 
-AS_IN_TRAINING = (  # unless given, whatever the data set
+AS_IN_TRAINING = (  # default to the values of training, for any data set
     "short_side_px", "max_side_px", "proposals_by_score", "min_proposal_px", "unique_proposals", "val_max_proposals",
     "exif", "max_image_pixels",
 )  # fmt: skip
@@ -58,7 +58,7 @@ def main(config: dict) -> None:
 
 
 def score_checkpoint(config: dict) -> None:
-    """Run the network over the data set, each process on its part of the images, and report."""
+    """Run the network over the data set, each process on its share of the images, and write the report."""
     here = rank_info()
     with shared_errors():
         checkpoint = load_checkpoint(Path(config["checkpoint"]))
@@ -81,7 +81,7 @@ def score_checkpoint(config: dict) -> None:
         if not config["out"]:
             require_writable("out", run_of(config))
         checked = builders.check(config, reader, "val")
-        if config["data"].get("val_proposals") is None:  # those made in training are read there, and new ones kept here
+        if config["data"].get("val_proposals") is None:  # reads those made in training, saves new ones here
             kept = builders.kept_proposals(
                 reader, Path(trained["proposals"].get("folder") or ""), config["proposals"]["mode"]
             )
@@ -106,7 +106,7 @@ def score_checkpoint(config: dict) -> None:
 
 
 def score_saved(config: dict) -> None:
-    """Report on saved detections."""
+    """Score saved detections and write the report."""
     reader, detections = read_detections(config)
     require_readable(reader)
     folder = Path(config["out"]) if config["out"] else make_run_folder(None)
@@ -121,7 +121,7 @@ def report(
     source: dict,
     losses: dict[str, float] | None = None,
 ) -> None:
-    """Score the detections, one an image, and leave all about it in the folder, the settings too."""
+    """Score the detections, one item per image, and write report, metrics and settings to the folder."""
     write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False).encode())
     truths = [reader.ground_truth(index) for index in range(len(reader))]
     source = source | {"data": reader.name, "images": len(reader)}
@@ -129,13 +129,13 @@ def report(
         folder, truths, detections, reader.classes, **config["metric"], losses=losses, source=source, image=reader.image
     )
     print(summary(metrics))
-    logger.info("%d images of %s; all about it is in %s", len(reader), reader.name, folder / "report.html")
+    logger.info("%d images of %s; the report is in %s", len(reader), reader.name, folder / "report.html")
 
 
 def with_training_settings(config: dict, trained: dict) -> dict:
-    """The settings that were left open, as they were in training.
+    """Fill in the null settings from training.
 
-    A checkpoint may be a stranger's: it can say what to read, but never a place to write to.
+    A checkpoint may be untrusted: it can name what to read, but never where to write.
     """
     root = trained["data"].get("root")
     if config["data"]["root"] is None and not (isinstance(root, str) and root and Path(root).is_dir()):
@@ -154,11 +154,11 @@ def with_training_settings(config: dict, trained: dict) -> dict:
         for key in data.keys() & {*WHICH_IMAGES} - {"root"}:
             if parts and all(key in part for part in parts):
                 raise InputError(
-                    f"data.{key}: the data set of training is joined of {len(parts)}, each with its own; name all anew "
-                    "with data.parts=[...], or one with data=voc or coco"
+                    f"data.{key}: the data set of training is joined from {len(parts)}, each with its own; name all "
+                    "again with data.parts=[...], or one with data=voc or coco"
                 )
         if data.keys() & {*WHICH_IMAGES}:
-            data = {"val_proposals": None} | data  # those of training are of other images
+            data = {"val_proposals": None} | data  # the proposals of training are for other images
         merged["data"] = trained["data"] | data
     else:
         merged["data"] = {key: trained["data"].get(key) for key in AS_IN_TRAINING} | data
@@ -166,26 +166,26 @@ def with_training_settings(config: dict, trained: dict) -> dict:
 
 
 def run_of(config: dict) -> Path:
-    """The folder of the run that the checkpoint lies in, or `runs`."""
+    """The folder of the checkpoint's run, or `runs`."""
     path = Path(config["checkpoint"]).resolve()
     return path.parents[1] if path.parent.name == "checkpoints" else Path("runs")
 
 
 def read_detections(config: dict) -> tuple[DetectionDataset, list[Detections]]:
-    """The data set and saved detections, which go through those steps of post-processing that `detect` sets again.
+    """Read the data set and saved detections, and repeat the post-processing steps that `detect` sets.
 
-    They lie in a folder of result files, where a class that has only a file is scored too, or in COCO results.
+    Detections are a folder of result files, where a class that has only a file is scored too, or COCO results.
     """
     if config["data"]["reader"] is None:
         raise InputError("detections=FOLDER needs a data set to score it on: data=voc data.root=DIR")
     for group in ("data", "detect"):
         validate_given(config, group)
     reader, path = builders.build_dataset(config, "val"), Path(config["detections"])
-    known_ids = builders.unwrapped(reader).image_ids  # data.max_images leaves images out, not the files' lines of them
+    known_ids = builders.unwrapped(reader).image_ids  # data.max_images removes images, not their detections
     if path.suffix == ".json":
         classes = builders.resolve_classes(config, reader)
         every = config["data"]["classes"] or sorted({*reader.classes, *(config["data"]["exclude_classes"] or ())})
-        ids = category_ids(reader, every)  # a class keeps its number where another is left out
+        ids = category_ids(reader, every)  # excluding a class does not renumber the others
         reader = reader.with_classes(classes)
         detections = read_coco_results(path, reader.image_ids, reader.classes, ids, known_ids)
     else:
@@ -197,7 +197,7 @@ def read_detections(config: dict) -> tuple[DetectionDataset, list[Detections]]:
 
 
 def with_classes_of_files(config: dict, reader: DetectionDataset, folder: Path) -> DetectionDataset:
-    """The data set with the classes asked for, or all that have objects or a result file."""
+    """The data set with the requested classes, or all that have objects or a result file."""
     with_file = result_classes(folder)
     if not {*reader.classes} & {*with_file}:
         raise InputError(
@@ -212,7 +212,7 @@ def with_classes_of_files(config: dict, reader: DetectionDataset, folder: Path) 
 
 
 def category_ids(reader: DetectionDataset, classes: Sequence[str]) -> dict[str, int]:
-    """Each class's number in COCO results: a COCO data set has its own; behind these, others are counted, from 1."""
+    """Category ids for COCO results: those of a COCO data set; other classes are numbered after these, from 1."""
     own = getattr(builders.unwrapped(reader), "category_ids", {})
     others = [name for name in classes if name not in own]
     return own | {name: number for number, name in enumerate(others, start=max(own.values(), default=0) + 1)}

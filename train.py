@@ -44,7 +44,7 @@ def main(config: dict) -> None:
 
 
 def train(config: dict, lock: FolderLock) -> None:
-    """Begin a run or take one up, and train to the end; the settings become those of the run."""
+    """Start or resume a run, and train to the end; `config` is updated to the settings of the run."""
     settings, here = config["train"], rank_info()
     folder, resumed = broadcast_from_main(lambda: find_run(config["resume"], config["run"]["dir"], lock))
     if folder is not None:
@@ -101,9 +101,9 @@ def train(config: dict, lock: FolderLock) -> None:
 
 
 def build_components(config: dict, checkpoint: dict | None) -> TrainingComponents:
-    """All that a run is made of, what is quickly wrong first; the state of the checkpoint in it, if there is one.
+    """Build the components of a run, cheap checks first, and load the state of the checkpoint, if there is one.
 
-    Raises InputError for whatever does not go together.
+    Raises InputError for components that do not fit together.
     """
     require_writable("proposals.folder", Path(config["proposals"]["folder"]))
     compute = builders.build_compute(config)
@@ -116,21 +116,21 @@ def build_components(config: dict, checkpoint: dict | None) -> TrainingComponent
         logger.warning("no object of class %s to train on", name)
     train_set, val_set = train_set.with_classes(classes), val_set.with_classes(classes)
 
-    torch.manual_seed(config["seed"])  # of the initial weights
+    torch.manual_seed(config["seed"])  # seeds the initial weights
     model = builders.build_untrained_model(config, len(classes))
     if config["model"]["weights"] is not None and checkpoint is None:
         load_weights(model, config["model"]["backbone"], config["model"]["weights"], classes)
     compute.place(model)
     optimizer, schedule = builders.build_optimizer(config, model)
-    config["optimizer"]["lr"] = optimizer.defaults["lr"]  # what null came to
+    config["optimizer"]["lr"] = optimizer.defaults["lr"]  # null is replaced by the default
     decay = config["train"]["ema"]
     averaged = averaged_model(model, decay) if decay is not None else None
 
-    # Of the images to train on, those that cannot be used are left out.
+    # Unusable training images are left out.
     train_checked, val_checked = builders.check(config, train_set, "train"), builders.check(config, val_set, "val")
     warn_leakage(train_checked, val_checked)
     train_samples = builders.build_transformed_dataset(config, train_checked, "train")
-    train_samples[0, 0]  # whether the augmentation works at all, before there is a folder
+    train_samples[0, 0]  # fails on invalid augmentation before a folder is made
     val_samples = builders.build_transformed_dataset(config, val_checked, "val")
     fingerprints = dataset_fingerprints("training", train_checked, train_samples.proposals)
     fingerprints |= dataset_fingerprints("validation", val_checked, val_samples.proposals)
@@ -144,6 +144,6 @@ def build_components(config: dict, checkpoint: dict | None) -> TrainingComponent
 
 
 if __name__ == "__main__":
-    from train import main  # by the name under which a process that Hydra's launchers start can import it
+    from train import main  # importable by this name in processes that Hydra's launchers start
 
     run_program(main, "train")

@@ -1,4 +1,4 @@
-"""What the programs share on the outside: settings from the command line, logging, and how they end."""
+"""The outer part of the programs: settings from the command line, logging, errors and exit statuses."""
 
 import logging
 import os
@@ -30,17 +30,17 @@ from detector.runtime.signals import Stopped
 from detector.settings import flatten, no_such_setting
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-# What the command line may set of Hydra's own; a file may set none of it.
-OF_COMMAND_LINE = re.compile(r"hydra[./](launcher|sweeper|run|sweep|mode|verbose|output_subdir)\b")
+# Hydra's own settings that the command line may set; a file may set none.
+COMMAND_LINE_KEYS = re.compile(r"hydra[./](launcher|sweeper|run|sweep|mode|verbose|output_subdir)\b")
 FORMAT = logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S")
-# What is logged before there is a file for it, such as what was found in the data.
+# Holds records logged before there is a log file, such as findings in the data.
 _early = MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1)
 
 logger = logging.getLogger(__name__)
 
 
 def log_to_file(path: Path) -> None:
-    """What the first process logs goes to this file too, from the beginning of the program on."""
+    """Log the first process to this file too, including the records since the start of the program."""
     if not is_main():
         return
     handler = logging.FileHandler(path)
@@ -59,7 +59,7 @@ def run_program(main: Callable[[dict], None], config_name: str) -> None:
     """
 
     def guarded(config: DictConfig) -> None:
-        _set_up_logging()  # here, as a launcher of Hydra's may have called this in a new process
+        _set_up_logging()  # here, because a launcher of Hydra's may call this in a new process
         try:
             try:
                 settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -67,14 +67,14 @@ def run_program(main: Callable[[dict], None], config_name: str) -> None:
                 raise InputError(f"{error.full_key}: must be given: {error.full_key}=...") from None
             except OmegaConfBaseException as error:
                 raise InputError(f"{error.full_key}: {_in_words(str(error).splitlines()[0])}") from None
-            record(main)(settings)  # type: ignore[arg-type]  # torchrun reports what went wrong
+            record(main)(settings)  # type: ignore[arg-type]  # lets torchrun report the error
         except Stopped as stopped:
             sys.exit(128 + stopped.signal)
         except KeyboardInterrupt:
             _end("interrupted; what was saved before is kept", INTERRUPTED)
         except Exception as error:
             if isinstance(error, BrokenPipeError) and stdout_closed():
-                return  # what there was to say is in the files
+                return  # the results are in the files
             if (told := ending(error)) is None:
                 raise
             message, status = told
@@ -88,12 +88,12 @@ def run_program(main: Callable[[dict], None], config_name: str) -> None:
     started_in = os.getpid()
 
     def job(config: DictConfig) -> None:
-        """One run; that of a sweep does not take the others with it if it fails."""
+        """One run; in a sweep, a failed run does not end the others."""
         try:
             guarded(config)
         except SystemExit as end:
             in_sweep = not OmegaConf.is_missing(HydraConfig.get().job, "num")
-            # In a process of its own, which a launcher may have started, the status is all that tells of it.
+            # In a separate process, which a launcher may have started, only the exit status reports the failure.
             if not in_sweep or os.getpid() != started_in or end.code not in (FAILED, WRONG_INPUT):
                 raise
             failed.append(end.code)
@@ -112,23 +112,23 @@ def _set_up_logging() -> None:
     _early = MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1)
     console = logging.StreamHandler(sys.stdout)
     console.setFormatter(FORMAT)
-    # Of several processes the first one speaks for all, except of errors.
+    # Of several processes, only the first logs, except errors.
     level = logging.INFO if is_main() else logging.ERROR
-    logging.basicConfig(level=level, handlers=[console, _early], force=True)  # the run before, in a sweep, had its own
-    logging.Handler.handleError = _pass_over_a_screen_that_is_gone  # type: ignore[method-assign,assignment]
+    logging.basicConfig(level=level, handlers=[console, _early], force=True)  # drops those of a sweep's last run
+    logging.Handler.handleError = _ignore_closed_stdout  # type: ignore[method-assign,assignment]
 
 
-_say_what_was_wrong = logging.Handler.handleError
+_default_handle_error = logging.Handler.handleError
 
 
-def _pass_over_a_screen_that_is_gone(handler: logging.Handler, record: logging.LogRecord) -> None:
-    """In place of every handler's own: `train.py | head` ends no run, and does not print a traceback for each line."""
+def _ignore_closed_stdout(handler: logging.Handler, record: logging.LogRecord) -> None:
+    """Replaces every handler's method: `train.py | head` does not end the run or print a traceback for each line."""
     if not (isinstance(sys.exception(), BrokenPipeError) and stdout_closed()):
-        _say_what_was_wrong(handler, record)
+        _default_handle_error(handler, record)
 
 
 def _wrong_input(message: str) -> NoReturn:
-    if is_main() or dist.is_initialized():  # before they are connected all processes find the same
+    if is_main() or dist.is_initialized():  # before they are connected, all processes find the same error
         _end(message, WRONG_INPUT)
     sys.exit(WRONG_INPUT)
 
@@ -142,7 +142,7 @@ def _end(message: str, status: int) -> NoReturn:
 
 
 def _check_options(arguments: list[str]) -> None:
-    """End the process for options that Hydra would not understand, or would say little of."""
+    """End the process for options that Hydra rejects without a clear message."""
     options, unknown = get_args_parser().parse_known_args(arguments)
     if unknown:
         first = next((argument for argument in unknown if argument.startswith("-")), unknown[0])
@@ -154,7 +154,7 @@ def _check_options(arguments: list[str]) -> None:
 
 
 def _quoted(argument: str) -> str:
-    """A setting as Hydra can read it: a text that its grammar does not know, as in data.root=/data/josé, in quotes."""
+    """Quote the value of a setting if Hydra's grammar requires it, as in data.root=/data/josé."""
     key, is_setting, value = argument.partition("=")
     if not is_setting or argument.startswith("-") or value.startswith(("[", "{")):
         return argument
@@ -170,11 +170,11 @@ def _quoted(argument: str) -> str:
 
 
 class CheckedLoader(ConfigLoaderImpl):
-    """Composes what Hydra asks for; ends the process, before Hydra acts on it, if that cannot be composed, in one line
-    where Hydra has many, or if a file set anything of Hydra's own.
+    """Composes the config for Hydra. Ends the process, before Hydra acts on the config, if it cannot be composed (one
+    line where Hydra prints many), or if a file sets any of Hydra's own settings.
 
-    A file may come from a stranger, and Hydra makes whatever object its callbacks, launcher, sweeper and logging name.
-    This is where all that Hydra reads passes: for a run, each one of a sweep, --help and the others.
+    A file may be untrusted, and Hydra instantiates whatever its callbacks, launcher, sweeper and logging name.
+    Everything that Hydra reads passes through here: for a run, each run of a sweep, --help and the others.
     """
 
     def __init__(self, own_name: str, config_search_path: Any) -> None:
@@ -184,7 +184,7 @@ class CheckedLoader(ConfigLoaderImpl):
     def load_configuration(
         self, config_name: str | None, overrides: list[str], *args: Any, **kwargs: Any
     ) -> DictConfig:
-        OmegaConf.clear_resolver("oc.env")  # settings are saved and shared; what is in the environment is not to be
+        OmegaConf.clear_resolver("oc.env")  # settings are saved and shared; the environment must not be
         own = ConfigLoaderImpl(create_config_search_path(str(CONFIGS)))
         try:
             config = super().load_configuration(config_name, overrides, *args, **kwargs)
@@ -199,23 +199,23 @@ class CheckedLoader(ConfigLoaderImpl):
         given = [
             text
             for text, parsed in zip(overrides, OverridesParser.create().parse_overrides(overrides), strict=True)
-            if OF_COMMAND_LINE.match(parsed.key_or_group) and "_target_" not in text
+            if COMMAND_LINE_KEYS.match(parsed.key_or_group) and "_target_" not in text
         ]
         try:
             expected = _of_hydra(own.load_configuration(config_name and self.own_name, given, *args, **kwargs))
-        except HydraException as error:  # a launcher of the stranger's, for one
+        except HydraException as error:  # such as a launcher that an untrusted file adds
             _wrong_input(_in_words(str(error)))
         for key, value in _of_hydra(config).items():
             if value != expected.get(key):
                 _wrong_input(
-                    f"hydra.{key}: is not to be set, as Hydra runs code that its settings name: leave it out of files; "
+                    f"hydra.{key}: must not be set, as Hydra runs code that its settings name: remove it from files; "
                     "the command line can set hydra.launcher, sweeper, run, sweep, mode, verbose and output_subdir"
                 )
         return config
 
 
 def _of_hydra(config: DictConfig) -> dict:
-    """Hydra's own settings, without what it notes there itself, and the search path, which only names files."""
+    """Hydra's own settings, without those it writes itself and the search path, which only names files."""
     settings = _to_plain(config.hydra)
     for key in ("runtime", "overrides", "searchpath"):
         settings.pop(key, None)
@@ -225,7 +225,7 @@ def _of_hydra(config: DictConfig) -> dict:
 
 
 def _in_words(error: str) -> str:
-    """The error on one line, without the list of places that were searched."""
+    """The error on one line, without the list of searched paths."""
     text = " ".join(re.split(r"(?:Config s|S)earch path:", error)[0].split())
     if "LexerNoViableAlt" in text:
         text += ": put names with other letters in quotes, as in 'data.classes=[\"größe\",dog]'"

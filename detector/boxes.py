@@ -6,8 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# exp of more than this would make a box over 62 times as large as its proposal; it bounds early, wild
-# predictions before they overflow.
+# Limits a decoded box to 62.5 times the size of its proposal, so that wild early predictions do not overflow.
 MAX_LOG_RATIO = math.log(1000 / 16)
 
 
@@ -26,14 +25,14 @@ def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def clip(boxes: Tensor, image_hw: tuple[int, int]) -> Tensor:
-    """Boxes (..., 4) cut at the borders of an image of size (H, W)."""
+    """Clip boxes (..., 4) to an image of size (H, W)."""
     height, width = image_hw
     limit = boxes.new_tensor([width, height, width, height])
     return torch.minimum(boxes.clamp(min=0), limit)
 
 
 class BoxCoder:
-    """Turns the relation of a proposal to a target box into deltas, and back.
+    """Encodes target boxes as deltas relative to proposals, and decodes deltas.
 
     With centres (x, y) and sizes (w, h), proposal p and target t (Girshick et al. 2014, appendix C):
 
@@ -47,14 +46,14 @@ class BoxCoder:
         self.std = tuple(std)
 
     def encode(self, targets: Tensor, proposals: Tensor) -> Tensor:
-        """Deltas (N, 4) that take proposals (N, 4) to targets (N, 4); both must have an area."""
+        """Deltas (N, 4) that map proposals (N, 4) to targets (N, 4); both must have a positive area."""
         target_xy, target_wh = _centre_and_size(targets)
         xy, wh = _centre_and_size(proposals)
         deltas = torch.cat([(target_xy - xy) / wh, torch.log(target_wh / wh)], dim=1)
         return deltas / deltas.new_tensor(self.std)
 
     def decode(self, deltas: Tensor, proposals: Tensor) -> Tensor:
-        """Boxes (N, K, 4) that deltas (N, K, 4) make of proposals (N, 4), in the proposals' frame."""
+        """Boxes (N, K, 4) from deltas (N, K, 4) and proposals (N, 4), in the proposals' frame."""
         deltas = deltas * deltas.new_tensor(self.std)
         xy, wh = _centre_and_size(proposals)
         xy = xy[:, None] + deltas[..., :2] * wh[:, None]

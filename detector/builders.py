@@ -1,6 +1,6 @@
-"""From settings to the parts of a program: what train.py and evaluate.py put together in the same way.
+"""Build components from the settings, in the same way for train.py and evaluate.py.
 
-The only place below the programs that knows how the settings are laid out.
+The only module below the programs that knows the structure of the settings.
 """
 
 import logging
@@ -31,8 +31,8 @@ from detector.training.targets import Sampling
 
 logger = logging.getLogger(__name__)
 
-# For each reader, the arguments beside `root`, and the setting of each for the part `train` or `val`. The first says
-# which images; a data set to be joined for which it is null takes no part there.
+# For each reader, the arguments besides `root`, and the setting of each for the part `train` or `val`. The first
+# selects the images; a joined data set for which it is null is left out of that part.
 READER_ARGUMENTS = {
     "detector.data.voc.VocDataset": {"split": "{}_split"},
     "detector.data.shapes.ShapesDataset": {"split": "{}_split"},
@@ -45,12 +45,12 @@ READER_ARGUMENTS = {
 
 
 def build_compute(config: dict) -> Compute:
-    """Device, precision and memory format that the settings ask for. Raises InputError for what is not here."""
+    """The device and precision in the settings. Raises InputError for a device that is not available."""
     return resolve_compute(config["device"], config["precision"])
 
 
 def build_dataset(config: dict, part: str) -> DetectionDataset:
-    """The data set of the part `train` or `val`, with its own classes but those of `data.exclude_classes`."""
+    """The data set of the part `train` or `val`, with its own classes except `data.exclude_classes`."""
     data = config["data"]
     limit, excluded = data.get("max_images"), data.get("exclude_classes")
     settings = [_part_settings(data, own) for own in data["parts"]] if data.get("parts") else [data]
@@ -76,10 +76,10 @@ def unwrapped(reader: DetectionDataset) -> DetectionDataset:
 
 
 def _part_settings(data: dict, own: dict) -> dict:
-    """The settings of one of `data.parts`: its own, and else those of all; its root lies in that of all."""
+    """The settings of one of `data.parts`: its own, else those of `data`; its root is relative to `data.root`."""
     root = own.get("root", "")
     if not isinstance(root, str):
-        raise InputError(f"data.parts: {own} needs a folder as its root, inside data.root or by a whole path")
+        raise InputError(f"data.parts: {own} needs a folder as its root, inside data.root or by an absolute path")
     settings = data | own | {"root": str(Path(data["root"], root))}
     arguments = _reader_arguments(settings)
     known = {"reader", "root", *(key.format(part) for key in arguments.values() for part in ("train", "val"))}
@@ -108,10 +108,10 @@ def _reader_arguments(data: dict) -> dict[str, str]:
 
 
 def resolve_classes(config: dict, *readers: DetectionDataset, more: Collection[str] = ()) -> tuple[str, ...]:
-    """`data.classes`, else all names in these data sets and in `more`, without those of `data.exclude_classes`.
+    """`data.classes`, else all names in these data sets and in `more`, without `data.exclude_classes`.
 
-    Without `data.classes`, names that differ in upper case or spaces alone are an InputError. `more` are those of files
-    with results.
+    `more` are the classes of result files. Without `data.classes`, raises InputError for names that differ only in
+    case or spaces.
     """
     data = config["data"]
     require_known_exclusions(config, *readers, more=more)
@@ -133,13 +133,13 @@ def require_known_exclusions(config: dict, *readers: DetectionDataset, more: Col
 
 
 def image_options(data: dict) -> ImageOptions:
-    """How images are read, by the settings `data.exif` and `data.max_image_pixels`."""
+    """How images are read, from the settings `data.exif` and `data.max_image_pixels`."""
     given = {"exif": data["exif"], "max_pixels": data["max_image_pixels"]}
     return ImageOptions(**{key: value for key, value in given.items() if value is not None})
 
 
 def check(config: dict, reader: DetectionDataset, part: str) -> Checked:
-    """Every image and annotation looked at: a few bad ones are left out of `train`, of `val` none may be bad."""
+    """Validate every image and annotation: a few bad ones are left out of `train`; none may be bad in `val`."""
     checked = check_data(reader)
     return accept(checked, config["data"]["max_bad_fraction"]) if part == "train" else require_all_valid(checked)
 
@@ -155,7 +155,7 @@ def build_transformed_dataset(config: dict, checked: Checked, part: str) -> Tran
 def transformed_dataset_with(
     config: dict, reader: DetectionDataset, proposals: Proposals, part: str
 ) -> TransformedDataset:
-    """The same with these proposals, nothing checked."""
+    """TransformedDataset of the part with these proposals, which are not validated."""
     data = config["data"]
     return TransformedDataset(
         reader,
@@ -172,11 +172,11 @@ def transformed_dataset_with(
 
 
 def build_transforms(items: Sequence[dict]) -> list:
-    """Albumentations, those inside of others, such as OneOf's, too. Raises InputError for what is none."""
+    """Build albumentations transforms, also nested ones, such as OneOf's. Raises InputError for anything else."""
     made = []
     for item in items:
         if not isinstance(item, dict):
-            raise InputError(f"augment.transforms: {item!r} is no transform, which has a _target_")
+            raise InputError(f"augment.transforms: {item!r} is not a transform, which has a _target_")
         if isinstance(item.get("transforms"), list):
             item = item | {"transforms": build_transforms(item["transforms"])}
         made.append(build(item, ("albumentations.",)))
@@ -186,7 +186,7 @@ def build_transforms(items: Sequence[dict]) -> list:
 def build_proposals(
     config: dict, reader: DetectionDataset, image_hws: Sequence[tuple[int, int]], part: str
 ) -> Proposals:
-    """Proposals from one file, or of each part of a joined data set from a file of its own or by selective search."""
+    """Proposals from one file, or for each part of a joined data set from its own file or by selective search."""
     files, settings = config["data"].get(f"{part}_proposals"), config["proposals"]
     mode, folder = settings["mode"], Path(settings["folder"])
     parts = parts_of(reader)
@@ -198,24 +198,24 @@ def build_proposals(
             f"data.{part}_proposals: {len(files)} files for {len(parts)} data sets; for null selective search is run"
         )
     sources: dict[str, tuple[Proposals, str]] = {}
-    for (single, places), file in zip(parts, files, strict=True):
-        if places:
-            proposals = proposals_for(single, [image_hws[place] for place in places], file, mode, folder)
-            ids = zip(places, single.image_ids, strict=True)
-            sources |= {reader.image_ids[place]: (proposals, own_id) for place, own_id in ids}
+    for (single, positions), file in zip(parts, files, strict=True):
+        if positions:
+            proposals = proposals_for(single, [image_hws[position] for position in positions], file, mode, folder)
+            ids = zip(positions, single.image_ids, strict=True)
+            sources |= {reader.image_ids[position]: (proposals, own_id) for position, own_id in ids}
     return JoinedProposals(sources)
 
 
 def kept_proposals(reader: DetectionDataset, folder: Path, mode: str) -> list[str | None]:
-    """Of each data set that `reader` is joined of, the proposals that were made and kept in `folder`, if they were."""
+    """For each data set joined in `reader`, the file of generated proposals in `folder`, None where there is none."""
     paths = [store_path(folder, single, mode) for single, _ in parts_of(reader)]
     return [str(path) if path.is_file() else None for path in paths]
 
 
 def build_training_config(config: dict) -> TrainingConfig:
-    """How a step is made of a batch: `roi`, `seed` and the limit of the gradient."""
+    """The settings of a training step: `roi`, `seed` and the limit of the gradient norm."""
     roi = {key: value for key, value in config["roi"].items() if key != "delta_std"}
-    max_grad_norm = config["optimizer"].get("max_grad_norm")  # evaluation takes no step
+    max_grad_norm = config["optimizer"].get("max_grad_norm")  # evaluation has none
     return TrainingConfig(Sampling(**roi), _box_coder(config), config["seed"], max_grad_norm)
 
 
@@ -229,14 +229,14 @@ def _box_coder(config: dict) -> BoxCoder:
 
 
 def build_untrained_model(config: dict, num_classes: int) -> FastRCNN:
-    """The untrained network. With pretrained weights to come, its batch norm and first stages are frozen."""
+    """The untrained network. If pretrained weights are loaded next, its batch norm and first stages are frozen."""
     settings = dict(config["model"])
     pretrained = settings.pop("weights", None) is not None
     return build_model(**settings, num_classes=num_classes, pretrained=pretrained)
 
 
 def build_trained_model(config: dict, state: dict, num_classes: int) -> FastRCNN:
-    """The network with the weights of a checkpoint. Raises InputError, before memory is taken, if they do not fit."""
+    """The network with the weights of a checkpoint. Raises InputError, before allocating memory, if they do not fit."""
     with torch.device("meta"):
         wanted = {
             key: tuple(value.shape) for key, value in build_untrained_model(config, num_classes).state_dict().items()
@@ -246,8 +246,8 @@ def build_trained_model(config: dict, state: dict, num_classes: int) -> FastRCNN
     if wrong:
         key = wrong[0]
         raise InputError(
-            f"the checkpoint does not fit its own settings of the network: {len(wrong)} tensors differ, {key} has "
-            f"{given.get(key, 'no place')} in it, and {wanted.get(key, 'no place')} by model.backbone, model.head, ..."
+            f"the checkpoint does not fit its own settings of the network: {len(wrong)} tensors differ, {key} is "
+            f"{given.get(key, 'missing')} in it, and {wanted.get(key, 'missing')} by model.backbone, model.head, ..."
         )
     model = build_untrained_model(config, num_classes)
     model.load_state_dict(state)
@@ -255,7 +255,7 @@ def build_trained_model(config: dict, state: dict, num_classes: int) -> FastRCNN
 
 
 def build_optimizer(config: dict, model: FastRCNN) -> tuple[torch.optim.Optimizer, Callable[[int], float]]:
-    """The optimizer, and the schedule: the factor on its rates at an iteration, from 0."""
+    """The optimizer, and the schedule: the factor on its learning rates at an iteration, counted from 0."""
     settings, train = dict(config["optimizer"]), config["train"]
     pretrained = config["model"].get("weights") is not None
     settings.pop("max_grad_norm")

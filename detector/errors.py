@@ -1,4 +1,4 @@
-"""The exceptions that speak to the user, and how programs end."""
+"""Exceptions with messages for the user, and exit statuses."""
 
 import errno
 import io
@@ -13,21 +13,21 @@ PERMISSION_ERRNOS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 
 
 class InputError(Exception):
-    """Wrong input: the message names the file, the object in it, the value, and the way out.
+    """Invalid input: the message names the file, the object in it, the value, and the fix.
 
     The programs print the message alone on stderr and exit with status 2.
     """
 
 
 class RunFailure(Exception):
-    """A run cannot go on, though its input was right: the message says what happened, and what to do.
+    """A run cannot continue although its input is valid: the message says what happened, and what to do.
 
     The programs print the message alone on stderr and exit with status 1.
     """
 
 
 def ending(error: Exception) -> tuple[str, int] | None:
-    """What to tell the user of the error that ends a program, and its exit status; None if it is a defect of ours."""
+    """The message and exit status for an error that ends a program; None if the error is a bug in the program."""
     if isinstance(error, InputError):
         return str(error), WRONG_INPUT
     if isinstance(error, RunFailure):
@@ -40,7 +40,7 @@ def ending(error: Exception) -> tuple[str, int] | None:
 
 
 def run_script(script: Callable[[], int | None], if_interrupted: str) -> int:
-    """Run what a program in scripts/ does; returns the exit status, its own or that of the one error on stderr.
+    """Run a program of scripts/. Returns its exit status, or that of its error, which is printed to stderr.
 
     `if_interrupted` says what Ctrl-C leaves behind.
     """
@@ -53,8 +53,8 @@ def run_script(script: Callable[[], int | None], if_interrupted: str) -> int:
         print(f"interrupted; {if_interrupted}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        is_gone = stdout_closed()
-        if isinstance(error, BrokenPipeError) and is_gone:
+        is_closed = stdout_closed()
+        if isinstance(error, BrokenPipeError) and is_closed:
             return status
         if (told := ending(error)) is None:
             raise
@@ -64,19 +64,19 @@ def run_script(script: Callable[[], int | None], if_interrupted: str) -> int:
 
 
 def stdout_closed() -> bool:
-    """Whether stdout has no reader any more, as in `... | head`, or no room; then the rest goes nowhere."""
+    """Whether stdout has lost its reader, as in `... | head`, or its disk is full; further output is then discarded."""
     try:
         pipe = select.poll()
-        pipe.register(sys.stdout.fileno(), 0)  # for errors alone
+        pipe.register(sys.stdout.fileno(), 0)  # errors only
         sys.stdout.flush()
-        is_gone = any(event & select.POLLERR for _, event in pipe.poll(0))
-    except io.UnsupportedOperation:  # no file of the system's
+        is_closed = any(event & select.POLLERR for _, event in pipe.poll(0))
+    except io.UnsupportedOperation:  # not a file descriptor
         return False
     except OSError:
-        is_gone = True
-    if is_gone:
+        is_closed = True
+    if is_closed:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return is_gone
+    return is_closed
 
 
 def first_few(items: list, limit: int = 5) -> str:

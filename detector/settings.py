@@ -1,4 +1,4 @@
-"""From settings to objects: what a config may name, and which values make sense."""
+"""The schema of the settings: which classes a config may name, and which values are valid."""
 
 import difflib
 import importlib
@@ -10,15 +10,15 @@ from typing import Any
 
 from detector.errors import InputError
 
-# A config may come from a stranger, inside a checkpoint too: only classes of these packages are ever made from one.
+# A config may be untrusted, inside a checkpoint too: only classes of these packages are instantiated from one.
 ALLOWED = ("detector.", "torch.optim.", "albumentations.")
 
 
 def build(settings: Mapping, packages: tuple[str, ...] = ALLOWED, /, **more: Any) -> Any:
-    """Make an object of the class that `_target_` names, with the other settings and `more` as its arguments.
+    """Instantiate the class that `_target_` names, with the other settings and `more` as its arguments.
 
     `packages`: where the class may come from, as narrow as the use allows. Raises InputError for anything but a class
-    of these, and when the class does not take the settings.
+    of these packages, and if the class does not accept the settings.
     """
     arguments = {key: value for key, value in settings.items() if key != "_target_"}
     target = str(settings.get("_target_"))
@@ -28,7 +28,7 @@ def build(settings: Mapping, packages: tuple[str, ...] = ALLOWED, /, **more: Any
             if isinstance(parameter.default, bool) and not isinstance(arguments.get(name, True), bool):
                 raise ValueError(f"{name}={arguments[name]} must be true or false")
         with warnings.catch_warnings():
-            warnings.filterwarnings("error", r"Argument\(s\) .* not valid")  # albumentations leaves them out
+            warnings.filterwarnings("error", r"Argument\(s\) .* not valid")  # albumentations ignores them
             return cls(**arguments, **more)
     except (TypeError, ValueError, RuntimeError, AttributeError, UserWarning) as error:
         raise InputError(f"{target} does not take {arguments}: {error}") from None
@@ -41,14 +41,14 @@ def _find_class(target: str, packages: tuple[str, ...]) -> type:
             found = getattr(importlib.import_module(module), name, None)
         except ImportError:
             found = None
-        # Where a class was defined counts too: modules offer what they import, detector.runtime.files.os for one.
+        # The defining module counts too: modules expose what they import, such as detector.runtime.files.os.
         if isinstance(found, type) and f"{found.__module__}.".startswith(packages):
             return found
     raise InputError(f"_target_: {target}: not a class of {', '.join(name.rstrip('.') for name in packages)}")
 
 
 def flatten(settings: Mapping, prefix: str = "") -> dict[str, str | int | float | bool]:
-    """Settings by dotted name; what is not a number, a text or a flag is written out as text."""
+    """Settings by dotted name; values other than numbers, strings and booleans are converted to strings."""
     flat: dict[str, str | int | float | bool] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping):
@@ -58,7 +58,7 @@ def flatten(settings: Mapping, prefix: str = "") -> dict[str, str | int | float 
     return flat
 
 
-# Settings of earlier versions, and what to do about them.
+# Settings of earlier versions, and what replaces them.
 GONE = {
     "metric.overlaps": "it is metric.iou_thresholds now",
     "channels_last": "leave it out: images and features always have this memory format",
@@ -66,31 +66,31 @@ GONE = {
 
 
 def no_such_setting(key: str, known: Collection[str]) -> InputError:
-    """The error for a setting that does not exist, with its new name or the known one that looks most like it."""
+    """The error for an unknown setting, with its new name or the most similar known one."""
     if key in GONE:
         return InputError(f"{key}: no such setting; {GONE[key]}")
     near = difflib.get_close_matches(key, known, n=1)
     return InputError(f"{key}: no such setting{f'; did you mean {near[0]}?' if near else '.'} --help lists all")
 
 
-Rule = tuple[Callable[[Any], bool], str]  # a test of a value, and what it wants in words
+Rule = tuple[Callable[[Any], bool], str]  # a test of a value, and a description of the valid values
 
 
 def _is(kind: type | tuple[type, ...], test: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, kind) and not isinstance(value, bool) and test(value)
 
 
-def _whole(low: int, high: int, wanted: str) -> Rule:
+def _integer(low: int, high: int, wanted: str) -> Rule:
     return _is(int, lambda value: low <= value <= high), wanted
 
 
-_positive = _whole(1, 2**31, "a whole number above 0")
-_not_negative = _whole(0, 2**63 - 1, "a whole number, 0 or more")
-_side = _whole(1, 20_000, "a whole number from 1 to 20000")  # a checkpoint may be a stranger's: no bomb in it either
+_positive = _integer(1, 2**31, "an integer above 0")
+_not_negative = _integer(0, 2**63 - 1, "an integer, 0 or more")
+_side = _integer(1, 20_000, "an integer from 1 to 20000")  # a checkpoint may be untrusted: limits memory
 _ratio = (_is((int, float), lambda value: 0 <= value <= 1), "a number from 0 to 1")
 _above_zero = (_is((int, float), lambda value: 0 < value < math.inf), "a number above 0")
 _flag = (lambda value: isinstance(value, bool), "true or false")
-_text = (lambda value: isinstance(value, str) and value != "" and "\0" not in value, "a text")
+_string = (lambda value: isinstance(value, str) and value != "" and "\0" not in value, "a string")
 
 
 def _one_of(*choices: str) -> Rule:
@@ -98,8 +98,8 @@ def _one_of(*choices: str) -> Rule:
 
 
 def _or_null(rule: Rule) -> Rule:
-    sensible, wanted = rule
-    return (lambda value: value is None or sensible(value)), f"null or {wanted}"
+    is_valid, wanted = rule
+    return (lambda value: value is None or is_valid(value)), f"null or {wanted}"
 
 
 def _list_of(rule: Rule, wanted: str, lengths: range = range(10_000)) -> Rule:
@@ -107,36 +107,36 @@ def _list_of(rule: Rule, wanted: str, lengths: range = range(10_000)) -> Rule:
 
 
 _settings = (lambda value: isinstance(value, Mapping), "a group of settings")
-_files_of_parts = _list_of(_or_null(_text), "a list of files, or null, one for each data set that is joined")
+_files_of_parts = _list_of(_or_null(_string), "a list of files, or null, one for each data set that is joined")
 _proposals = (
-    lambda value: value is None or _text[0](value) or _files_of_parts[0](value),
+    lambda value: value is None or _string[0](value) or _files_of_parts[0](value),
     f"null, the name of a file, or {_files_of_parts[1]}",
 )
 _part = (
-    lambda value: isinstance(value, dict) and all(v is None or _flag[0](v) or _text[0](v) for v in value.values()),
+    lambda value: isinstance(value, dict) and all(v is None or _flag[0](v) or _string[0](v) for v in value.values()),
     "a data set",
 )
 
-RULES_OF_TRAINING: dict[str, Rule] = {
+TRAINING_RULES: dict[str, Rule] = {
     "resume": (lambda value: value is None or isinstance(value, str), "null, auto or a file RUN/checkpoints/*.pt"),
     "run": _settings,
     "distributed.timeout_s": _positive,
 }
-# Which of these a data set has is its reader's business, see compose.py.
-OF_READERS = ("train_split", "val_split", "train_json", "val_json", "train_images", "val_images")
+# Which of these a data set has depends on its reader, see builders.READER_ARGUMENTS.
+READER_SETTINGS = ("train_split", "val_split", "train_json", "val_json", "train_images", "val_images")
 RULES: dict[str, Rule] = {
-    "seed": _whole(0, 2**63 - 1, "a whole number from 0 to 2^63 - 1"),
+    "seed": _integer(0, 2**63 - 1, "an integer from 0 to 2^63 - 1"),
     "precision": _one_of("auto", "bfloat16", "float32"),
-    "workers": _whole(0, 1000, "a whole number from 0 to 1000"),
-    "data.reader": (_text[0], "a data set's class: give data=voc data.root=DIR"),
-    "data.root": _text,
-    "data.classes": _or_null(_list_of(_text, "a list of names, such as [cat,dog]", range(1, 10_000))),
+    "workers": _integer(0, 1000, "an integer from 0 to 1000"),
+    "data.reader": (_string[0], "a data set's class: give data=voc data.root=DIR"),
+    "data.root": _string,
+    "data.classes": _or_null(_list_of(_string, "a list of names, such as [cat,dog]", range(1, 10_000))),
     "data.short_side_px": _side,
     "data.max_side_px": _side,
     "data.train_max_proposals": _positive,
     "data.val_max_proposals": _positive,
     "data.max_images": _or_null(_positive),
-    "data.exclude_classes": _or_null(_list_of(_text, "a list of names, such as [cat,dog]")),
+    "data.exclude_classes": _or_null(_list_of(_string, "a list of names, such as [cat,dog]")),
     "data.parts": _or_null(_list_of(_part, "a list of data sets, such as [{root: /data/a}, {root: /data/b}]")),
     "data.drop_empty_boxes": _or_null(_flag),
     "data.train_proposals": _proposals,
@@ -148,13 +148,13 @@ RULES: dict[str, Rule] = {
     "data.exif": _one_of("apply", "ignore"),
     "data.max_image_pixels": _positive,
     "data.max_bad_fraction": _ratio,
-    "proposals.folder": _text,
+    "proposals.folder": _string,
     "proposals.mode": _one_of("single", "fast", "quality"),
     "model.backbone": _one_of("vgg16", "resnet18", "resnet50"),
     "model.head": _one_of("fc", "res5"),
-    "model.weights": _or_null((_text[0], "imagenet, or the name of a file")),
-    "model.pool_size": _whole(1, 100, "a whole number from 1 to 100"),
-    "model.hidden": _whole(1, 1_000_000, "a whole number from 1 to 1000000"),
+    "model.weights": _or_null((_string[0], "imagenet, or the name of a file")),
+    "model.pool_size": _integer(1, 100, "an integer from 1 to 100"),
+    "model.hidden": _integer(1, 1_000_000, "an integer from 1 to 1000000"),
     "model.dropout": _ratio,
     "model.frozen_stages": _or_null(_not_negative),
     "optimizer": _settings,
@@ -165,7 +165,7 @@ RULES: dict[str, Rule] = {
     "optimizer.bias_lr_factor": _above_zero,
     "roi.delta_std": _list_of(_above_zero, "four numbers above 0", range(4, 5)),
     "device": (lambda value: isinstance(value, str), "auto, cpu, cuda or cuda:N"),
-    "run.dir": _or_null((_text[0], "the name of a folder")),
+    "run.dir": _or_null((_string[0], "the name of a folder")),
     "schedule.warmup_iterations": _not_negative,
     "schedule.warmup_factor": _ratio,
     "optimizer.weight_decay": (_is((int, float), lambda value: 0 <= value < 1e30), "a number, 0 or more"),
@@ -187,10 +187,10 @@ RULES: dict[str, Rule] = {
 
 
 def validate(config: Mapping) -> None:
-    """Raise InputError for the first setting with a senseless value, before anything is read or computed."""
+    """Raise InputError for the first setting with an invalid value, before anything is read or computed."""
     for key, rule in RULES.items():
         _check(config, key, rule)
-    for group in ("model", "roi", "detect"):  # the parts that these make take no other
+    for group in ("model", "roi", "detect"):  # the components built from these take no others
         unknown = [key for key in config[group] if f"{group}.{key}" not in RULES]
         if unknown:
             raise InputError(f"{group}: there is no setting {unknown[0]!r}")
@@ -202,14 +202,14 @@ def validate(config: Mapping) -> None:
         )
     steps = config["schedule"].get("steps", [])
     if not (isinstance(steps, list) and all(map(_ratio[0], steps))):
-        raise InputError(f"schedule.steps={steps}: must be a list of parts of the run, such as [0.75]")
+        raise InputError(f"schedule.steps={steps}: must be a list of fractions of the run, such as [0.75]")
     validate_metric(config.get("metric"))
 
 
 def validate_training(config: Mapping, processes: int) -> None:
-    """Raise InputError as `validate` does, also for what only training has."""
+    """Raise InputError as `validate` does, also for settings that only training has."""
     validate(config)
-    for key, rule in RULES_OF_TRAINING.items():
+    for key, rule in TRAINING_RULES.items():
         _check(config, key, rule)
     _require_known(config)
     images = config["train"]["images_per_batch"]
@@ -218,48 +218,48 @@ def validate_training(config: Mapping, processes: int) -> None:
 
 
 def _require_known(config: Mapping) -> None:
-    """Raise InputError for a setting that nothing reads: one mistyped in a file, which Hydra lets pass.
+    """Raise InputError for an unknown setting, such as a typo in a file, which Hydra accepts.
 
-    Not for evaluation: a checkpoint may be of a version that had more.
+    Not used in evaluation: a checkpoint may come from a version with more settings.
     """
     if "experiment" in config:
         raise InputError(
-            "experiment: its file must begin with the line `# @package _global_`, as its settings are of all"
+            "experiment: its file must begin with the line `# @package _global_`, because its settings are global"
         )
-    known = {*RULES, *RULES_OF_TRAINING, *(f"data.{key}" for key in OF_READERS), "metric"}
+    known = {*RULES, *TRAINING_RULES, *(f"data.{key}" for key in READER_SETTINGS), "metric"}
     known |= {key.partition(".")[0] for key in known}
-    groups = ("train", "run", "proposals", "distributed", "data", "augment")  # what makes the others looks itself
+    groups = ("train", "run", "proposals", "distributed", "data", "augment")  # the others are checked by their classes
     for key in [*config, *(f"{group}.{key}" for group in groups for key in config[group])]:
         if key not in known:
             raise no_such_setting(str(key), known)
 
 
 def validate_processes(config: Mapping) -> None:
-    """Raise InputError for a senseless setting of `distributed`."""
-    _check(config, "distributed.timeout_s", RULES_OF_TRAINING["distributed.timeout_s"])
+    """Raise InputError for an invalid setting of `distributed`."""
+    _check(config, "distributed.timeout_s", TRAINING_RULES["distributed.timeout_s"])
 
 
 def validate_given(config: Mapping, group: str) -> None:
-    """Raise InputError for a senseless value among those settings of the group that are not null."""
+    """Raise InputError for an invalid value among the settings of the group that are not null."""
     for key, value in config[group].items():
         if value is not None and f"{group}.{key}" in RULES:
             _check(config, f"{group}.{key}", RULES[f"{group}.{key}"])
 
 
 def _check(config: Mapping, key: str, rule: Rule) -> None:
-    sensible, wanted = rule
+    is_valid, wanted = rule
     group, _, name = key.rpartition(".")
     settings = config.get(group) if group else config
     if not isinstance(settings, Mapping):
         raise InputError(f"{group}={settings}: must be a group of settings, {key} among them")
     value = settings.get(name)
-    if not sensible(value):
+    if not is_valid(value):
         given = f"{key}={value}" if name in settings else f"{key} is not given"
         raise InputError(f"{given}: must be {wanted}")
 
 
 def validate_metric(metric: Any) -> None:
-    """Raise InputError for senseless settings of `metric`."""
+    """Raise InputError for invalid settings of `metric`."""
     if not isinstance(metric, Mapping) or metric.keys() != {"iou_thresholds", "main", "devkit", "coco"}:
         raise InputError(f"metric={metric}: must have `iou_thresholds`, `main`, `devkit` and `coco`, and nothing else")
     thresholds = metric["iou_thresholds"]
@@ -272,7 +272,7 @@ def validate_metric(metric: Any) -> None:
     for flag in ("devkit", "coco"):
         if not isinstance(metric[flag], bool):
             raise InputError(f"metric.{flag}={metric[flag]}: must be true or false")
-    columns = [*(f"{overlap:.2f}" for overlap in thresholds), "0.50:0.95"]
+    columns = [*(f"{threshold:.2f}" for threshold in thresholds), "0.50:0.95"]
     names = [f"{name}@{column}" for column in columns for name in ("11point", "area")]
     if metric["main"] not in (None, *names, *(["coco"] if metric["coco"] else [])):
         raise InputError(

@@ -1,22 +1,22 @@
-"""The words of this program, and the records that travel through it.
+"""Glossary of shape letters and terms, and the data classes passed between modules.
 
-Letters in shape comments, the same everywhere:
+Letters in shape comments, the same in all modules:
 
     B images of a batch          K classes (background not counted)
     G ground truth boxes         C channels
     P proposals of one image     H, W height and width, of an image or of a feature map
     R RoIs of a whole batch      N detections of one image
 
-Words:
+Terms:
 
     box         (x1, y1, x2, y2), float32, continuous pixels: the width is x2 - x1, a box over a whole image is
                 (0, 0, W, H). Files with other conventions are converted where they are read or written.
-    frame       the image that a box's coordinates refer to: the original one as it lies in its file, or the
-                network's, after resizing and augmentation.
-    proposals   boxes (P, 4) that may hold an object, of one image, without a class: what selective search finds.
+    frame       the image that a box's coordinates refer to: the original image as stored in its file,
+                or the network's input, after resizing and augmentation.
+    proposals   boxes (P, 4) of one image that may contain an object, without a class: the output of selective search.
     rois        (R, 5): the index of the image in its batch, then a box in the network frame.
     label       0 is background, 1..K are the classes in the data set's order.
-    deltas      (dx, dy, dw, dh): how a proposal must move and grow to fit the object.
+    deltas      (dx, dy, dw, dh): the shift and scaling from a proposal to its object.
     scores      class probabilities, after the softmax; `class_logits` before it.
 """
 
@@ -34,9 +34,9 @@ class GroundTruth:
     image_id: str
     boxes: np.ndarray  # (G, 4) float32
     labels: np.ndarray  # (G,) int64 in 1..K
-    difficult: np.ndarray  # (G,) bool: VOC's flag; neither a hit nor a miss in scoring
-    crowd: np.ndarray  # (G,) bool: COCO's flag, many objects in one box; not trained on, neither hit nor miss
-    areas: np.ndarray  # (G,) float64 px: of the object's mask where the annotation says it, else of its box
+    difficult: np.ndarray  # (G,) bool: VOC's flag; neither a true nor a false positive in scoring
+    crowd: np.ndarray  # (G,) bool: COCO's flag, many objects in one box; no training, neither true nor false positive
+    areas: np.ndarray  # (G,) float64 px: of the object's mask if annotated, else of its box
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """TransformedDataset in the network frame, padded at the bottom and the right to one size."""
+    """Samples in the network frame, padded at the bottom and the right to one size."""
 
     image_ids: list[str]
-    positions: list[int]  # place of each sample in the stream of training samples: the seed of its random parts
+    positions: list[int]  # index of each sample in the stream of training samples; seeds its randomness
     images: torch.Tensor  # (B, 3, H, W) uint8, channels_last
     image_hws: list[tuple[int, int]]  # sizes before padding
     original_hws: list[tuple[int, int]]  # sizes of the images in their files
@@ -67,20 +67,20 @@ class Batch:
 
 @dataclass(frozen=True)
 class RoiTargets:
-    """Sampled RoIs of a batch with the answers the network is to learn."""
+    """Sampled RoIs of a batch with their training targets."""
 
     rois: Tensor  # (R, 5) float32: image index and box, network frame
     labels: Tensor  # (R,) int64, 0 is background
     deltas: Tensor  # (R, 4) float32: for the class of the label; zero for background
 
     def to(self, device: torch.device) -> "RoiTargets":
-        """The same on this device."""
+        """A copy on this device."""
         return RoiTargets(self.rois.to(device), self.labels.to(device), self.deltas.to(device))
 
 
 @dataclass(frozen=True)
 class Detections:
-    """What was found in one image, best first, in the original frame."""
+    """Detections of one image, highest score first, in the original frame."""
 
     image_id: str
     boxes: np.ndarray  # (N, 4) float32

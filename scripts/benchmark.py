@@ -1,10 +1,10 @@
-"""Measure a part of this project against its named peer, in one run on the same inputs.
+"""Benchmark a part of this project against a reference implementation, in one run on the same inputs.
 
     python scripts/benchmark.py selective_search --help
     python scripts/benchmark.py roi_pool --help
 
 Each benchmark is a module of scripts/benchmarks with `add_arguments(parser)` and `run(arguments)`; its first
-docstring line is its help. Tables that were measured, with the machine they ran on, are kept in BENCHMARKS.md.
+docstring line is its help. BENCHMARKS.md keeps measured tables, with the machine they ran on.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Look at a data set as train.py does before it begins, and say what is wrong with it. Nothing is changed.
+"""Validate a data set as train.py does before training, and print what is wrong with it. Nothing is changed.
 
     python scripts/check_data.py --data ROOT --splits trainval test [--proposals trainval.safetensors test.safetensors]
     python scripts/check_data.py --data ROOT --annotations train.json val.json [--images train val]
 
-Ends with status 0 if all is well, 1 if there is something to mend, 2 if it cannot look at all (no such folder, ...).
+Exit status: 0 if the data is valid, 1 if there is something to fix, 2 if it cannot be read (no such folder, ...).
 """
 
 import argparse
@@ -32,7 +32,7 @@ def main() -> None:
     which.add_argument("--annotations", nargs="+", metavar="FILE.json", help="COCO: annotation files, from ROOT")
     parser.add_argument("--images", nargs="+", help="COCO: the folder of images of each, from ROOT (default: ROOT)")
     parser.add_argument("--proposals", nargs="+", help="a file of proposals for each of these")
-    parser.add_argument("--classes", nargs="+", help="the classes there should be (default: any)")
+    parser.add_argument("--classes", nargs="+", help="the expected classes (default: any)")
     parser.add_argument("--drop-empty-boxes", action="store_true", help="COCO: as data.drop_empty_boxes in training")
     add_image_options(parser)
     arguments = parser.parse_args()
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def check(arguments: argparse.Namespace) -> bool:
-    """Print what there is to say of each split; whether all is well."""
+    """Print the findings of each split; returns whether all are valid."""
     names, options = arguments.splits or arguments.annotations, image_options(arguments)
     if arguments.images and arguments.splits:
         raise InputError("--images belongs to --annotations; in VOC layout images are in JPEGImages")
@@ -50,7 +50,7 @@ def check(arguments: argparse.Namespace) -> bool:
     for option, given in (("--proposals", arguments.proposals), ("--images", arguments.images)):
         if given and len(given) != len(names):
             raise InputError(f"{option}: {len(given)} for {len(names)}, {', '.join(names)}")
-    whole, sets = True, []
+    valid, sets = True, []
     for number, name in enumerate(names):
         reader: DetectionDataset
         if arguments.splits:
@@ -63,24 +63,24 @@ def check(arguments: argparse.Namespace) -> bool:
         checked = check_data(reader)
         sets.append(checked)
         print("\n  ".join([checked.summary(), f"classes: {', '.join(reader.classes)}", *checked.details()]))
-        whole &= not (checked.bad or checked.details())
+        valid &= not (checked.bad or checked.details())
         if arguments.proposals:
-            whole &= check_file(checked, arguments.proposals[number])
+            valid &= check_file(checked, arguments.proposals[number])
     try:
         if not arguments.classes:
             require_unlike({*chain(*(checked.reader.classes for checked in sets))}, str(arguments.data))
     except InputError as error:
         print(error)
-        whole = False
+        valid = False
     for number, val in enumerate(sets):
         for train in sets[:number]:
             both = warn_leakage(train, val)
-            whole &= not both
-    return whole
+            valid &= not both
+    return valid
 
 
 def check_file(checked: Checked, path: str) -> bool:
-    """Print what there is to say of the proposals of a split; whether they can be used for it."""
+    """Print the findings on the proposals of a split; returns whether they can be used for it."""
     reader, proposals = checked.reader, open_proposals(path)
     try:
         require_images(proposals, reader.image_ids, checked.image_hws)

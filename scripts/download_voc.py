@@ -1,10 +1,10 @@
-"""Fetch Pascal VOC 2007 and 2012 and the selective search boxes that Fast R-CNN was released with.
+"""Download Pascal VOC 2007 and 2012 and the selective search boxes released with Fast R-CNN.
 
-    python scripts/download_voc.py                      all of it: 3.4 GB to fetch, about 7 GB on the disk
-    python scripts/download_voc.py --only voc2007       VOC 2007 alone: 0.9 GB
+    python scripts/download_voc.py                      everything: a download of 3.4 GB, about 7 GB on disk
+    python scripts/download_voc.py --only voc2007       only VOC 2007: 0.9 GB
 
-They go to data/, where data=voc07 and data=voc0712 look for them. A run that was stopped goes on where it was when
-called again. The archives in data/downloads/ may be deleted afterwards; what is unpacked is noted there.
+They go to data/, where data=voc07 and data=voc0712 look for them. An interrupted download resumes when the
+program is called again. The archives in data/downloads/ may be deleted afterwards; a file there marks each as unpacked.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from detector.training.run_folder import require_writable
 
 class Archive(NamedTuple):
     name: str
-    url: str  # of the folder that it lies in
+    url: str  # of its folder
     md5: str
 
 
@@ -50,11 +50,11 @@ def main(command_line: Sequence[str] | None = None, archives: Mapping[str, Seque
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder to unpack to (default: %(default)s)")
     parser.add_argument("--only", nargs="+", choices=list(archives), default=list(archives), help="default: all")
-    parser.add_argument("--mirror", metavar="URL", help="folder of another server that has the files by these names")
+    parser.add_argument("--mirror", metavar="URL", help="folder on another server that has files of the same names")
     arguments = parser.parse_args(command_line)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     wanted = [archive for name in arguments.only for archive in archives[name]]
-    return run_script(lambda: fetch_all(wanted, arguments.root, arguments.mirror), "the same command goes on from here")
+    return run_script(lambda: fetch_all(wanted, arguments.root, arguments.mirror), "the same command resumes from here")
 
 
 def fetch_all(archives: Sequence[Archive], root: Path, mirror: str | None) -> None:
@@ -65,7 +65,7 @@ def fetch_all(archives: Sequence[Archive], root: Path, mirror: str | None) -> No
 
 
 def fetch(archive: Archive, root: Path, mirror: str | None) -> None:
-    """Fetch and unpack one archive, unless it is noted that this was done."""
+    """Download and unpack one archive, unless this is marked as done."""
     file = root / "downloads" / archive.name
     done = file.with_name(f"{archive.name}.unpacked")
     if done.exists():

@@ -1,4 +1,4 @@
-"""Draw how regions grow level by level in one photograph, and the boxes that come out.
+"""Draw how regions of one photograph grow level by level, and the resulting boxes.
 
 python scripts/draw_selective_search.py PHOTOGRAPH docs/images/selective_search.png
 """
@@ -51,7 +51,7 @@ def segmented(image: np.ndarray, k: int) -> np.ndarray:
 
 
 def mean_colours(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Each region in its mean colour, bounded by white lines."""
+    """Fill each region with its mean colour, and draw white lines between regions."""
     total = np.stack([np.bincount(labels.ravel(), image[..., c].ravel()) for c in range(3)], axis=1)
     picture = (total / np.bincount(labels.ravel())[:, None])[labels].astype(np.uint8)
     picture[:, 1:][labels[:, 1:] != labels[:, :-1]] = 255

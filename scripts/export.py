@@ -1,14 +1,14 @@
-"""Write what was learned in a form to share.
+"""Export trained weights for sharing.
 
     python scripts/export.py weights --checkpoint runs/mine/checkpoints/best.pt --out shared/mine
 
-writes model.safetensors and model.json (classes, settings, iteration) without any path of this machine. They are taken
-wherever a checkpoint is: python evaluate.py checkpoint=shared/mine/model.safetensors data=voc data.root=DIR
+writes model.safetensors and model.json (classes, settings, iteration) without any path of this machine. They are
+accepted in place of a checkpoint: python evaluate.py checkpoint=shared/mine/model.safetensors data=voc data.root=DIR
 
     python scripts/export.py torchvision --checkpoint runs/mine/checkpoints/best.pt --out resnet18.pth
 
-writes the layers that torchvision's classification network has too, by its names. model.weights=resnet18.pth starts
-another run from them, and torchvision takes them with load_state_dict(..., strict=False).
+writes the layers shared with torchvision's classification network, under its names. model.weights=resnet18.pth starts
+another run from them, and torchvision loads them with load_state_dict(..., strict=False).
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main() -> int:
     command.add_argument("--out", required=True, type=Path, help="the file to write, such as resnet18.pth")
     command.set_defaults(run=export_torchvision)
     arguments = parser.parse_args()
-    return run_script(lambda: arguments.run(arguments), "nothing half written is left")
+    return run_script(lambda: arguments.run(arguments), "no partial file is left")
 
 
 def export_weights(arguments: argparse.Namespace) -> None:

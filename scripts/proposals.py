@@ -1,4 +1,4 @@
-"""Make proposals for a data set by selective search, bring them from another format, and look at them.
+"""Generate proposals for a data set by selective search, convert between formats, and check them.
 
     python scripts/proposals.py generate --data ROOT --split trainval --out FILE.safetensors
     python scripts/proposals.py merge PART.safetensors ... --out FILE.safetensors
@@ -7,8 +7,8 @@
     python scripts/proposals.py recall FILE --data ROOT --split SPLIT
 
 ROOT is in VOC layout, or in COCO's with --annotations FILE.json [--images FOLDER] in place of --split; it is only read,
-and no file is ever overwritten. Exit status: 0 done, 1 `check` has found something, or
-a full disk or the like ended it, 2 wrong input, 130 interrupted. docs/proposals.md explains formats, shards and faults.
+and no file is ever overwritten. Exit status: 0 done, 1 `check` has found something, or a write failed (such as a full
+disk), 2 invalid input, 130 interrupted. docs/proposals.md explains formats, shards and faults.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from detector.errors import InputError, run_script
 from detector.evaluation.recall import recall_table, score_recall, write_recall_plot
 from detector.proposals.check import fault_table, find_faults
 from detector.proposals.convert import READERS, WRITERS, convert
-from detector.proposals.formats.records import BASES, ORDERS
+from detector.proposals.formats.records import ORDERS, PIXEL_ORIGINS
 from detector.proposals.generate import generate_proposals, merge_shards
 from detector.proposals.store import ProposalStore, open_proposals, require_exif, require_present
 from detector.runtime.files import write_atomically
@@ -42,7 +42,7 @@ FOUND_SOMETHING = 1
 def main(arguments: list[str] | None = None) -> None:
     options = make_parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    left = "nothing half written is left, and generate goes on where it was"
+    left = "no partial file is left, and generate resumes where it stopped"
     sys.exit(run_script(lambda: options.run(options), left))
 
 
@@ -54,11 +54,11 @@ def make_parser() -> argparse.ArgumentParser:
     add_data(command, required=True)
     add_image_options(command)
     add_out(command)
-    command.add_argument("--mode", default="fast", choices=list(MODES), help="how thoroughly (default: %(default)s)")
-    command.add_argument("--workers", type=int, default=os.cpu_count(), help="images at a time (default: all cores)")
+    command.add_argument("--mode", default="fast", choices=list(MODES), help="search mode (default: %(default)s)")
+    command.add_argument("--workers", type=int, default=os.cpu_count(), help="images in parallel (default: all cores)")
     command.add_argument(
         "--max-bad-fraction", type=float, default=0.01, metavar="F",
-        help="part of the images that may be unreadable; they are named and have no boxes (default: %(default)s)",
+        help="fraction of unreadable images to allow; they are listed and have no boxes (default: %(default)s)",
     )  # fmt: skip
     command.add_argument("--shard", type=shard, metavar="I/N", help="only the I-th of N parts, from 1/N to N/N")
     command.set_defaults(run=generate)
@@ -73,21 +73,23 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("target", type=Path, help="file or folder to write")
     command.add_argument("--from", required=True, choices=list(READERS), dest="source_format")
     command.add_argument("--to", required=True, choices=list(WRITERS), dest="target_format")
-    command.add_argument("--order", choices=list(ORDERS), help="of the numbers, if the format does not say it or lies")
-    command.add_argument("--base", choices=list(BASES), help="the same: " + "; ".join(map(": ".join, BASES.items())))
+    command.add_argument("--order", choices=list(ORDERS), help="of the numbers, if the format lacks it or is wrong")
+    command.add_argument(
+        "--base", choices=list(PIXEL_ORIGINS), help="the same: " + "; ".join(map(": ".join, PIXEL_ORIGINS.items()))
+    )
     command.add_argument("--i-trust-this-file", action="store_true", help="read a pickle")
     add_data(command, required=False)
     add_image_options(command)
     command.set_defaults(run=run_convert)
 
-    command = commands.add_parser("check", help="what is wrong with them: missing, extra, NaN, out of bounds, ...")
+    command = commands.add_parser("check", help="faults of proposals: missing, extra, NaN, out of bounds, ...")
     add_file(command)
     add_image_options(command)
     command.set_defaults(run=check)
 
-    command = commands.add_parser("recall", help="how many of the objects they find")
+    command = commands.add_parser("recall", help="how many of the objects the proposals find")
     add_file(command)
-    command.add_argument("--plot", type=Path, metavar="FILE.png", help="draw it too")
+    command.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw a plot")
     command.set_defaults(run=recall)
     return parser
 
@@ -107,13 +109,13 @@ def add_out(command: argparse.ArgumentParser) -> None:
 def add_file(command: argparse.ArgumentParser) -> None:
     command.add_argument("file", type=Path, help="a .safetensors store or a release's .mat")
     add_data(command, required=True)
-    command.add_argument("--json", type=Path, metavar="FILE", help="write everything to a file too")
+    command.add_argument("--json", type=Path, metavar="FILE", help="also write everything to a file")
 
 
 def shard(text: str) -> tuple[int, int]:
     number, _, count = text.partition("/")
     if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-        raise argparse.ArgumentTypeError(f"'{text}' is no part of a whole, such as 1/4")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a shard, such as 1/4")
     return int(number), int(count)
 
 
@@ -152,7 +154,7 @@ def merge(options: argparse.Namespace) -> None:
 
 def summary(store: ProposalStore) -> str:
     count = store.num_boxes
-    return f"{store.path}: {count} boxes of {len(store)} images, {count / max(len(store), 1):.0f} an image"
+    return f"{store.path}: {count} boxes of {len(store)} images, {count / max(len(store), 1):.0f} per image"
 
 
 def run_convert(options: argparse.Namespace) -> None:

@@ -172,7 +172,7 @@ def test_a_plain_image_has_the_boxes_of_a_grid_too(tmp_path):
         ({"--out": "{images}/good.jpg"}, "--out: {images}/good.jpg cannot be written"),
         ({"--score-threshold": "3"}, "detect.score_threshold=3.0: must be a number from 0 to 1"),
         ({"--max-detections": "0"}, "detect.max_detections=0: must be"),
-        ({"--device": "cuda:99"}, "device: 'cuda:99' is not there"),
+        ({"--device": "cuda:99"}, "device: 'cuda:99' is not available"),
         ({"--proposals": "p.npy"}, "p.npy: proposals are read from"),
     ],
 )

@@ -178,7 +178,7 @@ def test_another_data_set_keeps_the_sizes_of_training_and_nothing_of_its_data(ru
     assert "parts" not in merge("data=voc", "data.root=x")
     assert merge("data.val_split=train")["val_split"] == "train"
     trained["data"]["parts"] = [{"root": "a", "val_split": "test"}]
-    with pytest.raises(InputError, match="data.val_split: the data set of training is joined of 1, each with its own"):
+    with pytest.raises(InputError, match="data.val_split: the data set of training is joined from 1, each with its"):
         merge("data.val_split=train")
 
 
@@ -336,13 +336,13 @@ def no_xml(root: Path) -> None:
 
 
 CASES = [
-    (None, ["train.iterations=-3"], "train.iterations=-3: must be a whole number above 0"),
+    (None, ["train.iterations=-3"], "train.iterations=-3: must be an integer above 0"),
     (None, [f"run.dir={REPOSITORY}/LICENSE/run"], "run.dir: .*/LICENSE/run cannot be written"),
     (None, [f"proposals.folder={REPOSITORY}/LICENSE/p"], "proposals.folder: .* cannot be written"),
     (None, ["data.classes=[]"], "data.classes="),
     (spoil_box, [], r"test_1\.xml: box 1 .* lies outside its image"),
     (None, ["data.root=/nowhere/at/all"], "there is no folder /nowhere/at/all"),
-    (None, ["device=cuda:99"], "device: 'cuda:99' is not there"),
+    (None, ["device=cuda:99"], "device: 'cuda:99' is not available"),
     (None, ["data.val_split=trainval"], "no such split; there is test, train"),
     (no_images, [], "the split has no images"),
     (no_xml, [], "1 of the 6 images of split 'train' have no XML file: train_3"),

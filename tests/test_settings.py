@@ -13,7 +13,7 @@ from detector.data.voc import VocDataset
 from detector.errors import InputError
 from detector.proposals.formats.records import ImageProposals
 from detector.proposals.store import stream_store
-from detector.settings import OF_READERS, build, flatten, no_such_setting, validate, validate_training
+from detector.settings import READER_SETTINGS, build, flatten, no_such_setting, validate, validate_training
 from detector.training.optimizers import default_rate
 from tests.conftest import REPOSITORY
 
@@ -223,9 +223,9 @@ def test_a_wrong_argument_is_an_input_error():
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("train.iterations=0", "train.iterations=0: must be a whole number above 0"),
-        ("train.iterations=many", "train.iterations=many: must be a whole number"),
-        ("~train.iterations", "train.iterations is not given: must be a whole number above 0"),
+        ("train.iterations=0", "train.iterations=0: must be an integer above 0"),
+        ("train.iterations=many", "train.iterations=many: must be an integer"),
+        ("~train.iterations", "train.iterations is not given: must be an integer above 0"),
         ("train=5", "train=5: must be a group of settings, train.iterations among them"),
         ("train.images_per_batch=2.5", "train.images_per_batch=2.5"),
         ("train.eval_every=true", "train.eval_every=True"),
@@ -246,10 +246,10 @@ def test_a_wrong_argument_is_an_input_error():
         ("model.backbone=resnet19", "model.backbone=resnet19"),
         ("proposals.mode=best", "proposals.mode=best"),
         ("metric.iou_thresholds=[0.5,0.501]", "must differ, and have two decimals at most"),
-        ("schedule.steps=[30000] schedule=step", r"schedule.steps=\[30000\]: must be a list of parts of the run"),
+        ("schedule.steps=[30000] schedule=step", r"schedule.steps=\[30000\]: must be a list of fractions of the run"),
         ("schedule.warmup_iterations=-5", "schedule.warmup_iterations=-5"),
         ("device=null", "device=None"),
-        ("data.max_images=0", "data.max_images=0: must be null or a whole number above 0"),
+        ("data.max_images=0", "data.max_images=0: must be null or an integer above 0"),
         ("data.exclude_classes=cat", r"data.exclude_classes=cat: must be null or a list of names, such as \[cat,dog\]"),
         ("data.classes=[]", r"data.classes=\[\]: must be null or a list"),
         ("data=joined data.parts=[a]", r"data.parts=\['a'\]: must be null or a list of data sets"),
@@ -264,16 +264,16 @@ def test_a_wrong_argument_is_an_input_error():
         ("data.unique_proposals=2", "data.unique_proposals=2: must be true or false"),
         ("data.proposals_by_score=x", "data.proposals_by_score=x: must be true or false"),
         ("data.exif=yes", "data.exif=yes: must be apply or ignore"),
-        ("data.max_image_pixels=0", "data.max_image_pixels=0: must be a whole number above 0"),
+        ("data.max_image_pixels=0", "data.max_image_pixels=0: must be an integer above 0"),
         ("data.max_bad_fraction=2", "data.max_bad_fraction=2: must be a number from 0 to 1"),
-        ("data.short_side_px=1000000", "data.short_side_px=1000000: must be a whole number from 1 to 20000"),
+        ("data.short_side_px=1000000", "data.short_side_px=1000000: must be an integer from 1 to 20000"),
         ("data.classes=[1]", r"data.classes=\[1\]: must be null or a list of names"),
         ("+model.hiden=3", "model: there is no setting 'hiden'"),
         ("optimizer.lr=inf", "optimizer.lr=inf: must be null or a number above 0"),
-        ("model.frozen_stages=-1", "model.frozen_stages=-1: must be null or a whole number"),
+        ("model.frozen_stages=-1", "model.frozen_stages=-1: must be null or an integer"),
     ],
 )
-def test_senseless_values_are_named(settings, override, says):
+def test_invalid_values_are_named(settings, override, says):
     with pytest.raises(InputError, match=says):
         validate(settings("train", *override.split()))
 
@@ -307,7 +307,7 @@ def test_training_takes_all_settings_of_a_data_set(settings, choice):
     validate_training(settings("train", f"data={choice}", "data.root=x", *missing), 1)
     wanted = {key.format(part) for keys in builders.READER_ARGUMENTS.values() for key in keys.values()
               for part in ("train", "val")}  # fmt: skip
-    assert wanted == {*OF_READERS, "drop_empty_boxes"}
+    assert wanted == {*READER_SETTINGS, "drop_empty_boxes"}
 
 
 def test_a_renamed_setting_is_named_with_its_new_name():

@@ -1,1 +1,1 @@
-"""From files to batches: readers, proposals, transforms, loader."""
+"""Datasets, transforms and data loaders: from files to batches."""

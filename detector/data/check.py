@@ -1,7 +1,7 @@
-"""Look at the data before hours are spent on it.
+"""Data validation before training.
 
-`check_data` decodes every image in full, once: it remembers by their contents those that were sound, in a folder of
-its own beside other programs' caches, so that the next start only reads the files. Nothing of the user's is changed.
+`check_data` decodes every image in full, once. It caches the digests of valid images in the user's cache folder, so
+that the next start only reads the files. User files are not changed.
 """
 
 import functools
@@ -30,23 +30,23 @@ from detector.runtime.files import digest_of, locked, write_atomically
 
 logger = logging.getLogger(__name__)
 
-SHOWN = 20  # problems that are written out
-HARDLY_CUT = "cut by a pixel or less"  # so common that the objects are counted, but not written out
-VERSION = 1  # of what it takes to be sound
+SHOWN = 20  # maximum number of problems listed
+HARDLY_CUT = "cut by a pixel or less"  # so common that the objects are counted, but not listed
+VERSION = 1  # of the validity rules
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A data set that was looked at, and what was found. Images that cannot be used are not in `reader` any more."""
+    """A validated data set and the problems found. `reader` no longer has the images that cannot be used."""
 
     reader: DetectionDataset
     image_hws: list[tuple[int, int]]  # of the images of `reader`
     digests: list[str]  # of the contents of their files
     found: int  # images with a file, usable or not
     empty: int  # images without an object: background
-    bad: list[tuple[str, str]]  # images that cannot be used: missing, corrupt or misannotated, and why
-    repairs: list[tuple[str, str]]  # objects left out or cut at the border: what was done, and to which
-    notes: list[str] = field(default_factory=list)  # what else is worth knowing
+    bad: list[tuple[str, str]]  # images that cannot be used: (missing, corrupt or misannotated; reason)
+    repairs: list[tuple[str, str]]  # objects skipped or cut at the border: (repair, object)
+    notes: list[str] = field(default_factory=list)  # further remarks on the data set
 
     def summary(self) -> str:
         """One line: N images found, M missing, E empty, C corrupt, ..., R objects repaired (how)."""
@@ -59,14 +59,14 @@ class Checked:
         )
 
     def details(self) -> list[str]:
-        """The first problems with file, object and value, worst first, then the notes."""
+        """The first problems, each with file, object and value, worst first, then the notes."""
         lines = [f"{kind}: {text}" for kind, text in [*self.bad, *self.repairs] if kind != HARDLY_CUT]
         more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
         return lines[:SHOWN] + more + self.notes
 
 
 def check_data(reader: DetectionDataset) -> Checked:
-    """Look at every image and annotation of a data set; which of them are to be errors is the caller's choice."""
+    """Validate every image and annotation of a data set. The caller decides which problems are errors."""
     folder = hashlib.sha256(str(reader.annotation_path(0).resolve().parent).encode()).hexdigest()[:8]
     cache = cache_folder() / f"{reader.name}-{folder}.json"
     made_by = [VERSION, PILLOW, *astuple(reader.image_options)]
@@ -98,13 +98,13 @@ def check_data(reader: DetectionDataset) -> Checked:
 
 
 def accept(checked: Checked, max_bad_fraction: float) -> Checked:
-    """Log what was found, and raise InputError if more than this part of the images cannot be used."""
+    """Log the result; raise InputError if more than this fraction of the images cannot be used."""
     total = len(checked.bad) + len(checked.reader)
     logger.info("%s", checked.summary())
     if len(checked.bad) > max_bad_fraction * total or not len(checked.reader):
         raise InputError(
             f"{len(checked.bad)} of {total} images of {checked.reader.name} cannot be used, more than "
-            f"data.max_bad_fraction={max_bad_fraction:g} allows; mend them or take them out of the split:\n  "
+            f"data.max_bad_fraction={max_bad_fraction:g} allows; fix them or remove them from the split:\n  "
             + "\n  ".join(checked.details())
         )
     for line in checked.details():
@@ -113,22 +113,22 @@ def accept(checked: Checked, max_bad_fraction: float) -> Checked:
 
 
 def require_all_valid(checked: Checked) -> Checked:
-    """Log what was found, and raise InputError if an image or an object would be left out: no score would be right."""
-    left_out = [(kind, text) for kind, text in checked.repairs if not kind.startswith("cut")]
-    if checked.bad or left_out:
+    """Log the result; raise InputError if an image or an object would be skipped: the score would be wrong."""
+    skipped = [(kind, text) for kind, text in checked.repairs if not kind.startswith("cut")]
+    if checked.bad or skipped:
         raise InputError(
-            f"{checked.summary()}.\nA score needs every image and object; mend these or take them out of the split:\n  "
-            + "\n  ".join(f"{kind}: {text}" for kind, text in [*checked.bad, *left_out][:SHOWN])
+            f"{checked.summary()}.\nA score needs every image and object; fix these or remove them from the split:\n  "
+            + "\n  ".join(f"{kind}: {text}" for kind, text in [*checked.bad, *skipped][:SHOWN])
         )
     return accept(checked, 0)
 
 
 def require_readable(reader: DetectionDataset) -> None:
-    """Raise InputError if an annotation, or an object in one, cannot be used: for a score that needs no images."""
+    """Raise InputError if an annotation or an object cannot be used. For a score that needs no images."""
     problems: list[str] = []
     for index in range(len(reader)):
         try:
-            problems += reader.left_out(index)
+            problems += reader.invalid_objects(index)
         except InputError as error:
             problems.append(str(error))
     if problems:
@@ -139,7 +139,7 @@ def require_readable(reader: DetectionDataset) -> None:
 
 
 def warn_leakage(train: Checked, val: Checked) -> list[str]:
-    """Log a warning if images of the one are, by contents, in the other too; return their ids in the other."""
+    """Log a warning if `val` contains images of `train`, by file contents; return their ids in `val`."""
     seen = {*train.digests}
     both = [id for id, digest in zip(val.reader.image_ids, val.digests, strict=True) if digest in seen]
     if both:
@@ -151,7 +151,7 @@ def warn_leakage(train: Checked, val: Checked) -> list[str]:
 
 
 def check_proposals(proposals: Proposals, image_ids: Sequence[str], image_hws: Sequence[tuple[int, int]]) -> str:
-    """One line on the proposals of these images: how many, and how many that training and detection leave out."""
+    """One line on the proposals of these images: how many, and how many of them training and detection skip."""
     total = not_numbers = outside = without = 0
     for image_id, (height, width) in zip(image_ids, image_hws, strict=True):
         boxes = np.asarray(proposals[image_id])
@@ -163,15 +163,15 @@ def check_proposals(proposals: Proposals, image_ids: Sequence[str], image_hws: S
         outside += int((finite & ~usable).sum())
         without += not usable.any()
     return (
-        f"{total} proposals of {len(image_ids)} images, {total / max(len(image_ids), 1):.0f} an image; left out: "
+        f"{total} proposals of {len(image_ids)} images, {total / max(len(image_ids), 1):.0f} per image; skipped: "
         f"{not_numbers} not numbers, {outside} without area in their image; {without} images have none"
     )
 
 
 def proposal_recall(reader: DetectionDataset, proposals: Proposals, indices: Sequence[int], iou: float = 0.5) -> float:
-    """Part of the objects in these images that a proposal overlaps by at least `iou`; 1 if there is no object.
+    """Fraction of the objects in these images that a proposal covers with an IoU of at least `iou`; 1 without objects.
 
-    Counted as evaluation/recall.py does: without difficult objects and crowds.
+    Difficult objects and crowds are not counted, as in evaluation/recall.py.
     """
     found = total = 0
     for index in indices:
@@ -180,16 +180,16 @@ def proposal_recall(reader: DetectionDataset, proposals: Proposals, indices: Seq
         objects = torch.from_numpy(truth.boxes[~truth.crowd & ~truth.difficult])
         total += len(objects)
         if len(boxes) and len(objects):
-            found += int((box_iou(objects, boxes).amax(dim=1) >= iou - 1e-6).sum())  # float32
+            found += int((box_iou(objects, boxes).amax(dim=1) >= iou - 1e-6).sum())  # float32 tolerance
     return found / total if total else 1.0
 
 
 @dataclass
 class _Look:
-    """What was found on one image."""
+    """Result for one image."""
 
-    digest: str = ""  # of its file's contents; empty without a file
-    image_hw: tuple[int, int] | None = None  # once it is decoded
+    digest: str = ""  # of the file contents; empty without a file
+    image_hw: tuple[int, int] | None = None  # None until decoded
     problem: tuple[str, str] | None = None  # why it cannot be used
     corners: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))  # x1, y1 of its objects
     repairs: list[tuple[str, str]] = field(default_factory=list)
@@ -209,7 +209,7 @@ def _look(reader: DetectionDataset, known: dict[str, tuple[int, int]], index: in
         _require_size(reader, index, look.image_hw)
         boxes = reader.ground_truth(index).boxes
         look.corners = boxes[:, :2]
-        look.repairs += [("left out", text) for text in reader.left_out(index)]
+        look.repairs += [("skipped", text) for text in reader.invalid_objects(index)]
         look.repairs += _repairs(boxes, look.image_hw, reader.annotation_path(index))
     except InputError as error:
         look.problem = stage, str(error)
@@ -226,7 +226,7 @@ def _require_size(reader: DetectionDataset, index: int, image_hw: tuple[int, int
     if reader.image_options.exif == "apply" and stored_hw(path) == annotated:
         raise InputError(
             f"{reader.annotation_path(index)}: {sizes} once it is turned upright as its EXIF says: it was annotated "
-            "without EXIF. With data.exif=ignore images are used as they lie in their files"
+            "without EXIF. With data.exif=ignore images are used as they are stored"
         )
     raise InputError(
         f"{reader.annotation_path(index)}: {sizes}: the boxes belong to another version of the image. If they do fit, "
@@ -235,12 +235,12 @@ def _require_size(reader: DetectionDataset, index: int, image_hw: tuple[int, int
 
 
 def _repairs(boxes: np.ndarray, image_hw: tuple[int, int], annotation: Path) -> Iterable[tuple[str, str]]:
-    """What training does with boxes that reach out of their image: by a pixel is common, and not worth a name."""
+    """How training handles boxes that extend beyond their image. Up to one pixel is common and is not listed."""
     height, width = image_hw
     for number, (x1, y1, x2, y2) in enumerate(boxes, start=1):
         where = f"box {number} x from {x1:g} to {x2:g}, y from {y1:g} to {y2:g} in an image of {width}x{height}"
         if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
-            yield "left out", f"{annotation}: {where}: lies outside its image"
+            yield "skipped", f"{annotation}: {where}: lies outside its image"
         elif max(-x1, -y1, x2 - width, y2 - height) > 1:
             yield "cut at the border", f"{annotation}: {where}: reaches out of it"
         elif max(-x1, -y1, x2 - width, y2 - height) > 0:
@@ -253,26 +253,26 @@ def _counted_from_0(looks: Iterable[_Look]) -> list[str]:
         return []
     return [
         f"{int((corners == -1).any(axis=1).sum())} objects have xmin or ymin 0, so these files seem to count pixels "
-        "from 0; they are read as VOC says, from 1, and every box lies a pixel further up and left than it was drawn"
+        "from 0; they are read from 1, as VOC defines it, and every box is shifted one pixel up and left"
     ]
 
 
 def cache_folder() -> Path:
-    """Where sound images are remembered: fast-rcnn/checked in the user's folder of caches (XDG_CACHE_HOME)."""
+    """Folder of the cache of valid images: fast-rcnn/checked in the user's cache folder (XDG_CACHE_HOME)."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fast-rcnn" / "checked"
 
 
 @contextmanager
 def _one_after_the_other(cache: Path) -> Iterator[None]:
-    """The processes of a run: the first decodes the images, the others then find that in the cache."""
+    """Serialize the processes of a run: the first one decodes the images, the others read the cache."""
     with ExitStack() as stack:
-        with suppress(OSError):  # there can be no cache here: they decode side by side
+        with suppress(OSError):  # no cache can be written here: each process decodes the images itself
             stack.enter_context(locked(cache.with_name(f"{cache.name}.lock")))
         yield
 
 
 def _read_cache(path: Path, made_by: list) -> dict[str, tuple[int, int]]:
-    """Sizes of sound images by digest; none without a cache, or if it is damaged or was made in another way."""
+    """Sizes of valid images by digest; empty if the cache is missing, corrupt or written by another version."""
     try:
         content = json.loads(path.read_bytes())
         if content["made by"] != made_by:

@@ -1,4 +1,4 @@
-"""Names of classes: what may be one, an object of an unknown one, and objects that are left out by theirs."""
+"""Class names: valid names, unknown classes, and exclusion of objects by class."""
 
 import difflib
 from collections.abc import Collection, Mapping, Sequence
@@ -12,7 +12,7 @@ from detector.structures import GroundTruth
 
 
 def check_classes(source: object, classes: Sequence[str]) -> tuple[str, ...]:
-    """The names as a tuple. Raises InputError, naming the source, unless they differ and suit a file's name."""
+    """The names as a tuple. Raises InputError, naming the source, unless all are distinct and valid in file names."""
     for name in classes:
         if (
             not isinstance(name, str)
@@ -21,7 +21,7 @@ def check_classes(source: object, classes: Sequence[str]) -> tuple[str, ...]:
             or any(character in name for character in "/\\\0\n\r")
         ):
             raise InputError(
-                f"{source}: {name!r} cannot be a class: its name must do as part of a file's name, in 100 bytes"
+                f"{source}: {name!r} cannot be a class: its name must be valid in a file name, with at most 100 bytes"
             )
     if len(set(classes)) != len(classes):
         raise InputError(f"{source}: {list(classes)} names a class twice")
@@ -29,7 +29,7 @@ def check_classes(source: object, classes: Sequence[str]) -> tuple[str, ...]:
 
 
 def labels_by_name(classes: Sequence[str], where: Path) -> dict[str, int]:
-    """The label 1..K of each name. Raises InputError for a name given twice, or one that is no part of a file's name.
+    """The label 1..K of each name. Raises InputError for duplicates and names that are not valid in file names.
 
     `where` is the data set, for the message.
     """
@@ -37,9 +37,9 @@ def labels_by_name(classes: Sequence[str], where: Path) -> dict[str, int]:
 
 
 def require_none_unknown(unknown: Mapping[str, int], first: Mapping[str, object], classes: Sequence[str]) -> None:
-    """Raise InputError if there are names in `unknown`: the number of objects by the name of a class without a label.
+    """Raise InputError if `unknown` is not empty.
 
-    `first` says where the first object of each is.
+    `unknown` maps each class without a label to its number of objects, `first` to the place of its first object.
     """
     if not unknown:
         return
@@ -49,15 +49,15 @@ def require_none_unknown(unknown: Mapping[str, int], first: Mapping[str, object]
         for name in names[:20]
     ]
     raise InputError(
-        f"{len(unknown)} classes in the annotations are not among {', '.join(classes)}; mend the names, or leave "
-        f"objects out on purpose with data.exclude_classes=[{','.join(names)}]:\n  " + "\n  ".join(lines)
+        f"{len(unknown)} classes in the annotations are not among {', '.join(classes)}; fix the names, or exclude "
+        f"these objects with data.exclude_classes=[{','.join(names)}]:\n  " + "\n  ".join(lines)
     )
 
 
 def require_unlike(names: Collection[str], where: str) -> None:
-    """Raise InputError for names that differ in upper case and spaces alone: they are most likely one class.
+    """Raise InputError for names that differ only in upper case or spaces: they are most likely one class.
 
-    `where` they stand, for the message.
+    `where` is their source, for the message.
     """
     alike: dict[str, list[str]] = {}
     for name in sorted(names):
@@ -65,14 +65,14 @@ def require_unlike(names: Collection[str], where: str) -> None:
     pairs = [" and ".join(f"'{name}'" for name in group) for group in alike.values() if len(group) > 1]
     if pairs:
         raise InputError(
-            f"{where}: class names that differ in upper case or spaces alone: {first_few(pairs, 20)}; write each "
-            "class in one way there, leave one of them out with data.exclude_classes=[...], or, if they are meant to "
-            "be classes of their own, list all classes in data.classes=[...]"
+            f"{where}: class names that differ only in upper case or spaces: {first_few(pairs, 20)}; write each "
+            "class in one way there, exclude one of them with data.exclude_classes=[...], or, if they are meant to "
+            "be separate classes, list all classes in data.classes=[...]"
         )
 
 
 def require_known(excluded: Sequence[str], known: Collection[str]) -> None:
-    """Raise InputError for a name to exclude that is not `known` from the data: it is a slip of the pen."""
+    """Raise InputError for an excluded name that is not among the `known` classes of the data: it is a typo."""
     for name in excluded:
         if name not in known:
             raise InputError(
@@ -88,15 +88,15 @@ def _did_you_mean(name: str, classes: Collection[str]) -> str:
 
 
 def _plain(name: str) -> str:
-    """The name without what people write now one way, now another: upper case and spaces."""
+    """The name in lower case, without spaces."""
     return "".join(name.lower().split())
 
 
 class WithoutClasses:
-    """The data set `reader` without its objects of the classes `excluded`; every image stays. A reader itself.
+    """The data set `reader` without objects of the `excluded` classes; all images stay. Itself a DetectionDataset.
 
-    `known` are the classes of `reader`, left out or not. An excluded class may be among `classes`, as when a network
-    that knows it is scored: it has no object then.
+    `known` are the classes of `reader`, excluded or not. An excluded class may be among `classes`, as when a network
+    that has this class is scored: it has no objects then.
     """
 
     def __init__(
@@ -107,9 +107,9 @@ class WithoutClasses:
         self.image_ids = reader.image_ids
         self.image_options = reader.image_options
         self.classes = classes or tuple(name for name in reader.classes if name not in excluded)
-        # The reader must know a label for every object it has, also for those that are left out here.
+        # `reader` needs a label for each of its objects, including those excluded here.
         self.reader = reader.with_classes([*self.classes, *(name for name in excluded if name not in self.classes)])
-        self._left_out = [label for label, name in enumerate(self.reader.classes, start=1) if name in excluded]
+        self._excluded_labels = [label for label, name in enumerate(self.reader.classes, start=1) if name in excluded]
 
     def with_classes(self, classes: Sequence[str]) -> "WithoutClasses":
         return WithoutClasses(self.reader, self.excluded, tuple(classes))
@@ -133,12 +133,12 @@ class WithoutClasses:
     def annotated_hw(self, index: int) -> tuple[int, int] | None:
         return self.reader.annotated_hw(index)
 
-    def left_out(self, index: int) -> Sequence[str]:
-        return self.reader.left_out(index)
+    def invalid_objects(self, index: int) -> Sequence[str]:
+        return self.reader.invalid_objects(index)
 
     def ground_truth(self, index: int) -> GroundTruth:
         truth = self.reader.ground_truth(index)
-        keep = ~np.isin(truth.labels, self._left_out)
+        keep = ~np.isin(truth.labels, self._excluded_labels)
         return GroundTruth(
             image_id=truth.image_id,
             boxes=truth.boxes[keep],

@@ -1,4 +1,4 @@
-"""Data sets in the layout of COCO: one JSON file of images, categories and annotations, and a folder of images."""
+"""Data sets in COCO format: one JSON file of images, categories and annotations, and a folder of images."""
 
 import copy
 import json
@@ -18,20 +18,20 @@ from detector.structures import GroundTruth
 
 logger = logging.getLogger(__name__)
 
-LARGEST_PX = 10**9  # no image is so large, and float32 and drawing have their limits too
+LARGEST_PX = 10**9  # larger than any image, and within the limits of float32 and of drawing
 
 
 class CocoDataset:
     """Images with their ground truth, in the order of the JSON file.
 
     root / json is the annotation file, root / images the folder that its file names are relative to. `classes` are
-    the labels 1..K; without them, all categories of the file, sorted by name. Image ids are the file's as text, and
-    `category_ids` has its number for each category. Boxes are [x, y, width, height] there, counted from 0, and become
-    x1 y1 x2 y2 with nothing added; where `iscrowd` is 1 one box stands for many objects. COCO itself has a few boxes
-    without width or height: `drop_empty_boxes` leaves those out.
+    the labels 1..K; without them, all categories of the file, sorted by name. Image ids are those of the file, as
+    strings; `category_ids` maps each category name to its id. Boxes are 0-based [x, y, width, height] in the file and
+    become (x1, y1, x2, y2) with nothing added; a box with `iscrowd` 1 covers many objects. COCO itself has a few boxes
+    without width or height: `drop_empty_boxes` skips them.
 
-    Raises InputError, naming the file, the annotation's id and the value, for whatever is missing, broken or does not
-    fit together.
+    Raises InputError, naming the file, the annotation id and the value, for data that is missing, invalid or
+    inconsistent.
     """
 
     def __init__(
@@ -84,11 +84,11 @@ class CocoDataset:
         return read_image(self.image_path(index), self.image_options)
 
     def annotated_hw(self, index: int) -> tuple[int, int] | None:
-        """(H, W) that the JSON file says the image has, if it does."""
+        """(H, W) of the image in the JSON file, or None."""
         return self._image_hws[index]
 
-    def left_out(self, index: int) -> Sequence[str]:
-        """Nothing: a box that cannot be used is an error, or all such are left out by `drop_empty_boxes`."""
+    def invalid_objects(self, index: int) -> Sequence[str]:
+        """Always empty: an invalid box is an error, unless `drop_empty_boxes` skips it."""
         return ()
 
     def ground_truth(self, index: int) -> GroundTruth:
@@ -114,7 +114,7 @@ class CocoDataset:
             raise InputError(f"{self.path}: there are no images in it")
 
     def _read_annotations(self, annotations: list[dict], drop_empty_boxes: bool) -> None:
-        """Fill the arrays of all objects, those of an image side by side."""
+        """Fill the arrays of all objects, grouped by image."""
         numbers = {id: number for number, id in enumerate(self.image_ids)}
         names = {id: name for name, id in self.category_ids.items()}
         rows, empty = [], []
@@ -150,11 +150,11 @@ class CocoDataset:
             shown = first_few([f"annotation {id} has the bbox {box}" for id, box in empty])
             raise InputError(
                 f"{self.path}: {len(empty)} boxes without width or height: {shown}. Take them out of the file, or "
-                "leave them out with data.drop_empty_boxes=true"
+                "skip them with data.drop_empty_boxes=true"
             )
         if empty:
-            logger.info("%s: %d boxes without width or height are left out", self.path, len(empty))
-        rows.sort(key=lambda row: row[0])  # stable: of an image, the file's order
+            logger.info("%s: %d boxes without width or height are skipped", self.path, len(empty))
+        rows.sort(key=lambda row: row[0])  # stable: keeps the file order within an image
         table = np.array(rows, dtype=np.float64).reshape(-1, 8)
         self._starts = np.searchsorted(table[:, 0], np.arange(len(self.image_ids) + 1))
         self._categories = table[:, 1].astype(np.int64)
@@ -164,7 +164,7 @@ class CocoDataset:
         self._warn_of_corners(table)
 
     def _warn_of_corners(self, table: np.ndarray) -> None:
-        """Boxes given as corners are taken for too wide and high: they reach out of their images."""
+        """Log a warning if boxes seem to be given as corners: read as sizes, they extend beyond their images."""
         hws = np.array([hw or (np.inf, np.inf) for hw in self._image_hws])[table[:, 0].astype(np.int64)]
         outside = (table[:, 6] > hws[:, 1] + 2) | (table[:, 7] > hws[:, 0] + 2)
         if len(outside) and outside.mean() > 0.2:
@@ -185,7 +185,7 @@ class CocoDataset:
 
 
 def read_json(root: Path, path: Path) -> dict:
-    """The content of an annotation file, whose three parts are there and are lists of objects."""
+    """Content of a COCO annotation file. Raises InputError unless it has the three lists of objects."""
     if not root.is_dir():
         raise InputError(f"data.root: there is no folder {root} (here is {Path.cwd()})")
     if not path.is_file():
@@ -203,7 +203,7 @@ def read_json(root: Path, path: Path) -> dict:
 
 
 def _categories(path: Path, items: list[dict]) -> dict[str, int]:
-    """The id of each category's name."""
+    """Category ids by name."""
     ids = [_get(path, f"categories[{number}]", item, "id", int) for number, item in enumerate(items)]
     beyond = [id for id in ids if abs(id) > 2**53]
     if beyond:
@@ -217,7 +217,7 @@ def _categories(path: Path, items: list[dict]) -> dict[str, int]:
 
 
 def _image_hw(item: dict) -> tuple[int, int] | None:
-    """The image's size, where the file gives it."""
+    """(H, W) of the image, or None if the file does not give a valid size."""
     height, width = item.get("height"), item.get("width")
     if not (isinstance(height, int) and isinstance(width, int)):
         return None
@@ -225,16 +225,16 @@ def _image_hw(item: dict) -> tuple[int, int] | None:
 
 
 def _get(path: Path, what: str, item: dict, key: str, kind: type | tuple[type, ...]) -> Any:
-    """item[key], of that type."""
+    """item[key]. Raises InputError unless it has the type `kind`."""
     value = item.get(key)
-    is_text = isinstance(value, str) and not re.search("[\ud800-\udfff]", value)  # halves of characters
+    is_text = isinstance(value, str) and not re.search("[\ud800-\udfff]", value)  # lone surrogates
     if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, str) and not is_text):
-        raise InputError(f"{path}: {what} has no sound '{key}': " + (repr(value) if key in item else "none at all"))
+        raise InputError(f"{path}: {what} has no valid '{key}': " + (repr(value) if key in item else "none at all"))
     return value
 
 
 def _box(path: Path, what: str, item: dict) -> list[float]:
-    """The four numbers of `bbox`."""
+    """The four numbers of `bbox`, checked."""
     box = _get(path, what, item, "bbox", list)
     if len(box) != 4 or not all(isinstance(value, int | float) and abs(value) < LARGEST_PX for value in box):
         raise InputError(f"{path}: {what} has the bbox {box!s:.100}: it must be four numbers, [x, y, width, height]")

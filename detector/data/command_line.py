@@ -1,4 +1,4 @@
-"""Options of scripts that decide how the images of a data set are read: those of `data` in training."""
+"""Command-line options of scripts for reading images, the counterparts of `data` settings in training."""
 
 import argparse
 
@@ -6,7 +6,7 @@ from detector.data.image import ImageOptions
 
 
 def add_image_options(parser: argparse.ArgumentParser) -> None:
-    """--exif and --max-image-pixels."""
+    """Add --exif and --max-image-pixels."""
     default = ImageOptions()
     parser.add_argument("--exif", default=default.exif, choices=["apply", "ignore"], help="as data.exif in training")
     parser.add_argument(
@@ -15,5 +15,5 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
 
 
 def image_options(arguments: argparse.Namespace) -> ImageOptions:
-    """What the options ask for."""
+    """ImageOptions from the parsed options."""
     return ImageOptions(arguments.exif, arguments.max_image_pixels)

@@ -1,4 +1,4 @@
-"""Fetching archives: taken up again where it was stopped, checked, and unpacked without harm."""
+"""Download of archives: resumable, verified by checksum, and unpacked safely."""
 
 import filecmp
 import hashlib
@@ -23,19 +23,19 @@ from detector.runtime.files import locked, write_atomically
 logger = logging.getLogger(__name__)
 
 TRIES = 5  # in a row without a single new byte
-PAUSE_S = 2.0  # before a second try; each further one waits as long again
+PAUSE_S = 2.0  # before the second try; increases by this for each further one
 TIMEOUT_S = 60.0
 CHUNK_BYTES = 1 << 20
 MAX_UNPACKED_BYTES = 8 << 30  # of one archive
 
 
 def download(url: str, path: Path, md5: str) -> None:
-    """Fetch `url` to `path`, unless it lies there already: whole and with this checksum, or not at all.
+    """Download `url` to `path`, complete and with this checksum, unless the file exists.
 
-    What has come is kept beside it as NAME.part, and a later call, or a further try after a cut connection, asks for
-    the rest. A server that cannot go on, or has another file by now, has it sent from the start. Raises InputError if
-    the server refuses or stays away, and for a wrong checksum, after which nothing of the file is left; one that lay
-    there before is not touched.
+    Received bytes are kept beside it as NAME.part; a later call, or a further try after a cut connection, requests
+    the rest. If the server cannot resume, or has another file by now, the download restarts. Raises InputError if the
+    server refuses or is unreachable, and for a wrong checksum, after which the downloaded bytes are deleted; a file
+    that existed before is not changed.
     """
     if not url.startswith(("http://", "https://")):
         raise InputError(f"{url}: only http:// and https:// are fetched; a file you have goes to {path}")
@@ -51,20 +51,20 @@ def download(url: str, path: Path, md5: str) -> None:
         if found != md5:
             part.unlink()
             raise InputError(
-                f"{url}: what came has the md5 {found}, not {md5}: another file lies there now, or it was damaged on "
-                "the way. Nothing of it is kept; try again, or another place with --mirror"
+                f"{url}: the download has the md5 {found}, not {md5}: the file there has changed, or it was damaged on "
+                "the way. It is deleted; try again, or use another server with --mirror"
             )
         part.replace(path)
 
 
 def md5_of(path: Path) -> str:
-    """For a check against accidents; the archives' publishers give no stronger checksum."""
+    """MD5 of a file, against accidental damage; the publishers of the archives give no stronger checksum."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def fetch_all(url: str, part: Path, validator: Path) -> None:
-    """Fetch until the whole file is in `part`, trying again after what may pass."""
+    """Download until `part` is complete, and retry after temporary errors."""
     failures = 0
     while True:
         before = part.stat().st_size if part.exists() else 0
@@ -80,22 +80,22 @@ def fetch_all(url: str, part: Path, validator: Path) -> None:
             if isinstance(error, OSError) and error.errno in (
                 *DISK_IS_FULL,
                 *PERMISSION_ERRNOS,
-            ):  # ours, not the server's
+            ):  # a local error, not the server's
                 raise
             problem = str(getattr(error, "reason", error)) or type(error).__name__
         came = part.stat().st_size if part.exists() else 0
         failures = 1 if came > before else failures + 1
         if failures == TRIES:
             raise InputError(
-                f"{url}: {problem}, {TRIES} times. {came} bytes of it are kept in {part}: the same command goes on "
+                f"{url}: {problem}, {TRIES} times. {came} bytes of it are kept in {part}: the same command resumes "
                 "from there; another server: --mirror"
             )
-        logger.warning("%s: %s; going on", url, problem)
+        logger.warning("%s: %s; resuming", url, problem)
         time.sleep(PAUSE_S * failures)
 
 
 def fetch_rest(url: str, part: Path, validator: Path) -> bool:
-    """Add to `part` what is missing. Returns whether it is whole now, as far as the server says."""
+    """Append the missing bytes to `part`. Returns whether it is now complete, as far as the server reports a size."""
     begin = part.stat().st_size if part.exists() else 0
     version = validator.read_text() if validator.is_file() else ""
     headers = {"Range": f"bytes={begin}-", **({"If-Range": version} if version else {})} if begin else {}
@@ -104,13 +104,13 @@ def fetch_rest(url: str, part: Path, validator: Path) -> bool:
     except urllib.error.HTTPError as error:
         if error.code != 416 or not begin:
             raise
-        if _total(error.headers) == begin:  # there is no rest
+        if _total(error.headers) == begin:  # already complete
             return True
-        part.unlink()  # of another file than there is now
+        part.unlink()  # the file on the server has changed
         return False
     with answer:
         if answer.status == 206 and _first_byte(answer.headers) != begin:
-            part.unlink(missing_ok=True)  # a server that sends another piece than asked for: begin anew without one
+            part.unlink(missing_ok=True)  # the server sends another range than requested: restart without one
             return False
         if answer.status == 200:
             begin = 0
@@ -131,7 +131,7 @@ def fetch_rest(url: str, part: Path, validator: Path) -> bool:
 
 
 def _total(headers: Message) -> int | None:
-    """The size of the whole file, from `Content-Range: bytes */N`."""
+    """Size of the complete file, from `Content-Range: bytes */N`."""
     match = re.search(r"/(\d+)$", headers.get("Content-Range", ""))
     return int(match[1]) if match else None
 
@@ -142,25 +142,25 @@ def _first_byte(headers: Message) -> int | None:
 
 
 def require_safe_tar() -> None:
-    """Raise InputError for a Python whose tarfile cannot be told to be careful."""
+    """Raise InputError if this Python's tarfile has no extraction filters."""
     if not hasattr(tarfile, "data_filter"):
         raise InputError("archives are unpacked safely from Python 3.11.4 on: this one is too old")
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a .tar or .tgz into `folder`, beside what is there.
+    """Unpack a .tar or .tgz into `folder`, and keep the files that are already there.
 
-    First all of it is unpacked into a temporary folder there; then whole folders are moved to their place, or, where
-    one is there already, what is in them. A file that is there already stays; another one of that name and with other
-    content is an error, before anything is moved. The same call after an interruption does what is left.
+    The archive is first unpacked into a temporary folder in `folder`; then folders are moved to their place, or merged
+    where they exist. An existing file with the same content is kept; one with other content is an error, raised before
+    anything is moved. After an interruption, the same call completes the work.
 
-    Raises InputError for a damaged archive, and for one that no honest hand has packed: with a path out of the folder,
-    a link, a device, or more than 8 GiB in it. Nothing of it is left then.
+    Raises InputError for a damaged archive, and for a malicious one: with a path out of the folder, a link, a device,
+    or more than 8 GiB of content. Nothing of it is left then.
     """
     require_safe_tar()
     inside = folder / f".{archive.name}.unpacking"
     with locked(archive.with_name(f"{archive.name}.lock")):
-        shutil.rmtree(inside, ignore_errors=True)  # of a process that was killed
+        shutil.rmtree(inside, ignore_errors=True)  # left by a killed process
         inside.mkdir(parents=True)
         try:
             _extract(archive, inside)
@@ -194,7 +194,7 @@ def _extract(archive: Path, folder: Path) -> None:
 
 
 def _clashes(source: Path, target: Path) -> list[Path]:
-    """Files below `source` in whose place below `target` lies something else."""
+    """Paths below `target` that exist with other content than the files below `source`."""
     found: list[Path] = []
     for entry in sorted(source.iterdir()):
         there = target / entry.name

@@ -1,4 +1,4 @@
-"""What a run was trained on, in one number each, so that it is not taken up again on something else."""
+"""Digests of the data and proposals of a run, so that it is not resumed on different ones."""
 
 import hashlib
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from detector.data.loader import DetectionDataset, Proposals
 
 
 def dataset_fingerprints(part: str, checked: Checked, proposals: Proposals) -> dict[str, str]:
-    """Those of the data and of the proposals, under names such as `training data`."""
+    """Fingerprints of the data and of the proposals, under names such as `training data`."""
     reader = checked.reader
     return {
         f"{part} data": fingerprint_data(reader, checked.digests),
@@ -17,7 +17,7 @@ def dataset_fingerprints(part: str, checked: Checked, proposals: Proposals) -> d
 
 
 def fingerprint_data(reader: DetectionDataset, image_digests: Sequence[str]) -> str:
-    """A digest of the image ids, those of the image files, and all objects. The folder does not count."""
+    """Digest of image ids, image file digests and all objects; independent of the folder."""
     digest = hashlib.sha256()
     for index, (image_id, image_digest) in enumerate(zip(reader.image_ids, image_digests, strict=True)):
         truth = reader.ground_truth(index)
@@ -28,7 +28,7 @@ def fingerprint_data(reader: DetectionDataset, image_digests: Sequence[str]) -> 
 
 
 def fingerprint_proposals(proposals: Proposals, image_ids: list[str]) -> str:
-    """A digest of the boxes of these images, and of their scores where there are any."""
+    """Digest of the proposals of these images, and of their scores where there are any."""
     digest = hashlib.sha256()
     for image_id in image_ids:
         boxes, scores = proposals[image_id], proposals.scores(image_id)

@@ -1,4 +1,4 @@
-"""Reading image files: one path for every kind of picture."""
+"""Image files: one code path decodes all formats to RGB."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +11,9 @@ from PIL import Image, UnidentifiedImageError
 from detector.errors import InputError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
-Image.MAX_IMAGE_PIXELS = None  # ImageOptions.max_pixels is the limit, a setting with an error that names it
+Image.MAX_IMAGE_PIXELS = None  # the limit is ImageOptions.max_pixels, a setting that its error names
 
-ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
+ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -27,20 +27,20 @@ UPRIGHT = {
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """What decides how an image file is read, besides its contents."""
+    """Settings for decoding an image file."""
 
-    exif: str = "apply"  # apply: turned upright as the camera noted; ignore: as the pixels lie in the file (but TIFF)
-    max_pixels: int = 178_956_970  # more are refused before they are unpacked
+    exif: str = "apply"  # apply: rotate upright by the EXIF orientation; ignore: keep the stored pixels (except TIFF)
+    max_pixels: int = 178_956_970  # larger images are rejected before they are decoded
 
 
 UPRIGHT_IMAGES = ImageOptions()
 
 
 def read_image(path: Path, options: ImageOptions = UPRIGHT_IMAGES) -> np.ndarray:
-    """Decode a file to (H, W, 3) uint8 RGB, upright as its EXIF orientation says, which a broken one does not.
+    """Decode a file to (H, W, 3) uint8 RGB, upright by its EXIF orientation; an invalid orientation is ignored.
 
-    Gray, CMYK and palette images become RGB, transparency is laid on white, 16 bits are scaled to 8.
-    Raises InputError, naming the file, if it is missing, no image, truncated, or too large.
+    Gray, CMYK and palette images are converted to RGB, transparency is blended with white, 16 bits are scaled to 8.
+    Raises InputError, naming the file, if it is missing, not an image, truncated or too large.
     """
     with _opened(path, options) as image:
         image.load()
@@ -49,10 +49,10 @@ def read_image(path: Path, options: ImageOptions = UPRIGHT_IMAGES) -> np.ndarray
 
 
 def read_image_hw(path: Path, options: ImageOptions = UPRIGHT_IMAGES) -> tuple[int, int]:
-    """Height and width of the image that `read_image` gives, from the head of its file alone. Same errors."""
+    """Height and width of the image that `read_image` returns, from the file header alone. Same errors."""
     with _opened(path, options) as image:
         width, height = image.size
-        # Pillow itself turns a TIFF, and says its size as it will be.
+        # Pillow rotates a TIFF itself and reports the rotated size.
         on_its_side = options.exif == "apply" and image.format != "TIFF" and _orientation(image) in (5, 6, 7, 8)
         return (width, height) if on_its_side else (height, width)
 
@@ -60,14 +60,14 @@ def read_image_hw(path: Path, options: ImageOptions = UPRIGHT_IMAGES) -> tuple[i
 @contextmanager
 def _opened(path: Path, options: ImageOptions) -> Iterator[Image.Image]:
     try:
-        # Given a path, Pillow maps an uncompressed TIFF into memory by the sides of the picture once it is turned
-        # upright, and so scrambles its rows; given a file it reads them.
+        # Given a path, Pillow memory-maps an uncompressed TIFF by its size after rotation, which scrambles the rows.
+        # Given a file object, it reads them.
         with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
             width, height = image.size
             if width * height > options.max_pixels:
                 raise InputError(
                     f"{path}: {width}x{height} are more pixels than data.max_image_pixels={options.max_pixels}: "
-                    "raise that if the image is honest, or scale the image down"
+                    "raise that if the image is valid, or scale the image down"
                 )
             yield image
     except FileNotFoundError:
@@ -81,7 +81,7 @@ def _opened(path: Path, options: ImageOptions) -> Iterator[Image.Image]:
 
 
 def stored_hw(path: Path) -> tuple[int, int]:
-    """(H, W) of the pixels as they lie in the file of a readable image, whatever its EXIF says; of a TIFF, upright."""
+    """(H, W) as stored in the file of a readable image, regardless of its EXIF orientation; for a TIFF, upright."""
     with Image.open(path, formats=FORMATS) as image:
         return image.size[1], image.size[0]
 
@@ -93,7 +93,7 @@ def _size_hint(path: Path) -> str:
 def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # whatever a damaged byte leads to; the pixels were decoded without it
+    except Exception:  # corrupt EXIF raises errors of any kind; the pixels are decoded without it
         return 1
     return value if isinstance(value, int) else 1
 
@@ -101,7 +101,7 @@ def _orientation(image: Image.Image) -> int:
 def _to_rgb(image: Image.Image) -> np.ndarray:
     if image.mode in ("I", "F"):
         raise ValueError(f"32-bit gray (mode {image.mode}) has no known range: save it with 8 or 16 bits")
-    if image.mode.startswith("I;16"):  # `convert` would clip it to its darkest 256 levels
+    if image.mode.startswith("I;16"):  # `convert` would clip values above 255
         gray = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
         return np.repeat(gray[:, :, None], 3, axis=2)
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:

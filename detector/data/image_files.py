@@ -1,4 +1,4 @@
-"""Images without annotations: the files that somebody points at."""
+"""Images without annotations, given by file, folder or glob pattern."""
 
 import glob
 import os
@@ -13,7 +13,7 @@ from detector.structures import GroundTruth
 
 
 class ImageFiles:
-    """Images by id, of which nothing else is known. A reader without objects."""
+    """Images by id, without annotations. A DetectionDataset without objects."""
 
     def __init__(
         self, paths: Mapping[str, Path], classes: Sequence[str], image_options: ImageOptions = UPRIGHT_IMAGES
@@ -40,13 +40,13 @@ class ImageFiles:
         return self._paths[self.image_ids[index]]
 
     def annotation_path(self, index: int) -> Path:
-        """There is none: the image itself."""
+        """The image itself, as there is no annotation."""
         return self.image_path(index)
 
     def annotated_hw(self, index: int) -> None:
-        """None: nothing says it."""
+        """None, as there is no annotation."""
 
-    def left_out(self, index: int) -> Sequence[str]:
+    def invalid_objects(self, index: int) -> Sequence[str]:
         return ()
 
     def ground_truth(self, index: int) -> GroundTruth:
@@ -61,11 +61,11 @@ class ImageFiles:
 
 
 def find_files(where: str) -> dict[str, Path]:
-    """The files that an image, a folder or a pattern stands for, in the order of their names.
+    """Files of an image path, a folder or a glob pattern, by id, sorted by path.
 
-    Of a folder every file in it that is not hidden, but none of its subfolders; a pattern may hold *, ?, [] and **.
-    Each is known by its name, and where they lie in several folders by its path from the folder they have in common.
-    Raises InputError if there is none.
+    A folder gives its files that are not hidden, without subfolders; a pattern may hold *, ?, [] and **.
+    The id is the path relative to the common parent folder: the file name if all are in one folder.
+    Raises InputError if there is no file.
     """
     path = Path(where)
     if path.is_file():

@@ -1,4 +1,4 @@
-"""Several data sets as one."""
+"""Concatenation of data sets."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,17 +13,17 @@ from detector.structures import GroundTruth
 
 
 class JoinedDataset:
-    """The images of all `parts`, one part after the other; their class lists are merged by name. A reader itself.
+    """The images of all `parts` in order; class lists are merged by name. Itself a DetectionDataset.
 
-    Images keep their ids, unless two parts share one: then every image is called NUMBER-NAME/ID after its part, the
-    first being 1.
+    Images keep their ids, unless two parts share one: then every image id becomes NUMBER-NAME/ID, with the number
+    (from 1) and name of its part.
     """
 
     def __init__(self, parts: Sequence[DetectionDataset], classes: Sequence[str] | None = None) -> None:
         self.classes = tuple(classes or sorted({name for part in parts for name in part.classes}))
         self.parts = [part.with_classes(self.classes) for part in parts]
         self.image_ids = [id for part in parts for id in part.image_ids]
-        self.image_options = parts[0].image_options  # as data.exif and the like say, for all
+        self.image_options = parts[0].image_options  # the same for all parts: from data.exif and data.max_image_pixels
         if len(set(self.image_ids)) < len(self.image_ids):
             self.image_ids = [
                 f"{number}-{part.name}/{id}" for number, part in enumerate(parts, start=1) for id in part.image_ids
@@ -35,7 +35,7 @@ class JoinedDataset:
 
     @property
     def name(self) -> str:
-        return "+".join(part.name for part in self.parts)[:100]  # it becomes part of files' names
+        return "+".join(part.name for part in self.parts)[:100]  # used in file names
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -56,9 +56,9 @@ class JoinedDataset:
         part, own = self._places[index]
         return part.annotated_hw(own)
 
-    def left_out(self, index: int) -> Sequence[str]:
+    def invalid_objects(self, index: int) -> Sequence[str]:
         part, own = self._places[index]
-        return part.left_out(own)
+        return part.invalid_objects(own)
 
     def ground_truth(self, index: int) -> GroundTruth:
         part, own = self._places[index]
@@ -66,26 +66,26 @@ class JoinedDataset:
 
 
 class JoinedProposals:
-    """Proposals of a joined data set's images, each from its part's own: by id, (those proposals, the id in them)."""
+    """Proposals of a joined data set; `sources` maps an image id to (proposals of its part, image id there)."""
 
     def __init__(self, sources: Mapping[str, tuple[Proposals, str]]) -> None:
         self._sources = sources
 
     def __getitem__(self, image_id: str) -> np.ndarray:
-        """Boxes (P, 4) float32 of an image."""
+        """Boxes (P, 4) float32 of one image."""
         proposals, own_id = self._sources[image_id]
         return proposals[own_id]
 
     def scores(self, image_id: str) -> np.ndarray | None:
-        """Scores (P,) float32 of its boxes, or None where its part has none."""
+        """Scores (P,) float32 of its boxes, or None if its part has no scores."""
         proposals, own_id = self._sources[image_id]
         return proposals.scores(own_id)
 
 
 def parts_of(reader: DetectionDataset) -> list[tuple[DetectionDataset, list[int]]]:
-    """The data sets that a reader is joined of, each with the places of its images in `reader`; mostly it is one.
+    """The data sets joined in `reader`, each with the indices of its images in `reader`; usually there is one.
 
-    A part of which no image is left, as in a small subset, is still among them.
+    Parts without images, as in a small subset, are included.
     """
     if isinstance(reader, WithoutClasses):
         return parts_of(reader.reader)

@@ -1,4 +1,4 @@
-"""From a reader and its proposals to batches."""
+"""Data loading: from a DetectionDataset and its proposals to batches."""
 
 import os
 import signal
@@ -23,20 +23,20 @@ from detector.runtime.seeds import Stream, seed_of
 from detector.structures import Batch, GroundTruth, Sample
 
 FIRST_2000 = Selection()
-# Padding is this colour, the mean that the network subtracts, so that it reads as nothing.
+# Padding has the mean colour, which the network subtracts: it is zero after normalization.
 PADDING_RGB = (124, 116, 104)
-# The least height and width of a batch, so that every backbone has a feature cell left of the thinnest image.
+# Minimum height and width of a batch, so that every backbone gives at least one feature cell.
 MIN_SIDE_PX = 32
-# A proposal with at least this part of its area inside a crowd is not trained on (py-faster-rcnn and Detectron: 0.7).
+# Proposals with at least this fraction of their area in a crowd are not used (py-faster-rcnn and Detectron: 0.7).
 CROWD_IOA_THRESHOLD = 0.7
 
 
 class DetectionDataset(Protocol):
-    """What a data set has to offer."""
+    """Interface of a data set of images with ground truth."""
 
     image_ids: list[str]
     classes: tuple[str, ...]
-    image_options: ImageOptions  # how its image files are read
+    image_options: ImageOptions  # how the image files are decoded
 
     @property
     def name(self) -> str: ...
@@ -45,8 +45,8 @@ class DetectionDataset(Protocol):
     def image(self, index: int) -> np.ndarray: ...
     def image_path(self, index: int) -> Path: ...
     def annotation_path(self, index: int) -> Path: ...
-    def annotated_hw(self, index: int) -> tuple[int, int] | None: ...  # as the annotation says, if it does
-    def left_out(self, index: int) -> Sequence[str]: ...  # what is wrong with objects not in the ground truth
+    def annotated_hw(self, index: int) -> tuple[int, int] | None: ...  # image size in the annotation, if given
+    def invalid_objects(self, index: int) -> Sequence[str]: ...  # messages on objects not in the ground truth
     def ground_truth(self, index: int) -> GroundTruth: ...
 
 
@@ -58,15 +58,15 @@ class Proposals(Protocol):
 
 
 class TransformedDataset(Dataset):
-    """TransformedDataset in the network frame, asked for by (index, position).
+    """Samples in the network frame, by key (index, position).
 
-    `position` is the sample's place in the stream of training samples: with the seed it decides the augmentation.
-    Of an image's proposals those are used that `selection` leaves. Boxes are cut at the image's border; those wholly
-    outside are dropped, and objects marked difficult too if `use_difficult` is false. A crowd is no object to learn;
-    nor is what lies in it background: proposals of which the part `crowd_ioa_threshold` or more is inside one are left
-    out, unless that is None, as when all are to be scored.
+    `position` is the sample's place in the stream of training samples; with the seed it determines the augmentation.
+    `selection` filters the proposals of an image. Boxes are clipped to the image; those completely outside are
+    dropped, and so are difficult objects if `use_difficult` is false. Crowds are not trained on, neither as objects nor
+    as background: proposals with a fraction of at least `crowd_ioa_threshold` of their area inside a crowd are
+    dropped. With None all proposals are kept, as in evaluation.
 
-    Whatever goes wrong names the image's file: an InputError by itself, anything else as a RuntimeError.
+    All errors name the image file: an InputError is passed on, any other error is raised as RuntimeError.
     """
 
     def __init__(
@@ -92,15 +92,15 @@ class TransformedDataset(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Sample, int]:
         index, position = key
         try:
-            sample = self.resize(self.original(index))  # before augmentation, which may change the scale
+            sample = self.resize(self.original(index))  # before augmentation, which can change the scale
             if self.augment:
                 sample = self.augment(sample, seed_of(self.seed, Stream.AUGMENTATION, position))
             return sample, position
         except InputError:
             raise
-        except Exception as error:  # of whatever kind: a worker can only send on one that is made of a single text
+        except Exception as error:  # a worker can only pass on exceptions that are built from a single string
             path = self.reader.image_path(index)
-            raise RuntimeError(f"{path}: no sample can be made of it: {type(error).__name__}: {error}") from error
+            raise RuntimeError(f"{path}: no sample can be built from it: {type(error).__name__}: {error}") from error
 
     def original(self, index: int) -> Sample:
         """The sample in the original frame."""
@@ -125,14 +125,14 @@ class TransformedDataset(Dataset):
 
 
 def _cut(boxes: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes (N, 4) cut at the image's border, and whether anything is left of each."""
+    """Boxes (N, 4) clipped to the image, and a mask (N,) of those with an area left."""
     limits = np.array([shape[1], shape[0]] * 2, dtype=np.float32)
     boxes = np.clip(boxes, 0, limits)
     return boxes, np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
 
 
 def _part_inside(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """The largest part (N,) of the area of each box (N, 4) that lies in one of `others` (M, 4)."""
+    """The largest fraction (N,) of the area of each box (N, 4) that lies inside one of `others` (M, 4)."""
     corners = np.maximum(boxes[:, None, :2], others[:, :2]), np.minimum(boxes[:, None, 2:], others[:, 2:])
     common = np.clip(corners[1] - corners[0], 0, None).prod(axis=2)  # (N, M)
     return common.max(axis=1) / np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
@@ -141,8 +141,8 @@ def _part_inside(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 class TrainBatchSampler:
     """The images of each training batch, as lists of (index, position), from `start` to `iterations`.
 
-    Every epoch is a permutation of its own; the batches run on over the end of one. Which images iteration i sees is
-    a function of (seed, i). Of `processes` each has its part of every batch, by its `rank`.
+    Every epoch has its own permutation; a batch can span two epochs. The images of iteration i are a function of
+    (seed, i). With several `processes`, each has its share of every batch, by its `rank`.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class TrainBatchSampler:
 
 
 def collate(items: list[tuple[Sample, int]]) -> Batch:
-    """Stack samples; images are padded at the bottom and the right to the largest height and width."""
+    """Collate samples into a batch; images are padded at the bottom and right to the largest height and width."""
     samples = [sample for sample, _ in items]
     height = max(MIN_SIDE_PX, *(sample.image.shape[0] for sample in samples))
     width = max(MIN_SIDE_PX, *(sample.image.shape[1] for sample in samples))
@@ -191,7 +191,7 @@ def collate(items: list[tuple[Sample, int]]) -> Batch:
     return Batch(
         image_ids=[sample.image_id for sample in samples],
         positions=[position for _, position in items],
-        images=images.permute(0, 3, 1, 2),  # channels last in memory
+        images=images.permute(0, 3, 1, 2),  # channels_last memory format
         image_hws=[sample.image.shape[:2] for sample in samples],
         original_hws=[sample.original_hw for sample in samples],
         gt_boxes=[torch.from_numpy(sample.gt_boxes) for sample in samples],
@@ -206,37 +206,37 @@ def train_loader(samples: TransformedDataset, order: TrainBatchSampler, workers:
 
 
 def eval_loader(samples: TransformedDataset, workers: int, rank: int = 0, processes: int = 1) -> DataLoader:
-    """Every image once, in the reader's order, one at a time: no result depends on what stood beside it.
+    """Every image once, in the order of the data set, with batch size 1: no result depends on other images.
 
-    Of `processes` each has every so-manieth image, beginning with that of its `rank`.
+    With n `processes`, each has every n-th image, starting at its `rank`.
     """
     return _loader(samples, [[(index, index)] for index in range(rank, len(samples.reader), processes)], workers)
 
 
 @contextmanager
 def explain_workers(last_images: list[str]) -> Iterator[None]:
-    """Say what the user needs to know when a data worker dies or meets wrong input; other errors are left as they are.
+    """Convert the errors of a data worker that dies or finds invalid input; other errors are passed on unchanged.
 
-    `last_images` are to be those of the last batch that came.
+    `last_images` are the images of the last batch received.
     """
     try:
         yield
     except InputError as error:
         if not str(error).startswith("Caught InputError"):
             raise
-        # Torch's frames hold the error that holds them; the loader, kept by them too, would end its workers only late.
+        # The error and torch's frames refer to each other; they keep the loader, and its workers, alive too long.
         traceback.clear_frames(error.__traceback__)
-        message = str(error).strip().splitlines()[-1]  # one out of a worker holds its whole traceback
+        message = str(error).strip().splitlines()[-1]  # the message from a worker holds its whole traceback
         raise InputError(message.removeprefix(f"{InputError.__module__}.{InputError.__name__}: ")) from error
-    except (RuntimeError, ConnectionError, EOFError) as error:  # a batch of a dead worker cannot be fetched: the latter
+    except (RuntimeError, ConnectionError, EOFError) as error:  # the last two: a batch of a dead worker cannot be read
         if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker (pid"):
             raise
-        with suppress(RuntimeError):  # torch raises it once more where the signal of the death comes late
+        with suppress(RuntimeError):  # torch raises it again if SIGCHLD arrives late
             time.sleep(0.2)
         raise RunFailure(
             f"a process that reads images died ({str(error).strip() or type(error).__name__}). The system kills one "
-            "when memory, or the shared memory in /dev/shm, runs out: fewer workers, smaller images, or in a container "
-            f"a larger --shm-size help. The last images that arrived: {', '.join(last_images) or 'none'}"
+            "when memory, or the shared memory in /dev/shm, runs out: use fewer workers, smaller images, or in a "
+            f"container a larger --shm-size. The last images that arrived: {', '.join(last_images) or 'none'}"
         ) from error
 
 
@@ -251,8 +251,8 @@ def _loader(samples: TransformedDataset, batches: TrainBatchSampler | list, work
 
 
 def _init_worker(worker: int) -> None:
-    cv2.setNumThreads(0)  # the workers themselves fill the cores
-    # Signals to stop may reach the workers too, but the training process decides when to.
+    cv2.setNumThreads(0)  # the worker processes already use all cores
+    # Signals to stop can reach the workers too, but the training process decides when to stop.
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
@@ -260,7 +260,7 @@ def _init_worker(worker: int) -> None:
 
 
 def _exit_on_parent_sigterm() -> None:
-    """It does by SIGTERM: when it ends while the worker still waits for work, as it does after an error."""
+    """Exit on a SIGTERM from the parent, which sends it when it ends while the worker waits, as after an error."""
     while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
         pass
     os._exit(0)

@@ -1,4 +1,4 @@
-"""Which proposals of an image are used."""
+"""Selection of the proposals of an image."""
 
 from dataclasses import dataclass
 
@@ -7,22 +7,22 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Selection:
-    """Which proposals of an image are used, in the original frame. They are taken in this order of steps."""
+    """Rules for selecting the proposals of an image, in the original frame. The steps apply in this order."""
 
-    by_score: bool = False  # best score first, where the file has scores; else in the file's order
-    min_side_px: float = 0  # both sides must have this, after cutting at the image's border
-    unique: bool = True  # of equal boxes the first
-    max_proposals: int = 2000  # then the first ones
+    by_score: bool = False  # sort by descending score, if the file has scores; else keep the file order
+    min_side_px: float = 0  # minimum of both sides, after clipping to the image
+    unique: bool = True  # keep the first of equal boxes
+    max_proposals: int = 2000  # keep the first ones
 
 
 def select_proposals(
     boxes: np.ndarray, scores: np.ndarray | None, image_hw: tuple[int, int], selection: Selection
 ) -> np.ndarray:
-    """Boxes (P', 4) of boxes (P, 4) and scores (P,): cut at the border, and those that `selection` leaves.
+    """Clip boxes (P, 4) with scores (P,) to the image and apply `selection`; returns boxes (P', 4).
 
-    What is not finite, lies outside the image or has no area is never used.
+    Boxes that are not finite, outside the image or without area are always dropped.
     """
-    finite = np.isfinite(boxes).all(axis=1)  # else an infinite corner would be cut to one at the border
+    finite = np.isfinite(boxes).all(axis=1)  # clipping would turn an infinite corner into one at the border
     boxes, scores = boxes[finite], None if scores is None else scores[finite]
     if selection.by_score and scores is not None:
         boxes = boxes[np.argsort(-scores, kind="stable")]
@@ -36,6 +36,6 @@ def select_proposals(
 
 
 def first_of_equals(boxes: np.ndarray) -> np.ndarray:
-    """Indices, rising, of the boxes (P, 4) that equal none before them."""
+    """Ascending indices of the boxes (P, 4) that differ from all boxes before them."""
     whole = np.ascontiguousarray(boxes, dtype=np.float32) + np.float32(0)  # -0 becomes 0
     return np.sort(np.unique(whole.view("V16").ravel(), return_index=True)[1])

@@ -1,4 +1,4 @@
-"""XML files that may come from anyone, parsed at the speed of expat."""
+"""Fast parser (expat) for untrusted XML files."""
 
 from pathlib import Path
 from typing import Any, NoReturn
@@ -9,10 +9,10 @@ from defusedxml import EntitiesForbidden, ExternalReferenceForbidden
 
 
 def parse_xml(path: Path) -> Element:
-    """The root of the tree. Refuses what defusedxml refuses, whose own parser is in Python and takes twice the time.
+    """Root element of the tree. Rejects what defusedxml rejects; its own parser is in Python and takes twice the time.
 
-    Raises ParseError for broken XML, a DefusedXmlException if the file declares entities, which may grow without end,
-    or refers to other files, and LookupError or ValueError for an unknown encoding.
+    Raises ParseError for broken XML, DefusedXmlException if the file declares entities, which may expand without
+    limit, or refers to other files, and LookupError or ValueError for an unknown encoding.
     """
     builder, parser = TreeBuilder(), expat.ParserCreate()
     parser.buffer_text = True

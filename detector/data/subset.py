@@ -1,4 +1,4 @@
-"""Some of the images of a data set."""
+"""Subset of a data set."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from detector.structures import GroundTruth
 
 
 class Subset:
-    """The images of `reader` at `indices`, in that order, with its classes. A reader itself."""
+    """The images of `reader` at `indices`, in that order, with the same classes. Itself a DetectionDataset."""
 
     def __init__(self, reader: DetectionDataset, indices: Sequence[int]) -> None:
         self.reader = reader
@@ -44,5 +44,5 @@ class Subset:
     def annotated_hw(self, index: int) -> tuple[int, int] | None:
         return self.reader.annotated_hw(self.indices[index])
 
-    def left_out(self, index: int) -> Sequence[str]:
-        return self.reader.left_out(self.indices[index])
+    def invalid_objects(self, index: int) -> Sequence[str]:
+        return self.reader.invalid_objects(self.indices[index])

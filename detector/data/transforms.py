@@ -1,4 +1,4 @@
-"""From the original frame to the network's: resizing, then augmentation. Boxes follow their image."""
+"""Transforms from the original frame to the network frame: resize, then augmentation. Boxes follow the image."""
 
 import os
 import warnings
@@ -9,7 +9,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for news when imported
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # disables the online version check on import
 import albumentations as A
 
 from detector.errors import InputError
@@ -17,11 +17,11 @@ from detector.structures import Sample
 
 
 class Augment:
-    """Albumentations on the image, the ground truth and the proposals in one call.
+    """Apply Albumentations transforms to the image, the ground truth and the proposals in one call.
 
-    Boxes are cut at the image's border; those that are left without area disappear. The outcome depends on the seed
-    alone, never on the worker or on what was drawn before. Raises InputError if a transform cannot do with that, or if
-    no RGB image comes out.
+    Boxes are clipped to the image; those without area left are dropped. The result depends on the seed alone, not on
+    the worker or on earlier samples. Raises InputError if a transform fails on these inputs, or if its output is not an
+    RGB image.
     """
 
     def __init__(self, transforms: Sequence[A.BasicTransform]) -> None:
@@ -43,9 +43,9 @@ class Augment:
         image = result["image"]
         if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,)):
             raise InputError(
-                f"augment.transforms: they make a {type(image).__name__} of {image.dtype} and shape "
-                f"{tuple(image.shape)} of an image, which must stay (H, W, 3) of uint8: leave out what normalises or "
-                "converts, as the network does that itself"
+                f"augment.transforms: they return a {type(image).__name__} of {image.dtype} and shape "
+                f"{tuple(image.shape)} for an image, which must stay (H, W, 3) of uint8: remove transforms that "
+                "normalise or convert, as the network does that itself"
             )
         boxes = np.asarray(result["bboxes"], dtype=np.float32).reshape(-1, 4)
         index = np.asarray(result["index"], dtype=np.int64)
@@ -60,7 +60,7 @@ class Augment:
 
 @contextmanager
 def as_input_error(where: str = "") -> Iterator[None]:
-    """Albumentations has no exception of its own for transforms that want other data, or another size of image."""
+    """Raise any error as InputError: Albumentations has no exception class for unsuitable data or image sizes."""
     try:
         yield
     except Exception as error:
@@ -68,7 +68,7 @@ def as_input_error(where: str = "") -> Iterator[None]:
 
 
 class Resize:
-    """Scale the image so that its short side has `short_side_px`, unless its long side would pass `max_side_px`."""
+    """Scale the image to a short side of `short_side_px`, or to a long side of `max_side_px` if that is smaller."""
 
     def __init__(self, short_side_px: int = 600, max_side_px: int = 1000) -> None:
         self.short_side_px = short_side_px

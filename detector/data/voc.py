@@ -1,4 +1,4 @@
-"""Data sets in the layout of Pascal VOC: JPEGImages/, Annotations/*.xml, ImageSets/Main/*.txt under one root."""
+"""Data sets in VOC layout: JPEGImages/, Annotations/*.xml, ImageSets/Main/*.txt under one root."""
 
 import copy
 import logging
@@ -23,35 +23,35 @@ from detector.structures import GroundTruth
 logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-MAX_NAME_BYTES = 250  # of an image, without suffix; file systems have 255 for both
-MAX_XML_BYTES = 10_000_000  # honest ones have some thousand; a parsed one takes many times its size in memory
+MAX_NAME_BYTES = 250  # of an image, without suffix; file systems allow 255 with suffix
+MAX_XML_BYTES = 10_000_000  # real files have a few thousand; parsing takes many times the file size in memory
 
 
 @dataclass(frozen=True)
 class Annotation:
-    """What one XML file says. A VOC file counts pixels from 1 and includes the last; `boxes` are continuous."""
+    """Content of one XML file. VOC files have 1-based inclusive boxes; `boxes` here are in continuous pixels."""
 
     path: Path
     names: tuple[str, ...]  # class of each object
     boxes: np.ndarray  # (G, 4) float32
     difficult: np.ndarray  # (G,) bool
-    image_hw: tuple[int, int] | None  # the annotator's idea of the image's size, where the file gives one
-    left_out: tuple[str, ...] = ()  # objects without a class or a box, which are not among those above: what is wrong
+    image_hw: tuple[int, int] | None  # image size in the file, if given
+    invalid_objects: tuple[str, ...] = ()  # messages on objects without a class or a box, which are not included above
 
 
 class _NoObject(Exception):
-    """An <object> that says too little to be one."""
+    """An <object> without a class or a box."""
 
 
 class VocDataset:
     """Images with their ground truth, in the order of a split file.
 
-    `classes` are the labels 1..K; without them, all names in the annotations, sorted. Every
-    annotation is read at once; images are read one at a time.
+    `classes` are the labels 1..K; without them, all names in the annotations, sorted. All annotations are read in the
+    constructor; images are read one at a time.
 
-    Raises InputError: no such root or split, an empty split, an id twice, a missing XML file, an object of a class
-    that is not among `classes`. An annotation that cannot be used raises when its ground truth is asked for, so that
-    a few bad ones can be listed (see check.py) and left out.
+    Raises InputError for a missing root or split, an empty split, a duplicate id, a missing XML file, or an object of
+    a class that is not among `classes`. An invalid annotation raises when its ground truth is read, so that a few bad
+    ones can be listed (see check.py) and skipped.
     """
 
     def __init__(
@@ -89,12 +89,12 @@ class VocDataset:
 
     @property
     def name(self) -> str:
-        return f"{self.root.resolve().name}-{quote(self.split, safe='')}"  # it becomes part of files' names
+        return f"{self.root.resolve().name}-{quote(self.split, safe='')}"  # used in file names
 
     def image_path(self, index: int) -> Path:
-        """The image's file: the id with any common suffix, in any case. Raises InputError if there is none, or two."""
+        """The image file: the id with any common suffix, in any case. Raises InputError unless there is exactly one."""
         image_id = self.image_ids[index]
-        wanted = self.root / "JPEGImages" / image_id  # an id may name a folder in it too
+        wanted = self.root / "JPEGImages" / image_id  # an id can contain a folder
         if wanted.parent not in self._files:
             self._files[wanted.parent] = _images_by_stem(wanted.parent)
         found = self._files[wanted.parent].get(wanted.name, [])
@@ -113,15 +113,15 @@ class VocDataset:
         return read_image(self.image_path(index), self.image_options)
 
     def annotated_hw(self, index: int) -> tuple[int, int] | None:
-        """(H, W) that the annotation says the image has, if it does."""
+        """(H, W) of the image in the annotation, or None."""
         return self._annotation(index).image_hw
 
-    def left_out(self, index: int) -> Sequence[str]:
-        """What is wrong with the objects of the annotation that are not in the ground truth, a line each."""
-        return self._annotation(index).left_out
+    def invalid_objects(self, index: int) -> Sequence[str]:
+        """One message per object of the annotation that is not in the ground truth."""
+        return self._annotation(index).invalid_objects
 
     def ground_truth(self, index: int) -> GroundTruth:
-        """Raises InputError if the annotation cannot be used."""
+        """Ground truth of one image. Raises InputError if the annotation is invalid."""
         annotation = self._annotation(index)
         return GroundTruth(
             image_id=self.image_ids[index],
@@ -152,7 +152,7 @@ class VocDataset:
 
 
 def _images_by_stem(folder: Path) -> dict[str, list[str]]:
-    """Names of the image files in a folder, by the part before the suffix."""
+    """Names of the image files in a folder, by stem."""
     files: dict[str, list[str]] = {}
     for path in folder.iterdir() if folder.is_dir() else []:
         if path.suffix.lower() in IMAGE_SUFFIXES:
@@ -168,9 +168,9 @@ def _read_or_error(path: Path) -> Annotation | InputError:
 
 
 def read_split(root: Path, split: str) -> list[str]:
-    """Image ids of ImageSets/Main/SPLIT.txt, one a line.
+    """Image ids of ImageSets/Main/SPLIT.txt, one per line.
 
-    A class's own split has -1, 0 or 1 behind each id, which is left out; an id may hold spaces.
+    The split of a single class has -1, 0 or 1 after each id, which is removed; an id may contain spaces.
     """
     folder = root / "ImageSets" / "Main"
     if not root.is_dir():
@@ -184,7 +184,7 @@ def read_split(root: Path, split: str) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not a text in UTF-8: {error}") from None
+        raise InputError(f"{path}: not UTF-8 text: {error}") from None
     ids = [line.strip() for line in lines if line.strip()]
     if all(re.search(r"\s(-1|0|1)$", id) for id in ids):
         ids = [id.rsplit(maxsplit=1)[0] for id in ids]
@@ -192,7 +192,7 @@ def read_split(root: Path, split: str) -> list[str]:
         raise InputError(f"{path}: the split has no images")
     odd = [id for id in ids if "\0" in id or any(len(name.encode()) > MAX_NAME_BYTES for name in id.split("/"))]
     if odd:
-        raise InputError(f"{path}: {odd[0]!r:.60} cannot be an image id: it is part of the names of files")
+        raise InputError(f"{path}: {odd[0]!r:.60} cannot be an image id: it must be valid in file names")
     seen: set[str] = set()
     twice = [id for id in ids if id in seen or seen.add(id)]  # type: ignore[func-returns-value]
     if twice:
@@ -201,10 +201,11 @@ def read_split(root: Path, split: str) -> list[str]:
 
 
 def read_annotation(path: Path) -> Annotation:
-    """Read one VOC XML file; its boxes lose 1 from x1 and y1 (1-based inclusive to continuous), no more.
+    """Read one VOC XML file. 1 is subtracted from x1 and y1 only (1-based inclusive to continuous pixels).
 
-    An object without a class, or without four numbers that hold a pixel, is left out and named in `left_out`.
-    Raises InputError if the file cannot be used: no XML, no annotation, too large, an object with swapped corners.
+    An object without a class, or without four numbers that enclose a pixel, is skipped and listed in
+    `invalid_objects`. Raises InputError if the file is not XML, not an annotation, too large, or has an object with
+    swapped corners.
     """
     try:
         if path.stat().st_size > MAX_XML_BYTES:
@@ -214,13 +215,13 @@ def read_annotation(path: Path) -> Annotation:
         raise InputError(f"{path}: broken XML: {error or type(error).__name__}") from None
     if root.tag != "annotation":
         raise InputError(f"{path}: its root is <{root.tag}>, not <annotation>: no VOC annotation file")
-    names, boxes, difficult, left_out = [], [], [], []
-    for number, item in enumerate(root.findall("object"), start=1):  # a <part> inside an object is no object
+    names, boxes, difficult, invalid = [], [], [], []
+    for number, item in enumerate(root.findall("object"), start=1):  # a <part> inside an object is not an object
         what = f"{path}: object {number}"
         try:
             name, box = _name(what, item), _box(what, item)
         except _NoObject as error:
-            left_out.append(str(error))
+            invalid.append(str(error))
             continue
         names.append(name)
         boxes.append(box)
@@ -231,14 +232,14 @@ def read_annotation(path: Path) -> Annotation:
         boxes=np.array(boxes, dtype=np.float32).reshape(-1, 4),
         difficult=np.array(difficult, dtype=bool),
         image_hw=_image_hw(path, root.find("size")),
-        left_out=tuple(left_out),
+        invalid_objects=tuple(invalid),
     )
 
 
 def annotation_xml(file_name: str, shape: Sequence[int], objects: Sequence[dict]) -> str:
-    """An annotation file for an image of this shape (H, W, ...); its boxes count pixels from 1 and include the last.
+    """XML of an annotation file for an image of this shape (H, W, ...), with 1-based inclusive boxes.
 
-    Of each object: `name`, `box` (x1, y1, x2, y2) in whole pixels, and `difficult`.
+    Each object has `name`, `box` (x1, y1, x2, y2) in integer continuous pixels, and `difficult`.
     """
     lines = [
         "<annotation>",
@@ -256,7 +257,7 @@ def annotation_xml(file_name: str, shape: Sequence[int], objects: Sequence[dict]
 
 
 def _image_hw(path: Path, size: Element | None) -> tuple[int, int] | None:
-    """<size>; some tools leave it out or write zeros."""
+    """(H, W) from <size>, or None; some tools omit it or write zeros."""
     if size is None:
         return None
     try:
@@ -287,12 +288,12 @@ def _box(what: str, item: Element) -> list[float]:
 
 
 def _number(what: str, parent: Element, tag: str) -> float:
-    """The number in <tag>; VOC 2012 itself holds decimal fractions."""
+    """The number in <tag>; VOC 2012 itself has decimal fractions."""
     text = parent.findtext(tag)
     try:
         value = float(text)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         value = float("nan")
-    if not abs(value) < 1e9:  # nor is "inf"
+    if not abs(value) < 1e9:  # also rejects nan and inf
         raise _NoObject(f"{what}: <{tag}> must be a number, it is {text!r}")
     return value

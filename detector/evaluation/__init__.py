@@ -1,1 +1,1 @@
-"""Scoring detections against ground truth."""
+"""Evaluation of detections against ground truth."""

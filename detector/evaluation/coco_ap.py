@@ -1,4 +1,4 @@
-"""COCO's twelve numbers and the AP of each class, computed by pycocotools (cocodataset.org/#detection-eval)."""
+"""COCO's twelve metrics and the AP of each class, computed by pycocotools (cocodataset.org/#detection-eval)."""
 
 import contextlib
 import io
@@ -14,28 +14,28 @@ NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs
 
 
 class _Evaluation(COCOeval):
-    """COCO's rules for crowds, and VOC's for difficult objects: ignored, however many detections overlap them.
+    """COCO's rules for crowds, and VOC's for difficult objects: ignored, with any number of matching detections.
 
-    pycocotools knows one flag, `iscrowd`, for three things: the object is ignored; many detections may match it; its
-    overlap is the shared part of the detection, not the IoU. A difficult object is to have the first two, so its flag
-    is down while overlaps are computed, which pycocotools does before it matches.
+    In pycocotools one flag, `iscrowd`, means three things: the object is ignored; many detections can match it; its
+    overlap is the fraction of the detection inside it, not the IoU. Only the first two apply to difficult objects, so
+    their flag is cleared while overlaps are computed, which pycocotools does before matching.
     """
 
     def computeIoU(self, imgId: int, catId: int) -> np.ndarray | list:
         objects = self._gts[imgId, catId]
         for item in objects:
             item["iscrowd"] = item["crowd"]
-        overlaps = super().computeIoU(imgId, catId)
+        ious = super().computeIoU(imgId, catId)
         for item in objects:
             item["iscrowd"] = item["ignore"]
-        return overlaps
+        return ious
 
 
 def score_coco(truths: Sequence[GroundTruth], detections: Sequence[Detections], classes: Sequence[str]) -> dict:
-    """Score by COCO's rules: at most 100 detections of an image and class, the best scored.
+    """Score by COCO's rules: the best scored 100 detections per image and class.
 
-    Returns the twelve numbers by NAMES, and `classes`, the AP (mean over the overlaps 0.50:0.95) of each class. None
-    where there is no object to find. Raises KeyError for detections of an image without a ground truth record.
+    Returns the twelve metrics by NAMES, and `classes`, the AP (mean over IoU 0.50:0.95) of each class; None without
+    objects. Raises KeyError for detections of an image without a ground truth record.
     """
     image_number = {truth.image_id: number for number, truth in enumerate(truths, start=1)}
     objects = [
@@ -56,7 +56,7 @@ def score_coco(truths: Sequence[GroundTruth], detections: Sequence[Detections], 
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # overlap, recall, class; any size, 100 detections
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # IoU, recall, class; any size, 100 detections
     by_class = [precision[:, :, index] for index in range(len(classes))]
     return {name: _defined(value) for name, value in zip(NAMES, evaluation.stats, strict=True)} | {
         "classes": {name: _defined(values.mean()) for name, values in zip(classes, by_class, strict=True)}
@@ -64,7 +64,7 @@ def score_coco(truths: Sequence[GroundTruth], detections: Sequence[Detections], 
 
 
 def _defined(value: float) -> float | None:
-    return None if value < 0 else float(value)  # -1 stands for no object
+    return None if value < 0 else float(value)  # -1 means no object
 
 
 def _xywh(boxes: np.ndarray) -> list[list[float]]:
@@ -73,7 +73,7 @@ def _xywh(boxes: np.ndarray) -> list[list[float]]:
 
 
 def _coco(truths: Sequence[GroundTruth], annotations: list[dict], classes: Sequence[str]) -> COCO:
-    """The index that pycocotools works on. (Its own loadRes fails without a detection.)"""
+    """The COCO index for pycocotools. (Its own loadRes fails without detections.)"""
     coco = COCO()
     coco.dataset = {
         "images": [{"id": number} for number in range(1, len(truths) + 1)],

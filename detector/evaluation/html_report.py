@@ -1,4 +1,4 @@
-"""report.html: one page that holds everything about an evaluation, pictures included, and asks for nothing else."""
+"""report.html: a self-contained page with all results of an evaluation, including pictures."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -18,9 +18,9 @@ figcaption { font-size: 13px; overflow-wrap: anywhere } .main { font-size: 1.4re
 """
 MEANING = {
     "duplicate": "a second detection of an object that a better scored one has found",
-    "localisation": "right class, but the box is off",
+    "localisation": "right class, but the box is inaccurate",
     "confusion": "right place, wrong class",
-    "both": "wrong class, and the box is off",
+    "both": "wrong class, and the box is inaccurate",
     "background": "there is no object here",
     "missed": "objects without any detection, the largest first",
 }
@@ -33,8 +33,8 @@ def html_report(
     curve_plots: Mapping[str, bytes],
     pictures: Mapping[str, Sequence[Picture]],
 ) -> str:
-    """The page. metrics as `write_report` returns them; curve_plots by class; pictures as `draw_errors` gives them."""
-    overlap = f"{metrics['overlap']:.2f}"
+    """The HTML page. metrics from `write_report`; curve_plots by class; pictures from `draw_errors`."""
+    iou_threshold = f"{metrics['overlap']:.2f}"
     source = [[escape(str(key)), escape(str(value))] for key, value in metrics.get("source", {}).items()]
     main = metrics["main"]
     parts = [
@@ -44,16 +44,16 @@ def html_report(
         "</table></div>",
         "<h2>Average precision</h2>",
         _table(tables.ap_rows(metrics), mean_last=True),
-        *(["<h3>COCO's twelve numbers</h3>", _table(tables.coco_rows(metrics))] if "coco" in metrics else []),
-        "<h3>By the size of the objects</h3>",
+        *(["<h3>COCO's twelve metrics</h3>", _table(tables.coco_rows(metrics))] if "coco" in metrics else []),
+        "<h3>By object size</h3>",
         _table(tables.size_rows(metrics)),
         "<p>Areas as COCO divides them: small up to 32&times;32 pixels, medium up to 96&times;96, large above.</p>",
-        f"<h2>Errors at IoU {overlap}</h2>",
-        "<p>What a kind costs is the mAP (area) that would be gained if these errors alone were mended.</p>",
+        f"<h2>Errors at IoU {iou_threshold}</h2>",
+        "<p>The cost of a kind is the gain in mAP (area) if only these errors are fixed.</p>",
         _table(tables.error_rows(metrics)),
         _image("png", error_plot, "cost and count of each kind of error"),
         "<h2>The worst errors</h2>",
-        "<p>The highest scored of each kind, one an image. Orange: the detection; white: the object it is about.</p>",
+        "<p>The highest scored of each kind, one per image. Orange: the detection; white: its object.</p>",
         *(_gallery(kind, meaning, pictures[kind]) for kind, meaning in MEANING.items() if pictures[kind]),
         "<h2>The best detections</h2>",
         _gallery("", "the highest scored hits of each class in turn", pictures["best"]),

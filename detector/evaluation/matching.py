@@ -1,16 +1,16 @@
-"""Pairing detections with ground truth, and the precision-recall curves that come of it.
+"""Matching of detections with ground truth, and the resulting precision-recall curves.
 
 The rules are those of the Pascal VOC challenge (Everingham et al., IJCV 2010, section 4.2). Per class, detections of
-all images are taken from the highest score down. Each is compared with the ground truth box of its class and image that
-it overlaps most. It is
+all images are processed by descending score. Each is matched with the ground truth box of its class and image with the
+highest IoU. It is
 
-    a hit       if that overlap reaches the threshold and no better scored detection claimed the box before,
-    ignored     if it reaches the threshold and the box is marked difficult,
-    a miss      otherwise: localised badly, on background, or a duplicate.
+    a hit       if the IoU reaches the threshold and no better scored detection has matched the box,
+    ignored     if the IoU reaches the threshold and the box is marked difficult,
+    a miss      otherwise: badly localised, on background, or a duplicate.
 
-VOC knows no crowds and no sizes; here the rules are COCO's (Lin et al., ECCV 2014). What would be a miss is ignored
-if enough of its own area lies in a crowd box of its class. For the objects of a range of sizes, those of other sizes
-are taken as difficult, and what would be a miss is ignored if it is itself of another size.
+VOC has no crowds and no size ranges; for these the rules are COCO's (Lin et al., ECCV 2014). A miss is ignored if
+enough of its own area is in a crowd box of its class. For a range of object sizes, objects of other sizes are treated
+as difficult, and a miss is ignored if its own size is outside the range.
 """
 
 import math
@@ -24,37 +24,37 @@ from detector.structures import Detections, GroundTruth
 Range = tuple[float, float]
 ALL: Range = (0.0, math.inf)
 HIT, MISS, IGNORED = 1, 0, -1
-PAIRS_AT_ONCE = 1 << 19  # of a box and an object: bounds the memory of matching to some tens of MiB
+PAIRS_AT_ONCE = 1 << 19  # of a box and an object: limits the memory of matching to some tens of MiB
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Precision against recall of one class at one overlap, one point for each detection that counts."""
+    """Precision and recall of one class at one IoU threshold, one point per detection that is not ignored."""
 
     recall: np.ndarray  # (N,) float64
     precision: np.ndarray  # (N,) float64
-    num_objects: int  # not difficult; without any, neither curve nor AP is defined
+    num_objects: int  # objects that count; with 0, neither curve nor AP is defined
 
 
 @dataclass(frozen=True)
 class Objects:
-    """The ground truth of all images, laid end to end; G objects."""
+    """The ground truth of all images, concatenated; G objects."""
 
-    images: np.ndarray  # (G,) int64: place of the image in the sequence of ground truths
+    images: np.ndarray  # (G,) int64: index of the image in the sequence of ground truths
     labels: np.ndarray  # (G,) int64
     boxes: np.ndarray  # (G, 4) float64
     areas: np.ndarray  # (G,) float64
     crowd: np.ndarray  # (G,) bool
-    ignored: np.ndarray  # (G,) bool: difficult or a crowd, not to be found
+    ignored: np.ndarray  # (G,) bool: difficult or a crowd
 
     def counted(self, area_range: Range = ALL) -> np.ndarray:
-        """(G,) bool: objects that are to be found."""
+        """(G,) bool: objects that count in recall."""
         return ~self.ignored & within(self.areas, area_range)
 
 
 @dataclass(frozen=True)
 class Matches:
-    """All detections, class by class and best first; with each the object of its class that it overlaps most."""
+    """All detections, by class and descending score, each with the object of its class that has the highest IoU."""
 
     images: np.ndarray  # (N,) int64
     labels: np.ndarray  # (N,) int64, ascending
@@ -62,36 +62,36 @@ class Matches:
     boxes: np.ndarray  # (N, 4) float64
     object_index: np.ndarray  # (N,) int64, into `objects`; -1 without an object of this class in the image
     iou: np.ndarray  # (N,) float64
-    crowd_ioa_threshold: np.ndarray  # (N,) float64: the part of its own area in a crowd of its class
+    crowd_ioa: np.ndarray  # (N,) float64: fraction of its own area in a crowd of its class
     objects: Objects
     num_classes: int
 
-    def reached(self, overlap: float, devkit: bool = False) -> np.ndarray:
-        """(N,) bool: the best object is overlapped enough."""
-        return (self.object_index >= 0) & (self.iou > overlap if devkit else self.iou >= overlap)
+    def reached(self, iou_threshold: float, devkit: bool = False) -> np.ndarray:
+        """(N,) bool: the IoU with the best object reaches the threshold."""
+        return (self.object_index >= 0) & (self.iou > iou_threshold if devkit else self.iou >= iou_threshold)
 
-    def judge(self, overlap: float, devkit: bool = False, area_range: Range = ALL) -> np.ndarray:
-        """HIT, MISS or IGNORED of every detection at this overlap, (N,) int8."""
+    def judge(self, iou_threshold: float, devkit: bool = False, area_range: Range = ALL) -> np.ndarray:
+        """HIT, MISS or IGNORED for every detection at this IoU threshold, (N,) int8."""
         judged = np.full(len(self.iou), MISS, dtype=np.int8)
-        reached = np.flatnonzero(self.reached(overlap, devkit))
+        reached = np.flatnonzero(self.reached(iou_threshold, devkit))
         target = self.object_index[reached]
         first = np.zeros(len(self.objects.labels), dtype=np.int64)
-        first[target[::-1]] = reached[::-1]  # the last to be written stays: the best scored claim of each object
+        first[target[::-1]] = reached[::-1]  # the last write stays: the best scored detection of each object
         judged[first[target]] = HIT
         judged[reached[~self.objects.counted(area_range)[target]]] = IGNORED
-        elsewhere = (self.crowd_ioa_threshold >= overlap) | ~within(_areas(self.boxes), area_range)
+        elsewhere = (self.crowd_ioa >= iou_threshold) | ~within(_areas(self.boxes), area_range)
         judged[elsewhere & (judged == MISS)] = IGNORED
         return judged
 
-    def curves(self, overlap: float, devkit: bool = False, area_range: Range = ALL) -> list[Curve]:
+    def curves(self, iou_threshold: float, devkit: bool = False, area_range: Range = ALL) -> list[Curve]:
         """The curve of each class 1..K."""
         counted = self.objects.labels[self.objects.counted(area_range)]
         num_objects = np.bincount(counted, minlength=self.num_classes + 1)[1:]
-        return make_curves(self.labels, self.judge(overlap, devkit, area_range), num_objects)
+        return make_curves(self.labels, self.judge(iou_threshold, devkit, area_range), num_objects)
 
 
 def make_curves(labels: np.ndarray, judged: np.ndarray, num_objects: np.ndarray) -> list[Curve]:
-    """Curves of the classes 1..K from judged detections (N,), class by class and best first, and their objects (K,)."""
+    """Curves of the classes 1..K from judged detections (N,), by class and descending score, and object counts (K,)."""
     counts = judged != IGNORED
     labels, hits = labels[counts], judged[counts] == HIT
     curves = []
@@ -102,10 +102,10 @@ def make_curves(labels: np.ndarray, judged: np.ndarray, num_objects: np.ndarray)
 
 
 def match(truths: Sequence[GroundTruth], detections: Iterable[Detections], num_classes: int) -> Matches:
-    """Pair the detections with the ground truth of their image and class. Equal scores keep the order of the images.
+    """Match the detections with the ground truth of their image and class. Equal scores keep the order of the images.
 
-    Labels above `num_classes` count nowhere. Raises KeyError for detections of an image that has no ground truth
-    record, not even an empty one.
+    Labels above `num_classes` are ignored. Raises KeyError for detections of an image without a ground truth record
+    (which can be empty).
     """
     objects = _objects(truths)
     image_number = {truth.image_id: number for number, truth in enumerate(truths)}
@@ -129,17 +129,17 @@ def match(truths: Sequence[GroundTruth], detections: Iterable[Detections], num_c
     key, object_key = images * (num_classes + 1) + labels, objects.images * (num_classes + 1) + objects.labels
     object_key = np.where(objects.labels <= num_classes, object_key, -1)
     object_index, best_iou = best_object(key, np.where(objects.crowd, -1, object_key), iou)
-    _, crowd_ioa_threshold = best_object(key, np.where(objects.crowd, object_key, -1), part)
-    return Matches(images, labels, scores, boxes, object_index, best_iou, crowd_ioa_threshold, objects, num_classes)
+    _, crowd_ioa = best_object(key, np.where(objects.crowd, object_key, -1), part)
+    return Matches(images, labels, scores, boxes, object_index, best_iou, crowd_ioa, objects, num_classes)
 
 
 def best_object(
     keys: np.ndarray, object_keys: np.ndarray, measure: Callable[[np.ndarray, np.ndarray], np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For each box the object with the same key that it measures most with: index (N,), the first of equals, and value.
+    """For each box, index and value (N,) of the object with the same key and the largest `measure`; first if equal.
 
-    keys (N,) int64, 0 or more, and object_keys (G,), any below 0 for none. `measure` takes the indices of boxes and of
-    objects, pair by pair, and returns a number from 0 for each. A box without an object has -1 and 0.
+    keys (N,) int64 are not negative; an object with a negative key in object_keys (G,) is never chosen. `measure` takes
+    the indices of boxes and objects, as pairs, and returns values >= 0. A box without an object gets -1 and 0.
     """
     by_key = np.argsort(object_keys, kind="stable")
     sorted_keys = object_keys[by_key]
@@ -176,7 +176,7 @@ def _join(arrays: list[np.ndarray], dtype: type) -> np.ndarray:
 
 
 def within(areas: np.ndarray, area_range: Range) -> np.ndarray:
-    """Which of the areas (N,), in pixels, lie in the range, its ends included."""
+    """Mask of the areas (N,), in pixels, within the range, both ends included."""
     return (areas >= area_range[0]) & (areas <= area_range[1])
 
 
@@ -191,6 +191,6 @@ def _intersection(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def pair_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Overlap (N,) of each box with the box of the same row, in float64: a threshold is met exactly or not at all."""
+    """IoU (N,) of each box with the box in the same row, in float64, so that comparisons with a threshold are exact."""
     shared = _intersection(boxes, others)
     return shared / np.maximum(_areas(boxes) + _areas(others) - shared, 1e-9)

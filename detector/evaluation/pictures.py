@@ -1,4 +1,4 @@
-"""The worst errors of each kind and the best detections, as pictures with captions."""
+"""Pictures with captions of the worst errors of each kind and of the best detections."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from detector.evaluation.matching import HIT, Matches
 from detector.structures import GroundTruth
 from detector.visualization.drawing import GROUND_TRUTH_COLOUR, draw_boxes
 
-ERRORS_SHOWN, BEST_SHOWN = 4, 8  # of a kind; no image twice among them
+ERRORS_SHOWN, BEST_SHOWN = 4, 8  # per kind, each from a different image
 DETECTION_COLOUR = (255, 80, 40)
 LONG_SIDE_PX = 250
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A part of an image with its boxes drawn."""
+    """A crop of an image with its boxes drawn."""
 
     caption: str
     jpeg: bytes  # empty if the image cannot be read; the caption says why
@@ -32,10 +32,10 @@ def draw_errors(
     classes: Sequence[str],
     image: Callable[[int], np.ndarray],
 ) -> dict[str, list[Picture]]:
-    """By kind, its highest scored detections, of `missed` the largest objects; and as `best` the highest scored hits.
+    """The highest scored detections by kind, for `missed` the largest objects, and as `best` the highest scored hits.
 
-    Each is cut out of its image with some surroundings: the detection in orange, the object it is about in white.
-    `image` gives the image (H, W, 3) of a ground truth by its place.
+    Each is cropped from its image with a margin: the detection in orange, its object in white. `image` returns the
+    image (H, W, 3) of a ground truth by index.
     """
     objects = matches.objects
 
@@ -58,7 +58,7 @@ def draw_errors(
         caption = f"{truths[number].image_id}: {caption}"
         try:
             return Picture(caption, _cut_out(image(number), boxes, colours))
-        except InputError as error:  # detections from files are scored without the images too
+        except InputError as error:  # detections from files can be scored without the images
             return Picture(f"{caption} ({error})", b"")
 
     pictures = {}
@@ -76,19 +76,19 @@ def draw_errors(
 
 
 def _first_of_each_image(images: np.ndarray, order: np.ndarray, limit: int) -> np.ndarray:
-    """Of `order`, indices into images (N,), the first few that lie in different images."""
+    """The first `limit` entries of `order`, indices into images (N,), that are in different images."""
     _, first = np.unique(images[order], return_index=True)
     return order[np.sort(first)[:limit]]
 
 
 def _cut_out(image: np.ndarray, boxes: np.ndarray, colours: list[tuple[int, int, int]]) -> bytes:
-    """The part of the image around these boxes with as much again on each side, boxes drawn, as JPEG."""
+    """JPEG of a crop of the image around these boxes, with a margin of 0.75 of their extent, and the boxes drawn."""
     height, width = image.shape[:2]
     low, high = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
     margin = (high - low).max() * 0.75 + 8
     x1, y1 = np.maximum(np.floor(low - margin), 0).astype(int)
     x2, y2 = np.minimum(np.ceil(high + margin), (width, height)).astype(int)
-    x1, y1 = min(x1, width - 1), min(y1, height - 1)  # a box from a file may lie anywhere
+    x1, y1 = min(x1, width - 1), min(y1, height - 1)  # a box from a file can be anywhere
     x2, y2 = max(x2, x1 + 1), max(y2, y1 + 1)
     scale = LONG_SIDE_PX / max(x2 - x1, y2 - y1)
     size = max(round((x2 - x1) * scale), 1), max(round((y2 - y1) * scale), 1)

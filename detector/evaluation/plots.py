@@ -1,4 +1,4 @@
-"""Pictures of an evaluation, as PNG."""
+"""Plots of an evaluation, as PNG."""
 
 import io
 from collections.abc import Mapping
@@ -11,11 +11,11 @@ from detector.evaluation.voc_ap import area_ap
 
 
 def plot_precision_recall(name: str, curves: Mapping[str, Curve]) -> bytes:
-    """The curves of one class, by overlap."""
+    """Precision-recall curves of one class, by IoU threshold."""
     figure = Figure(figsize=(5, 4), layout="constrained")
     axes = figure.subplots()
-    for overlap, curve in curves.items():
-        axes.plot(curve.recall, curve.precision, label=f"IoU {overlap}: AP {area_ap(curve):.3f} (area)")
+    for iou_threshold, curve in curves.items():
+        axes.plot(curve.recall, curve.precision, label=f"IoU {iou_threshold}: AP {area_ap(curve):.3f} (area)")
     axes.set_title(name, parse_math=False)
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     axes.grid(alpha=0.3)
@@ -24,7 +24,7 @@ def plot_precision_recall(name: str, curves: Mapping[str, Curve]) -> bytes:
 
 
 def plot_errors(errors: Mapping[str, dict]) -> bytes:
-    """What each kind of error costs, and how many there are; `errors` as in metrics.json."""
+    """Cost and count of each kind of error; `errors` as in metrics.json."""
     figure = Figure(figsize=(8, 3), layout="constrained")
     for axes, key, label in zip(figure.subplots(1, 2), ("cost", "count"), ("mAP it costs", "count"), strict=True):
         bars = axes.barh(KINDS, [errors[kind][key] or 0 for kind in KINDS], color="tab:red" if key == "cost" else None)

@@ -1,8 +1,8 @@
-"""Recall of proposals: the part of the objects that some proposal overlaps well enough.
+"""Recall of proposals: the fraction of the objects that a proposal covers with a sufficient IoU.
 
-An object counts as found by its best proposal, whatever else that one covers (Hosang et al., *What makes for effective
-detection proposals?*, PAMI 2016). The average recall (AR) is the mean over IoU 0.5, 0.55, ..., 0.95. Objects that
-scoring does not ask for, difficult ones and crowds, are left out.
+An object is found by its best proposal, whether or not that also covers other objects (Hosang et al., *What makes for
+effective detection proposals?*, PAMI 2016). The average recall (AR) is the mean over IoU 0.5, 0.55, ..., 0.95.
+Difficult objects and crowds, which are not scored, are ignored.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,24 +20,24 @@ from detector.runtime.files import write_atomically
 from detector.structures import GroundTruth
 
 IOUS = np.arange(50, 100, 5) / 100
-NUMBERS = (10, 30, 100, 300, 1000, 2000)  # of an image's first proposals; then all
+NUMBERS = (10, 30, 100, 300, 1000, 2000)  # of the first proposals of an image; then all
 
 
 def score_recall(truths: Iterable[GroundTruth], proposals: Iterable[np.ndarray], classes: Sequence[str]) -> dict:
     """Recall of the proposals (P, 4) of each image.
 
-    Returns {"iou": the thresholds, "boxes_per_image": mean, "groups": {GROUP: {"objects": count, "AR": {NUMBER: AR},
-    "recall": {NUMBER: at each threshold}}}} with the groups "all", SIZES and the classes, and NUMBER "10", ..., "all".
-    A group without objects has null for each recall.
+    Returns {"iou": thresholds, "boxes_per_image": mean, "groups": {GROUP: {"objects": count, "AR": {NUMBER: AR},
+    "recall": {NUMBER: recall at each threshold}}}} with the groups "all", SIZES and the classes, and NUMBER "10", ...,
+    "all". A group without objects has None for each recall.
     """
     best, labels, areas, num_boxes = [], [], [], []
     for truth, boxes in zip(truths, proposals, strict=True):
         wanted = ~truth.difficult & ~truth.crowd
-        best.append(_best_overlaps(truth.boxes[wanted], boxes))
+        best.append(_best_ious(truth.boxes[wanted], boxes))
         labels.append(truth.labels[wanted])
         areas.append(truth.areas[wanted])
         num_boxes.append(len(boxes))
-    best_overlap = np.concatenate([np.zeros((0, len(NUMBERS) + 1)), *best])  # (objects, numbers)
+    best_iou = np.concatenate([np.zeros((0, len(NUMBERS) + 1)), *best])  # (objects, numbers)
     label, area = np.concatenate([[0], *labels])[1:], np.concatenate([[0], *areas])[1:]
     groups = {"all": np.ones(len(area), dtype=bool)}
     groups |= {name: within(area, area_range) for name, area_range in SIZES.items()}
@@ -45,11 +45,11 @@ def score_recall(truths: Iterable[GroundTruth], proposals: Iterable[np.ndarray],
     return {
         "iou": IOUS.tolist(),
         "boxes_per_image": float(np.mean(num_boxes)) if num_boxes else 0.0,
-        "groups": {name: _recall(best_overlap[chosen]) for name, chosen in groups.items()},
+        "groups": {name: _recall(best_iou[chosen]) for name, chosen in groups.items()},
     }
 
 
-def _best_overlaps(gt_boxes: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+def _best_ious(gt_boxes: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """(G, numbers): the IoU of each object with the best of the first 10, 30, ... and of all proposals."""
     if not len(gt_boxes) or not len(boxes):
         return np.zeros((len(gt_boxes), len(NUMBERS) + 1))
@@ -57,21 +57,21 @@ def _best_overlaps(gt_boxes: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return so_far[:, [min(number, len(boxes)) - 1 for number in (*NUMBERS, len(boxes))]]
 
 
-def _recall(best_overlap: np.ndarray) -> dict:
+def _recall(best_iou: np.ndarray) -> dict:
     keys = [*map(str, NUMBERS), "all"]
-    if not len(best_overlap):
+    if not len(best_iou):
         return {"objects": 0, "AR": dict.fromkeys(keys), "recall": dict.fromkeys(keys)}
-    # IoU 0.5 of two float32 boxes may come out a little below 0.5
-    recall = (best_overlap[:, :, None] >= IOUS - 1e-6).mean(axis=0)  # (numbers, thresholds)
+    # float32 rounding can give slightly less than 0.5 for boxes with an IoU of 0.5
+    recall = (best_iou[:, :, None] >= IOUS - 1e-6).mean(axis=0)  # (numbers, thresholds)
     return {
-        "objects": len(best_overlap),
+        "objects": len(best_iou),
         "AR": dict(zip(keys, recall.mean(axis=1).tolist(), strict=True)),
         "recall": dict(zip(keys, recall.tolist(), strict=True)),
     }
 
 
 def recall_table(result: dict) -> str:
-    """Two tables for the screen: recall of all proposals by IoU, and average recall by number of proposals."""
+    """Two text tables: recall of all proposals by IoU, and average recall by number of proposals."""
     width = max(map(len, result["groups"]))
     shown = [0, 2, 4, 6, 8]  # every other threshold
     head = f"{'':{width}}  objects"
@@ -87,7 +87,7 @@ def recall_table(result: dict) -> str:
         by_number.append(row + "".join(map(_cell, group["AR"].values())))
     return "\n".join(
         [
-            f"all proposals, {result['boxes_per_image']:.0f} an image",
+            f"all proposals, {result['boxes_per_image']:.0f} per image",
             *by_iou,
             "",
             "average recall (AR) of the first proposals",
@@ -101,7 +101,7 @@ def _cell(value: float | None) -> str:
 
 
 def write_recall_plot(path: Path, result: dict) -> None:
-    """A PNG: recall by IoU for each number of proposals, and average recall by number for each group."""
+    """Write a PNG: recall by IoU for each number of proposals, and average recall by number for each group."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     by_iou, by_number = figure.subplots(1, 2)
     everything = result["groups"]["all"]
@@ -109,7 +109,7 @@ def write_recall_plot(path: Path, result: dict) -> None:
         if recall is not None:
             by_iou.plot(result["iou"], recall, label=f"{key} (AR {everything['AR'][key]:.3f})")
     by_iou.set(xlabel="IoU", ylabel="recall", ylim=(0, 1.02))
-    by_iou.set_title(f"the first proposals of {result['boxes_per_image']:.0f} an image")
+    by_iou.set_title(f"the first proposals of {result['boxes_per_image']:.0f} per image")
     for name, group in result["groups"].items():
         if group["objects"]:
             style = "--" if name in SIZES else "-"

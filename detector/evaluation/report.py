@@ -1,4 +1,4 @@
-"""Score detections and leave everything about it in a folder."""
+"""Score detections and write a report to a folder."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -33,12 +33,12 @@ def write_report(
     """Write `metrics.json`, `precision_recall/` and `errors.png` into `folder`; with `image`, `report.html` too.
 
     main: the metric that decides which checkpoint is best, such as "area@0.75" or "coco"; None: 11point at the first
-        overlap. coco: score by COCO's rules too.
-    image: gives the image (H, W, 3) uint8 of a ground truth by its place, for the pictures of the report.
+        IoU threshold. coco: also score by COCO's rules.
+    image: returns the image (H, W, 3) uint8 of a ground truth by index, for the pictures of the report.
 
-    Returns the metrics: `main` (its name and value), `voc` as `score_voc` gives them, `coco` as `score_coco`, `sizes`
-    as `score_sizes` and `errors` by kind (count and cost in mAP), both at `overlap`, the first; `loss` and `source`,
-    which says what was scored on what, where given.
+    Returns the metrics: `main` (name and value), `voc` from `score_voc`, `coco` from `score_coco`, `sizes` from
+    `score_sizes` and `errors` by kind (count and cost in mAP), both at `overlap`, the first IoU threshold; `loss` and
+    `source`, the data and model that were scored, if given.
     """
     matches = match(truths, detections, len(classes))
     voc, curves = score_voc(matches, classes, iou_thresholds, devkit)
@@ -56,7 +56,7 @@ def write_report(
 
     error_plot = plot_errors(metrics["errors"])
     curve_plots = {
-        name: plot_precision_recall(name, {overlap: curves[overlap][name] for overlap in curves})
+        name: plot_precision_recall(name, {iou: curves[iou][name] for iou in curves})
         for name in classes
         if next(iter(curves.values()))[name].num_objects
     }

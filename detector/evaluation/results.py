@@ -1,4 +1,4 @@
-"""Files of detections: the VOC devkit's result files, and COCO results."""
+"""Files of detections: VOC devkit result files and COCO results."""
 
 import json
 import math
@@ -16,10 +16,10 @@ RESULT_FILE = "comp4_det_test_{}.txt"
 
 
 def write_result_files(folder: Path, detections: Sequence[Detections], classes: Sequence[str], devkit: bool) -> None:
-    """One file a class, each line `image_id score x1 y1 x2 y2`, 1-based inclusive corners, as the VOC devkit reads.
+    """Write one file per class, each line `image_id score x1 y1 x2 y2` with 1-based inclusive corners, for the devkit.
 
-    devkit: three decimals for scores and one for corners, as the original writes them. Otherwise enough of them that
-    scoring the files gives what scoring the detections gave.
+    devkit: three decimals for scores and one for corners, as in the original. Otherwise enough decimals that scoring
+    the files gives the same result as scoring the detections.
     """
     form = "{} {:.3f} {:.1f} {:.1f} {:.1f} {:.1f}\n" if devkit else "{} {:.9g} {:.5f} {:.5f} {:.5f} {:.5f}\n"
     for label, name in enumerate(classes, start=1):
@@ -35,7 +35,7 @@ def write_result_files(folder: Path, detections: Sequence[Detections], classes: 
 def round_trip_results(
     folder: Path, detections: Sequence[Detections], classes: Sequence[str], devkit: bool
 ) -> list[Detections]:
-    """Write the result files, and return what is to be scored: with `devkit` the rounded values that they hold."""
+    """Write the result files and return the detections to score: with `devkit`, the rounded values in the files."""
     write_result_files(folder, detections, classes, devkit)
     if devkit:
         return read_result_files(folder, [item.image_id for item in detections], classes)
@@ -43,13 +43,13 @@ def round_trip_results(
 
 
 def result_classes(folder: Path) -> list[str]:
-    """Classes that the folder has a result file for, sorted. Raises InputError without any."""
+    """Classes with a result file in the folder, sorted. Raises InputError if there are none."""
     if not folder.is_dir():
         raise InputError(f"detections: there is no folder {folder}")
     prefix, suffix = RESULT_FILE.split("{}")
     names = sorted(path.name[len(prefix) : -len(suffix)] for path in folder.glob(RESULT_FILE.format("*")))
     if not names:
-        raise InputError(f"detections: {folder} holds no file {RESULT_FILE.format('CLASS')}")
+        raise InputError(f"detections: {folder} has no file {RESULT_FILE.format('CLASS')}")
     return names
 
 
@@ -58,8 +58,8 @@ def read_result_files(
 ) -> list[Detections]:
     """Detections of every image, in the order of `image_ids`; a class without a file has none.
 
-    Other images of `known_ids` are passed over. Raises InputError, naming the file and line, for a line of another form
-    or an image that is in neither.
+    Other images in `known_ids` are ignored. Raises InputError, naming the file and line, for an invalid line or an
+    image that is in neither.
     """
     numbers = _numbers(image_ids, known_ids)
     tables, images = [np.zeros((0, 5))], [np.zeros(0, dtype=np.int64)]
@@ -68,10 +68,10 @@ def read_result_files(
         lines = _lines(path) if path.exists() else []
         fields: list[str] = []
         for line in lines:
-            fields += line.rsplit(maxsplit=5)  # an id may hold spaces
+            fields += line.rsplit(maxsplit=5)  # an id can contain spaces
         ids = fields[::6]
         del fields[::6]
-        try:  # a line has 6 fields at most, so the shape is right only if each has 6
+        try:  # a line has at most 6 fields, so the shape matches only if each has 6
             table = np.array(list(map(float, fields))).reshape(len(lines), 5)
             images.append(np.array([numbers[image_id] for image_id in ids], dtype=np.int64))
         except (ValueError, KeyError):
@@ -116,14 +116,14 @@ def _unknown_image(image_id: str, image_ids: Sequence[str]) -> str:
 
 
 def _numbers(image_ids: Sequence[str], known_ids: Sequence[str]) -> dict[str, int]:
-    """The number of each image; those that are only known have the first one that is free."""
+    """The number of each image; images only in `known_ids` all have the next free number."""
     return dict.fromkeys(known_ids, len(image_ids)) | {image_id: number for number, image_id in enumerate(image_ids)}
 
 
 def _by_image(
     image_ids: Sequence[str], images: np.ndarray, labels: np.ndarray, scores: np.ndarray, boxes: np.ndarray
 ) -> list[Detections]:
-    """Rows of all images, (N,) numbers of the images among them, as the detections of each, best first."""
+    """Split rows of all images, with image numbers (N,), into the detections of each image, best first."""
     order = np.lexsort((-scores, images))
     *parts, _ = np.split(order, np.searchsorted(images[order], np.arange(1, len(image_ids) + 1)))
     return [
@@ -135,10 +135,10 @@ def _by_image(
 def write_coco_results(
     path: Path, detections: Sequence[Detections], classes: Sequence[str], category_ids: Mapping[str, int]
 ) -> None:
-    """A JSON list of `{"image_id", "category_id", "bbox": [x, y, width, height], "score"}`, pixels counted from 0.
+    """Write a JSON list of `{"image_id", "category_id", "bbox": [x, y, width, height], "score"}`, 0-based pixels.
 
-    An image id that is a whole number, as in COCO, is written as a number. Each entry has its `category_name` too, so
-    that it keeps its meaning where classes are chosen or ordered in another way. Each stands on a line of its own.
+    An image id that is an integer, as in COCO, is written as a number. Each entry also has its `category_name`, so that
+    it stays valid with another choice or order of classes. There is one entry per line.
     """
     rows = []
     for item in detections:
@@ -163,16 +163,16 @@ def read_coco_results(
 ) -> list[Detections]:
     """Detections of every image, in the order of `image_ids`, from a file as above; only those of `classes`.
 
-    An entry without `category_name` has the one of its `category_id`; other images of `known_ids` are passed over.
-    Raises InputError, naming the file and the entry, for an entry of another form, another image or category, and if
-    none is of these classes.
+    An entry without `category_name` gets that of its `category_id`; other images in `known_ids` are ignored. Raises
+    InputError, naming the file and the entry, for an invalid entry, an unknown image or category, and if no entry is of
+    these classes.
     """
     try:
         entries = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"detections: {path} cannot be read as JSON: {error}") from None
     if not isinstance(entries, list):
-        raise InputError(f"detections: {path} holds no COCO results, which are a list")
+        raise InputError(f"detections: {path} has no COCO results, which are a list")
     numbers = _numbers(image_ids, known_ids)
     name_of = {id: name for name, id in category_ids.items()}
     label_of = {name: label for label, name in enumerate(classes, start=1)}

@@ -1,16 +1,16 @@
-"""The numbers of an evaluation as text."""
+"""Text tables of the metrics of an evaluation."""
 
 from detector.evaluation.coco_ap import NAMES
 from detector.evaluation.error_analysis import KINDS
 
 
 def number(value: float | None) -> str:
-    """Four decimals; None is the metric of a class, or of objects of a size, of which there is none."""
+    """The value with four decimals; None, for a class or size without objects, is "no object"."""
     return "no object" if value is None else f"{value:.4f}"
 
 
 def ap_rows(metrics: dict) -> list[list[str]]:
-    """A head, a row for each class, and the mean; a column for each metric."""
+    """A header, one row per class, and the mean; one column per metric."""
     voc, coco = metrics["voc"], metrics.get("coco")
     classes = list(next(iter(voc.values()))["AP"])
     rows = [["class", *voc], *([name, *(number(voc[column]["AP"][name]) for column in voc)] for name in classes)]
@@ -22,12 +22,12 @@ def ap_rows(metrics: dict) -> list[list[str]]:
 
 
 def coco_rows(metrics: dict) -> list[list[str]]:
-    """A head and a row: COCO's twelve numbers."""
+    """A header and one row: COCO's twelve metrics."""
     return [list(NAMES), [number(metrics["coco"][name]) for name in NAMES]]
 
 
 def size_rows(metrics: dict) -> list[list[str]]:
-    """A head and a row for each size of objects."""
+    """A header and one row per object size."""
     sizes = metrics["sizes"]
     return [["size", "objects", f"area@{metrics['overlap']:.2f}"]] + [
         [name, str(size["objects"]), number(size["mAP"])] for name, size in sizes.items()
@@ -35,7 +35,7 @@ def size_rows(metrics: dict) -> list[list[str]]:
 
 
 def error_rows(metrics: dict) -> list[list[str]]:
-    """A head and a row for each kind of error."""
+    """A header and one row per kind of error."""
     errors = metrics["errors"]
     return [["error", "count", "mAP it costs"]] + [
         [kind, str(errors[kind]["count"]), number(errors[kind]["cost"])] for kind in KINDS
@@ -43,18 +43,18 @@ def error_rows(metrics: dict) -> list[list[str]]:
 
 
 def ap_table(metrics: dict) -> str:
-    """The AP of each class and the mean, a column for each metric."""
+    """The AP of each class and the mean, one column per metric."""
     return text_table(ap_rows(metrics))
 
 
 def summary(metrics: dict) -> str:
-    """All numbers: AP, COCO's twelve, sizes and errors."""
+    """All metrics: AP, COCO's twelve, sizes and errors."""
     tables = [ap_rows(metrics), *([coco_rows(metrics)] if "coco" in metrics else [])]
     return "\n\n".join(map(text_table, [*tables, size_rows(metrics), error_rows(metrics)]))
 
 
 def text_table(rows: list[list[str]]) -> str:
-    """Columns under each other, the first to the left."""
+    """Rows as aligned columns, the first left-justified, the others right-justified."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
     return "\n".join("  ".join(line).rstrip() for line in lines)

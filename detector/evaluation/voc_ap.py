@@ -1,7 +1,7 @@
 """Average precision as the Pascal VOC challenge defines it (Everingham et al., IJCV 2010, section 4.2).
 
-Two metrics are made of the precision-recall curve: `11point`, the mean of the best precision at recall 0, 0.1, .. 1
-and beyond (VOC 2007), and `area` under the curve made monotonic (VOC 2010 and later).
+Two metrics summarize the precision-recall curve: `11point`, the mean of the best precision at or above recall 0, 0.1,
+.. 1 (VOC 2007), and `area` under the monotonic curve (VOC 2010 and later).
 """
 
 import math
@@ -11,74 +11,76 @@ import numpy as np
 
 from detector.evaluation.matching import Curve, Matches, Range
 
-MEAN = "0.50:0.95"  # the mean over these ten overlaps
+MEAN = "0.50:0.95"  # the mean over these ten IoU thresholds
 MEAN_THRESHOLDS = tuple(percent / 100 for percent in range(50, 100, 5))
-# Areas in pixels, ends included: COCO's.
+# COCO's areas in pixels, both ends included.
 SIZES: dict[str, Range] = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, math.inf)}
 
 
 def score_voc(
     matches: Matches, classes: Sequence[str], iou_thresholds: Sequence[float] = (0.5,), devkit: bool = False
 ) -> tuple[dict, dict[str, dict[str, Curve]]]:
-    """Score by both metrics at each overlap, and by the mean of each over the overlaps 0.50, 0.55, .. 0.95.
+    """Both metrics at each IoU threshold, and the mean of each over the IoU thresholds 0.50, 0.55, .. 0.95.
 
     Returns (metrics, curves): metrics like `{"11point@0.50": {"mAP": 0.7, "AP": {"cat": 0.7, "unicorn": None}}, ...,
-    "area@0.50:0.95": ...}` and curves by overlap ("0.50") and class. A class without an object has the AP None and is
-    not in the mean; the mean over no class is None.
+    "area@0.50:0.95": ...}` and curves by IoU threshold ("0.50") and class. A class without objects has the AP None and
+    is not in the mean; the mean over no class is None.
 
-    devkit: count as the Python code that published numbers come from: a hit needs an overlap > threshold, where the
-        challenge and this program take one >= threshold; and see `eleven_point_ap`. That code reads rounded values
-        from files: to have its exact numbers, score what went `round_trip_results` (results.py).
+    devkit: score like the Python code behind published numbers: a hit needs an IoU > threshold, where the challenge
+        and this program need an IoU >= threshold; see also `eleven_point_ap`. That code reads rounded values from
+        files: for its exact numbers, score the output of `round_trip_results` (results.py).
     """
-    by_overlap = {overlap: matches.curves(overlap, devkit) for overlap in {*iou_thresholds, *MEAN_THRESHOLDS}}
-    columns = {f"{overlap:.2f}": [overlap] for overlap in iou_thresholds} | {MEAN: MEAN_THRESHOLDS}
+    by_threshold = {iou: matches.curves(iou, devkit) for iou in {*iou_thresholds, *MEAN_THRESHOLDS}}
+    columns = {f"{iou:.2f}": [iou] for iou in iou_thresholds} | {MEAN: MEAN_THRESHOLDS}
     metrics = {
         f"{metric}@{column}": with_mean(
             {
-                name: _mean([average_precision(by_overlap[overlap][index], metric, devkit) for overlap in averaged])
+                name: _mean([average_precision(by_threshold[iou][index], metric, devkit) for iou in averaged])
                 for index, name in enumerate(classes)
             }
         )
         for column, averaged in columns.items()
         for metric in ("11point", "area")
     }
-    curves = {f"{overlap:.2f}": dict(zip(classes, by_overlap[overlap], strict=True)) for overlap in iou_thresholds}
+    curves = {f"{iou:.2f}": dict(zip(classes, by_threshold[iou], strict=True)) for iou in iou_thresholds}
     return metrics, curves
 
 
-def score_sizes(matches: Matches, classes: Sequence[str], overlap: float, devkit: bool = False) -> dict[str, dict]:
-    """AP by the size of objects, at one overlap, `area` metric.
+def score_sizes(
+    matches: Matches, classes: Sequence[str], iou_threshold: float, devkit: bool = False
+) -> dict[str, dict]:
+    """AP by object size, at one IoU threshold, `area` metric.
 
-    Returns for each of SIZES `{"objects": 12, "mAP": 0.7, "AP": {"cat": 0.7, ...}}`, None as in `score_voc`.
+    Returns `{"objects": 12, "mAP": 0.7, "AP": {"cat": 0.7, ...}}` for each of SIZES, None as in `score_voc`.
     """
     sizes = {}
     for size, area_range in SIZES.items():
-        curves = matches.curves(overlap, devkit, area_range)
+        curves = matches.curves(iou_threshold, devkit, area_range)
         ap = {name: area_ap(curve) for name, curve in zip(classes, curves, strict=True)}
         sizes[size] = {"objects": sum(curve.num_objects for curve in curves)} | with_mean(ap)
     return sizes
 
 
 def with_mean(ap: dict[str, float | None]) -> dict:
-    """`{"mAP": .., "AP": ..}` of the AP by class."""
+    """`{"mAP": .., "AP": ..}` from the AP by class."""
     return {"mAP": _mean([value for value in ap.values() if value is not None]), "AP": ap}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """None of nothing, and of values that are not defined: a class has objects at every overlap or at none."""
+    """Mean, or None for no values and for undefined ones: a class has objects at every IoU threshold or at none."""
     return None if not values or values[0] is None else float(np.mean(np.array(values, dtype=float)))
 
 
 def average_precision(curve: Curve, metric: str, devkit: bool = False) -> float | None:
-    """By the metric `area` or `11point`; None without objects. devkit: see `eleven_point_ap`."""
+    """AP by the metric `area` or `11point`; None without objects. devkit: see `eleven_point_ap`."""
     return area_ap(curve) if metric == "area" else eleven_point_ap(curve, devkit)
 
 
 def eleven_point_ap(curve: Curve, devkit: bool = False) -> float | None:
-    """Mean over recall 0, 0.1, .. 1 of the best precision at that recall or beyond; None without objects.
+    """Mean over recall 0, 0.1, .. 1 of the best precision at or above that recall; None without objects.
 
-    devkit: the steps of the published code, whose 0.3, 0.6 and 0.7 lie a rounding error above, so that a recall of
-        exactly 3 in 10 does not reach 0.3.
+    devkit: the steps of the published code, where 0.3, 0.6 and 0.7 are too large by a rounding error, so that a recall
+        of exactly 3 in 10 does not reach 0.3.
     """
     if curve.num_objects == 0:
         return None
@@ -88,7 +90,7 @@ def eleven_point_ap(curve: Curve, devkit: bool = False) -> float | None:
 
 
 def area_ap(curve: Curve) -> float | None:
-    """Area under the curve once precision at each recall is the best there or beyond; None without objects."""
+    """Area under the curve of the best precision at or above each recall; None without objects."""
     if curve.num_objects == 0:
         return None
     recall = np.concatenate([[0.0], curve.recall])

@@ -1,4 +1,4 @@
-"""From the network's answers to detections."""
+"""From the network's outputs to detections."""
 
 from dataclasses import dataclass
 
@@ -13,11 +13,11 @@ from detector.structures import Detections
 
 @dataclass(frozen=True)
 class Postprocess:
-    """Which of an image's scored boxes are kept: first the threshold, then suppression, then the best ones."""
+    """Which scored boxes of an image are kept: score threshold, then NMS, then the highest scores."""
 
     score_threshold: float = 0.05
-    nms_iou: float = 0.3  # of two boxes of a class that overlap more, the lower scored goes
-    max_detections: int = 100  # of an image, over all classes
+    nms_iou: float = 0.3  # of two boxes of a class with a higher IoU, the one with the lower score is removed
+    max_detections: int = 100  # per image, over all classes
 
 
 def postprocess(
@@ -30,7 +30,7 @@ def postprocess(
     original_hw: tuple[int, int],
     settings: Postprocess,
 ) -> Detections:
-    """Detections of one image, best first, in the original frame.
+    """Detections of one image, highest score first, in the original frame.
 
     class_logits (P, K+1), deltas (P, K, 4) and proposals (P, 4) are in the network frame, where the image has
     the size `image_hw`.
@@ -40,7 +40,7 @@ def postprocess(
     has_area = (boxes[..., 2:] > boxes[..., :2]).all(dim=2)
     row, column = torch.nonzero((scores > settings.score_threshold) & has_area, as_tuple=True)
     scores, boxes, labels = scores[row, column], boxes[row, column], column + 1
-    # In float64, as this moves the boxes of each class to a place of their own, where few decimals would be left.
+    # In float64, because batched_nms offsets the boxes of each class, which costs decimals.
     keep = batched_nms(boxes.double(), scores.double(), labels, settings.nms_iou)[: settings.max_detections]
     to_original = boxes.new_tensor(
         [original_hw[1] / image_hw[1], original_hw[0] / image_hw[0]] * 2
@@ -56,7 +56,7 @@ def postprocess(
 def postprocess_again(
     found: Detections, score_threshold: float | None, nms_iou: float | None, max_detections: int | None
 ) -> Detections:
-    """Detections of one image once more through threshold, suppression and limit; None leaves one out. Best first."""
+    """Repeat threshold, NMS and limit on the detections of one image; None skips a step. Highest score first."""
     keep = np.argsort(-found.scores, kind="stable")
     if score_threshold is not None:
         keep = keep[found.scores[keep] > score_threshold]

@@ -34,8 +34,8 @@ def evaluate(
 ) -> tuple[list[Detections], dict[str, float]]:
     """Detections of every image, and the mean losses `cls` and `box` on RoIs sampled as in training.
 
-    Each image goes through the network once: its proposals and the RoIs of the loss share the feature map. Of several
-    processes each takes its turn of the images, and all get the whole outcome.
+    Each image passes through the network once: its proposals and the RoIs of the loss share the feature map. Several
+    processes take the images in turn, and each returns the whole result.
     """
     model.eval()
     detections, losses = [], []
@@ -75,7 +75,7 @@ def _predict(model: nn.Module, batch: Batch, rois: Tensor, compute: Compute) -> 
 
 
 def _detections(class_logits: Tensor, deltas: Tensor, batch: Batch, config: DetectorConfig) -> list[Detections]:
-    """From the outputs (P, ...) for the proposals of all images of the batch, end to end."""
+    """Detections from the outputs (P, ...) for the concatenated proposals of all images of the batch."""
     sizes = [len(boxes) for boxes in batch.proposals]
     return [
         postprocess(logits, moves, proposals, config.coder, image_id, image_hw, original_hw, config.postprocess)

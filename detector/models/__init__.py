@@ -1,4 +1,4 @@
-"""Backbones, heads, and the Fast R-CNN that joins them."""
+"""Fast R-CNN model, backbones and heads."""
 
 from detector.models.build import build_model
 from detector.models.fast_rcnn import FastRCNN

@@ -1,4 +1,4 @@
-"""Backbones: image to feature map."""
+"""Backbones: from image to feature map."""
 
 import itertools
 
@@ -12,7 +12,7 @@ class Backbone(nn.Module):
 
     out_channels: int
     stride: int
-    stages: list[nn.Module]  # its parts from the image upwards; the first ones are frozen when fine-tuning
+    stages: list[nn.Module]  # in forward order; the first ones are frozen in fine-tuning
 
 
 class VGG16Body(Backbone):
@@ -50,9 +50,9 @@ class ResNetBody(Backbone):
 
 
 def resnet(depth: int, frozen_norm: bool) -> models.ResNet:
-    """torchvision's ResNet of this depth. `frozen_norm`: batch norm keeps the statistics that it was loaded with.
+    """torchvision's ResNet of this depth. `frozen_norm`: batch norm keeps the loaded statistics.
 
-    Batches of two images are too small to estimate them anew, so pretrained ones are kept.
+    Batches of two images are too small to estimate batch statistics, so pretrained ones are kept.
     """
     make = {18: models.resnet18, 50: models.resnet50}[depth]
     return make(norm_layer=FrozenBatchNorm2d if frozen_norm else nn.BatchNorm2d)

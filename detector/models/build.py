@@ -1,4 +1,4 @@
-"""A Fast R-CNN from the settings of configs/model/."""
+"""Building a Fast R-CNN from the settings of configs/model/."""
 
 from detector.errors import InputError
 from detector.models.backbones import Backbone, ResNetBody, VGG16Body
@@ -16,10 +16,10 @@ def build_model(
     pretrained: bool = False,
     frozen_stages: int | None = None,
 ) -> FastRCNN:
-    """Build `vgg16`, `resnet18` or `resnet50` with the head `fc` or `res5`, untrained.
+    """Build an untrained `vgg16`, `resnet18` or `resnet50` with the head `fc` or `res5`.
 
-    pretrained: weights will be loaded, so batch norm is frozen, and so are the first two stages unless
-        `frozen_stages` says otherwise (VGG16: conv1 and conv2, as in section 4.5 of the paper; ResNet: stem, layer1).
+    pretrained: weights will be loaded, so batch norm is frozen, and so are the first two stages unless `frozen_stages`
+        is given (VGG16: conv1 and conv2, as in section 4.5 of the paper; ResNet: stem, layer1).
     """
     depth = {"vgg16": 0, "resnet18": 18, "resnet50": 50}[backbone]
     if backbone == "vgg16" and head == "res5":

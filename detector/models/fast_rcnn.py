@@ -1,4 +1,4 @@
-"""The network of the paper: one backbone pass an image, RoI pooling, a head, and two sibling output layers."""
+"""The network of the paper: one backbone pass per image, RoI pooling, a head, and two sibling output layers."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from detector.roi_pool import RoIPool
 
 
 class FastRCNN(nn.Module):
-    """Class scores and box deltas for any number of RoIs on a batch of images (Fast R-CNN, section 2, figure 1)."""
+    """Class logits and box deltas for any number of RoIs on a batch of images (Fast R-CNN, section 2, figure 1)."""
 
     mean: Tensor
     std: Tensor
@@ -24,7 +24,7 @@ class FastRCNN(nn.Module):
         for layer, std in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):  # section 2.3
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
-        # The mean and spread of ImageNet's images, which torchvision's weights expect.
+        # Mean and standard deviation of ImageNet images, as torchvision's weights expect.
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1) * 255, persistent=False)
 

@@ -1,7 +1,7 @@
-"""Heads: the pooled features of a RoI, (R, C, h, w), to a vector, (R, out_features).
+"""Heads: from the pooled features of each RoI, (R, C, h, w), to a vector, (R, out_features).
 
-Pooled maps come with channels last in memory, and the fully connected heads read them in that order (h, w, c): no
-copy stands between pooling and the first layer. Weights trained in the order (c, h, w) are rearranged once, when
+Pooled maps are in channels_last memory format, and the fully connected heads read them in that order (h, w, c), so
+there is no copy between pooling and the first layer. Weights trained in the order (c, h, w) are permuted once, when
 they are loaded.
 """
 
@@ -22,7 +22,7 @@ class Head(nn.Module):
 
 
 class FcHead(Head):
-    """Two fully connected layers with ReLU; VGG16's own fc6 and fc7 have 4096 units and dropout 0.5."""
+    """Two fully connected layers with ReLU; the original fc6 and fc7 of VGG16 have 4096 units and dropout 0.5."""
 
     def __init__(self, in_channels: int, pool_size: int, hidden: int = 1024, dropout: float = 0.0) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Weights from elsewhere: torchvision's, trained on ImageNet, or a file."""
+"""Pretrained weights: torchvision's ImageNet weights, or a file."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ IMAGENET = {
 
 OUTPUT_LAYERS = ("cls_score.", "bbox_pred.")
 FC6_WEIGHT, FC6_INPUTS = "head.fc6.weight", 512 * 7 * 7  # of VGG16
-# Where the layers of torchvision's classification networks are in this program's.
+# Prefixes of torchvision's classification networks -> prefixes of this program's model.
 TORCHVISION_PREFIXES = {
     "conv1.": "backbone.stem.0.",
     "bn1.": "backbone.stem.1.",
@@ -40,11 +40,11 @@ TORCHVISION_PREFIXES = {
 
 
 def load_weights(model: nn.Module, backbone: str, weights: str, classes: Sequence[str]) -> None:
-    """Fill the model from `imagenet` or from a file, and log which layers stay as they were initialised.
+    """Load weights into the model from `imagenet` or from a file, and log which layers keep their initialization.
 
-    The file holds a classification network's state dict in torchvision's layout, or a checkpoint of this program; of
-    one whose classes are not these, in this order, all but the two output layers is taken. Raises InputError if the
-    file is not there, is not readable, or fits nowhere.
+    The file has the state dict of a classification network with torchvision's names, or is a checkpoint of this
+    program; if its classes are not these, in this order, the two output layers are not loaded. Raises InputError if the
+    file is missing, unreadable, or does not match the model.
     """
     if weights == "imagenet":
         source, state = "torchvision's ImageNet weights", _imagenet_state(backbone)
@@ -56,7 +56,7 @@ def load_weights(model: nn.Module, backbone: str, weights: str, classes: Sequenc
     of_checkpoint = isinstance(state.get("model"), dict)
     wrapped = state["model"] if of_checkpoint else state.get("state_dict")
     state = {
-        name.removeprefix("module."): value  # as DataParallel puts before each
+        name.removeprefix("module."): value  # DataParallel adds this prefix
         for name, value in (wrapped if isinstance(wrapped, dict) else state).items()
         if isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided
     }
@@ -64,7 +64,7 @@ def load_weights(model: nn.Module, backbone: str, weights: str, classes: Sequenc
         state = _from_classifier(state)
     if theirs != [*classes]:
         if theirs is not None:
-            logger.info("its classes are others, so its output layers are not taken: %s", ", ".join(map(str, theirs)))
+            logger.info("its classes differ, so its output layers are not loaded: %s", ", ".join(map(str, theirs)))
         state = {key: value for key, value in state.items() if not key.startswith(OUTPUT_LAYERS)}
     own = model.state_dict()
     fitting = {key: value for key, value in state.items() if key in own and _fits(value, own[key])}
@@ -82,7 +82,7 @@ def _fits(value: Tensor, own: Tensor) -> bool:
 
 
 def _classes_of(weights: str, state: dict) -> list | None:
-    """The classes that a checkpoint, or the description beside .safetensors, names; None where nothing does."""
+    """Class names from a checkpoint, or from the .json beside a .safetensors file; None if there are none."""
     about = state
     if weights.endswith(".safetensors"):
         try:
@@ -94,7 +94,7 @@ def _classes_of(weights: str, state: dict) -> list | None:
 
 
 def read_state(path: Path) -> dict:
-    """Read a file of tensors and plain values; one that holds anything else, such as code, is refused."""
+    """Read a file of tensors and plain values; a file with anything else, such as code, is rejected."""
     if path.is_dir():
         best = path / "checkpoints" / "best.pt"
         raise InputError(f"{path}: is a folder, not a file{f': {best} is one' if best.is_file() else ''}")
@@ -105,7 +105,7 @@ def read_state(path: Path) -> dict:
             return load_file(path)
         require_stored(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the format has no exception of its own
+    except Exception as error:  # torch and safetensors have no common exception class
         raise InputError(
             f"{path}: not a checkpoint and not a file of plain weights, or cut off ({type(error).__name__}); files "
             "that hold anything but tensors and plain values, code above all, are refused"
@@ -116,7 +116,7 @@ def read_state(path: Path) -> dict:
 
 
 def require_stored(path: Path) -> None:
-    """Raise ValueError for a zip file with packed members: torch writes none, and would unpack any size."""
+    """Raise ValueError for a zip file with compressed members: torch writes none, and decompresses to any size."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             for member in archive.infolist():
@@ -139,7 +139,7 @@ def _imagenet_state(backbone: str) -> dict:
 
 
 def _from_classifier(state: dict) -> dict:
-    """Names and layouts of torchvision's VGG16 and ResNets, to this program's."""
+    """Convert names and weight order of torchvision's VGG16 and ResNets to this program's."""
     renamed = {_renamed(key, TORCHVISION_PREFIXES): value for key, value in state.items()}
     weight = renamed.get(FC6_WEIGHT)
     if weight is not None and weight.shape[1:] == (FC6_INPUTS,):  # (c, h, w) -> (h, w, c): see heads.py
@@ -148,7 +148,7 @@ def _from_classifier(state: dict) -> dict:
 
 
 def to_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The part of a model's state dict that torchvision's classification network of the same kind has, by its names."""
+    """The part of a state dict that exists in torchvision's classification network, under torchvision's names."""
     prefixes = {ours: theirs for theirs, ours in TORCHVISION_PREFIXES.items()}
     renamed = {_renamed(key, prefixes): value for key, value in state.items() if key.startswith(tuple(prefixes))}
     weight = renamed.get("classifier.0.weight")

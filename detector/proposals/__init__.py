@@ -1,1 +1,1 @@
-"""Object proposals from outside: files of them, how they are made, checked and converted."""
+"""External object proposals: file formats, generation, checks and conversion."""

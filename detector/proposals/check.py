@@ -1,4 +1,4 @@
-"""What is wrong with the proposals of a data set, image by image."""
+"""Faults in the proposals of a data set, per image."""
 
 import numpy as np
 
@@ -7,22 +7,22 @@ from detector.data.loader import DetectionDataset
 from detector.data.proposal_selection import first_of_equals
 from detector.proposals.store import FileProposals, ProposalStore
 
-TOLERANCE_PX = 0.01  # how far a box may stand over the border: what float32 loses in scaling
+TOLERANCE_PX = 0.01  # how far a box can extend over the border: float32 rounding in scaling
 
 FAULTS = {
     "missing": "images of the data set that are not in the file",
     "extra": "images of the file that are not in the data set",
     "other size": "images that had another size when the boxes were made",
     "empty": "images without a box",
-    "nan": "boxes with a coordinate that is no finite number; they count as nothing else",
+    "nan": "boxes with a coordinate that is not a finite number; counted only here",
     "degenerate": "boxes without width or height",
-    "out of bounds": "boxes that stand over the border of their image",
+    "out of bounds": "boxes that extend over the border of their image",
     "duplicate": "boxes that equal one before them",
 }
 
 
 def find_faults(proposals: ProposalStore | FileProposals, reader: DetectionDataset) -> dict[str, dict[str, int]]:
-    """Each of FAULTS -> image id -> how often, for the images that have it."""
+    """Number of faults by kind (see FAULTS) and image id, for the images that have them."""
     faults: dict[str, dict[str, int]] = {kind: {} for kind in FAULTS}
     faults["extra"] = dict.fromkeys(sorted({*proposals.image_ids} - {*reader.image_ids}), 1)
     for index, image_id in enumerate(reader.image_ids):
@@ -53,7 +53,7 @@ def _box_faults(boxes: np.ndarray, image_hw: tuple[int, int]) -> dict[str, int]:
 
 
 def fault_table(faults: dict[str, dict[str, int]]) -> str:
-    """A line for each kind: how often in all, in how many images, and what it means."""
+    """One line per kind of fault: total count, number of images, and meaning."""
     lines = [f"{'':13}  {'in all':>9}  {'images':>7}"]
     for kind, meaning in FAULTS.items():
         lines.append(f"{kind:13}  {sum(faults[kind].values()):9}  {len(faults[kind]):7}  {meaning}")

@@ -1,4 +1,4 @@
-"""From any format of proposals to any other."""
+"""Conversion between proposal formats."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -9,9 +9,9 @@ from tqdm import tqdm
 from detector.data.image import read_image_hw
 from detector.data.loader import DetectionDataset
 from detector.errors import InputError, first_few
-from detector.proposals.box_format import require_fit
+from detector.proposals.box_format import require_box_format
 from detector.proposals.formats import coco_json, mat, pickles, tables
-from detector.proposals.formats.records import ImageProposals, Layout, RawProposals
+from detector.proposals.formats.records import BoxFormat, ImageProposals, RawProposals
 from detector.proposals.store import ProposalStore, stream_store
 
 logger = logging.getLogger(__name__)
@@ -47,15 +47,15 @@ def convert(
     target: Path,
     target_format: str,
     order: str | None = None,
-    base: str | None = None,
+    pixel_origin: str | None = None,
     reader: DetectionDataset | None = None,
     trusted: bool = False,
 ) -> tuple[int, int]:
     """Write the proposals in `source` to `target`; returns the numbers of images and boxes.
 
-    `order` and `base` come before what the format states. With a data set, its images alone are written, in its order
-    and with their sizes, and the layout is tried on its ground truth. A pickle is read only if it is `trusted`.
-    Raises InputError: see the readers and `require_fit`; also if the layout is not known, or the target is there.
+    `order` and `pixel_origin` override what the format states. With a data set, only its images are written, in its
+    order and with their sizes, and the box format is verified on its ground truth. A pickle is read only if `trusted`.
+    Raises InputError as the readers and `require_box_format` do, and if the box format is unknown or the target exists.
     """
     if target.exists():
         raise InputError(f"{target} is there already, and nothing is overwritten")
@@ -65,16 +65,16 @@ def convert(
             "--i-trust-this-file; else ask for the boxes as .npz, .csv or .json"
         )
     raw = READERS[source_format](source)
-    stated = raw.layout
+    stated = raw.box_format
     order = order or (stated.order if stated else raw.order)
-    base = base or (stated.base if stated else None)
-    layout = Layout(order, base) if order and base else None
+    pixel_origin = pixel_origin or (stated.pixel_origin if stated else None)
+    box_format = BoxFormat(order, pixel_origin) if order and pixel_origin else None
     if reader is not None:
-        images = _of_data_set(raw, layout, reader)
-    elif layout is not None:
-        images = (_image(raw, layout, id) for id in raw.rows)
+        images = _of_data_set(raw, box_format, reader)
+    elif box_format is not None:
+        images = (_image(raw, box_format, id) for id in raw.rows)
     else:
-        lacks = " and ".join(name for name, value in (("--order", order), ("--base", base)) if not value)
+        lacks = " and ".join(name for name, value in (("--order", order), ("--base", pixel_origin)) if not value)
         raise InputError(
             f"{source}: the file does not say what its numbers mean: give {lacks}; with --data and --split each "
             "possibility is tried on the objects there"
@@ -97,7 +97,7 @@ def convert(
     return num_images, num_boxes
 
 
-def _of_data_set(raw: RawProposals, layout: Layout | None, reader: DetectionDataset) -> Iterator[ImageProposals]:
+def _of_data_set(raw: RawProposals, box_format: BoxFormat | None, reader: DetectionDataset) -> Iterator[ImageProposals]:
     wanted = set(reader.image_ids)
     missing = [id for id in reader.image_ids if id not in raw.rows]
     if missing:
@@ -108,16 +108,21 @@ def _of_data_set(raw: RawProposals, layout: Layout | None, reader: DetectionData
         )
     extra = sum(id not in wanted for id in raw.rows)
     if extra:
-        logger.info("%d images of %s are not in %s and are left out", extra, raw.path, reader.name)
+        logger.info("%d images of %s are not in %s and are skipped", extra, raw.path, reader.name)
     image_hws = [read_image_hw(reader.image_path(index), reader.image_options) for index in range(len(reader))]
-    require_fit(raw, reader, image_hws, layout)
-    assert layout is not None  # require_fit has seen to it
+    require_box_format(raw, reader, image_hws, box_format)
+    assert box_format is not None  # require_box_format raises otherwise
     return (
-        _image(raw, layout, id, image_hws[index], reader.image_path(index)) for index, id in enumerate(reader.image_ids)
+        _image(raw, box_format, id, image_hws[index], reader.image_path(index))
+        for index, id in enumerate(reader.image_ids)
     )
 
 
 def _image(
-    raw: RawProposals, layout: Layout, image_id: str, image_hw: tuple[int, int] | None = None, path: Path | None = None
+    raw: RawProposals,
+    box_format: BoxFormat,
+    image_id: str,
+    image_hw: tuple[int, int] | None = None,
+    path: Path | None = None,
 ) -> ImageProposals:
-    return ImageProposals(image_id, raw.boxes(image_id, layout), raw.scores(image_id), image_hw, path)
+    return ImageProposals(image_id, raw.boxes(image_id, box_format), raw.scores(image_id), image_hw, path)

@@ -1,4 +1,4 @@
-"""Selective search over a whole data set: parallel over images and machines, and taken up where it was stopped."""
+"""Selective search over a whole data set: parallel over images and machines, and resumable."""
 
 import hashlib
 import io
@@ -18,7 +18,7 @@ from detector.data.loader import DetectionDataset
 from detector.data.proposal_selection import first_of_equals
 from detector.data.subset import Subset
 from detector.errors import InputError, first_few
-from detector.proposals.box_format import LOW_RECALL, OtherOrder, require_fit
+from detector.proposals.box_format import LOW_RECALL, OtherOrder, require_box_format
 from detector.proposals.formats.records import ImageProposals
 from detector.proposals.store import (
     FileProposals,
@@ -34,24 +34,24 @@ from detector.selective_search import selective_search
 logger = logging.getLogger(__name__)
 
 SEED = 0
-# Part of a generated file's name, so that boxes of an older algorithm are not taken for those of this one.
+# Part of the name of a generated file, so that boxes of an older algorithm version are not used.
 VERSION = 2
-# An image on which selective search finds fewer (a plain sky, say) has the boxes of a grid added behind them.
+# If selective search finds fewer boxes (a plain sky, for example), the boxes of a grid are appended.
 MIN_BOXES = 50
-GRID_PARTS = (1, 2, 4)  # windows of this part of the image's height and width, half a window apart
-OF_ONE_SHARD: dict = {"shard": None, "unreadable": None}  # what the stores of a data set's shards may differ in
-LOG_EVERY_S = 30  # where there is no terminal to draw a progress bar on
+GRID_PARTS = (1, 2, 4)  # windows of 1/n of the image's height and width, half a window apart
+OF_ONE_SHARD: dict = {"shard": None, "unreadable": None}  # metadata that can differ between the shards of a data set
+LOG_EVERY_S = 30  # without a terminal for a progress bar
 
 
 def proposals_for(
     reader: DetectionDataset, image_hws: Sequence[tuple[int, int]], file: str | None, mode: str, folder: Path
 ) -> ProposalStore | FileProposals:
-    """Proposals of a data set: those of `file`, or, without one, selective search's, made once and kept in `folder`.
+    """Proposals of a data set: those of `file`, or of selective search, generated once and kept in `folder`.
 
-    `image_hws` are the sizes of its images. Raises InputError if the file lacks an image or was made on images of
-    another size, or if its boxes are beyond doubt in another order; a .mat, which does not say the size, also if they
-    fit the images and objects badly. In a store that knows no sizes this is a warning, and in any that hardly an object
-    has a proposal.
+    `image_hws` are the sizes of its images. Raises InputError if the file lacks an image, was made on images of another
+    size, or has boxes that are certainly in another order; for a .mat, which has no image sizes, also if the boxes
+    match images and objects poorly. For a store without image sizes the latter is a warning. Low recall is a warning
+    for every file.
     """
     if file is None:
         path = store_path(folder, reader, mode)
@@ -62,13 +62,13 @@ def proposals_for(
     require_images(proposals, reader.image_ids, image_hws)
     require_exif(proposals, reader.image_options.exif)
     if isinstance(proposals, FileProposals):
-        require_fit(proposals.raw, reader, image_hws, proposals.layout)
+        require_box_format(proposals.raw, reader, image_hws, proposals.box_format)
     elif file is not None:
         try:
-            require_fit(proposals.raw, reader, image_hws, proposals.raw.layout)
+            require_box_format(proposals.raw, reader, image_hws, proposals.raw.box_format)
         except OtherOrder:
             raise
-        except InputError as error:  # they may be poor on purpose, and right as whoever made the store declared
+        except InputError as error:  # the boxes can be poor on purpose, and in the format that the store declares
             if any(proposals.image_hw(image_id) is None for image_id in reader.image_ids):
                 logger.warning("%s", error)
     checked = range(0, len(reader), max(len(reader) // 200, 1))
@@ -84,18 +84,18 @@ def proposals_for(
 
 
 def store_path(folder: Path, reader: DetectionDataset, mode: str) -> Path:
-    """Where the proposals of this data set, made this way, are kept; the name depends on all that the boxes do."""
+    """Path of the proposals of this data set and mode; the name depends on everything that determines the boxes."""
     return folder / f"{reader.name}-{mode}-{fingerprint(reader, mode)[:12]}.safetensors"
 
 
 def fingerprint(reader: DetectionDataset, mode: str) -> str:
-    """A digest of the ids and contents of the images, the mode, and the version of the algorithm."""
+    """Digest of image ids, image file contents, mode and algorithm version."""
     exif = "" if reader.image_options.exif == "apply" else " exif ignored"
     digest = hashlib.sha256(f"{mode} {SEED} {VERSION}{exif}".encode())
     for index, image_id in enumerate(reader.image_ids):
         try:
             content = digest_of(reader.image_path(index))
-        except InputError:  # no such file: `_search` decides whether that is too many
+        except InputError:  # missing file: `_search` decides whether there are too many
             content = "missing"
         digest.update(f"{image_id} {content}\n".encode())
     return digest.hexdigest()
@@ -109,15 +109,15 @@ def generate_proposals(
     shard: tuple[int, int] | None = None,
     max_bad_fraction: float = 0.0,
 ) -> None:
-    """Write the proposals of every image of the data set to the store `path`, unless it is there.
+    """Write the proposals of every image of the data set to the store `path`, unless it exists.
 
-    With `shard` (i, n), from (1, n) to (n, n), of every n-th image only, beginning with the i-th: see `merge_shards`.
-    An image that cannot be read has no boxes in the store, which says why; raises InputError as soon as more than
-    `max_bad_fraction` of the images are such.
+    `shard` (i, n), from (1, n) to (n, n), restricts this to every n-th image, starting at the i-th: see `merge_shards`.
+    An image that cannot be read has no boxes in the store, and the reason is recorded; raises InputError as soon as
+    these are more than the fraction `max_bad_fraction` of the images.
 
-    Finished images are kept in the folder `path`.unfinished until all are done; the same call takes them up again.
-    The outcome is the same bytes, whatever the number of workers and of interruptions. Of several processes that
-    call this at once, one works and the others wait for it.
+    Finished images are kept in the folder `path`.unfinished until all are done; the same call resumes from there. The
+    result is bitwise identical for any number of workers and interruptions. If several processes call this at once,
+    one works and the others wait for it.
     """
     generator: dict = {"name": "selective search", "mode": mode, "seed": SEED, "version": VERSION}
     generator["exif"] = reader.image_options.exif
@@ -129,11 +129,11 @@ def generate_proposals(
     fingerprints = parts / "fingerprints"
     with locked(path.with_name(path.name + ".lock")):
         if path.is_file():
-            shutil.rmtree(parts, ignore_errors=True)  # of one that was killed at the very end
+            shutil.rmtree(parts, ignore_errors=True)  # left by a process that was killed at the very end
             return
         expected = fingerprint(reader, mode)
         if fingerprints.is_file() and fingerprints.read_text() != expected:
-            raise InputError(f"{parts}: was begun for other images or another mode; delete it to begin anew")
+            raise InputError(f"{parts}: was begun for other images or another mode; delete it to start again")
         write_atomically(fingerprints, expected.encode())
         left = [index for index in range(len(reader)) if not _part(parts, index, reader).is_file()]
         counts = f"{len(left)} of {len(reader)} images left"
@@ -147,7 +147,7 @@ def generate_proposals(
         shutil.rmtree(parts)
     if with_grid:
         logger.info(
-            "%d images gave fewer than %d boxes and have those of a grid behind them: %s",
+            "%d images gave fewer than %d boxes and have the boxes of a grid appended: %s",
             len(with_grid), MIN_BOXES, first_few(with_grid, 20),
         )  # fmt: skip
     for reason in unreadable.values():
@@ -155,10 +155,10 @@ def generate_proposals(
 
 
 def merge_shards(paths: Sequence[Path], target: Path) -> None:
-    """Join the stores of all shards of one data set to the store that one run would have written, byte for byte.
+    """Merge the stores of all shards of a data set; the result is bitwise identical to the store of a single run.
 
-    Raises InputError for a store that is no shard, a shard of another data set, mode or count, one that is given
-    twice and one that is missing.
+    Raises InputError for a store that is not a shard, for a shard of another data set, mode or count, and for
+    duplicate and missing shards.
     """
     stores = [ProposalStore(path) for path in paths]
     by_number: dict[int, ProposalStore] = {}
@@ -205,7 +205,7 @@ def _shard_of(store: ProposalStore) -> tuple[int, int]:
 
 
 def search_image(image: np.ndarray, mode: str, threads: int) -> tuple[np.ndarray, bool]:
-    """Boxes (P, 4) of selective search, and whether there are those of a grid behind them, as it found too few."""
+    """Boxes (P, 4) of selective search, and whether the boxes of a grid are appended because it found too few."""
     boxes = selective_search(image, mode=mode, seed=SEED, threads=threads)
     if len(boxes) >= MIN_BOXES:
         return boxes, False
@@ -214,7 +214,7 @@ def search_image(image: np.ndarray, mode: str, threads: int) -> tuple[np.ndarray
 
 
 def grid_boxes(image_hw: tuple[int, int]) -> np.ndarray:
-    """(59, 4) float32: the whole image, 3 x 3 windows of half its sides and 7 x 7 of a quarter, half overlapping."""
+    """(59, 4) float32: the whole image, 3 x 3 windows of half its sides and 7 x 7 of a quarter, overlapping by half."""
     height, width = image_hw
     boxes = []
     for parts in GRID_PARTS:
@@ -231,7 +231,7 @@ def _digest_of_ids(image_ids: Sequence[str]) -> str:
 def _search(
     reader: DetectionDataset, indices: list[int], parts: Path, mode: str, workers: int, max_bad_fraction: float
 ) -> None:
-    unreadable = [*_read_reasons(reader, parts).values()]  # of a run that was stopped
+    unreadable = [*_read_reasons(reader, parts).values()]  # of an interrupted run
 
     def search(index: int) -> None:
         try:
@@ -241,7 +241,7 @@ def _search(
             if len(unreadable) > max_bad_fraction * len(reader):
                 raise InputError(
                     f"{first_few(unreadable)}. Of the {len(reader)} images of {reader.name} more than the fraction "
-                    f"{max_bad_fraction:g} cannot be read: repair them, take them out of the split, or allow more with "
+                    f"{max_bad_fraction:g} cannot be read: repair them, remove them from the split, or allow more with "
                     "--max-bad-fraction"
                 ) from None
             data = io.BytesIO()
@@ -262,14 +262,14 @@ def _search(
                     now = time.monotonic()
                     if progress.disable and now - logged >= LOG_EVERY_S:
                         logged = now
-                        logger.info("%d images left, %.2f a second", len(indices) - done, done / (now - began))
+                        logger.info("%d images left, %.2f per second", len(indices) - done, done / (now - began))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
 
 def _read_parts(reader: DetectionDataset, parts: Path, with_grid: list[str]) -> Iterator[ImageProposals]:
-    """What was found, image by image; the ids of images with a grid are added to `with_grid`."""
+    """Proposals found, image by image; the ids of images with a grid are appended to `with_grid`."""
     for index, image_id in enumerate(reader.image_ids):
         with np.load(_part(parts, index, reader)) as part:
             height, width = part["image_hw"].tolist()
@@ -279,7 +279,7 @@ def _read_parts(reader: DetectionDataset, parts: Path, with_grid: list[str]) -> 
 
 
 def _read_reasons(reader: DetectionDataset, parts: Path) -> dict[str, str]:
-    """Why images that are done could not be read, by id."""
+    """Reasons why processed images could not be read, by id."""
     reasons = {}
     for index, image_id in enumerate(reader.image_ids):
         path = _part(parts, index, reader)
@@ -291,5 +291,5 @@ def _read_reasons(reader: DetectionDataset, parts: Path) -> dict[str, str]:
 
 
 def _part(parts: Path, index: int, reader: DetectionDataset) -> Path:
-    """File of one image's boxes; ids may hold anything, so the name is a digest."""
+    """File of the boxes of one image; ids can contain any character, so the name is a digest."""
     return parts / f"{hashlib.sha256(reader.image_ids[index].encode()).hexdigest()[:24]}.npz"

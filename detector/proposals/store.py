@@ -1,18 +1,18 @@
-"""Object proposals from outside: the store that this program keeps them in, and which of them are used.
+"""The proposal store, this program's own file format for external object proposals.
 
 The store is one .safetensors file:
 
-    boxes      (N, 4) float32, those of all images end to end: x1 y1 x2 y2, continuous pixels, original frame
+    boxes      (N, 4) float32, concatenated over images: x1 y1 x2 y2, continuous pixels, original frame
     offsets    (M + 1,) int64: image m has the boxes offsets[m] to offsets[m + 1]
-    image_hws  (M, 2) int32: height and width of the images that the boxes were made on; 0 0 where that is not known
-    scores     (N,) float32, may be absent: higher is better
-    image_ids  uint8: the ids in UTF-8, a 0 byte behind each
-    metadata   "fast-rcnn proposals 2": a JSON object, name and parameters of what made the boxes, and, as `unreadable`,
-               the images that could not be read, with the reason; one string, since the order of several would be
-               random
+    image_hws  (M, 2) int32: height and width of the images that the boxes were made on; 0 0 where unknown
+    scores     (N,) float32, optional: higher is better
+    image_ids  uint8: the ids in UTF-8, each followed by a 0 byte
+    metadata   "fast-rcnn proposals 2": a JSON object with name and parameters of the generator, and, as `unreadable`,
+               the images that could not be read, with the reason; a single string, since the order of several would
+               be random
 
-It is read memory-mapped, image by image, so it may be larger than memory and all processes share one copy; it is
-written image by image too.
+The file is memory-mapped and read image by image, so it can be larger than memory, and all processes share one copy.
+It is also written image by image.
 """
 
 import json
@@ -27,17 +27,17 @@ from safetensors import SafetensorError, safe_open
 
 from detector.errors import InputError, first_few
 from detector.proposals.formats.mat import read_voc_mat
-from detector.proposals.formats.records import ImageProposals, Layout, RawProposals, require_distinct
+from detector.proposals.formats.records import BoxFormat, ImageProposals, RawProposals, require_distinct
 from detector.runtime.files import open_atomically
 
 FORMAT = "fast-rcnn proposals 2"
 OLD_FORMAT = "fast-rcnn proposals 1"
-# The head of a store lists its five tensors; it is written last, into the room left for it.
+# The header of a store lists its five tensors; it is written last, into the space reserved for it.
 HEAD_BYTES = 1024
 
 
 class ProposalStore:
-    """Read-only proposals of a store file, by image id. Raises InputError if the file is no such store."""
+    """Read-only proposals of a store file, by image id. Raises InputError if the file is not a valid store."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -74,15 +74,15 @@ class ProposalStore:
             raise InputError(f"{self.path}: damaged proposal store: its offsets, boxes and image ids do not fit")
 
     def __getitem__(self, image_id: str) -> np.ndarray:
-        """Boxes (P, 4) float32 of an image; none of one in `unreadable`, which counts as missing."""
+        """Boxes (P, 4) float32 of one image; empty for one in `unreadable`, which counts as missing."""
         return self._rows(self._boxes, image_id)
 
     def scores(self, image_id: str) -> np.ndarray | None:
-        """Scores (P,) float32 of its boxes, or None where the store has none."""
+        """Scores (P,) float32 of its boxes, or None if the store has no scores."""
         return None if self._scores is None else self._rows(self._scores, image_id)
 
     def image_hw(self, image_id: str) -> tuple[int, int] | None:
-        """Size of the image that the boxes were made on, where it is known."""
+        """(H, W) of the image that the boxes were made on, or None if unknown."""
         height, width = self._image_hws[self._index[image_id]].tolist()
         return (height, width) if height else None
 
@@ -92,13 +92,13 @@ class ProposalStore:
 
     @property
     def raw(self) -> RawProposals:
-        """As other formats are given."""
-        return RawProposals(self.path, Layout("xyxy", "0"), _StoreRows(self))
+        """The same proposals as RawProposals, like those of other formats."""
+        return RawProposals(self.path, BoxFormat("xyxy", "0"), _StoreRows(self))
 
     def _rows(self, tensor: Any, image_id: str) -> np.ndarray:
         number = self._index[image_id]
         start, stop = self._offsets[number : number + 2].tolist()
-        # safetensors gives no empty slice at a tensor's very end
+        # safetensors cannot return an empty slice at the end of a tensor
         return tensor[start:stop] if stop > start else np.zeros((0, *tensor.get_shape()[1:]), dtype=np.float32)
 
     def __contains__(self, image_id: str) -> bool:
@@ -108,13 +108,13 @@ class ProposalStore:
         return len(self.image_ids)
 
     def __reduce__(self) -> tuple:
-        return ProposalStore, (self.path,)  # a worker process opens the file for itself
+        return ProposalStore, (self.path,)  # each worker process opens the file itself
 
 
 def _reasons(generator: dict) -> dict[str, str]:
     reasons = generator.get("unreadable", {})
     if not (isinstance(reasons, dict) and all(isinstance(reason, str) for reason in reasons.values())):
-        raise ValueError("its list of unreadable images is not one of ids and reasons")
+        raise ValueError("its list of unreadable images does not map ids to reasons")
     return reasons
 
 
@@ -140,16 +140,16 @@ def write_store(
     image_hws: Sequence[tuple[int, int]],
     generator: dict,
 ) -> None:
-    """Write boxes (P, 4) of each image to a store: `stream_store` for what is in memory."""
+    """Write the boxes (P, 4) of each image to a store: `stream_store` for boxes in memory."""
     images = (ImageProposals(*item) for item in zip(image_ids, boxes, [None] * len(boxes), image_hws, strict=True))
     stream_store(path, images, generator)
 
 
 def stream_store(path: Path, images: Iterable[ImageProposals], generator: dict) -> None:
-    """Write a store, whole or not at all, with the boxes of no more than one image in memory.
+    """Write a store atomically, with the boxes of only one image in memory at a time.
 
-    Equal input gives equal bytes. Either all images have scores or none. Raises InputError for an image that comes
-    twice.
+    Equal inputs give bitwise identical files. Either all images have scores or none. Raises InputError for a duplicate
+    image id.
     """
     metadata = {FORMAT: json.dumps(generator, sort_keys=True)}
     room = -(-(HEAD_BYTES + len(json.dumps(metadata))) // 8) * 8
@@ -185,7 +185,7 @@ def stream_store(path: Path, images: Iterable[ImageProposals], generator: dict) 
 
 
 def _write_head(file: BinaryIO, room: int, metadata: dict, tensors: dict[str, tuple[str, list[int], int]]) -> None:
-    """The head of a .safetensors file: its length, then JSON, filled up with spaces."""
+    """Write the header of a .safetensors file: its length, then JSON, padded with spaces."""
     head: dict = {"__metadata__": metadata}
     start = 0
     for name, (dtype, shape, size) in tensors.items():
@@ -196,23 +196,23 @@ def _write_head(file: BinaryIO, room: int, metadata: dict, tensors: dict[str, tu
 
 
 class FileProposals:
-    """Proposals of another format as boxes, by image id."""
+    """Proposals from another format, converted to boxes, by image id."""
 
-    def __init__(self, raw: RawProposals, layout: Layout) -> None:
+    def __init__(self, raw: RawProposals, box_format: BoxFormat) -> None:
         self.raw = raw
-        self.layout = layout
+        self.box_format = box_format
         self.path = raw.path
         self.image_ids = list(raw.rows)
 
     def __getitem__(self, image_id: str) -> np.ndarray:
-        """Boxes (P, 4) float32 of an image."""
-        return self.raw.boxes(image_id, self.layout)
+        """Boxes (P, 4) float32 of one image."""
+        return self.raw.boxes(image_id, self.box_format)
 
     def scores(self, image_id: str) -> np.ndarray | None:
         return self.raw.scores(image_id)
 
     def image_hw(self, image_id: str) -> tuple[int, int] | None:
-        """None: no format but the store says it."""
+        """None: only the store format has image sizes."""
         return None
 
     def __contains__(self, image_id: str) -> bool:
@@ -223,16 +223,16 @@ class FileProposals:
 
 
 def open_proposals(path: str | Path) -> ProposalStore | FileProposals:
-    """Open a proposal file by its suffix: a .safetensors store or a release's .mat."""
+    """Open a proposal file by its suffix: a .safetensors store or a .mat of the original release."""
     suffix = Path(path).suffix.lower()
     if suffix == ".safetensors":
         return ProposalStore(path)
     if suffix == ".mat":
         raw = read_voc_mat(Path(path))
-        assert raw.layout is not None
-        return FileProposals(raw, raw.layout)
+        assert raw.box_format is not None
+        return FileProposals(raw, raw.box_format)
     raise InputError(
-        f"{path}: proposals are read from .safetensors or .mat, not '{suffix}'; from another format one is made with\n"
+        f"{path}: proposals are read from .safetensors or .mat, not '{suffix}'; convert another format with\n"
         "  python scripts/proposals.py convert --from FORMAT --to store --data ROOT --split SPLIT FILE OUT.safetensors"
     )
 
@@ -249,7 +249,7 @@ def require_present(proposals: ProposalStore | FileProposals, image_ids: Sequenc
     if missing:
         raise InputError(
             f"{proposals.path}: no proposals for {len(missing)} of {len(image_ids)} images: {first_few(missing)}. Is "
-            "it the file of another split? Leave the setting out to have them made, or make a file with\n"
+            "it the file of another split? Omit the setting to generate them, or generate a file with\n"
             "  python scripts/proposals.py generate --data ROOT --split SPLIT --out FILE.safetensors"
         )
 
@@ -259,7 +259,7 @@ def require_images(
 ) -> None:
     """Raise InputError unless there are proposals for each of these images, made on images of these sizes.
 
-    Where a file does not say the size, `proposals_for` finds out.
+    If a file has no image sizes, `proposals_for` verifies them.
     """
     require_present(proposals, image_ids)
     for id, image_hw in zip(image_ids, image_hws, strict=True):
@@ -272,9 +272,9 @@ def require_images(
 
 
 def require_exif(proposals: ProposalStore | FileProposals, exif: str) -> None:
-    """Raise InputError if the proposals were made of images that were read with another `data.exif`, as a store says.
+    """Raise InputError if a store states that its proposals were made with another value of `data.exif`.
 
-    A turn by 180 degrees leaves the size of an image as it is, so that nothing else would show it.
+    A rotation by 180 degrees keeps the size of an image, so no other check detects it.
     """
     made_with = proposals.generator.get("exif") if isinstance(proposals, ProposalStore) else None
     if made_with not in (None, exif):

@@ -1,9 +1,9 @@
-"""RoI pooling: cut each region out of one feature map and max-pool it to a fixed size (Fast R-CNN, 2.1).
+"""RoI pooling: max-pool each region of a feature map to a fixed size (Fast R-CNN, 2.1).
 
-`roi_pool` and `RoIPool` are the layer. Behind them lie `reference.py` (the specification in a few lines of
-torch, for any device), `cpu.py` (numba) and `cuda.py` (Triton), joined in `ops.py` as one torch operator.
-`deepsense.py` offers the interface of the TensorFlow op behind "Region of Interest Pooling Explained", and
-that article's example is this one: an 8x8 map, one region (columns 0 to 6, rows 3 to 7), pooled to 2x2.
+`roi_pool` and `RoIPool` are the layer. The implementations are `reference.py` (the specification in a few lines of
+torch, for any device), `cpu.py` (numba) and `cuda.py` (Triton), registered in `ops.py` as one torch operator.
+`deepsense.py` has the interface of the TensorFlow op behind "Region of Interest Pooling Explained". The example below
+is from that article: an 8x8 map, one region (columns 0 to 6, rows 3 to 7), pooled to 2x2.
 
 >>> import torch
 >>> features = torch.tensor([[[
@@ -20,10 +20,9 @@ that article's example is this one: an 8x8 map, one region (columns 0 to 6, rows
 tensor([[[[0.8500, 0.9600],
           [0.9700, 0.9600]]]])
 
-The article's drawing shows 0.84 at the top right, because it cuts the 5 rows into 2 + 3 and the 7 columns
-into 3 + 4. The layer that everyone ships takes each bin from floor to ceil, so that neighbours share a row or
-column where the sizes do not divide: rows 3-5 and 5-7, columns 0-3 and 3-6. The upper right bin thus reaches
-the 0.96.
+The figure in the article shows 0.84 at the top right, because it splits the 5 rows into 2 + 3 and the 7 columns into
+3 + 4. All published layers extend each bin from floor to ceil, so that neighbouring bins share a row or column if the
+size is not divisible: rows 3-5 and 5-7, columns 0-3 and 3-6. So the upper right bin includes the 0.96.
 """
 
 from detector.roi_pool.layer import RoIPool, roi_pool

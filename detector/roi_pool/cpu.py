@@ -1,4 +1,4 @@
-"""RoI pooling on the CPU: tensors in and out, and how the work is cut into tasks for the kernels."""
+"""RoI pooling on the CPU: conversion of tensors, and division of the work into tasks for the kernels."""
 
 import numpy as np
 import torch
@@ -7,9 +7,9 @@ from torch import Tensor
 from detector.roi_pool import kernels, memory, threads
 from detector.roi_pool.reference import argmax_dtype, coordinate_dtype, raise_bad_roi
 
-# numba has no 16-bit floats: their bits are pooled as int16, and bits above infinity's are NaN.
+# numba has no 16-bit floats: their bits are pooled as int16; bits above those of infinity are NaN.
 _INFINITY_BITS = {torch.bfloat16: np.int16(0x7F80), torch.float16: np.int16(0x7C00)}
-# So many channels fill whole cache lines, whatever their dtype.
+# A multiple of this many channels fills whole cache lines, for every dtype.
 _CHANNELS_OF_LINES = 32
 
 
@@ -20,7 +20,7 @@ def forward(
     channels, lanes = features.shape[1], kernels.BLOCK_BYTES // features.element_size()
     if channels >= lanes:
         return _forward(features, rois, pooled_hw, spatial_scale, with_argmax)
-    # Less than a block: only in examples.
+    # Fewer channels than a block: only in examples.
     padded = torch.nn.functional.pad(features, (0, 0, 0, 0, 0, lanes - channels))
     pooled, argmax = _forward(padded, rois, pooled_hw, spatial_scale, with_argmax)
     return _first_channels(pooled, channels), _first_channels(argmax, channels) if with_argmax else argmax
@@ -29,7 +29,7 @@ def forward(
 def _forward(
     features: Tensor, rois: Tensor, pooled_hw: tuple[int, int], spatial_scale: float, with_argmax: bool
 ) -> tuple[Tensor, Tensor]:
-    """The same for at least a block of channels."""
+    """The same for at least one block of channels."""
     batch_size, channels, height, width = features.shape
     lanes = kernels.BLOCK_BYTES // features.element_size()
     corners = rois.detach().to(coordinate_dtype(features)).contiguous().numpy()
@@ -52,16 +52,16 @@ def _forward(
 
 
 def backward(grad: Tensor, rois: Tensor, argmax: Tensor, batch_size: int, height: int, width: int) -> Tensor:
-    """Add each pooled value's gradient (R,C,ph,pw) to the cell that it came from: (B,C,H,W).
+    """Add the gradient (R,C,ph,pw) of each pooled value to the cell of its maximum: (B,C,H,W).
 
-    One task adds up all RoIs of an image, in their order, for some channels: the sums do not depend on the threads.
+    One task sums over all RoIs of an image, in their order, for some channels: the sums do not depend on the threads.
     """
     channels = grad.shape[1]
     missing = max(kernels.SUMMED_CHANNELS - channels, -channels % _CHANNELS_OF_LINES)
     if missing:  # only in examples
         grad, argmax = (torch.nn.functional.pad(each, (0, 0, 0, 0, 0, missing)) for each in (grad, argmax))
         return _first_channels(backward(grad, rois, argmax, batch_size, height, width), channels)
-    # float16, which training never uses, is the one dtype that is copied.
+    # Only float16, which training never uses, is copied.
     values = _channels_last_array(grad.float() if grad.dtype == torch.float16 else grad)
     real = values.dtype
     if grad.dtype == torch.bfloat16:
@@ -80,6 +80,6 @@ def _first_channels(pooled: Tensor, channels: int) -> Tensor:
 
 
 def _channels_last_array(tensor: Tensor) -> np.ndarray:
-    """(N,C,H,W) as a (N,H,W,C) array, without a copy if it is channels_last; 16-bit floats as their bits."""
+    """(N,C,H,W) as an (N,H,W,C) array, without a copy if it is channels_last; 16-bit floats as their bits."""
     tensor = tensor.detach().permute(0, 2, 3, 1).contiguous()
     return (tensor.view(torch.int16) if tensor.dtype in _INFINITY_BITS else tensor).numpy()

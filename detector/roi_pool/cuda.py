@@ -1,5 +1,5 @@
-"""RoI pooling on CUDA devices: Triton kernels over channels-last maps, neighbouring threads on neighbouring
-channels, so that every access to the maps, the result and the argmax is coalesced.
+"""RoI pooling on CUDA devices: Triton kernels on channels-last maps, with neighbouring threads on neighbouring
+channels, so that all accesses to maps, result and argmax are coalesced.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from detector.roi_pool.reference import CELL_LIMIT, argmax_dtype, coordinate_dtype
 
 _CELL_LIMIT = tl.constexpr(CELL_LIMIT)
-# Bits of a gradient as fixed point: leaves 2**23 additions of the largest one before int64 overflows.
+# Bits of a fixed-point gradient: the largest one can be added 2**23 times before int64 overflows.
 _FIXED_POINT_BITS = 40
 
 
@@ -29,11 +29,11 @@ def _or_zero(value):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _bin_edges(low, high, spatial_scale, i, bins: tl.constexpr, limit):  # type: ignore[no-untyped-def]
-    """As `reference.bin_edges`, for bin i of one RoI along one axis, in the precision of `low`."""
+    """`reference.bin_edges` for bin i of one RoI along one axis, in the precision of `low`."""
     start = _round_half_away(low * spatial_scale)
     end = _round_half_away(high * spatial_scale)
     cells = tl.maximum(end - start + 1, 1).to(low.dtype)
-    if low.dtype == tl.float32:  # where a plain / is not correctly rounded
+    if low.dtype == tl.float32:  # in float32, / is not correctly rounded
         size = tl.div_rn(cells, tl.full((), bins, tl.float32))
     else:
         size = cells / bins
@@ -46,7 +46,7 @@ def _bin_edges(low, high, spatial_scale, i, bins: tl.constexpr, limit):  # type:
 def _pool(  # type: ignore[no-untyped-def]
     maps,  # (B, H, W, C)
     rois,  # (R, 5)
-    scale,  # (1,), a tensor since Triton would pass a Python float in float32
+    scale,  # (1,), a tensor, since Triton passes a Python float as float32
     pooled,  # (R, ph, pw, C)
     argmax,  # the same, or unused
     batch_size,
@@ -59,7 +59,7 @@ def _pool(  # type: ignore[no-untyped-def]
     empty: tl.constexpr,
     block: tl.constexpr,
 ):
-    """One program pools one bin of one RoI, `block` channels of it."""
+    """One program pools `block` channels of one bin of one RoI."""
     bin_index = tl.program_id(0).to(tl.int64)
     j = tl.program_id(0) % pooled_width
     i = tl.program_id(0) // pooled_width % pooled_height
@@ -75,7 +75,7 @@ def _pool(  # type: ignore[no-untyped-def]
     is_empty = bad | (bottom <= top) | (right <= left)
     bottom = tl.where(is_empty, top, bottom)  # nothing is read
 
-    real: tl.constexpr = rois.dtype.element_ty  # at least float32, which holds 16-bit floats exactly
+    real: tl.constexpr = rois.dtype.element_ty  # at least float32, which represents 16-bit floats exactly
     channel = tl.program_id(1) * block + tl.arange(0, block)
     inside = channel < channels
     image_cells = tl.where(bad, 0.0, image).to(tl.int64) * height * width
@@ -102,7 +102,7 @@ def _scatter(  # type: ignore[no-untyped-def]
     argmax,  # the same
     rois,  # (R, 5)
     sums,  # (B, H, W, C), zeros
-    unit,  # (): gradients are counted in whole units of this size, if `fixed_point`
+    unit,  # (): gradients are integer multiples of this unit, if `fixed_point`
     cells,
     channels,
     bins: tl.constexpr,
@@ -110,7 +110,7 @@ def _scatter(  # type: ignore[no-untyped-def]
     empty: tl.constexpr,
     block: tl.constexpr,
 ):
-    """One program adds the gradients of one bin of one RoI to the cells that they came from."""
+    """One program adds the gradients of one bin of one RoI to the cells of its maxima."""
     bin_index = tl.program_id(0).to(tl.int64)
     channel = tl.program_id(1) * block + tl.arange(0, block)
     inside = channel < channels
@@ -130,8 +130,8 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Pool (B,C,H,W) features to (R,C,*pooled_hw), with the cell index of each maximum or an empty tensor.
 
-    A RoI with a batch index out of range or a coordinate that is not finite becomes NaN and passes no
-    gradient: an error that names it would have to wait for the device.
+    A RoI with a batch index out of range or a coordinate that is not finite is pooled to NaN and gets no gradient:
+    raising an error would require a synchronization with the device.
     """
     batch_size, channels, height, width = features.shape
     maps = features.permute(0, 2, 3, 1).contiguous()
@@ -152,11 +152,11 @@ def forward(
 
 
 def backward(grad: Tensor, rois: Tensor, argmax: Tensor, batch_size: int, height: int, width: int) -> Tensor:
-    """Add each pooled value's gradient (R,C,ph,pw) to the cell that it came from: (B,C,H,W).
+    """Add the gradient (R,C,ph,pw) of each pooled value to the cell of its maximum: (B,C,H,W).
 
-    Floating-point atomics add in any order, so that the last bits differ from run to run. Where torch is
-    asked for deterministic algorithms, gradients are added as integers instead, in units of about 2**-40 of
-    the largest one, finer than float32 resolves.
+    Floating-point atomics add in any order, so that the last bits differ between runs. With deterministic algorithms
+    enabled in torch, gradients are added as integers instead, in units of about 2**-40 of the largest one, which is
+    finer than float32 resolution.
     """
     values = grad.permute(0, 2, 3, 1).contiguous()
     where = argmax.permute(0, 2, 3, 1).contiguous()
@@ -182,7 +182,7 @@ def backward(grad: Tensor, rois: Tensor, argmax: Tensor, batch_size: int, height
 
 
 def _grid_and_block(values: Tensor) -> tuple[tuple[int, int], int]:
-    """Launch one program for each bin of (R,ph,pw,C) values and block of channels."""
+    """Launch grid and block size: one program per bin of (R,ph,pw,C) values and block of channels."""
     channels = values.shape[3]
     block = min(triton.next_power_of_2(channels), 512)
     return (values.numel() // channels, triton.cdiv(channels, block)), block

@@ -1,8 +1,8 @@
-"""RoI pooling on the CPU: what numba compiles. All of it in one file, since numba compiles anew what it has kept on
-disk when the file has changed, but not when another one has that it takes functions from.
+"""RoI pooling on the CPU: the functions compiled by numba. They are in one file, since numba recompiles functions
+cached on disk when their own file changes, but not when a file that they import functions from changes.
 
-Maps are channels last, (H,W,C), and pooled a block of channels after the other: a copy of that block of a whole map
-stays in the processor's cache while RoI after RoI reads it.
+Maps are channels last, (H,W,C), and pooled one block of channels at a time: a copy of that block of the whole map
+stays in the processor cache while all RoIs read it.
 """
 
 import math
@@ -17,12 +17,12 @@ from numba.extending import intrinsic
 from detector.roi_pool.memory import ALIGNMENT
 from detector.roi_pool.reference import CELL_LIMIT
 
-# Bytes of a cell's block of channels in pooling: two cache lines, and few enough registers for its maxima.
+# Bytes of a block of channels of one cell in pooling: two cache lines, so that the maxima fit into registers.
 BLOCK_BYTES = 128
-# Channels whose gradients are added up together: known when compiled, and the sums of a map's cells stay near.
+# Channels whose gradients are summed together: a compile-time constant, so that the sums of a map stay in the cache.
 SUMMED_CHANNELS = 64
-# So far ahead memory is asked for: cells of a map that is copied, and bins whose gradients are added up. The processor
-# foresees reading on, but not the leap to the next cell's or bin's part.
+# Prefetch distance: cells of a map that is copied, and bins whose gradients are summed. The hardware prefetcher detects
+# sequential reads, but not the stride to the next cell or bin.
 _CELLS_AHEAD, _BINS_AHEAD = 16, 8
 
 _INT32, _INT64 = ir.IntType(32), ir.IntType(64)
@@ -30,24 +30,24 @@ _INT32, _INT64 = ir.IntType(32), ir.IntType(64)
 
 @intrinsic
 def _max_window(typing: Any, cells: Any, width: Any, window: Any, plain: Any, pooled: Any, argmax: Any, at: Any) -> Any:
-    """Maximum over a window of cells, channel by channel, into `pooled` from its value `at` on; its cell's index into
-    `argmax` there.
+    """Write the maximum over a window of cells, per channel, to `pooled` from element `at` on, and the index of its
+    cell to `argmax` in the same place.
 
-    A loop over channels that numba turns into vector instructions keeps the maxima in memory from cell to cell;
-    written with LLVM's own vectors, of whatever width the processor has, they stay in registers.
+    A loop over channels vectorized by numba keeps the maxima in memory between cells; with LLVM vectors, which adapt to
+    the vector width of the processor, they stay in registers.
 
-    cells: (H * W, lanes) in C order, lanes * itemsize being BLOCK_BYTES: floats, or int16 as from `_copy_cells`, which
-        come out as the 16-bit floats' bits.
+    cells: (H * W, lanes) in C order, with lanes * itemsize equal to BLOCK_BYTES: floats, or int16 from `_copy_cells`,
+        which are written as the bits of 16-bit floats.
     width: W. window: (top, bottom, left, right), not empty, all int64.
-    plain: True for the quick way: no NaN is among the cells, and what is written begins at multiples of ALIGNMENT, so
-        that it goes past the caches, without being read first. Else None; the first NaN is the maximum.
-    pooled, argmax: in C order, of any dimensions; argmax of integers, or None.
+    plain: True for the fast path: the cells contain no NaN, and writes start at multiples of ALIGNMENT, so that they
+        bypass the caches (non-temporal stores). Else None; the first NaN is the maximum.
+    pooled, argmax: in C order, with any number of dimensions; argmax has integers, or is None.
     """
     bits = cells.dtype.bitwidth
     lanes = BLOCK_BYTES * 8 // bits
     is_float, is_plain = isinstance(cells.dtype, types.Float), not isinstance(plain, types.NoneType)
     with_argmax = not isinstance(argmax, types.NoneType)
-    # As wide as a value, so that one mask serves both, unless it has to name more cells.
+    # As wide as a value, so that one mask serves both, unless more cells must be indexed.
     index_bits = max(bits, argmax.dtype.bitwidth) if with_argmax else bits
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: tuple) -> Any:
@@ -114,10 +114,10 @@ def _max_window(typing: Any, cells: Any, width: Any, window: Any, plain: Any, po
 
 @intrinsic
 def _copy_cells(typing: Any, values: Any, first: Any, channels: Any, infinity_bits: Any, cells: Any) -> Any:
-    """Copy channels `first` on of a map, `values` (H*W*channels,), to cells (H*W,lanes); is there a NaN among floats?
+    """Copy a block of channels, from `first` on, of a map, `values` (H*W*channels,), to cells (H*W,lanes).
 
-    infinity_bits: None if the map holds floats. If it holds the bits of 16-bit floats, those of infinity: they become
-        int16 in the floats' order, NaN above all.
+    Returns whether there is a NaN among floats. infinity_bits: None if the map has floats. If it has the bits of 16-bit
+    floats, the bits of infinity: the values become int16 in the order of the floats, with NaN above all others.
     """
     bits = cells.dtype.bitwidth
     lanes = BLOCK_BYTES * 8 // bits
@@ -159,11 +159,11 @@ def _copy_cells(typing: Any, values: Any, first: Any, channels: Any, infinity_bi
 
 @intrinsic
 def _move_sums(typing: Any, sums: Any, start: Any, result: Any, to: Any) -> Any:
-    """Write SUMMED_CHANNELS from sums[start] on to result[to] on, past the caches, without reading result first; set
-    these sums to 0.
+    """Write SUMMED_CHANNELS values from sums[start] on to result[to] on with non-temporal stores, and reset these sums
+    to 0.
 
-    Both are one-dimensional, and `to` lies at a multiple of ALIGNMENT. Where result is uint16, it gets the bits of
-    float32 sums rounded to bfloat16, ties to even. A sum's NaN has no bits in the half that goes.
+    Both are one-dimensional, and `to` is at a multiple of ALIGNMENT. If result is uint16, it gets the bits of the
+    float32 sums rounded to bfloat16, ties to even. A NaN in the sums has no bits set in the discarded half.
     """
     lanes = ALIGNMENT * 8 // result.dtype.bitwidth
 
@@ -195,9 +195,10 @@ def _move_sums(typing: Any, sums: Any, start: Any, result: Any, to: Any) -> Any:
 def _add_gradients(typing: Any, grad: Any, argmax: Any, start: Any, channels: Any, bins: Any, sums: Any) -> Any:
     """sums[argmax[k], c] += grad[k], k = start + bin * channels + c, for all bins of a RoI and c below SUMMED_CHANNELS.
 
-    An empty bin, whose argmax is the largest number in all channels, is left out.
+    An empty bin, whose argmax is the largest integer in all channels, is skipped.
 
-    grad, argmax: of one dimension; grad and sums (H*W,SUMMED_CHANNELS) of one dtype, or bfloat16's bits and float32.
+    grad, argmax: one-dimensional; grad and sums (H*W,SUMMED_CHANNELS) have the same dtype, or are bfloat16 bits and
+        float32.
     """
     empty = (1 << (argmax.dtype.bitwidth - argmax.dtype.signed)) - 1
 
@@ -240,7 +241,7 @@ def _prefetch_at(builder: ir.IRBuilder, address: ir.Value) -> None:
 
 @intrinsic
 def _take(typing: Any, taken: Any) -> Any:
-    """taken[0] += 1, whatever other threads do meanwhile; returns what it was."""
+    """Atomic taken[0] += 1; returns the previous value."""
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: tuple) -> ir.Value:
         data = context.make_array(taken)(context, builder, arguments[0]).data
@@ -259,9 +260,9 @@ def _round_half_away(value):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def _bin_edges(rois, r, axis, spatial_scale, limit, first, past):  # type: ignore[no-untyped-def]
-    """As `reference.bin_edges`, for one RoI and axis (1 for x, 2 for y), into `first` and `past`.
+    """`reference.bin_edges` for one RoI and axis (1 for x, 2 for y), written to `first` and `past`.
 
-    Every operand is cast to the RoIs' type, since numba would compute float32 with integers in float64.
+    Every operand is cast to the dtype of the RoIs, since numba promotes float32 with integers to float64.
     """
     real = rois.dtype.type
     start = _round_half_away(rois[r, axis] * real(spatial_scale))
@@ -274,9 +275,9 @@ def _bin_edges(rois, r, axis, spatial_scale, limit, first, past):  # type: ignor
 
 @njit(nogil=True, cache=True)
 def plan(rois, batch_size, spatial_scale, map_hw, pooled_hw):  # type: ignore[no-untyped-def]
-    """The row of the first bad one of RoIs (R,5) or -1, the windows of their bins, and which are each image's.
+    """Row of the first invalid RoI of (R,5) or -1, the windows of all bins, and the RoIs grouped by image.
 
-    Windows: rows from tops to bottoms (R,ph), columns from lefts to rights (R,pw); none if a RoI is bad.
+    Windows: rows from tops to bottoms (R,ph), columns from lefts to rights (R,pw); none if a RoI is invalid.
     """
     bad = -1
     for r in range(len(rois)):
@@ -294,10 +295,10 @@ def plan(rois, batch_size, spatial_scale, map_hw, pooled_hw):  # type: ignore[no
 
 @njit(nogil=True, cache=True)
 def group_by_image(images, batch_size):  # type: ignore[no-untyped-def]
-    """The RoIs' rows, those of the first image first, and where each image's begin, (R,) and (B+1,).
+    """Rows of the RoIs sorted by image, (R,), and the start of each image in them, (B+1,).
 
-    images: each RoI's image, (R,). A RoI of no image of the batch, as after RoIs were changed before the backward pass,
-    is left out.
+    images: (R,), the image of each RoI. A RoI with a batch index out of range, possible if RoIs are changed before the
+    backward pass, is skipped.
     """
     begins = np.zeros(batch_size + 1, np.int64)
     for image in images:
@@ -315,10 +316,11 @@ def group_by_image(images, batch_size):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def pool(maps, by_image, parts, windows, infinity_bits, aligned, pooled, argmax, taken):  # type: ignore[no-untyped-def]
-    """Pool maps (B,H,W,C) to pooled and argmax (R,ph,pw,C), in tasks: an image, a part of its RoIs, some channels.
+    """Pool maps (B,H,W,C) to pooled and argmax (R,ph,pw,C). A task is one part of the RoIs of an image and one block of
+    channels.
 
-    by_image, windows: what `plan` returns. parts: of each image's RoIs. aligned: the rows of pooled and argmax begin at
-    multiples of ALIGNMENT. argmax: or None. taken: see threads.py.
+    by_image, windows: from `plan`. parts: number of parts of the RoIs of each image. aligned: the rows of pooled and
+    argmax start at multiples of ALIGNMENT. argmax: can be None. taken: see threads.py.
     """
     batch_size, height, width, channels = maps.shape
     order, begins = by_image
@@ -334,7 +336,7 @@ def pool(maps, by_image, parts, windows, infinity_bits, aligned, pooled, argmax,
         rows = order[begins[image] : begins[image + 1]][part::parts]
         if len(rows) == 0:
             continue
-        # Where channels are no multiple of a block, the last two blocks share some, and write the same values.
+        # If channels are not a multiple of a block, the last two blocks overlap and write the same values.
         first = min(block * lanes, channels - lanes)
         flat = maps[image].reshape(-1)
         has_nan = _copy_cells(flat, first, channels, infinity_bits, cells)
@@ -364,11 +366,11 @@ def _pool_block(cells, width, windows, plain, pooled, argmax, first, channels, r
 
 @njit(nogil=True, cache=True)
 def scatter(grad, argmax, by_image, real, result, taken):  # type: ignore[no-untyped-def]
-    """Add gradients (R,ph,pw,C) to their cells in result (B,H*W,C), in tasks: SUMMED_CHANNELS of an image.
+    """Add gradients (R,ph,pw,C) to their cells in result (B,H*W,C). A task is SUMMED_CHANNELS channels of an image.
 
-    C is SUMMED_CHANNELS at least, and so many channels end at a multiple of ALIGNMENT. by_image, taken: as in `pool`.
-    real: a number of the dtype to add up in: grad's own, or float32 where grad and result are uint16, which are the
-    bits of bfloat16: the upper half of a float32's.
+    C is at least SUMMED_CHANNELS, and the bytes of C channels are a multiple of ALIGNMENT. by_image, taken: as in
+    `pool`. real: a number of the accumulation dtype: that of grad, or float32 if grad and result are uint16, the bits
+    of bfloat16, which are the upper half of a float32.
     """
     batch_size, cells, channels = result.shape
     order, begins = by_image
@@ -382,7 +384,7 @@ def scatter(grad, argmax, by_image, real, result, taken):  # type: ignore[no-unt
         if task >= batch_size * blocks:
             return
         image, block = divmod(task, blocks)
-        # Where channels are no multiple of a block, the last two blocks share some, and write the same sums.
+        # If channels are not a multiple of a block, the last two blocks overlap and write the same sums.
         first = min(block * SUMMED_CHANNELS, channels - SUMMED_CHANNELS)
         for r in order[begins[image] : begins[image + 1]]:
             start = r * bins * channels + first

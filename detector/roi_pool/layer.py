@@ -1,4 +1,4 @@
-"""The public function and module: what goes in, what comes out, and the errors of a wrong call."""
+"""Public function and module of RoI pooling, with argument checks."""
 
 import math
 from collections.abc import Sequence
@@ -17,30 +17,30 @@ def roi_pool(
 ) -> Tensor:
     """Max-pool each region of interest to a fixed size (Fast R-CNN, section 2.1).
 
-    A RoI's corners are multiplied by `spatial_scale` and rounded (halves away from zero) to cells; both
-    corner cells belong to it, so it is x2 - x1 + 1 cells wide and at least one. Bin i of n takes the cells
-    from floor(i * size / n) to ceil((i + 1) * size / n), cut at the map's edge. A bin without a cell (a RoI
-    off the map) is 0 and passes no gradient; an inverted RoI counts as one cell wide. Of equal values the
-    first in reading order gets the gradient. Values agree with `torchvision.ops.roi_pool` to the bit in
-    float32 and float64, except that features that are not finite come out as they are.
+    The corners of a RoI are multiplied by `spatial_scale` and rounded (halves away from zero) to cells. Both corner
+    cells are included, so a RoI is x2 - x1 + 1 cells wide, and at least one. Bin i of n covers the cells from
+    floor(i * size / n) to ceil((i + 1) * size / n), clipped to the map. A bin without cells (a RoI outside the map) is
+    0 and gets no gradient; an inverted RoI is one cell wide. Of equal values the first in row-major order gets the
+    gradient. In float32 and float64 the values are bitwise identical to `torchvision.ops.roi_pool`, except that
+    features that are not finite are kept.
 
     Args:
         features: (B, C, H, W) feature maps in any memory format; float32, float64, bfloat16 or float16.
-            Channels-last ones are pooled without a copy.
+            channels_last maps are pooled without a copy.
         rois: (R, 5) rows of [batch index, x1, y1, x2, y2] in the frame of the network's input image (pixels),
-            or one (P_i, 4) tensor of boxes for each of the B images. Used as float32 (float64 beside float64
-            features), also under autocast, whatever their dtype; they get no gradient.
+            or one (P_i, 4) tensor of boxes for each of the B images. Any dtype; used as float32 (float64 for float64
+            features), also under autocast. They get no gradient.
         output_size: (height, width) of the result, or one number for both.
-        spatial_scale: from the RoIs' frame to feature cells: 1 / stride of the backbone.
+        spatial_scale: scale from the frame of the RoIs to feature cells: 1 / stride of the backbone.
 
     Returns:
-        (R, C, height, width) in the features' dtype and in channels_last memory format, so that
-        `pooled.permute(0, 2, 3, 1).flatten(1)` is free. No argmax is computed unless a gradient is needed.
+        (R, C, height, width) in the dtype of the features and in channels_last memory format, so that
+        `pooled.permute(0, 2, 3, 1).flatten(1)` makes no copy. The argmax is computed only if a gradient is needed.
 
     Raises:
-        ValueError: a wrong shape, size or scale; except on CUDA also a batch index out of range or a
-            coordinate that is not finite, with the RoI's row and values. On CUDA, where reading them back
-            would stop the stream, such a RoI is pooled to NaN.
+        ValueError: for an invalid shape, size or scale; except on CUDA also for a batch index out of range or a
+            coordinate that is not finite, with row and values of the RoI. On CUDA, where reading them back would
+            synchronize the stream, such a RoI is pooled to NaN.
     """
     pooled_height, pooled_width = (output_size, output_size) if isinstance(output_size, int) else output_size
     if features.dim() != 4 or not features.is_floating_point():
@@ -54,7 +54,7 @@ def roi_pool(
     if rois.dim() != 2 or rois.shape[1] != 5:
         raise ValueError(
             f"rois must be (R, 5) rows of [batch index, x1, y1, x2, y2] or a list with one (P, 4) tensor of "
-            f"boxes for each image, got a tensor of shape {tuple(rois.shape)}"
+            f"boxes per image, got a tensor of shape {tuple(rois.shape)}"
         )
     if rois.device != features.device:
         raise ValueError(f"rois are on {rois.device}, but features on {features.device}")
@@ -64,7 +64,7 @@ def roi_pool(
 
 
 def _stack_boxes(boxes: Sequence[Tensor], features: Tensor) -> Tensor:
-    """One (P_i, 4) tensor for each image -> (sum of P_i, 5) with the image's index in front."""
+    """One (P_i, 4) tensor per image -> (sum of P_i, 5) with the batch index in the first column."""
     if len(boxes) != features.shape[0]:
         raise ValueError(f"rois is a list of {len(boxes)} tensors, but there are {features.shape[0]} images")
     for image, image_boxes in enumerate(boxes):
@@ -74,7 +74,7 @@ def _stack_boxes(boxes: Sequence[Tensor], features: Tensor) -> Tensor:
 
 
 class RoIPool(nn.Module):
-    """`roi_pool` as a module, `RoIPool(7, 1 / 16)(features, rois)`: see there for shapes, frame, errors."""
+    """Module version of `roi_pool`, `RoIPool(7, 1 / 16)(features, rois)`; see there for shapes, frame and errors."""
 
     def __init__(self, output_size: int | tuple[int, int], spatial_scale: float) -> None:
         super().__init__()

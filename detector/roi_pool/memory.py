@@ -1,5 +1,5 @@
-"""Memory for results. That of results which nobody holds any longer is used again, as allocators for GPUs do: Linux
-takes longer to hand out 200 fresh MB page by page than the pooling takes to fill them.
+"""Memory for results. Memory of results without references is reused, as in GPU allocators: page faults on 200 MB of
+new memory take longer in Linux than the pooling that fills it.
 """
 
 import math
@@ -8,18 +8,18 @@ from collections import deque
 
 import numpy as np
 
-# Rows of results begin at multiples of this, the size of a cache line.
+# Rows of results start at multiples of this, the size of a cache line.
 ALIGNMENT = 64
-# What is kept: a step's results, its argmax and its gradient; nothing so large that keeping it would hurt.
+# Kept memory: the result, argmax and gradient of one step, up to a maximum size.
 _KEPT: deque[np.ndarray] = deque(maxlen=3)
 _LARGEST_KEPT_BYTES = 2**28
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An array of any values that begins at a multiple of ALIGNMENT.
+    """An uninitialized array that starts at a multiple of ALIGNMENT.
 
-    When it is gone, its memory is used again: hand it on as it is, not a view of it, which would outlive it.
-    Fresh memory comes from numpy, which asks Linux for huge pages.
+    Its memory is reused once the array is deleted: pass on the array itself, not a view, which could outlive it.
+    New memory comes from numpy, which requests huge pages from Linux.
     """
     size = math.prod(shape) * dtype.itemsize
     room = _take(size)

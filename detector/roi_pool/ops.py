@@ -1,9 +1,9 @@
-"""The layer as two torch operators, `fast_rcnn::roi_pool` and its backward, so that autograd, torch.compile
-and torch.export see it whole. Devices without kernels of their own are served by the reference.
+"""The layer as two torch operators, `fast_rcnn::roi_pool` and its backward, so that autograd, torch.compile and
+torch.export treat it as one unit. Devices without their own kernels use the reference implementation.
 
-No rule for autocast is registered, on purpose: the operators then take each tensor as it comes, features in
-whatever precision the backbone gave them (a maximum is exact in all) and RoIs in full precision. A rule would
-cast the RoIs too, and bfloat16 holds pixels above 256 only to the next even one.
+No autocast rule is registered, on purpose: the operators use each tensor in its own dtype, features in the precision
+of the backbone (a maximum is exact in any) and RoIs in full precision. A rule would also cast the RoIs, and bfloat16
+represents pixels above 256 only as even numbers.
 """
 
 import importlib
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from detector.roi_pool import reference
 
-# torch.library.custom_op would be shorter, but its first call imports the whole compiler: seconds.
+# torch.library.custom_op would be shorter, but its first call imports the compiler, which takes seconds.
 _library = torch.library.Library("fast_rcnn", "FRAGMENT")
 _library.define(
     "roi_pool(Tensor features, Tensor rois, SymInt pooled_height, SymInt pooled_width, float spatial_scale, "
@@ -37,7 +37,7 @@ def _forward_reference(
 
 
 def _implement(dispatch_key: str, module: str) -> None:
-    """Register a module's kernels; numba or Triton is imported at the first call that needs it."""
+    """Register the kernels of a module; numba or Triton is imported at the first call that needs it."""
 
     def forward(
         features: Tensor, rois: Tensor, pooled_height: int, pooled_width: int, scale: float, with_argmax: bool
@@ -70,7 +70,7 @@ class _RoIPool(torch.autograd.Function):
     def forward(ctx: Any, features: Tensor, rois: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
         pooled, argmax = _below_autograd(features, rois, *options)
         ctx.mark_non_differentiable(argmax)
-        ctx.set_materialize_grads(False)  # or autograd would fill a tensor of argmax's size with zeros
+        ctx.set_materialize_grads(False)  # else autograd allocates zeros of the size of argmax
         ctx.save_for_backward(rois, argmax)
         ctx.batch_size, _, ctx.height, ctx.width = features.shape
         return pooled, argmax
@@ -78,7 +78,7 @@ class _RoIPool(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         if grads[0] is None:
-            return (None,) * 6  # one for each input
+            return (None,) * 6  # one per input
         rois, argmax = ctx.saved_tensors
         return roi_pool_backward(grads[0], rois, argmax, ctx.batch_size, ctx.height, ctx.width), *[None] * 5
 
@@ -99,7 +99,7 @@ _implement("CPU", "detector.roi_pool.cpu")
 _implement("CUDA", "detector.roi_pool.cuda")
 torch.library.register_fake("fast_rcnn::roi_pool", _forward_fake, lib=_library)
 torch.library.register_fake("fast_rcnn::roi_pool_backward", _backward_fake, lib=_library)
-# torch.library.register_autograd does the same, with so much more Python that a small call takes a third longer.
+# torch.library.register_autograd does the same, but its Python overhead makes a small call take a third longer.
 _library.impl("roi_pool", _autograd, "Autograd")
 
 roi_pool = torch.ops.fast_rcnn.roi_pool.default

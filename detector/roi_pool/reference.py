@@ -1,24 +1,24 @@
-"""RoI pooling written to be read: the specification that the fast kernels are held to.
+"""Reference implementation of RoI pooling, which specifies the results of the fast kernels.
 
-Every result, ties and rounding included, is that of the kernel in Caffe's Fast R-CNN and in torchvision; the
-one difference is that features that are not finite come out as they are (theirs: NaN and -inf to -3.4e38).
-Also what runs on devices without a kernel of our own.
+All results, including ties and rounding, equal those of Caffe's Fast R-CNN and torchvision, with one difference:
+features that are not finite are kept (theirs turn NaN and -inf into -3.4e38).
+This implementation also runs on devices without a kernel.
 """
 
 import torch
 from torch import Tensor
 
-# Rounded coordinates are held to this range, so that their differences fit 32 bits in every kernel.
+# Rounded coordinates are clamped to this range, so that their differences fit 32 bits in every kernel.
 CELL_LIMIT = 2**29
 
 
 def argmax_dtype(height: int, width: int) -> torch.dtype:
-    """Two bytes where they can name every cell; the largest index stands for "no cell" (an empty bin)."""
+    """uint16 if it can index every cell, else int32; the largest value means "no cell" (an empty bin)."""
     return torch.uint16 if height * width < torch.iinfo(torch.uint16).max else torch.int32
 
 
 def coordinate_dtype(features: Tensor) -> torch.dtype:
-    """Coordinates are float32, whatever the features' precision, and float64 only beside float64 features."""
+    """Coordinates are float32 for features of any precision, except float64 for float64 features."""
     return torch.float64 if features.dtype == torch.float64 else torch.float32
 
 
@@ -30,7 +30,7 @@ def raise_bad_roi(index: int, roi: list[float], batch_size: int) -> None:
 
 
 def check_rois(rois: Tensor, batch_size: int) -> None:
-    """Raise ValueError for the first RoI of (R,5) with a value that is not finite or no such batch index."""
+    """Raise ValueError for the first RoI of (R,5) with a value that is not finite or a batch index out of range."""
     index = rois[:, 0].trunc()
     bad = ~(rois.isfinite().all(dim=1) & (index >= 0) & (index < batch_size))
     if bad.any():
@@ -39,7 +39,7 @@ def check_rois(rois: Tensor, batch_size: int) -> None:
 
 
 def round_half_away(values: Tensor) -> Tensor:
-    """C's round(), which the kernels use; torch.round takes halves to the even number."""
+    """C's round(), as in the kernels; torch.round rounds halves to even."""
     magnitude = values.abs()
     whole = magnitude.floor()
     return (whole + (magnitude - whole >= 0.5)).copysign(values).clamp(-CELL_LIMIT, CELL_LIMIT).long()
@@ -48,11 +48,11 @@ def round_half_away(values: Tensor) -> Tensor:
 def bin_edges(start: Tensor, end: Tensor, bins: int, limit: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """First cell and one past the last of each bin along one axis: (R,) inclusive cells to (R, bins) edges.
 
-    Neighbouring bins share a cell where sizes do not divide. In float32 the last bin reaches one cell over
-    the RoI at some sizes (7 bins over 57 cells): kept, since every network in use was trained with it.
+    Neighbouring bins share a cell if the size is not divisible. In float32 the last bin extends one cell beyond the
+    RoI at some sizes (7 bins over 57 cells): this is kept, since every network in use was trained with it.
     """
     size = (end - start + 1).clamp(min=1).to(dtype)[:, None]
-    size = size / size.new_tensor(bins)  # not a Python number: CUDA would multiply by its rounded reciprocal
+    size = size / size.new_tensor(bins)  # a tensor: CUDA multiplies by the rounded reciprocal of a Python number
     index = torch.arange(bins + 1, dtype=dtype, device=start.device)
     first = (index[:-1] * size).floor().long() + start[:, None]
     past = (index[1:] * size).ceil().long() + start[:, None]
@@ -67,7 +67,7 @@ def forward(features: Tensor, rois: Tensor, pooled_hw: tuple[int, int], spatial_
     tops, bottoms = (edges.tolist() for edges in bin_edges(y1, y2, pooled_hw[0], height, rois.dtype))
     lefts, rights = (edges.tolist() for edges in bin_edges(x1, x2, pooled_hw[1], width, rois.dtype))
 
-    # Stored as (R, ph, pw, C), channels last.
+    # (R, ph, pw, C): channels_last memory format.
     pooled = features.new_zeros((len(rois), *pooled_hw, channels))
     cells = torch.arange(height * width, device=features.device).view(height, width)
     empty = torch.iinfo(argmax_dtype(height, width)).max
@@ -83,7 +83,7 @@ def forward(features: Tensor, rois: Tensor, pooled_hw: tuple[int, int], spatial_
 
 
 def backward(grad: Tensor, rois: Tensor, argmax: Tensor, batch_size: int, height: int, width: int) -> Tensor:
-    """Add each pooled value's gradient (R,C,ph,pw) to the cell that it came from: (B,C,H,W)."""
+    """Add the gradient (R,C,ph,pw) of each pooled value to the cell of its maximum: (B,C,H,W)."""
     channels = grad.shape[1]
     total = torch.float64 if grad.dtype == torch.float64 else torch.float32
     cell = argmax.long()

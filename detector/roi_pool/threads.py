@@ -1,5 +1,5 @@
-"""Threads for kernels that release the GIL: ours instead of numba's, whose layers end the process when two
-Python threads call at once (workqueue) or when a forked child calls after its parent did (GNU OpenMP).
+"""Thread pool for kernels that release the GIL. It replaces numba's threading layers, which abort the process when
+two Python threads call at once (workqueue) or when a forked child calls after its parent (GNU OpenMP).
 """
 
 import os
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-# No thread starts before the first task, and only as many as are busy at once.
+# Threads start with the first task, and only as many as are busy at once.
 _executor = ThreadPoolExecutor(os.cpu_count(), "roi_pool")
 
 
@@ -25,15 +25,15 @@ if hasattr(os, "register_at_fork"):
 
 
 def run(kernel: Callable[..., None], *arguments: Any) -> None:
-    """Call `kernel(*arguments, taken)` on as many threads as torch uses, the caller's among them.
+    """Call `kernel(*arguments, taken)` on as many threads as torch uses, including the calling thread.
 
-    `taken`, int64 (1,), is 0 at first: each call takes one task after the other, by its number, until all are taken,
-    without coming back to Python, where only one thread at a time gets on.
+    `taken`, int64 (1,), starts at 0: each call takes one task number after another until all are taken, without
+    returning to Python, where only one thread runs at a time.
     """
     taken = np.zeros(1, np.int64)
     futures = [_executor.submit(kernel, *arguments, taken) for _ in range(torch.get_num_threads() - 1)]
     kernel(*arguments, taken)
     for future in futures:
-        # A helper that never got a thread has nothing left to do; one that runs is waited for.
+        # A call that has not started has nothing left to do; wait for those that run.
         if not future.cancel():
             future.result()

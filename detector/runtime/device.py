@@ -1,4 +1,4 @@
-"""Where and how the network computes."""
+"""The device and precision of the network."""
 
 import resource
 import sys
@@ -12,9 +12,9 @@ from detector.runtime.distributed import rank_info
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is the first GPU, or the CPU without one; of several processes each has a GPU of its own.
+    """`auto` is the first GPU, or the CPU if there is none; of several processes, each has its own GPU.
 
-    Raises InputError for a device that is not there.
+    Raises InputError for a device that is not available.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -27,16 +27,18 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise InputError(f"device: '{name}' is no device; use auto, cpu, cuda or cuda:N") from None
+        raise InputError(f"device: '{name}' is not a device; use auto, cpu, cuda or cuda:N") from None
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"device: '{name}' is not supported; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise InputError(f"device: '{name}' is not there: torch sees {torch.cuda.device_count()} GPUs; use device=cpu")
+        raise InputError(
+            f"device: '{name}' is not available: torch sees {torch.cuda.device_count()} GPUs; use device=cpu"
+        )
     return device
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16 natively; elsewhere it is emulated, at a loss."""
+    """Whether the hardware multiplies bfloat16 natively; elsewhere it is emulated and slower."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
@@ -44,24 +46,24 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 @dataclass(frozen=True)
 class Compute:
-    """The device, and the number format of the network (not of the losses, nor of boxes)."""
+    """The device, and the dtype of the network (losses and boxes are float32)."""
 
     device: torch.device
     dtype: torch.dtype
 
-    def rank_info(self, model: nn.Module) -> None:
-        """Move the model to the device, in the memory format in which it runs."""
+    def place(self, model: nn.Module) -> None:
+        """Move the model to the device, in the channels_last memory format."""
         model.to(self.device).to(memory_format=torch.channels_last)
 
     def forward(self, model: nn.Module, images: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
-        """The model's answers to images (B, 3, H, W) uint8 and rois (R, 5), which may lie on the CPU."""
+        """The model's outputs for images (B, 3, H, W) uint8 and rois (R, 5), which may be on the CPU."""
         images = images.to(self.device, memory_format=torch.channels_last)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return model(images, rois.to(self.device))
 
 
 def resolve_compute(device: str, precision: str) -> Compute:
-    """From the settings; precision `auto` is bfloat16 where that is fast."""
+    """Build a Compute from the settings; precision `auto` is bfloat16 where that is fast."""
     chosen = resolve_device(device)
     if precision == "auto":
         precision = "bfloat16" if has_fast_bfloat16(chosen) else "float32"
@@ -69,7 +71,7 @@ def resolve_compute(device: str, precision: str) -> Compute:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """The most memory that was held so far: on the GPU what torch allocated, else by this process, in MiB."""
+    """Peak memory so far in MiB: allocated by torch on a GPU, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB

@@ -1,6 +1,6 @@
-"""Several processes as one run: who is who, and what they tell each other.
+"""Several processes as one run: ranks and communication.
 
-torchrun or srun starts the processes. A process alone is a run of one: everything here then costs nothing.
+torchrun or srun starts the processes. In a run of one process, everything here costs nothing.
 """
 
 import itertools
@@ -23,27 +23,27 @@ from detector.errors import InputError, RunFailure
 
 T = TypeVar("T")
 
-# What one process does while the others wait (proposals, scoring, a checkpoint) may take long. One that died is
-# noticed at once all the same: its connection breaks. For one that hangs, or whose machine is gone, see `_watch`.
+# The work of one process while the others wait (proposals, scoring, a checkpoint) may take long. A process that dies
+# is still noticed at once: its connection breaks. For one that hangs, or whose machine is lost, see `_watch`.
 PATIENCE = timedelta(days=1)
-_patient: Any = None  # the group of that
+_patient: Any = None  # the process group with this timeout
 
 
 @dataclass(frozen=True)
 class RankInfo:
-    """A process among those of its run."""
+    """The rank of a process in its run."""
 
     rank: int = 0
     world_size: int = 1
-    local_rank: int = 0  # among those on its machine: the number of its GPU
+    local_rank: int = 0  # on its machine: the index of its GPU
 
 
 def rank_info() -> RankInfo:
-    """What torchrun, or else srun, says in the environment."""
+    """The rank from the environment variables of torchrun, or else of srun."""
     env = os.environ
     if "RANK" in env and "WORLD_SIZE" in env:
         return RankInfo(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0)))
-    if "SLURM_STEP_NUM_TASKS" in env:  # of the job step; SLURM_NTASKS would also be there in a script without srun
+    if "SLURM_STEP_NUM_TASKS" in env:  # of the job step; SLURM_NTASKS is also set in a script without srun
         return RankInfo(int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"]), int(env["SLURM_LOCALID"]))
     return RankInfo()
 
@@ -55,7 +55,7 @@ def is_main() -> bool:
 
 @contextmanager
 def process_group(timeout_s: int) -> Iterator[None]:
-    """Connect the processes of the run. One that does not answer for `timeout_s` ends the others, too."""
+    """Connect the processes of the run. If one does not respond for `timeout_s`, the others end too."""
     global _patient
     if rank_info().world_size == 1:
         yield
@@ -66,7 +66,7 @@ def process_group(timeout_s: int) -> Iterator[None]:
     where, timeout = rank_info(), timedelta(seconds=timeout_s)
     try:
         store, _, _ = next(dist.rendezvous("env://", where.rank, where.world_size, timeout=timeout))
-        # After a restart torchrun's store still holds the addresses of the processes before.
+        # After a restart, torchrun's store still holds the addresses of the previous processes.
         store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         dist.init_process_group(backend, store=store, rank=where.rank, world_size=where.world_size, timeout=timeout)
         _patient = dist.new_group(backend="gloo", timeout=PATIENCE)
@@ -75,43 +75,43 @@ def process_group(timeout_s: int) -> Iterator[None]:
         watch.start()
         try:
             yield
-            barrier()  # or the others would miss the first one to end
+            barrier()  # or the others would take the first one to end for lost
         finally:
             ended.set()
-            watch.join(1)  # the interpreter aborts if it ends while a thread talks to the store
-        dist.destroy_process_group()  # not on the way out of a failure, where it could wait for the dead
+            watch.join(1)  # the interpreter aborts if it ends while a thread uses the store
+        dist.destroy_process_group()  # not after a failure, where it could wait for dead processes
     except RuntimeError as error:
         if not _is_lost_connection(error):
             raise
         raise RunFailure(
-            f"process {where.rank} of {where.world_size} stops: another process of this run ended or does not answer; "
-            f"that one's own message says why ({str(error).splitlines()[0][:200]})"
+            f"process {where.rank} of {where.world_size} stops: another process of this run ended or does not respond; "
+            f"its own message says why ({str(error).splitlines()[0][:200]})"
         ) from error
 
 
 def _watch(store: dist.Store, here: RankInfo, timeout_s: int, ended: threading.Event) -> None:
-    """In a thread of every process: count in the store, and end this process when another's count stands still."""
+    """Runs in a thread of every process: count up in the store, and end this process if another's count stops."""
     others = [rank for rank in range(here.world_size) if rank != here.rank]
     begun = time.monotonic()
     counts, changed = dict.fromkeys(others, b""), dict.fromkeys(others, begun)
-    suspicions = 0  # one after the other
+    suspicions = 0  # in a row
     for number in itertools.count():
         lost, enough = None, 2
         try:
             store.set(f"alive {here.rank}", str(number))
-            if time.monotonic() - begun > timeout_s / 2:  # this process stood still itself, perhaps all did
+            if time.monotonic() - begun > timeout_s / 2:  # this process was suspended itself, perhaps all were
                 changed = dict.fromkeys(others, time.monotonic())
             begun = time.monotonic()
             for rank in others:
-                count = store.get(f"alive {rank}")  # waits for the first one
+                count = store.get(f"alive {rank}")  # waits for the first count
                 if count != counts[rank]:
                     counts[rank], changed[rank] = count, time.monotonic()
                 if time.monotonic() - changed[rank] > timeout_s:
                     lost = f"process {rank} hangs, or its machine is gone: no sign of it for {timeout_s} s"
-                    # The store may live in the first process, which then ends last: the others are to learn it, too.
+                    # The store may be in the first process, which then ends last, so that the others learn it too.
                     enough = 2 if here.rank else 4
         except RuntimeError as error:
-            lost = f"the process at the rendezvous does not answer ({str(error).splitlines()[0][:200]})"
+            lost = f"the process at the rendezvous does not respond ({str(error).splitlines()[0][:200]})"
         suspicions = suspicions + 1 if lost else 0
         if suspicions == enough:
             print(f"error: process {here.rank} of {here.world_size} stops: {lost}", file=sys.stderr, flush=True)
@@ -121,7 +121,7 @@ def _watch(store: dist.Store, here: RankInfo, timeout_s: int, ended: threading.E
 
 
 def _rendezvous() -> dict[str, str]:
-    """Where the processes of a srun find each other: the first machine of the step, at a port of the job's own."""
+    """The rendezvous of processes started by srun: the first machine of the step, at a port from the job id."""
     if "SLURM_STEP_NODELIST" not in os.environ:
         return {}
     port = 20000 + int(os.environ.get("SLURM_JOB_ID", 0)) % 20000
@@ -129,7 +129,7 @@ def _rendezvous() -> dict[str, str]:
 
 
 def first_host(nodes: str) -> str:
-    """The first name of SLURM's short form: `gpu[03-05,9],cpu1` -> `gpu03`."""
+    """The first name in SLURM's compact notation: `gpu[03-05,9],cpu1` -> `gpu03`."""
     match = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\])?([^,\[]*)", nodes)
     return "".join(part or "" for part in match.groups()) if match else nodes
 
@@ -147,7 +147,7 @@ def all_reduce_sum(number: int) -> int:
 
 
 def all_reduce_max(number: int) -> int:
-    """The largest over all processes."""
+    """The maximum over all processes."""
     return _all_reduce(number, dist.ReduceOp.MAX)
 
 
@@ -169,7 +169,7 @@ def mean(tensor: Tensor) -> Tensor:
 
 
 def gather(value: T) -> list[T]:
-    """What each process has, in the order of their ranks. Waits for the slowest."""
+    """The value of each process, in rank order. Waits for the slowest."""
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * rank_info().world_size
@@ -178,7 +178,7 @@ def gather(value: T) -> list[T]:
 
 
 def gather_interleaved(items: list[T]) -> list[T]:
-    """One list of what the processes have, each of which took its turn: process r has the items r, r + n, r + 2n ..."""
+    """One list from the items of n processes, of which process r has the items r, r + n, r + 2n ..."""
     parts = gather(items)
     whole: list[Any] = [None] * sum(map(len, parts))
     for rank, part in enumerate(parts):
@@ -187,7 +187,7 @@ def gather_interleaved(items: list[T]) -> list[T]:
 
 
 def broadcast_from_main(function: Callable[[], T]) -> T:
-    """What `function` gives in the first process, which alone calls it; its InputError too."""
+    """The result of `function`, called in the first process only; its InputError is raised in all."""
     if not dist.is_initialized():
         return function()
     outcome: list[Any] = [None]
@@ -204,7 +204,7 @@ def broadcast_from_main(function: Callable[[], T]) -> T:
 
 @contextmanager
 def shared_errors() -> Iterator[None]:
-    """An InputError in one process becomes one of all, so that none waits for it. Nothing inside may call others."""
+    """Raise an InputError of one process in all, so that none waits. No collective calls are allowed inside."""
     if not dist.is_initialized():
         yield
         return
@@ -219,7 +219,7 @@ def shared_errors() -> Iterator[None]:
 
 
 def raise_once(error: InputError | RunFailure) -> NoReturn:
-    """Raise, in every process, an error that all have; only the first one speaks."""
+    """Raise an error that all processes have; only the first one prints it."""
     if not is_main():
         raise SystemExit(2 if isinstance(error, InputError) else 1)
     raise error
@@ -231,7 +231,7 @@ def barrier() -> None:
 
 
 def wrap_ddp(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model, with gradients that are the means over all processes."""
+    """Wrap the model so that gradients are averaged over all processes."""
     if not dist.is_initialized():
         return model
     if device.type == "cuda":
@@ -240,7 +240,7 @@ def wrap_ddp(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def broadcast_buffers(model: nn.Module) -> None:
-    """Give all processes the first one's buffers: the last step has left each its own statistics of batch norm."""
+    """Copy the buffers of the first process to all: each has its own batch norm statistics after a step."""
     if dist.is_initialized():
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)

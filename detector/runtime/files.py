@@ -1,4 +1,4 @@
-"""Writing files so that a reader never meets half of one."""
+"""Write files so that a reader never sees a partial one."""
 
 import fcntl
 import hashlib
@@ -13,14 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-# What changed bytes in a zip file lead to; RuntimeError covers methods of packing and encryption not known here.
+# Errors that corrupt bytes in a zip file cause; RuntimeError covers unknown compression methods and encryption.
 ZIP_DAMAGE = (OSError, ValueError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
-UNFINISHED = ".*.unfinished"  # names of files that a killed program has left half written
+UNFINISHED = ".*.unfinished"  # names of partial files that a killed program has left
 
 
 @contextmanager
 def open_atomically(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which becomes `path` at the end: whole, or, if anything stops on the way, not at all."""
+    """A file to write to, renamed to `path` at the end; if writing is interrupted, `path` is unchanged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
@@ -34,27 +34,27 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Write `data` to `path`: whole, or, if the program or the machine stops on the way, not at all."""
+    """Write `data` to `path`; if the program or the machine stops on the way, `path` is unchanged."""
     with open_atomically(path) as file:
         file.write(data)
 
 
 def digest_of(path: Path) -> str:
-    """SHA-256 of a file's contents; of one that has not changed since this program read it, as it was."""
+    """SHA-256 of a file's contents, cached while the file is unchanged."""
     stat = path.stat()
-    known = stat.st_dev, stat.st_ino, stat.st_size, stat.st_ctime_ns  # which nobody can set back, as mtime
+    known = stat.st_dev, stat.st_ino, stat.st_size, stat.st_ctime_ns  # ctime cannot be set back, unlike mtime
     if known not in _digests:
         with open(path, "rb") as file:
             _digests[known] = hashlib.file_digest(file, "sha256").digest()
     return _digests[known].hex()
 
 
-# A data set is read several times: checked, and named in files of proposals.
+# A data set is read several times: to validate it, and to identify it in proposal files.
 _digests: dict[tuple[int, ...], bytes] = {}
 
 
 def replace(source: Path, target: Path) -> None:
-    """Rename `source` to `target`, over what is there, and wait until the disk knows."""
+    """Rename `source` to `target`, replacing an existing file, and wait until this is on disk."""
     os.replace(source, target)
     folder = os.open(target.parent, os.O_RDONLY)
     try:
@@ -64,7 +64,7 @@ def replace(source: Path, target: Path) -> None:
 
 
 def numbered(path: Path, suffix: str = "") -> Iterator[Path]:
-    """`path`, then NAME-2, NAME-3 ... beside it, before the suffix, for who looks for a name that is not taken."""
+    """Candidates for an unused name: `path`, then NAME-2, NAME-3 ... beside it, numbered before the suffix."""
     yield path
     for number in itertools.count(2):
         yield path.with_name(f"{path.name.removesuffix(suffix)}-{number}{suffix}")
@@ -72,21 +72,21 @@ def numbered(path: Path, suffix: str = "") -> Iterator[Path]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`; another process that wants it waits. It ends with the process, whatever ends that.
+    """Hold the lock file `path`; other processes that request it wait. The lock always ends with the process.
 
-    The file is gone afterwards, unless the process was killed.
+    The file is removed afterwards, unless the process is killed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         with open(path, "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            # Who waited may now hold the file that the one before has removed: that is no lock for those who come.
+            # The process that held the lock before may have removed this file, which then locks nobody out.
             if not _is_still(path, file):
                 continue
             try:
                 yield
             finally:
-                if _is_still(path, file):  # not if somebody has cleared the folder
+                if _is_still(path, file):  # not if the folder was cleared
                     path.unlink(missing_ok=True)
             return
 

@@ -1,6 +1,6 @@
-"""Everything random is a function of numbers that are known: the run's seed, the iteration, the sample's position.
+"""All randomness is a function of known numbers: the run's seed, the iteration, the sample's position.
 
-So a run does not depend on the number of workers, and can be taken up again at any step.
+So a run does not depend on the number of workers, and can be resumed at any step.
 """
 
 from enum import IntEnum
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Stream(IntEnum):
-    """What the randomness is for, so that no two uses share it."""
+    """One random stream for each use, so that no two uses share one."""
 
     ORDER = 0
     AUGMENTATION = 1
@@ -18,5 +18,5 @@ class Stream(IntEnum):
 
 
 def seed_of(*numbers: int) -> int:
-    """One seed from several numbers, the same on every machine; near numbers give unrelated seeds."""
+    """One seed from several numbers, the same on every machine; similar numbers give unrelated seeds."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])

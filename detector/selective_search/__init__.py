@@ -1,4 +1,4 @@
-"""Selective search (Uijlings et al., IJCV 2013): from an image to about 2000 boxes that may hold objects."""
+"""Selective search (Uijlings et al., IJCV 2013): about 2000 object proposals per image."""
 
 from detector.selective_search.search import MODES, selective_search
 

@@ -1,8 +1,7 @@
-"""An RGB image smoothed and carried into the colour spaces that selective search diversifies over.
+"""Smoothing of an RGB image and conversion to the colour spaces of selective search.
 
-Everything is computed in whole numbers (those held in float32 stay below 2^24, where sums are exact), so
-planes are the same on every machine: one step is 1/8 of a grey level, and a channel runs from 0 to TOP =
-255 * 8.
+All computations use integers (those in float32 stay below 2^24, where sums are exact), so planes are bitwise identical
+on every machine: one step is 1/8 of a grey level, and a channel ranges from 0 to TOP = 255 * 8.
 """
 
 import numpy as np
@@ -13,7 +12,7 @@ LEVEL = 8
 TOP = 255 * LEVEL
 
 # sRGB to linear light and the cube root of CIE Lab, as tables of 16-bit fractions. Every entry is far enough
-# from a rounding boundary for any math library to give the same (a test measures the distance).
+# from a rounding boundary that all math libraries give the same value (a test measures the distance).
 _code = np.arange(TOP + 1) / TOP
 LINEAR_EXACT = np.where(_code <= 0.04045, _code / 12.92, ((_code + 0.055) / 1.055) ** 2.4) * 65535
 _light = np.arange(2**14 + 1) / 2**14
@@ -24,10 +23,10 @@ LAB_F = np.round(LAB_F_EXACT).astype(np.int32)
 
 @compiled
 def smooth(image: np.ndarray) -> np.ndarray:
-    """Gaussian of sigma 0.8 pixels over (H, W, 3) uint8: (3, H, W) uint16 planes in 1/8 levels.
+    """Gaussian filter with sigma 0.8 pixels on (H, W, 3) uint8: (3, H, W) uint16 planes in 1/8 levels.
 
-    Smoothing once, before the colour conversions, serves all spaces, and keeps hue from being averaged across
-    its jump from 360 degrees to 0.
+    The image is smoothed once for all colour spaces, before the conversions, so that hue is not averaged across its
+    jump from 360 degrees to 0.
     """
     height, width, channels = image.shape
     planes = np.empty((channels, height, width), np.uint16)
@@ -55,7 +54,7 @@ def smooth(image: np.ndarray) -> np.ndarray:
 
 @compiled
 def rgb_to_hsv(rgb: np.ndarray) -> np.ndarray:
-    """Hue (0 to 180 levels for the whole circle), saturation and value; the hue of grey is 0."""
+    """Hue (0 to 180 levels for the full circle), saturation and value; the hue of grey is 0."""
     hsv = np.empty(rgb.shape, np.uint16)
     signed = rgb.astype(np.int32)
     for y in range(rgb.shape[1]):
@@ -79,12 +78,12 @@ def rgb_to_hsv(rgb: np.ndarray) -> np.ndarray:
 
 @compiled
 def rgb_to_lab(rgb: np.ndarray, linear: np.ndarray, lab_f: np.ndarray) -> np.ndarray:
-    """CIE Lab (white D65): L spread over 0 to 255 levels, a and b shifted by 128."""
+    """CIE Lab (white D65): L scaled to 0 to 255 levels, a and b shifted by 128."""
     lab = np.empty(rgb.shape, np.uint16)
     for y in range(rgb.shape[1]):
         for x in range(rgb.shape[2]):
             red, green, blue = linear[rgb[0, y, x]], linear[rgb[1, y, x]], linear[rgb[2, y, x]]
-            # rows of the sRGB matrix over the white point, in 1/65536
+            # rows of the sRGB matrix divided by the white point, in 1/65536
             fx = lab_f[(28440 * red + 24656 * green + 12440 * blue) >> 18]
             fy = lab_f[(13933 * red + 46871 * green + 4732 * blue) >> 18]
             fz = lab_f[(1164 * red + 7175 * green + 57197 * blue) >> 18]
@@ -109,7 +108,7 @@ def rgb_to_rgi(rgb: np.ndarray) -> np.ndarray:
 
 
 def to_space(rgb: np.ndarray, space: str) -> np.ndarray:
-    """Carry smoothed planes (3, H, W) into "hsv", "lab", "gray", "hue" or "rgi": (C, H, W), C = 1 or 3."""
+    """Convert smoothed planes (3, H, W) to "hsv", "lab", "gray", "hue" or "rgi": (C, H, W), C = 1 or 3."""
     if space == "lab":
         return rgb_to_lab(rgb, LINEAR, LAB_F)
     if space == "gray":

@@ -1,7 +1,7 @@
 """Hierarchical grouping: Uijlings et al., "Selective Search for Object Recognition", IJCV 2013, section 3.1.
 
-The two neighbouring regions that are most similar become one, again and again, until the image is one region.
-Similarities are whole numbers of 1/2^20 and equal ones are ordered by region number: no rounding, no chance.
+The two most similar neighbouring regions are merged repeatedly until the image is one region. Similarities are integer
+multiples of 1/2^20, and ties are ordered by region number: the result is deterministic, without rounding.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from detector.selective_search.regions import ONE, enlarge
 from detector.selective_search.segmentation import find
 
 State = tuple[np.ndarray, np.ndarray, np.ndarray]  # size, boxes, histogram
-Rule = tuple[int, bool, bool]  # area of the image, whether size and whether fill count
+Rule = tuple[int, bool, bool]  # area of the image, use_size, use_fill
 
 
 def group(
@@ -23,11 +23,10 @@ def group(
     use_size: bool,
     use_fill: bool,
 ) -> np.ndarray:
-    """Merge regions into one: boxes (2R - 1, 4) int64, those of the regions first, the whole image last.
+    """Merge all regions: boxes (2R - 1, 4) int64, those of the regions first, the whole image last.
 
-    size (R,), boxes (R, 4), histogram (R, B) and pairs (E, 2) are those of `Regions`, the histogram reduced
-    to what shall be compared (B may be 0); use_size and use_fill say whether those similarities count as
-    well; area is that of the image in pixels.
+    size (R,), boxes (R, 4), histogram (R, B) and pairs (E, 2) are those of `Regions`, with the histogram reduced to the
+    bins to compare (B can be 0); use_size and use_fill add these similarities; area is that of the image in pixels.
     """
     found = np.concatenate([boxes, np.empty((len(boxes) - 1, 4), np.int64)])
     state = size.copy(), boxes.copy(), histogram.copy()
@@ -36,7 +35,7 @@ def group(
 
 
 def neighbour_lists(pairs: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Each region's neighbours as a linked list: first, last (R,) and following, other (2E,); -1 ends it."""
+    """Neighbours of each region as a linked list: first, last (R,) and following, other (2E,); -1 is the end."""
     owner, other = pairs.ravel().astype(np.int64), pairs[:, ::-1].ravel().astype(np.int64)
     by_owner = np.argsort(owner, kind="stable")
     owner, other = owner[by_owner], other[by_owner]
@@ -50,14 +49,14 @@ def neighbour_lists(pairs: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarr
 
 @compiled
 def merge_all(state: State, lists: tuple[np.ndarray, ...], rule: Rule, found: np.ndarray) -> None:
-    """`group` on arrays that it uses up: a merged region goes on under the smaller of the two numbers."""
+    """Implementation of `group`, which modifies its arrays: a merged region keeps the smaller of the two numbers."""
     first, last, following, other = lists
     count = state[0].size
     parent = np.empty(count, np.int32)
-    best = np.empty(count, np.int64)  # the most similar neighbour, of equals the smallest number,
-    similarity = np.empty(count, np.int64)  # and how similar it is; -1: merged into another
+    best = np.empty(count, np.int64)  # the most similar neighbour, the smallest number in ties
+    similarity = np.empty(count, np.int64)  # its similarity; -1: merged into another region
     met = np.empty(count, np.int64)
-    waiting = np.empty(count, np.int64)  # regions whose best neighbour is not known
+    waiting = np.empty(count, np.int64)  # regions whose best neighbour is unknown
     for a in range(count):
         parent[a], met[a], waiting[a] = a, 0, a
     waits = count
@@ -84,7 +83,7 @@ def merge_all(state: State, lists: tuple[np.ndarray, ...], rule: Rule, found: np
         for i in range(4):  # numba takes seconds to compile an assignment of slices
             found[step, i] = state[1][a, i]
 
-        # a takes over the neighbours of b, each once; who had a or b for its best may have to look again
+        # a gets the neighbours of b, each once; regions with a or b as best neighbour may have to be compared again
         following[last[a]] = first[b]
         last[a] = last[b]
         similarity[a] = -1
@@ -125,7 +124,7 @@ def merge(a: int, b: int, state: State) -> None:
 
 @compiled
 def compare(a: int, b: int, state: State, rule: Rule) -> int:
-    """Similarity of regions a and b: the sum of the chosen ones of section 3.2.1, each from 0 to ONE."""
+    """Similarity of regions a and b: the sum of the selected similarities of section 3.2.1, each from 0 to ONE."""
     size, boxes, histogram = state
     area, use_size, use_fill = rule
     total = 0

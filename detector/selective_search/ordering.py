@@ -1,4 +1,4 @@
-"""The order of the boxes: the first k shall be the best k, for every k."""
+"""Ordering of the boxes, so that for every k the first k are the best k."""
 
 from collections.abc import Sequence
 
@@ -8,24 +8,23 @@ from detector.selective_search.compiled import compiled
 
 
 def order(hierarchies: Sequence[np.ndarray], seed: int) -> np.ndarray:
-    """All boxes of the hierarchies once, best first: (P, 4) int32.
+    """Unique boxes of all hierarchies, best first: (P, 4) int32.
 
-    Each hierarchy votes for its boxes with 1 / sqrt(position), position 1 being the whole image, and votes
-    add up: what many hierarchies find is likely an object, and 1 / sqrt leaves the small regions at their
-    ends a chance. Boxes that nearly repeat a better one come last. The paper (section 4) multiplies the
-    position by a random factor instead; docs/selective_search.md compares the two. The seed shuffles boxes
-    of equal votes.
+    Each hierarchy votes for its boxes with 1 / sqrt(position), where position 1 is the whole image, and votes are
+    summed: a box found by many hierarchies is likely an object, and 1 / sqrt still gives weight to the small regions at
+    the end. Near-duplicates of better boxes come last. The paper (section 4) multiplies the position by a random factor
+    instead; docs/selective_search.md compares the two. The seed shuffles boxes with equal votes.
     """
     boxes = np.concatenate(hierarchies)
     position = np.concatenate([np.arange(len(found), 0, -1) for found in hierarchies])
-    votes = (2**30 / np.sqrt(position)).astype(np.int64)  # whole numbers, which add up the same in any order
-    # sides are below 2^16, so one number holds a box
+    votes = (2**30 / np.sqrt(position)).astype(np.int64)  # integers, whose sum is the same in any order
+    # sides are below 2^16, so a box fits into one integer
     key = boxes.astype(np.uint64) @ np.array([1 << 48, 1 << 32, 1 << 16, 1], np.uint64)
     _, first, group = np.unique(key, return_index=True, return_inverse=True)
     boxes = boxes[first]
     total = np.zeros(len(boxes), np.int64)
     np.add.at(total, group, votes)
-    shuffle = np.random.PCG64(seed).random_raw(len(boxes))  # a stream that numpy promises to keep
+    shuffle = np.random.PCG64(seed).random_raw(len(boxes))  # numpy guarantees a stable stream
     boxes = boxes[np.lexsort((shuffle, -total))]
     repeats = near_repeats(boxes)
     return np.concatenate([boxes[~repeats], boxes[repeats]])
@@ -33,12 +32,12 @@ def order(hierarchies: Sequence[np.ndarray], seed: int) -> np.ndarray:
 
 @compiled
 def near_repeats(boxes: np.ndarray) -> np.ndarray:
-    """(P,) bool: whether a box overlaps an earlier one, itself no repeat, by an IoU above 0.9."""
+    """(P,) bool: whether a box has an IoU above 0.9 with an earlier box that is not itself a repeat."""
     count = len(boxes)
     repeats = np.zeros(count, np.bool_)
     area = np.empty(count, np.int64)
-    # The areas of such boxes differ by less than 1 / 0.9, so they lie in the same or neighbouring classes
-    # of area (linked lists, -1 ends one) if a class spans 1.12.
+    # The areas of such boxes differ by a factor below 1 / 0.9, so they are in the same or neighbouring area
+    # classes (linked lists, -1 is the end) if a class spans a factor of 1.12.
     newest = np.full(3 + int(np.log(2.0**31) / np.log(1.12)), -1)
     before = np.empty(count, np.int64)
     for i in range(count):

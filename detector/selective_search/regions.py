@@ -1,6 +1,6 @@
-"""What grouping knows of the regions of a segmentation: their size, box, histograms and neighbours.
+"""Features of the regions of a segmentation for grouping: size, box, histograms and neighbours.
 
-A coarser segmentation is made of the regions of the finer one, so pixels are measured once a colour space.
+A coarser segmentation is built from the regions of the finer one, so pixels are measured once per colour space.
 """
 
 from typing import NamedTuple
@@ -13,18 +13,18 @@ from detector.selective_search.segmentation import find, join, number
 COLOUR_BINS = 25
 TEXTURE_BINS = 10
 DIRECTIONS = 8
-# Scharr derivatives of planes in 1/8 levels reach 32640, but those of photographs stay far below: with bins
-# of 2^10 the texture spreads over all of them.
+# Scharr derivatives of planes in 1/8 levels reach 32640, but those of photographs are much smaller: with bins
+# of 2^10 the texture uses all of them.
 TEXTURE_SHIFT = 10
 ONE = 1 << 20
 
 
 class Regions(NamedTuple):
-    """R regions and the E pairs of them that touch, the pair with the lightest edge first."""
+    """R regions and the E pairs of adjacent regions, sorted by their lightest edge."""
 
     size: np.ndarray  # (R,) int64, pixels
     boxes: np.ndarray  # (R, 4) int64, x1 y1 x2 y2
-    histogram: np.ndarray  # (R, C * (25 + 80)) int32, colour then texture, each normalised to sum up to ONE
+    histogram: np.ndarray  # (R, C * (25 + 80)) int32, colour then texture, each normalised to the sum ONE
     heaviest: np.ndarray  # (R,) int32, Int(C)
     pairs: np.ndarray  # (E, 2) int32, a < b
     weights: np.ndarray  # (E,) int32, the lightest edge between a and b
@@ -33,7 +33,7 @@ class Regions(NamedTuple):
 def measure(
     planes: np.ndarray, labels: np.ndarray, heaviest: np.ndarray, neighbours: np.ndarray, weights: np.ndarray
 ) -> Regions:
-    """Regions of one segmentation (arguments as `segment` returns them) of the image planes (C, H, W)."""
+    """Regions of one segmentation (arguments as returned by `segment`) of the image planes (C, H, W)."""
     count = len(heaviest)
     size = np.zeros(count, np.int64)
     boxes = np.tile([labels.shape[1], labels.shape[0], 0, 0], (count, 1))
@@ -47,7 +47,7 @@ def measure(
 
 @compiled
 def extents(labels: np.ndarray, size: np.ndarray, boxes: np.ndarray) -> None:
-    """Count the pixels of each region and make its box reach round them."""
+    """Compute the pixel count and the bounding box of each region."""
     height, width = labels.shape
     for y in range(height):
         for x in range(width):
@@ -58,7 +58,7 @@ def extents(labels: np.ndarray, size: np.ndarray, boxes: np.ndarray) -> None:
 
 @compiled
 def enlarge(boxes: np.ndarray, region: int, x1: int, y1: int, x2: int, y2: int) -> None:
-    """Make the box of a region reach round another box."""
+    """Extend the box of a region to contain another box."""
     boxes[region, 0] = min(boxes[region, 0], x1)
     boxes[region, 1] = min(boxes[region, 1], y1)
     boxes[region, 2] = max(boxes[region, 2], x2)
@@ -69,8 +69,8 @@ def enlarge(boxes: np.ndarray, region: int, x1: int, y1: int, x2: int, y2: int) 
 def histograms(planes: np.ndarray, labels: np.ndarray, histogram: np.ndarray, samples: np.ndarray) -> None:
     """Colour and texture counts (section 3.2.1) at every second pixel of every second row.
 
-    Texture is the derivative to 8 sides. The paper's Gaussian derivatives (sigma 1) are Scharr's here, of
-    planes that are smooth already, and the diagonal ones a combination of the other two.
+    Texture is the derivative in 8 directions. Instead of the paper's Gaussian derivatives (sigma 1), Scharr derivatives
+    of the smoothed planes are used; the diagonal ones are combinations of the other two.
     """
     channels, height, width = planes.shape
     sides = np.empty(4, np.int32)
@@ -100,7 +100,7 @@ def histograms(planes: np.ndarray, labels: np.ndarray, histogram: np.ndarray, sa
 
 @compiled
 def first_of_each_pair(neighbours: np.ndarray, weights: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Neighbours (N, 2) without repetition, each with the weight at its first place: pairs (E, 2), (E,)."""
+    """Unique neighbours of (N, 2), each with the weight of its first occurrence: pairs (E, 2), weights (E,)."""
     capacity = 64
     while capacity < 16 * count:  # 8-connected regions have fewer than 4 R pairs
         capacity *= 2
@@ -125,7 +125,7 @@ def first_of_each_pair(neighbours: np.ndarray, weights: np.ndarray, count: int) 
 
 @compiled
 def normalise(histogram: np.ndarray, samples: np.ndarray, channels: int) -> None:
-    """Make the counts of colour and those of texture of each region sum up to ONE; of no samples all are 0."""
+    """Normalise the colour and the texture counts of each region to the sum ONE; without samples all are 0."""
     for region in range(len(samples)):
         whole = np.int64(max(samples[region], 1)) * channels
         for i in range(histogram.shape[1]):
@@ -143,8 +143,8 @@ def merge(
     merged_boxes: np.ndarray,
     merged: np.ndarray,
 ) -> None:
-    """Boxes round the regions of each label, and the averages of their histograms weighted by size (Uijlings et al.,
-    equation 3), into `merged`, which comes as zeros."""
+    """Bounding boxes of the regions of each label, and the averages of their histograms weighted by size (Uijlings et
+    al., equation 3), written to `merged`, which must be zeros."""
     for region in range(len(labels)):
         label = labels[region]
         enlarge(merged_boxes, label, boxes[region, 0], boxes[region, 1], boxes[region, 2], boxes[region, 3])
@@ -156,10 +156,10 @@ def merge(
 
 
 def coarsen(fine: Regions, k: int) -> Regions:
-    """Segment on with a larger k, from the regions of a finer segmentation instead of from pixels.
+    """Segmentation with a larger k, from the regions of a finer segmentation instead of from pixels.
 
-    Only the lightest edge of a pair can matter: once an edge is refused, one of its two regions stays as it
-    is (Felzenszwalb & Huttenlocher, Lemma 1).
+    Only the lightest edge of a pair can matter: once an edge is rejected, one of its two regions is final
+    (Felzenszwalb & Huttenlocher, Lemma 1).
     """
     parent = np.arange(len(fine.size), dtype=np.int32)
     size, heaviest = fine.size.astype(np.int32), fine.heaviest.copy()
@@ -178,12 +178,12 @@ def coarsen(fine: Regions, k: int) -> Regions:
 def join_regions(
     pairs: np.ndarray, weights: np.ndarray, k: int, parent: np.ndarray, size: np.ndarray, heaviest: np.ndarray
 ) -> None:
-    """Join regions by `parent` where no edge between them is heavier than what holds either together, plus k / size."""
+    """Join regions in `parent` if the edge between them is at most Int(C) + k / size of both."""
     for i in range(len(pairs)):
         a, b = find(parent, np.int64(pairs[i, 0])), find(parent, np.int64(pairs[i, 1]))
         weight = weights[i]
         if a != b and weight <= heaviest[a] + k // size[a] and weight <= heaviest[b] + k // size[b]:
-            # Int(C) falls to the edge that joins, even if an earlier join was over a heavier one. Keeping the heavier
-            # one joins more: on BCCD's test images average recall 0.562 with 2413 boxes instead of 0.598 with 3287
-            # (first 1000 boxes: 0.510 instead of 0.516).
+            # Int(C) becomes the weight of the joining edge, even if an earlier edge was heavier. Keeping the heavier
+            # one joins more regions: on the BCCD test images average recall 0.562 with 2413 boxes instead of 0.598
+            # with 3287 (first 1000 boxes: 0.510 instead of 0.516).
             heaviest[join(parent, size, a, b)] = weight

@@ -1,4 +1,4 @@
-"""The public function: diversify over colour spaces, scales and similarities, then order all boxes."""
+"""Public function: diversification over colour spaces, scales and similarities, then ordering of all boxes."""
 
 import os
 from collections.abc import Iterator
@@ -15,11 +15,11 @@ from detector.selective_search.ordering import order
 from detector.selective_search.regions import COLOUR_BINS, DIRECTIONS, TEXTURE_BINS, Regions, coarsen, measure
 from detector.selective_search.segmentation import segment, sorted_edges
 
-LARGEST_SIDE_PX = 16384  # edges are numbered in 32 bits, four for a pixel
+LARGEST_SIDE_PX = 16384  # edge numbers have 32 bits, with four edges per pixel
 
 
 class Strategy(NamedTuple):
-    """Which similarities are summed (section 3.2.1)."""
+    """The similarities that are summed (section 3.2.1)."""
 
     colour: bool
     texture: bool
@@ -34,12 +34,12 @@ FILL = Strategy(colour=False, texture=False, size=False, fill=True)
 
 
 class Mode(NamedTuple):
-    """What to diversify over: one hierarchy for each combination (section 3.2)."""
+    """Diversification: one hierarchy per combination (section 3.2)."""
 
     spaces: tuple[str, ...]
     ks: tuple[int, ...]
     strategies: tuple[Strategy, ...]
-    min_size: int = 100  # pixels of the smallest region
+    min_size: int = 100  # minimum region size in pixels
 
 
 MODES = {
@@ -58,17 +58,17 @@ def selective_search(
 ) -> npt.NDArray[np.float32]:
     """Propose boxes for the objects of an image (Uijlings et al., IJCV 2013).
 
-    image: (H, W, 3) RGB or (H, W) gray, uint8. One with a longer side than `max_side_px` is shrunk to it,
-        and the boxes are scaled back. Memory: at most about 150 bytes a (shrunk) pixel and thread.
+    image: (H, W, 3) RGB or (H, W) gray, uint8. If the longer side exceeds `max_side_px`, the image is shrunk to it,
+        and the boxes are scaled back. Memory: at most about 150 bytes per (shrunk) pixel and thread.
     mode: "single", "fast" or "quality", see `MODES`.
-    seed: of the order of boxes that rank the same.
-    threads: how many colour spaces or hierarchies are worked on at once; None takes every core. The work
-        releases the GIL, so for many images call this with `threads=1` from several Python threads or processes.
+    seed: for the order of boxes with equal rank.
+    threads: number of colour spaces or hierarchies processed at once; None uses every core. The GIL is released, so for
+        many images call this with `threads=1` from several Python threads or processes.
 
-    Returns (P, 4) float32 x1 y1 x2 y2 in continuous pixels of the image given, best first, none twice, the
-    whole image among them. They are the same on every machine and for any number of threads.
+    Returns (P, 4) float32 x1 y1 x2 y2 in continuous pixels of the given image, best first, without duplicates, and
+    including the whole image. The boxes are the same on every machine and for any number of threads.
 
-    Raises ValueError for an image or argument it cannot use.
+    Raises ValueError for an invalid image or argument.
     """
     chosen = check(image, mode, seed, threads, max_side_px)
     height, width = image.shape[:2]
@@ -79,7 +79,7 @@ def selective_search(
     with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
 
         def grow(space: str) -> list[Future]:
-            """Hand out the grouping of each segmentation as soon as it is there."""
+            """Submit the grouping of each segmentation as soon as it is ready."""
             found = segmentations(rgb, space, chosen.ks, chosen.min_size)
             return [pool.submit(hierarchy, regions, strategy) for regions in found for strategy in chosen.strategies]
 
@@ -91,7 +91,7 @@ def selective_search(
 
 
 def check(image: npt.NDArray[np.uint8], mode: str, seed: int, threads: int | None, max_side_px: int) -> Mode:
-    """Raise ValueError, naming the value and the way out, for an argument that cannot be used."""
+    """Raise ValueError, naming the value and the way out, for an invalid argument."""
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
         what = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
         raise ValueError(f"image must be a numpy array of uint8 (0 to 255), not {what}: convert it first")
@@ -109,7 +109,7 @@ def check(image: npt.NDArray[np.uint8], mode: str, seed: int, threads: int | Non
 
 
 def shrink(image: npt.NDArray[np.uint8], max_side_px: int) -> npt.NDArray[np.uint8]:
-    """Average areas (Pillow's box filter, fixed-point arithmetic) until the longer side is `max_side_px`."""
+    """Downscale to a longer side of `max_side_px`, with Pillow's box filter (fixed-point arithmetic)."""
     height, width = image.shape[:2]
     longer = max(height, width)
     if longer <= max_side_px:
@@ -119,7 +119,7 @@ def shrink(image: npt.NDArray[np.uint8], max_side_px: int) -> npt.NDArray[np.uin
 
 
 def segmentations(rgb: npt.NDArray[np.uint16], space: str, ks: tuple[int, ...], min_size: int) -> Iterator[Regions]:
-    """The regions of one colour space for each k."""
+    """The regions in one colour space for each k."""
     planes = to_space(rgb, space)
     edges, ends = sorted_edges(planes)
     regions = measure(planes, *segment(edges, ends, planes.shape[1:], ks[0] * LEVEL, min_size))
@@ -130,7 +130,7 @@ def segmentations(rgb: npt.NDArray[np.uint16], space: str, ks: tuple[int, ...], 
 
 
 def hierarchy(regions: Regions, strategy: Strategy) -> npt.NDArray[np.int32]:
-    """Boxes (2R - 1, 4) of the R regions and of all that grouping makes of them."""
+    """Boxes (2R - 1, 4) of the R regions and of all regions merged from them."""
     bins = regions.histogram.shape[1]
     colour_bins = bins * COLOUR_BINS // (COLOUR_BINS + DIRECTIONS * TEXTURE_BINS)
     start = 0 if strategy.colour else colour_bins

@@ -1,10 +1,10 @@
 """Graph segmentation: Felzenszwalb & Huttenlocher, "Efficient Graph-Based Image Segmentation", IJCV 2004.
 
-Pixels are vertices; an edge joins each to its 8 neighbours and weighs the distance of their colours. Edges
-are taken from light to heavy, and an edge joins two regions if it is no heavier than Int(C) + k / |C| of both
+Pixels are vertices; edges connect each pixel with its 8 neighbours, and the weight is the distance of their colours.
+Edges are processed by ascending weight, and an edge joins two regions if its weight is at most Int(C) + k / |C| of both
 (equations 3 and 4), where Int(C) is the heaviest edge inside region C: the larger k, the larger the regions.
 
-Weights and thresholds are whole numbers of 1/8 grey levels, so regions are the same on every machine.
+Weights and thresholds are integer multiples of 1/8 grey level, so regions are the same on every machine.
 """
 
 import numpy as np
@@ -19,12 +19,12 @@ MAX_WEIGHT = 3533  # sqrt(3) * 255 grey levels, in eighths
 def sorted_edges(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """All edges of a (C, H, W) uint16 image, lightest first: a counting sort that keeps raster order in ties.
 
-    Returns edges (E,) uint32, where 4 * pixel + d leads from a pixel to neighbour d of `NEIGHBOURS`, and ends
-    (MAX_WEIGHT + 1,) int64: edges of weight w lie in ends[w - 1] to ends[w].
+    Returns edges (E,) uint32, where 4 * pixel + d is the edge from a pixel to neighbour d of `NEIGHBOURS`, and ends
+    (MAX_WEIGHT + 1,) int64: edges of weight w are at ends[w - 1] to ends[w].
     """
     channels, height, width = planes.shape
     weights = np.empty((height, width, 4), np.uint16)
-    weights[:] = MAX_WEIGHT + 1  # stays so where a neighbour is outside
+    weights[:] = MAX_WEIGHT + 1  # kept where a neighbour is outside the image
     squares = np.empty(width, np.float32)
     for y in range(height):
         for d in range(4):
@@ -48,7 +48,7 @@ def sorted_edges(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         ends[flat[e] + 2] += 1
     for weight in range(1, ends.size):
         ends[weight] += ends[weight - 1]
-    # ends[w + 1] is now where weight w begins; placing its edges moves that to where it ends
+    # ends[w + 1] is now the start of weight w; writing its edges advances it to the end
     edges = np.empty(flat.size, np.uint32)
     for e in range(flat.size):
         edges[ends[flat[e] + 1]] = e
@@ -58,7 +58,7 @@ def sorted_edges(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @compiled
 def find(parent: np.ndarray, i: int) -> int:
-    """The root of i, halving the path to it (Tarjan & van Leeuwen 1984)."""
+    """The root of i, with path halving (Tarjan & van Leeuwen 1984)."""
     while parent[i] != i:
         parent[i] = parent[parent[i]]
         i = parent[i]
@@ -70,9 +70,9 @@ def segment(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Segment the pixel graph, then merge regions of fewer than `min_size` pixels along their lightest edge.
 
-    Returns labels (H, W) int32, numbered in raster order; heaviest (R,) int32, Int(C) of each region before
-    small ones were merged into it; and the edges refused, lightest first, all those between two regions among
-    them: neighbours (E, 2) int32, weights (E,) int32.
+    Returns labels (H, W) int32, numbered in raster order; heaviest (R,) int32, Int(C) of each region before small ones
+    are merged into it; and the rejected edges, lightest first, which include all edges between two regions: neighbours
+    (E, 2) int32, weights (E,) int32.
     """
     pixels = shape_hw[0] * shape_hw[1]
     offset = np.array([dy * shape_hw[1] + dx for dy, dx in NEIGHBOURS])
@@ -100,7 +100,7 @@ def join_similar(
     refused: np.ndarray,
     weights: np.ndarray,
 ) -> int:
-    """Join pixels to regions by `parent`; the edges that may not join theirs go to `refused`: how many."""
+    """Join pixels to regions in `parent`; edges that do not join are written to `refused`. Returns their number."""
     limit = np.empty(parent.size, np.int32)  # Int(C) + k / |C|
     limit[:] = k
     count = start = 0
@@ -123,7 +123,7 @@ def join_similar(
 
 @compiled
 def join_small(refused: np.ndarray, offset: np.ndarray, min_size: int, parent: np.ndarray, size: np.ndarray) -> None:
-    """Join regions of fewer than `min_size` pixels to a neighbour, over the lightest refused edges first."""
+    """Join regions of fewer than `min_size` pixels to a neighbour, along the lightest rejected edges first."""
     for edge in refused:
         pixel = np.int64(edge >> 2)
         a, b = find(parent, pixel), find(parent, pixel + offset[edge & 3])
@@ -133,7 +133,7 @@ def join_small(refused: np.ndarray, offset: np.ndarray, min_size: int, parent: n
 
 @compiled
 def regions_of(edges: np.ndarray, offset: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The two regions of each edge, (E, 2). Compiled to be without the GIL, not for its own speed."""
+    """The two regions of each edge, (E, 2). Compiled to release the GIL, not for speed."""
     regions = np.empty((edges.size, 2), np.int32)
     for i in range(edges.size):
         pixel = np.int64(edges[i] >> 2)
@@ -143,7 +143,7 @@ def regions_of(edges: np.ndarray, offset: np.ndarray, labels: np.ndarray) -> np.
 
 @compiled
 def join(parent: np.ndarray, size: np.ndarray, a: int, b: int) -> int:
-    """Make the larger of the trees with roots a and b the root of both (the first if they are equal)."""
+    """Join the trees with roots a and b; the root is that of the larger one (a if equal)."""
     if size[a] < size[b]:
         a, b = b, a
     parent[b] = a

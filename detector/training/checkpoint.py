@@ -1,13 +1,12 @@
-"""Checkpoints: one file with the weights and all that is needed to build the network around them, and to go on.
+"""Checkpoints: one file with the weights and everything needed to build the network and to resume training.
 
 A run keeps three: `last.pt`, `previous.pt` and `best.pt`. A new one is written beside them under another name, synced,
-read back and compared with its checksums; only then do `last.pt` and it change names. So whenever a run is killed, one
-of the first two is whole. The checksums are those of the zip archive that torch.save writes: a file of their own
+read back and compared with its checksums; only then is `last.pt` renamed and replaced by it. So whenever a run is
+killed, one of the first two is whole. The checksums are inside the zip archive that torch.save writes: a separate file
 could not be replaced together with it.
 
-For sharing there are `.safetensors` with a `.json` of the same name beside it, which `scripts/export.py` writes. Either
-form may come from a stranger, and can only be wrong, not dangerous: neither is able to hold code, and what they say is
-checked before it is used.
+For sharing, `scripts/export.py` writes a `.safetensors` file with a `.json` of the same name beside it. Both forms may
+be untrusted. They can be invalid, not dangerous: neither can hold code, and their contents are validated before use.
 """
 
 import hashlib
@@ -35,14 +34,14 @@ logger = logging.getLogger(__name__)
 
 SHARED_FORMAT = "fast-rcnn weights 1"
 MAX_JSON_BYTES = 10_000_000
-OF_THIS_MACHINE = ("root", "dir", "folder", "resume", "train_proposals", "val_proposals")  # settings, of any group
-GROUPS = ("data", "model", "roi", "detect", "proposals")  # of settings that evaluation takes from training
+MACHINE_SPECIFIC = ("root", "dir", "folder", "resume", "train_proposals", "val_proposals")  # settings of any group
+GROUPS = ("data", "model", "roi", "detect", "proposals")  # groups of settings that evaluation takes from training
 
-FORMAT = 1  # of what a run is taken up from; a checkpoint without a number is older, and has weights only
+FORMAT = 1  # version of what a run resumes from; a checkpoint without one is older and has weights only
 TO_EVALUATE = {"model", "config", "classes", "iteration"}
 TO_RESUME = TO_EVALUATE | {"optimizer", "evaluated", "best", "fingerprints", "processes"}
 KINDS_TO_RESUME = {"optimizer": dict, "evaluated": int, "best": int | float, "fingerprints": dict, "processes": int}
-MAX_FAILED = 3  # writes, one after the other
+MAX_FAILED = 3  # failed writes in a row
 SEAL = b"sha256 "
 SEAL_BYTES = len(SEAL) + 64
 NEWEST_FIRST = ("last.pt", "previous.pt", "best.pt")
@@ -51,8 +50,8 @@ NEWEST_FIRST = ("last.pt", "previous.pt", "best.pt")
 class Checkpoints:
     """The checkpoints of a run, in one folder.
 
-    One that cannot be written leaves those before as they are and is an error in the log. Raises RunFailure at the
-    third in a row, and where it was the run's final one. `failed`: how many were so, up to the last one.
+    A failed write leaves the existing checkpoints as they are and is logged as an error. Raises RunFailure at the third
+    failure in a row, and if the run's final checkpoint fails. `failed` counts the current failures in a row.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -76,7 +75,7 @@ class Checkpoints:
             self.failed = 0
 
     def best_score(self) -> float:
-        """That of `best.pt`; without one, or with a damaged one, any is better."""
+        """The score of `best.pt`; -inf if it is missing or damaged."""
         try:
             return load_to_resume(self.folder / "best.pt")["best"]
         except InputError:
@@ -84,33 +83,33 @@ class Checkpoints:
 
     @contextmanager
     def tolerate_write_errors(self, what: str, final: bool) -> Iterator[None]:
-        """Whatever is written here to the run's folder may fail in the same way."""
+        """Log a failed write to the run's folder inside this context, or raise RunFailure, as above."""
         try:
             yield
         except OSError as error:
             self.failed += 1
-            message = f"{what} could NOT be written: {error}. The checkpoints before are intact"
+            message = f"{what} could NOT be written: {error}. The earlier checkpoints are intact"
             if final or self.failed == MAX_FAILED:
                 raise RunFailure(message) from error
             logger.error(message)
 
 
 def _stage(folder: Path, content: dict) -> Path:
-    """A new file with the content, known to be whole."""
+    """Write the content to a new file and verify it."""
     data = io.BytesIO()
     torch.save({"format": FORMAT, **content}, data)
     _seal(data)
     staged = folder / ".next.pt.unfinished"
-    with data.getbuffer() as view:  # let go here: Python 3.12.1 crashes where it finds one that an error has kept
+    with data.getbuffer() as view:  # released here: Python 3.12.1 crashes if an error keeps it alive
         write_atomically(staged, view)
     if damage := verify_integrity(staged):
         staged.unlink()
-        raise OSError(f"{folder}: what was written did not come back: {damage}")
+        raise OSError(f"{folder}: the written file failed verification: {damage}")
     return staged
 
 
 def _seal(data: io.BytesIO) -> None:
-    """Append a digest of a zip file as its comment: the zip's own checksums leave out names, sizes and kinds."""
+    """Append a digest of a zip file as its comment: the zip's own checksums do not cover names, sizes and types."""
     digest = SEAL + hashlib.sha256(data.getbuffer()).hexdigest().encode()
     data.seek(-2, io.SEEK_END)  # the length of the comment, the last thing in a zip file
     data.write(len(digest).to_bytes(2, "little") + digest)
@@ -124,7 +123,7 @@ def _seal_of(path: Path) -> str | None:
 
 
 def _digest(path: Path) -> str:
-    """That of the file as it was before `_seal`."""
+    """The digest of the file as it was before `_seal`."""
     digest, left = hashlib.sha256(), path.stat().st_size - SEAL_BYTES - 2
     with open(path, "rb") as file:
         while left > 0:
@@ -136,9 +135,9 @@ def _digest(path: Path) -> str:
 
 
 def verify_integrity(path: Path) -> str | None:
-    """What is wrong with the file, None if it is whole: truncated, empty, and changed bytes are all found.
+    """Describe the damage of a file, None if it is whole: finds truncated and empty files and changed bytes.
 
-    Of a file that `Checkpoints` did not write only what its zip's own checksums cover.
+    For a file that `Checkpoints` did not write, it finds only what the zip's own checksums cover.
     """
     try:
         if seal := _seal_of(path):
@@ -151,12 +150,12 @@ def verify_integrity(path: Path) -> str | None:
 
 
 def load_checkpoint(path: Path) -> dict:
-    """Read a checkpoint to evaluate it, in either form: tensors and plain values only.
+    """Read a checkpoint to evaluate it, in either form: only tensors and plain values.
 
-    Raises InputError if the file is not there, is damaged, or is no checkpoint of this program.
+    Raises InputError if the file is missing, is damaged, or is not a checkpoint of this program.
     """
     content = read_state(path)
-    if path.suffix != ".safetensors" and (damage := verify_integrity(path)):  # torch.load does not look at checksums
+    if path.suffix != ".safetensors" and (damage := verify_integrity(path)):  # torch.load ignores checksums
         raise InputError(f"{path}: damaged: {damage}")
     if path.suffix == ".safetensors":
         content = {"model": content} | _read_json(path.with_suffix(".json"))
@@ -167,15 +166,15 @@ def load_checkpoint(path: Path) -> dict:
 
 
 def load_to_resume(path: Path) -> dict:
-    """Read a checkpoint to go on from it. Raises InputError as above, and for one of another version."""
+    """Read a checkpoint to resume from it. Raises InputError as above, and for another version."""
     content = load_checkpoint(path)
     if not isinstance(content.get("format", 0), int):
-        raise InputError(f"{path}: not a checkpoint of this program: its format is no number")
+        raise InputError(f"{path}: not a checkpoint of this program: its format is not a number")
     if content.get("format", 0) > FORMAT:
         raise InputError(f"{path}: made by a newer version of this program (format {content['format']}, not {FORMAT})")
     if missing := TO_RESUME - content.keys():
         raise InputError(
-            f"{path}: cannot be taken up again: it has no {', '.join(sorted(missing))}, perhaps because an older "
+            f"{path}: cannot be resumed: it has no {', '.join(sorted(missing))}, perhaps because an older "
             f"version made it. A new run from its weights: model.weights={path} run.dir=ANOTHER"
         )
     for name, kind in KINDS_TO_RESUME.items():
@@ -184,14 +183,14 @@ def load_to_resume(path: Path) -> dict:
                 f"{path}: not a checkpoint of this program: its {name} is a {type(content[name]).__name__}"
             )
     if not all(isinstance(value, str) for value in content["fingerprints"].values()):
-        raise InputError(f"{path}: not a checkpoint of this program: its fingerprints has more than texts")
+        raise InputError(f"{path}: not a checkpoint of this program: its fingerprints are not all strings")
     return content
 
 
 def load_state(
     checkpoint: dict, model: nn.Module, optimizer: torch.optim.Optimizer, averaged: AveragedModel | None = None
 ) -> None:
-    """Fill the model, its average, and the optimizer's momentum; its rates and the like are as they are set now.
+    """Load the model, its average, and the optimizer's state; learning rates and the like keep their current settings.
 
     Raises InputError if they do not fit.
     """
@@ -213,7 +212,7 @@ def load_state(
 
 
 def _fits(value: Any, parameter: Tensor) -> bool:
-    """Whether a part of an optimizer's state is of this weight: a number, or as large, or summed along some axes."""
+    """Whether a part of an optimizer's state fits this weight: a number, the same shape, or reduced along some axes."""
     if not isinstance(value, Tensor) or not value.dim():
         return True
     sides = zip(value.shape, parameter.shape, strict=False)
@@ -221,10 +220,10 @@ def _fits(value: Any, parameter: Tensor) -> bool:
 
 
 def newest_valid(folder: Path) -> Path | None:
-    """The newest whole checkpoint in the folder, None if there is none at all; damaged ones are reported and kept.
+    """The newest whole checkpoint in the folder, None if there is no checkpoint; damaged ones are reported and kept.
 
-    A damaged file steps aside, to NAME.damaged, so that it never takes the place of a whole one. Raises InputError if
-    every one is damaged.
+    A damaged file is renamed to NAME.damaged, so that it never replaces a whole one. Raises InputError if all are
+    damaged.
     """
     damaged: list[tuple[Path, str]] = []
     for path in (folder / name for name in NEWEST_FIRST):
@@ -245,34 +244,36 @@ def newest_valid(folder: Path) -> Path | None:
 
 
 def _check_content(path: Path, content: dict) -> None:
-    """Raise InputError unless every part is of the kind that it must be."""
+    """Raise InputError unless every part has its required type."""
 
-    def require(sound: bool, what: str) -> None:
-        if not sound:
+    def require(valid: bool, what: str) -> None:
+        if not valid:
             raise InputError(f"{path}: not a checkpoint of this program: {what}")
 
     config, classes = content["config"], content["classes"]
     for part in ("model", "raw_model") if "raw_model" in content else ("model",):
         model = content[part]
-        require(isinstance(model, dict) and bool(model), f"`{part}` is no dict of tensors")
+        require(isinstance(model, dict) and bool(model), f"`{part}` is not a dict of tensors")
         for name, value in model.items():
-            require(isinstance(name, str) and isinstance(value, Tensor), f"`{part}` has {name!r}, which is no tensor")
+            require(isinstance(name, str) and isinstance(value, Tensor), f"`{part}` has {name!r}, not a tensor")
             plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
-            # A few bytes may pose as a huge tensor, by a stride of 0.
-            require(plain and value.untyped_storage().nbytes() >= value.nbytes, f"`{part}`: {name} is no plain tensor")
-    require(isinstance(config, dict), "`config` is no dict")
+            # With a stride of 0, a few bytes may claim to be a huge tensor.
+            require(
+                plain and value.untyped_storage().nbytes() >= value.nbytes, f"`{part}`: {name} is not a plain tensor"
+            )
+    require(isinstance(config, dict), "`config` is not a dict")
     for group in GROUPS:
         require(isinstance(config.get(group), dict), f"`config` has no settings of {group}")
     require(_is_plain(config), "`config` holds more than plain values")
-    require(isinstance(classes, list) and bool(classes), "`classes` is no list of names")
+    require(isinstance(classes, list) and bool(classes), "`classes` is not a list of names")
     check_classes(f"{path}, classes", classes)
     iteration = content["iteration"]
-    require(isinstance(iteration, int) and iteration >= 0, "`iteration` is no number of steps")
+    require(isinstance(iteration, int) and iteration >= 0, "`iteration` is not a number of steps")
 
 
 def _is_plain(value: Any, depth: int = 10) -> bool:
-    """Whether this is as from a yaml file: dicts by name, lists, texts, numbers, null."""
-    if type(value) is dict:  # torch's reader makes other kinds too, which no yaml file can hold
+    """Whether a yaml file could hold this: dicts with string keys, lists, strings, numbers, null."""
+    if type(value) is dict:  # torch.load also returns other types, which yaml cannot hold
         return depth > 0 and all(type(key) is str and _is_plain(item, depth - 1) for key, item in value.items())
     if type(value) is list:
         return depth > 0 and all(_is_plain(item, depth - 1) for item in value)
@@ -282,15 +283,15 @@ def _is_plain(value: Any, depth: int = 10) -> bool:
 def save_weights(folder: Path, checkpoint: dict) -> None:
     """Write a checkpoint as `model.safetensors` and `model.json` into `folder`, for sharing.
 
-    Of the settings, those that name a place on this machine become null. Raises InputError if one of the files is
-    there already. If the second cannot be written, the first is taken away again.
+    Settings that name a path of this machine become null. Raises InputError if one of the files already exists. If
+    the second cannot be written, the first is removed.
     """
     weights, description = folder / "model.safetensors", folder / "model.json"
     for path in (weights, description):
         if path.exists():
             raise InputError(f"{path} is there already, and nothing is overwritten: name another folder")
-    config = _without_places(checkpoint["config"])
-    if checkpoint["config"]["model"]["weights"] is not None:  # whether there were some decides how it was built
+    config = _without_paths(checkpoint["config"])
+    if checkpoint["config"]["model"]["weights"] is not None:  # null or not decides how the network is built
         config["model"]["weights"] = Path(checkpoint["config"]["model"]["weights"]).name
     about = {
         "format": SHARED_FORMAT,
@@ -307,12 +308,12 @@ def save_weights(folder: Path, checkpoint: dict) -> None:
         raise
 
 
-def _without_places(value: Any, places: Collection[str] = OF_THIS_MACHINE) -> Any:
-    """Settings without what names a file or folder of this machine: by its name, or as a text with a separator."""
+def _without_paths(value: Any, names: Collection[str] = MACHINE_SPECIFIC) -> Any:
+    """Settings with null for paths of this machine, which are known by setting name or by a separator in the string."""
     if isinstance(value, Mapping):
-        return {key: None if key in places else _without_places(item, places) for key, item in value.items()}
+        return {key: None if key in names else _without_paths(item, names) for key, item in value.items()}
     if isinstance(value, list):
-        return [_without_places(item, ()) for item in value]  # data sets that are joined lie inside of data.root
+        return [_without_paths(item, ()) for item in value]  # joined data sets are inside data.root
     return None if isinstance(value, str) and ("/" in value or "\\" in value) else value
 
 

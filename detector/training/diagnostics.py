@@ -1,4 +1,4 @@
-"""What is wrong with a run: it learns nothing, it diverges, or a step failed."""
+"""Diagnostics of a failing run: the network collapses, training diverges, or a step fails."""
 
 import math
 from collections import deque
@@ -12,39 +12,39 @@ from detector.runtime.device import Compute, peak_memory_mib
 from detector.runtime.distributed import gather
 from detector.structures import Batch, RoiTargets
 
-SETTLED = 0.98  # of the entropy of the labels: no better than to predict how frequent each label is
+SETTLED = 0.98  # of the entropy of the labels: no better than predicting label frequencies
 HARDLY_ANY = 0.01  # foreground accuracy
-GROWN = 100.0  # times the usual norm of the gradient
+GROWN = 100.0  # times the usual gradient norm
 STEPS_IN_A_ROW = 3
-USUAL_STEPS = 100  # the norm's median over so many is the usual one
+USUAL_STEPS = 100  # the usual norm is the median over so many steps
 
 
 class CollapseDetector:
-    """Whether the network has collapsed to predicting label frequencies, whatever the RoI.
+    """Detects that the network has collapsed to predicting label frequencies, regardless of the RoI.
 
-    It has when in a window of at least `window` iterations no foreground RoI was classified correctly, or hardly any
-    while the class loss was as high as the entropy of the labels: the loss of a constant prediction (for one class and
-    a quarter of foreground RoIs 0.562).
+    It has collapsed if in a window of at least `window` iterations no foreground RoI is classified correctly, or hardly
+    any while the class loss is as high as the entropy of the labels: the loss of a constant prediction (0.562 for one
+    class and a quarter of foreground RoIs).
     """
 
     def __init__(self, window: int) -> None:
         self.window = window
-        self.since: int | None = None  # the iteration before the window in which it was first seen; None: it is not
+        self.since: int | None = None  # start of the window that first showed collapse; None: not collapsed
         self._seen: deque[tuple[int, int, float, float, Tensor]] = deque()
 
     def add(self, first: int, last: int, foreground_accuracy: float, loss_cls: float, label_counts: Tensor) -> bool:
-        """Means over the iterations `first` to `last`, and how often each label occurred. Returns `is_collapsed`.
+        """Add means over the iterations `first` to `last`, and the label counts. Returns whether it has collapsed.
 
-        `foreground_accuracy` is NaN where there was no foreground.
+        `foreground_accuracy` is NaN if there was no foreground.
         """
         self._seen.append((first, last, foreground_accuracy, loss_cls, label_counts))
         while last - self._seen[0][1] >= self.window:
             self._seen.popleft()
-        collapsed = last - self._seen[0][0] + 1 >= self.window and self._window_shows_it()
+        collapsed = last - self._seen[0][0] + 1 >= self.window and self._window_is_collapsed()
         self.since = (self.since or self._seen[0][0]) if collapsed else None
         return collapsed
 
-    def _window_shows_it(self) -> bool:
+    def _window_is_collapsed(self) -> bool:
         weights = [last - first + 1 for first, last, *_ in self._seen]
         right = [(w, item[2]) for w, item in zip(weights, self._seen, strict=True) if not math.isnan(item[2])]
         if not right:
@@ -57,14 +57,14 @@ class CollapseDetector:
 
 
 class DivergenceDetector:
-    """Whether the norm of the gradient has grown to a hundred times its usual value, which soon is not finite."""
+    """Detects a gradient norm of a hundred times its usual value, which is soon not finite."""
 
     def __init__(self) -> None:
         self._norms: deque[float] = deque(maxlen=USUAL_STEPS)
         self._above = 0
 
     def add(self, grad_norm: float) -> float | None:
-        """The norm of a step's gradient. Returns its usual value at the third step in a row that is far above it."""
+        """Add the gradient norm of a step. Returns its usual value at the third step in a row far above it."""
         usual = median(self._norms) if len(self._norms) >= USUAL_STEPS // 5 else math.inf
         if grad_norm <= GROWN * usual:
             self._above = 0
@@ -83,9 +83,9 @@ class NotFinite(Exception):
 
 
 def not_finite_failure(error: NotFinite, iteration: int, batch: Batch, lr: float) -> RunFailure:
-    """The failure of a step that is not finite.
+    """The failure of a step with a loss or gradient that is not finite.
 
-    It names the images of the processes whose own loss is not, or of all where only the gradient is not.
+    It names the images of the processes whose own loss is not finite, or of all if only the gradient is not.
     """
     images = [
         f"{image_id} ({height}x{width} in the network, boxes {first_few(boxes.round().int().tolist()) or 'none'})"
@@ -97,14 +97,14 @@ def not_finite_failure(error: NotFinite, iteration: int, batch: Batch, lr: float
         f"{error} at iteration {iteration}, at learning rate {lr:g}; the last finite one was "
         f"{iteration - 1 or 'none'}. No weight was changed by this step, and the checkpoints are kept. Its images:\n  "
         + "\n  ".join(guilty)
-        + "\nA lower optimizer.lr or a longer schedule.warmup_iterations helps most often."
+        + "\nA lower optimizer.lr or a longer schedule.warmup_iterations usually helps."
     )
 
 
 def out_of_memory_failure(
     error: Exception, iteration: int, batch: Batch, targets: RoiTargets, compute: Compute
 ) -> RunFailure:
-    """What did not fit into the memory of the GPU at a step, and what needs less."""
+    """The failure of a step that does not fit into the GPU's memory, with what reduces memory."""
     height, width = max(batch.image_hws, key=lambda hw: hw[0] * hw[1])
     return RunFailure(
         f"out of GPU memory at iteration {iteration}: {len(batch.image_ids)} images, padded to "

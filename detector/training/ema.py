@@ -1,4 +1,4 @@
-"""The average of the weights over the steps, which is evaluated in place of the last ones."""
+"""The moving average of the weights, which is evaluated instead of the latest weights."""
 
 import torch
 from torch import Tensor, nn
@@ -8,10 +8,10 @@ Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 def averaged_model(model: nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average of the model's weights and buffers: `.module` is a model of the same kind.
+    """An exponential moving average of the model's weights and buffers: `.module` is a model of the same class.
 
-    Each `update_parameters(model)` moves it by the part 1 - decay towards the model. The decay grows to its value over
-    the first updates, so that the initial weights, which mean nothing, are soon gone.
+    Each `update_parameters(model)` moves it towards the model by the fraction 1 - decay. The decay grows to its value
+    over the first updates, so that the random initial weights soon have no influence.
     """
 
     @torch.no_grad()

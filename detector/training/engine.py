@@ -20,26 +20,26 @@ from detector.training.targets import Sampling, make_targets
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """What is the same at every step: how RoIs are sampled and coded, and the limit of the gradient."""
+    """Settings of a training step: how RoIs are sampled and encoded, and the limit of the gradient norm."""
 
     sampling: Sampling
     coder: BoxCoder
     seed: int
-    max_grad_norm: float | None = None  # a larger gradient is scaled down to this
+    max_grad_norm: float | None = None  # a larger gradient is scaled down to this norm
 
     def sample_targets(self, batch: Batch) -> RoiTargets:
-        """The RoIs of a batch with their targets."""
+        """Sample the RoIs of a batch, with their targets."""
         return make_targets(batch, self.sampling, self.coder, self.seed)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of training, done."""
+    """A completed training step."""
 
     iteration: int  # from 1
     batch: Batch
     targets: RoiTargets
-    values: dict[str, Tensor | float]  # by TensorBoard tag; tensors, which are read when they are logged
+    values: dict[str, Tensor | float]  # by TensorBoard tag; tensors are read only when logged
 
 
 def training_steps(
@@ -51,10 +51,10 @@ def training_steps(
     compute: Compute,
     start: int = 0,
 ) -> Iterator[Step]:
-    """Take one optimizer step a batch, and yield it. What the caller does in between is not in the measured times.
+    """Take one optimizer step per batch and yield it. The measured times exclude the caller's work in between.
 
-    `start` steps are done already. Raises RunFailure, before any weight is changed, when the loss or the gradient is
-    not finite, and when the GPU has not enough memory.
+    `start` is the number of steps already done. Raises RunFailure, before any weight is changed, if the loss or the
+    gradient is not finite, and if the GPU runs out of memory.
     """
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
@@ -90,10 +90,10 @@ def train_step(
 ) -> dict[str, Tensor | float]:
     """Forward, loss, backward, update. Returns losses, gradient norm and accuracies by TensorBoard tag.
 
-    A gradient whose norm is above `max_grad_norm` is scaled down to it; the norm returned is that before.
+    A gradient whose norm is above `max_grad_norm` is scaled down to it; the returned norm is that before scaling.
 
-    Of several processes each has a part of the batch. Losses are divided by the RoIs of the whole batch, so gradient
-    and losses are those of one process with all of it; the accuracies are of this process's part.
+    Of several processes, each has a part of the batch. Losses are divided by the RoIs of the whole batch, so gradient
+    and losses equal those of one process with the whole batch; the accuracies are of this process's part.
     """
     model.train()
     processes = rank_info().world_size
@@ -106,7 +106,7 @@ def train_step(
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
     own = torch.stack([losses["cls"], losses["box"]]).detach()
-    # Reading these waits for the GPU once a step; only the launch of the update is then not hidden behind computing.
+    # Reading these synchronizes with the GPU once per step; only the launch of the update is then not overlapped.
     cls, box, grad_norm = torch.cat([mean(own), norm[None]]).tolist()
     if not math.isfinite(cls + box + grad_norm):
         raise NotFinite(cls + box, grad_norm, mine=not bool(own.isfinite().all()))

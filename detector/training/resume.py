@@ -1,4 +1,4 @@
-"""Taking up a run again: which checkpoint, and whether it is still the same run."""
+"""Resume a run: find its checkpoint, and verify that it is still the same run."""
 
 import json
 import logging
@@ -13,8 +13,8 @@ from detector.training.run_folder import FolderLock, check_run_folder, is_empty,
 
 logger = logging.getLogger(__name__)
 
-# Settings that decide what the weights mean, which images a step sees, or which checkpoint is the best. The data and
-# the proposals are compared by what is in them, not by where they lie.
+# Settings that decide what the weights mean, which images a step sees, or which checkpoint is the best. Data and
+# proposals are compared by content, not by path.
 FIXED = (
     "model.",
     "roi.delta_std",
@@ -27,15 +27,14 @@ FIXED = (
     "metric.devkit",
     "detect.",
 )
-PER_INVOCATION = ("resume", "run.")  # may differ, and mean nothing for the weights
+PER_INVOCATION = ("resume", "run.")  # may differ, and do not affect the weights
 
 
 def find_run(resume: str | None, run_dir: str | None, lock: FolderLock) -> tuple[Path | None, Path | None]:
-    """The folder to go on in, locked, and the checkpoint to go on from; None is for a new one.
+    """The folder of the run to resume, locked, and its checkpoint; None for a new folder or without a checkpoint.
 
     `resume` is null, `auto` (the newest whole checkpoint of `run_dir`, if there is one) or a file. Raises InputError
-    for a file that is not there or damaged, for a folder that holds something else than a run, and if another run is
-    writing into it.
+    for a file that is missing or damaged, for a folder that is not a run's, and if another run is writing to it.
     """
     if resume is None:
         check_run_folder(run_dir)
@@ -55,7 +54,7 @@ def find_run(resume: str | None, run_dir: str | None, lock: FolderLock) -> tuple
         lock.take(folder)
         return folder, path
     if run_dir is None:
-        raise InputError("resume=auto needs run.dir=FOLDER, that of the run to go on with")
+        raise InputError("resume=auto needs run.dir=FOLDER, the folder of the run to resume")
     folder = Path(run_dir)
     if is_empty(folder):
         check_run_folder(run_dir)
@@ -65,14 +64,14 @@ def find_run(resume: str | None, run_dir: str | None, lock: FolderLock) -> tuple
     lock.take(folder)
     newest = newest_valid(folder / "checkpoints")
     if newest is None:
-        logger.info("no checkpoint in %s yet: the run begins anew", folder)
+        logger.info("no checkpoint in %s yet: the run starts from iteration 0", folder)
     return folder, newest
 
 
 def promote_checkpoint(path: Path, iteration: int) -> None:
-    """Have `last.pt` be the checkpoint that was named, of this iteration: the run goes on from it, and so will `auto`.
+    """Copy the named checkpoint, of this iteration, to `last.pt`, from which `resume=auto` then resumes too.
 
-    What was `last.pt`, and what is of later steps, steps aside as NAME-of-ITERATION.pt.
+    The previous `last.pt`, and checkpoints of later iterations, are renamed to NAME-of-ITERATION.pt.
     """
     if path.name == "last.pt":
         return
@@ -101,9 +100,9 @@ def _archive(path: Path, iteration: int) -> None:
 
 
 def clean_up(folder: Path, iteration: int) -> None:
-    """Put a run's folder back to where it was at its checkpoint of this iteration.
+    """Restore a run's folder to its state at the checkpoint of this iteration.
 
-    Half-written files go, and so do the lines of metrics.jsonl beyond the checkpoint, whose steps are done again.
+    Removes partial files and the lines of metrics.jsonl after the checkpoint, whose steps are repeated.
     """
     for path in folder.rglob(UNFINISHED):
         logger.info("removed %s, which was not finished", path)
@@ -112,28 +111,28 @@ def clean_up(folder: Path, iteration: int) -> None:
     lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
     kept = [line for line in lines if _iteration_of(line) <= iteration]
     if len(kept) < len(lines):
-        logger.info("%d lines of metrics.jsonl are of steps that are done again", len(lines) - len(kept))
+        logger.info("removed %d lines of metrics.jsonl, whose steps are repeated", len(lines) - len(kept))
         write_atomically(path, "".join(kept).encode())
 
 
 def _iteration_of(line: str) -> float:
     try:
         return json.loads(line)["iteration"]
-    except (ValueError, KeyError, TypeError):  # cut off when the run was killed
+    except (ValueError, KeyError, TypeError):  # truncated when the run was killed
         return float("inf")
 
 
 def check_same_run(checkpoint: Mapping, config: dict, classes: tuple[str, ...], fingerprints: dict[str, str]) -> None:
-    """Raise InputError for a difference that makes it another run; log a table of the others.
+    """Raise InputError for a difference that makes it another run; log a list of the other differences.
 
-    `fingerprints` are the fingerprints of data and proposals, by name.
+    `fingerprints` are those of data and proposals, by name.
     """
     problems = []
     if list(classes) != checkpoint["classes"]:
         problems.append(f"classes: {', '.join(checkpoint['classes'])} -> {', '.join(classes)}")
     before, now = flatten(checkpoint["config"]), flatten(config)
     changed = {
-        key: f"{key}: {before.get(key, 'not there')} -> {now.get(key, 'not there')}"
+        key: f"{key}: {before.get(key, 'not set')} -> {now.get(key, 'not set')}"
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key) and not key.startswith(PER_INVOCATION)
     }
@@ -145,8 +144,8 @@ def check_same_run(checkpoint: Mapping, config: dict, classes: tuple[str, ...], 
     ]
     if problems:
         raise InputError(
-            "resume: this is another run than the checkpoint's:\n  " + "\n  ".join(problems) + "\n"
-            "Put them back, or begin a new run from its weights: model.weights=CHECKPOINT run.dir=ANOTHER"
+            "resume: this is not the run of the checkpoint:\n  " + "\n  ".join(problems) + "\n"
+            "Restore them, or begin a new run from its weights: model.weights=CHECKPOINT run.dir=ANOTHER"
         )
     if changed:
         logger.warning("settings that changed since the checkpoint:\n  %s", "\n  ".join(changed.values()))

@@ -16,7 +16,7 @@ LOCK, HOLDER = ".lock", "process"
 
 
 class FolderLock:
-    """Sees to it that one run at a time writes into a folder. The lock ends with the context, or with the process."""
+    """Ensures that one run at a time writes to a folder. The lock ends with the context, or with the process."""
 
     def __init__(self) -> None:
         self._files: list[IO[str]] = []
@@ -29,10 +29,10 @@ class FolderLock:
             file.close()
 
     def take(self, folder: Path) -> Path:
-        """Lock the folder, and return it. Raises InputError if another process has it."""
+        """Lock the folder and return it. Raises InputError if another process holds the lock."""
         try:
             file = open(folder / LOCK, "a+")  # noqa: SIM115  closed at the end of the context
-            # Not flock: data workers would inherit that, and hold it for a while after the run was killed.
+            # Not flock: data workers would inherit it, and hold it for a while after the run is killed.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
@@ -49,46 +49,46 @@ class FolderLock:
 
 
 def require_writable(setting: str, folder: Path) -> None:
-    """Raise InputError, naming the setting, unless the folder can be made and written to. Makes nothing."""
+    """Raise InputError, naming the setting, unless the folder can be made and written to. Creates nothing."""
     there = folder
     while not there.exists() and there != there.parent:
         there = there.parent
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise InputError(f"{setting}: {folder} cannot be written: {there} is no folder, or not yours to write")
+        raise InputError(f"{setting}: {folder} cannot be written: {there} is not a folder, or you may not write to it")
 
 
 def require_new(setting: str, folder: Path) -> None:
-    """Raise InputError, naming the setting, if the folder cannot be written to, or if there is something in it."""
+    """Raise InputError, naming the setting, if the folder cannot be written to or is not empty."""
     require_writable(setting, folder)
     if not is_empty(folder):
         raise InputError(f"{setting}: {folder} is not an empty folder, and nothing is overwritten: name another")
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether there is nothing in the folder, or no folder; a lock is nothing."""
+    """Whether the folder is empty, apart from a lock, or does not exist."""
     return not folder.exists() or (folder.is_dir() and all(path.name == LOCK for path in folder.iterdir()))
 
 
 def require_run(folder: Path) -> None:
-    """Raise InputError unless a run was begun in the folder: its lock, made before anything else, stays there."""
+    """Raise InputError unless a run was started in the folder: its lock file, made first, remains there."""
     lock = folder / LOCK
     if not lock.is_file() or not lock.read_bytes().startswith(HOLDER.encode()):
         raise InputError(f"resume: {folder} is not the folder of a run: it has no {LOCK} of this program")
 
 
 def check_run_folder(path: str | None) -> None:
-    """Raise InputError if there is something in the folder that was named; nothing is ever overwritten."""
+    """Raise InputError if the named folder is not empty; nothing is ever overwritten."""
     folder = Path(path or "")
     if path is not None and not is_empty(folder):
         raise InputError(
-            f"run.dir: {folder} is not an empty folder, and nothing is overwritten: name another, or, to go on with "
+            f"run.dir: {folder} is not an empty folder, and nothing is overwritten: name another, or, to resume "
             "the run in it, resume=auto"
         )
     require_writable("run.dir", folder if path is not None else Path("runs"))
 
 
 def make_run_folder(path: str | None) -> Path:
-    """Make the folder `path`, or runs/DATE_TIME under a name that no other run has. Raises InputError as above."""
+    """Make the folder `path`, or runs/DATE_TIME with an unused name. Raises InputError as above."""
     if path is None:
         return make_new_folder(Path("runs"), time.strftime("%Y-%m-%d_%H-%M-%S"))
     try:
@@ -100,7 +100,7 @@ def make_run_folder(path: str | None) -> Path:
 
 
 def make_new_folder(parent: Path, name: str) -> Path:
-    """Make `name` in `parent`, or, where there is one already, NAME-2, NAME-3 ... Raises InputError if it cannot."""
+    """Make `name` in `parent`, or, if it exists, NAME-2, NAME-3 ... Raises InputError if it cannot be made."""
     try:
         parent.mkdir(parents=True, exist_ok=True)
         for folder in numbered(parent / name):

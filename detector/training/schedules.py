@@ -7,8 +7,8 @@ from collections.abc import Sequence
 class Step:
     """Linear warm-up from `warmup_factor` to 1, then times `gamma` at each of `steps`.
 
-    `steps` are parts of the run: 0.75 of 40 000 iterations is the paper's drop at 30 000. Raises ValueError for a
-    `gamma` that is no number above 0.
+    `steps` are fractions of the run: 0.75 of 40 000 iterations is the paper's drop at 30 000. Raises ValueError for a
+    `gamma` that is not a number above 0.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Which RoIs an image trains on, and what each should answer (Fast R-CNN, section 2.3)."""
+"""RoI sampling and training targets (Fast R-CNN, section 2.3)."""
 
 from dataclasses import dataclass
 
@@ -12,16 +12,16 @@ from detector.structures import Batch, RoiTargets
 
 @dataclass(frozen=True)
 class Sampling:
-    """How RoIs are drawn from the proposals of one image.
+    """How RoIs are sampled from the proposals of one image.
 
-    A proposal is foreground when its best overlap (IoU) with a ground truth box is at least
-    `foreground_iou`, background when it lies in [`background_iou_low`, `background_iou_high`). At most
+    A proposal is foreground if its best IoU with a ground truth box is at least
+    `foreground_iou`, background if that IoU lies in [`background_iou_low`, `background_iou_high`). At most
     `foreground_fraction` of the RoIs are foreground; background fills the rest.
 
-    The paper's lower bound is 0.1, as proposals that touch an object are the harder negatives; but detection meets
-    all others too, and 0 gave a higher AP on every data set that was tried (docs/recipes.md). An image without a
-    proposal in that range takes its background from all proposals below `background_iou_high` instead, so that it
-    still teaches what background is.
+    The paper's lower bound is 0.1, because proposals that touch an object are the harder negatives. But detection
+    sees all others too, and 0 gives a higher AP on every data set tried (docs/recipes.md). An image without a
+    proposal in that range samples its background from all proposals below `background_iou_high` instead, so that it
+    still contributes background.
     """
 
     rois_per_image: int = 64
@@ -34,10 +34,10 @@ class Sampling:
 def sample_rois(
     proposals: Tensor, gt_boxes: Tensor, gt_labels: Tensor, sampling: Sampling, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw RoIs of one image: boxes (S, 4), labels (S,) and matched ground truth boxes (S, 4), S <= rois_per_image.
+    """Sample RoIs of one image: boxes (S, 4), labels (S,), matched ground truth boxes (S, 4); S <= rois_per_image.
 
-    Ground truth boxes join the proposals. Drawn without replacement, foreground first. An image may give fewer
-    RoIs than asked for, down to none, when it has too few proposals.
+    Ground truth boxes are added to the proposals. Sampling is without replacement, foreground first. An image with too
+    few proposals gives fewer RoIs, possibly none.
     """
     boxes = torch.cat([proposals, gt_boxes])
     if len(boxes) == 0:
@@ -47,17 +47,17 @@ def sample_rois(
     else:
         best_iou, match = boxes.new_zeros(len(boxes)), torch.zeros(len(boxes), dtype=torch.int64)
 
-    def draw(candidates: Tensor, count: int) -> Tensor:
+    def sample(candidates: Tensor, count: int) -> Tensor:
         order = torch.randperm(len(candidates), generator=generator)
         return candidates[order[:count]]
 
     foreground = torch.nonzero(best_iou >= sampling.foreground_iou).flatten()
-    foreground = draw(foreground, round(sampling.foreground_fraction * sampling.rois_per_image))
+    foreground = sample(foreground, round(sampling.foreground_fraction * sampling.rois_per_image))
     below = best_iou < sampling.background_iou_high
     background = torch.nonzero(below & (best_iou >= sampling.background_iou_low)).flatten()
     if len(background) == 0:
         background = torch.nonzero(below).flatten()
-    background = draw(background, sampling.rois_per_image - len(foreground))
+    background = sample(background, sampling.rois_per_image - len(foreground))
 
     keep = torch.cat([foreground, background])
     labels = gt_labels.new_zeros(len(keep))
@@ -68,7 +68,7 @@ def sample_rois(
 
 
 def make_targets(batch: Batch, sampling: Sampling, coder: BoxCoder, seed: int) -> RoiTargets:
-    """Draw the RoIs of a batch; the draw depends on `seed` and each sample's position alone."""
+    """Sample the RoIs of a batch; the result depends only on `seed` and each sample's position."""
     rois, labels, deltas = [], [], []
     for index, position in enumerate(batch.positions):
         generator = torch.Generator().manual_seed(seed_of(seed, Stream.ROIS, position))

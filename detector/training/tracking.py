@@ -1,4 +1,4 @@
-"""What a run leaves to look at: TensorBoard events, and the same numbers in metrics.jsonl."""
+"""Logging of a run: TensorBoard events, and the same numbers in metrics.jsonl."""
 
 import errno
 import io
@@ -23,9 +23,9 @@ logger = logging.getLogger(__name__)
 
 
 class Means:
-    """Means of values over steps. Tensors are only read when the mean is asked for.
+    """Means of values over steps. Tensors are read only when the mean is requested.
 
-    Of the values in `roi/`, NaN stands for none, such as the accuracy on no foreground; elsewhere one NaN shows.
+    In `roi/` values, NaN means no value, such as the accuracy without foreground; elsewhere, NaN propagates.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Means:
         self.steps.append(values)
 
     def take(self) -> dict[str, float]:
-        """The means of all that was added since the last call."""
+        """The means of the values added since the last call."""
         columns = {
             tag: torch.stack([torch.as_tensor(step[tag]).float() for step in self.steps]) for tag in self.steps[0]
         }
@@ -46,16 +46,16 @@ class Means:
 
 
 def tag_of(metric: str) -> str:
-    """A metric's name, such as `area@0.50:0.95`, as part of a tag: TensorBoard's have neither @ nor colon."""
+    """A metric's name, such as `area@0.50:0.95`, as part of a TensorBoard tag, without @ and colon."""
     return metric.replace("@", "_").replace(":", "-")
 
 
 class Tracker:
-    """Writes the scalars, pictures and texts of one run into its folder. Steps are iterations of the optimizer.
+    """Writes the scalars, images and texts of one run to its folder. Steps are optimizer iterations.
 
-    `start` steps are done already: what TensorBoard has of later ones is no longer shown. When writing fails later on,
-    the run goes on: one warning, and no more events; metrics.jsonl is tried again each time. Raises InputError if that
-    is so from the start.
+    `start` is the number of steps already done: TensorBoard hides its events of later ones. If writing fails during
+    the run, training continues: it logs one warning and writes no more events; metrics.jsonl is retried each time.
+    Raises InputError if writing fails at the start.
     """
 
     def __init__(self, folder: Path, start: int = 0) -> None:
@@ -71,7 +71,7 @@ class Tracker:
             raise InputError(f"run.dir: {folder} cannot be written: {error}") from None
 
     def _after_thread(self, died: threading.ExceptHookArgs) -> None:
-        """TensorBoard's writing thread passes its error on to the next write; only others print theirs."""
+        """TensorBoard's writer thread passes its error to the next write; only other threads print theirs."""
         if not type(died.thread).__module__.startswith("tensorboard."):
             self._excepthook(died)
 
@@ -80,12 +80,12 @@ class Tracker:
             return
         try:
             write(self.writer)
-        except Exception as error:  # its thread passes on whatever the disk, or a network, gave it
+        except Exception as error:  # its thread passes on any error of the disk or a network
             self.writer = None
-            logger.warning("no more TensorBoard events: %s. Training goes on, with metrics.jsonl", error)
+            logger.warning("no more TensorBoard events: %s. Training continues, with metrics.jsonl", error)
 
     def scalars(self, iteration: int, values: dict[str, float]) -> None:
-        """Values by tag, such as `train/loss`. One that is not finite is null in the file only."""
+        """Log values by tag, such as `train/loss`. A value that is not finite is null in the file only."""
         finite = {tag: value for tag, value in values.items() if math.isfinite(value)}
 
         def write(writer: SummaryWriter) -> None:
@@ -98,24 +98,24 @@ class Tracker:
             end = self.lines.seek(0, io.SEEK_END)
             if self.lines.write(line) < len(line):
                 with suppress(OSError):
-                    self.lines.truncate(end)  # no half line, for the next one to be added to
+                    self.lines.truncate(end)  # leaves no partial line for the next one to be appended to
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             if not self.warned:
-                logger.warning("metrics.jsonl cannot be written: %s. Training goes on", error)
+                logger.warning("metrics.jsonl cannot be written: %s. Training continues", error)
             self.warned = True
 
     def image(self, iteration: int, tag: str, picture: np.ndarray) -> None:
-        """A picture (H, W, 3) uint8."""
+        """Log an image (H, W, 3) uint8."""
         self._write_events(lambda writer: writer.add_image(tag, picture, iteration, dataformats="HWC"))
 
     def text(self, tag: str, text: str) -> None:
-        """A text, shown in a fixed-width font."""
+        """Log a text, shown in a fixed-width font."""
         shown = "\n".join("    " + line for line in text.splitlines())
         self._write_events(lambda writer: writer.add_text(tag, shown))
 
     def metrics(self, iteration: int, metrics: dict) -> None:
-        """The metrics of an evaluation, as `write_report` returns them."""
+        """Log the metrics of an evaluation, as `write_report` returns them."""
         values = {f"val/loss_{name}": value for name, value in metrics["loss"].items()}
         values["val/loss"] = sum(values.values())
         for metric, result in metrics["voc"].items():
@@ -126,7 +126,7 @@ class Tracker:
         self.scalars(iteration, {tag: value for tag, value in values.items() if value is not None})
 
     def hyperparameters(self, settings: dict[str, str | int | float | bool], metrics: dict[str, float]) -> None:
-        """Settings and final metrics for TensorBoard's HPARAMS page, in this run (add_hparams would start another)."""
+        """Log settings and final metrics for TensorBoard's HPARAMS page, in this run (add_hparams starts another)."""
 
         def write(writer: SummaryWriter) -> None:
             for summary in hparams(settings, metrics):
@@ -137,12 +137,12 @@ class Tracker:
         self._write_events(write)
 
     def flush(self) -> None:
-        """Have everything on disk, as a checkpoint that is written next will be."""
+        """Flush everything to disk before a checkpoint is written."""
         self._write_events(lambda writer: writer.flush())
 
     def close(self) -> None:
-        """Have everything on disk that still can be."""
+        """Flush what can still be written, and close the files."""
         self._write_events(lambda writer: writer.close())
         threading.excepthook = self._excepthook
-        with suppress(OSError):  # each line was written when it came
+        with suppress(OSError):  # each line was written at once
             self.lines.close()

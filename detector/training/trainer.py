@@ -1,4 +1,4 @@
-"""What happens in a run between the steps, and what it leaves in its folder."""
+"""The work of a run between its steps, and the files it writes."""
 
 import logging
 import math
@@ -36,24 +36,24 @@ from detector.visualization.drawing import draw_batch, draw_detections
 logger = logging.getLogger(__name__)
 
 VERSIONS = {"torch": str(torch.__version__), "torchvision": str(torchvision.__version__)}
-NUM_PICTURES = 8  # of validation images in TensorBoard, the same ones at every evaluation
+NUM_PICTURES = 8  # of validation images in TensorBoard, the same at every evaluation
 
 
 @dataclass(frozen=True)
 class TrainingComponents:
-    """What a run is made of."""
+    """The components of a run."""
 
     classes: tuple[str, ...]
     model: FastRCNN
     optimizer: torch.optim.Optimizer
-    schedule: Callable[[int], float]  # the factor on its rates at an iteration
+    schedule: Callable[[int], float]  # the factor on its learning rates at an iteration
     training: TrainingConfig
     detector: DetectorConfig
     compute: Compute
     train_samples: TransformedDataset
     val_samples: TransformedDataset
-    fingerprints: dict[str, str]  # fingerprints of data and proposals
-    averaged: AveragedModel | None = None  # the moving average of the weights, where `train.ema` asks for one
+    fingerprints: dict[str, str]  # of data and proposals
+    averaged: AveragedModel | None = None  # the moving average of the weights, if `train.ema` is set
 
     @property
     def evaluated_model(self) -> nn.Module:
@@ -63,7 +63,7 @@ class TrainingComponents:
 
 @dataclass
 class Trainer:
-    """What happens between the steps: logging, evaluation, checkpoints. Of several processes the first one writes."""
+    """Logging, evaluation and checkpoints between the steps. Of several processes, the first one writes."""
 
     config: dict
     folder: Path
@@ -78,10 +78,10 @@ class Trainer:
         self.best = -math.inf
         self.final: dict[str, float] = {}  # the main metric of the last evaluation
         self.evaluated = 0  # iteration of the last evaluation
-        self.stopping = 0  # the signal that asked for it
+        self.stopping = 0  # the signal that requested it
         self.checkpoints = Checkpoints(self.folder / "checkpoints")
         self.logged = 0  # iteration of the last logging
-        self.label_counts = torch.zeros(len(self.components.classes) + 1, dtype=torch.int64)  # since then
+        self.label_counts = torch.zeros(len(self.components.classes) + 1, dtype=torch.int64)  # since the last logging
         settings = self.config["train"]
         self.collapse = CollapseDetector(collapse_window(settings["iterations"]))
         self.divergence = DivergenceDetector()
@@ -91,24 +91,24 @@ class Trainer:
             self.tracker.text("config", text)
 
     def resume(self, checkpoint: dict) -> None:
-        """Go on where the checkpoint was written, perhaps before or during an evaluation."""
+        """Resume where the checkpoint was written, possibly before or during an evaluation."""
         self.evaluated = checkpoint["evaluated"]
         self.logged = checkpoint["iteration"]
         if self.tracker is not None:
             self.best = self.checkpoints.best_score()  # not the checkpoint's: see promote_checkpoint
         if checkpoint["processes"] != rank_info().world_size:
             logger.warning(
-                "%d processes instead of %d: the same images at each step, but not the same bits",
+                "%d processes instead of %d: the same images at each step, but results are not bitwise identical",
                 rank_info().world_size, checkpoint["processes"],
             )  # fmt: skip
         if (versions := checkpoint.get("versions", VERSIONS)) != VERSIONS:
-            logger.warning("begun with %s, going on with %s: not the same bits", versions, VERSIONS)
-        logger.info("going on after iteration %d", checkpoint["iteration"])
+            logger.warning("begun with %s, resuming with %s: results are not bitwise identical", versions, VERSIONS)
+        logger.info("resuming after iteration %d", checkpoint["iteration"])
         if lacks_evaluation(checkpoint, self.config["train"]):
             self.keep(checkpoint["iteration"], evaluate=True, save=True)
 
     def after_step(self, step: Step, progress: tqdm) -> None:
-        """Log, evaluate and save what is due; raise Stopped where a signal asks to end, once the step is saved."""
+        """Log, evaluate and save as due; on a signal to stop, save the step and raise Stopped."""
         iteration, self.stopping = step.iteration, self.stop.agreed()
         due = {name: is_due(name, iteration, self.config["train"]) for name in ("log", "eval", "checkpoint")}
         self.last_images[:] = step.batch.image_ids
@@ -127,7 +127,7 @@ class Trainer:
             raise Stopped(self.stopping)
 
     def log(self, tracker: Tracker, step: Step, progress: tqdm) -> None:
-        """Means since the last logging, to TensorBoard, metrics.jsonl and the screen."""
+        """Log means since the last logging to TensorBoard, metrics.jsonl and the terminal."""
         values = self.means.take() | {"memory/peak_mib": peak_memory_mib(self.components.compute.device)}
         values["train/collapsed"] = float(self.watch_for_collapse(step.iteration, values))
         tracker.scalars(step.iteration, values)
@@ -135,11 +135,11 @@ class Trainer:
         if progress.disable:  # no terminal
             of, seconds = self.config["train"]["iterations"], values["time/step_s"]
             logger.info(
-                "iteration %d of %d: loss %.3f, %.2f s a step", step.iteration, of, values["train/loss"], seconds
+                "iteration %d of %d: loss %.3f, %.2f s per step", step.iteration, of, values["train/loss"], seconds
             )
 
     def watch_for_collapse(self, iteration: int, values: dict[str, float]) -> bool:
-        """Warn once where the network has collapsed to label frequencies; whether it has, by the values logged."""
+        """Warn once if the network has collapsed to label frequencies; returns whether it has, by the logged values."""
         before = self.collapse.since
         counts, self.label_counts = self.label_counts, torch.zeros_like(self.label_counts)
         first, self.logged = self.logged + 1, iteration
@@ -153,30 +153,30 @@ class Trainer:
         return collapsed
 
     def collapse_message(self) -> str:
-        """What the collapse means, and what helps."""
+        """The meaning of the collapse, and its remedies."""
         rate, warmup = self.components.optimizer.defaults["lr"], self.config["schedule"].get("warmup_iterations", 0)
         return (
-            f"the network has collapsed: since iteration {self.collapse.since} it takes (almost) every foreground RoI "
-            f"for background, and detects nothing. A lower optimizer.lr (now {rate:g}) or a longer "
-            f"schedule.warmup_iterations (now {warmup}) helps most often"
+            f"the network has collapsed: since iteration {self.collapse.since} it classifies (almost) every foreground "
+            f"RoI as background, and detects nothing. A lower optimizer.lr (now {rate:g}) or a longer "
+            f"schedule.warmup_iterations (now {warmup}) usually helps"
         )
 
     def watch_gradient(self, iteration: int, grad_norm: Tensor | float) -> None:
-        """Warn where training diverges."""
+        """Warn if training diverges."""
         usual = self.divergence.add(float(grad_norm))
         if usual is not None:
             logger.warning(
                 "iteration %d: training diverges: the norm of the gradient is %.3g, where %.3g is usual in this run. A "
-                "lower optimizer.lr or an optimizer.max_grad_norm helps most often", iteration, grad_norm, usual,
+                "lower optimizer.lr or an optimizer.max_grad_norm usually helps", iteration, grad_norm, usual,
             )  # fmt: skip
 
     def keep(self, iteration: int, evaluate: bool, save: bool) -> None:
-        """Evaluate, write a checkpoint; whatever ends an evaluation, the steps before it are not lost."""
+        """Evaluate and write a checkpoint; a checkpoint is also written if the evaluation is stopped or fails."""
         try:
             if evaluate:
                 self.evaluate(iteration)
         except Stopped as stopped:
-            self.stopping = stopped.signal  # so that the checkpoint is the last one: failing to write it is an error
+            self.stopping = stopped.signal  # makes this checkpoint the final one: failing to write it is an error
             self.save(iteration)
             raise
         except BaseException:
@@ -188,7 +188,7 @@ class Trainer:
             barrier()
 
     def evaluate(self, iteration: int) -> None:
-        """Detect on all validation images, in all processes; the first one reports."""
+        """Detect on all validation images, in all processes; the first one writes the report."""
         components, model = self.components, self.components.evaluated_model
         broadcast_buffers(model)
         batches = self.stop.cut_short(self.val_batches)
@@ -203,7 +203,7 @@ class Trainer:
                 self.evaluated = iteration
 
     def report(self, tracker: Tracker, iteration: int, detections: list[Detections], losses: dict[str, float]) -> None:
-        """Score the detections (P_i of each validation image, original frame); the best so far get best.pt."""
+        """Score the detections of each validation image (original frame); the best so far are saved as best.pt."""
         detections = round_trip_results(
             self.folder / "detections", detections, self.components.classes, self.config["metric"]["devkit"]
         )
@@ -222,20 +222,20 @@ class Trainer:
             tracker.image(iteration, f"val/{truths[index].image_id}", picture)
         name, score = metrics["main"]["metric"], metrics["main"]["value"]
         self.final = {} if score is None else {f"hparam/mAP_{tag_of(name)}": score}
-        if score is None or score > self.best:  # without a single object to find, the latest is the best
+        if score is None or score > self.best:  # without any object, the latest is the best
             before, self.best = self.best, -math.inf if score is None else score
             self.save(iteration, best=True)
             if self.checkpoints.failed:
-                self.best = before  # there is no such file, so the next one that is better than the old becomes it
+                self.best = before  # not written, so the next better than the old one replaces it
 
     def save(self, iteration: int, best: bool = False) -> None:
-        """Write last.pt or best.pt: all that a run needs to go on as if it had not been ended."""
+        """Write last.pt or best.pt, with everything needed to resume as if the run had not stopped."""
         if self.tracker is None:
             return
         self.tracker.flush()
         content = {
             "model": self.components.evaluated_model.state_dict(),
-            "optimizer": self.components.optimizer.state_dict()["state"],  # rates and the like are settings
+            "optimizer": self.components.optimizer.state_dict()["state"],  # learning rates and the like are settings
             "config": self.config,
             "classes": list(self.components.classes),
             "iteration": iteration,
@@ -246,33 +246,33 @@ class Trainer:
             "versions": VERSIONS,
         }
         if self.components.averaged is not None:
-            content["raw_model"] = self.components.model.state_dict()  # which training continues from
+            content["raw_model"] = self.components.model.state_dict()  # training resumes from this
         (self.checkpoints.save_best if best else self.checkpoints.save_last)(content, self.is_last(iteration))
 
     def is_last(self, iteration: int) -> bool:
-        """Whether no later checkpoint will make up for one that fails."""
+        """Whether this checkpoint is the final one of the run."""
         return bool(self.stopping) or iteration == self.config["train"]["iterations"]
 
     def finish(self) -> None:
-        """Note what the run came to, and say where it lies."""
+        """Log the final metrics and the run's folder."""
         if self.tracker is None:
             return
         self.tracker.hyperparameters(flatten(self.config), self.final)
         if self.collapse.since is not None:
             logger.warning("%s", self.collapse_message())
-        logger.info("done: %s; to look at it: tensorboard --logdir %s", self.folder, self.folder.parent)
+        logger.info("done: %s; to view it: tensorboard --logdir %s", self.folder, self.folder.parent)
 
 
 def collapse_window(iterations: int) -> int:
-    """How many iterations without a foreground RoI classified correctly count as a collapse in a run so long."""
+    """The number of iterations without a correctly classified foreground RoI that counts as a collapse."""
     return min(max(iterations // 10, 50), 500)
 
 
 def is_due(what: str, iteration: int, settings: dict) -> bool:
-    """Whether `log`, `eval` or `checkpoint` comes after this iteration."""
+    """Whether `log`, `eval` or `checkpoint` is due after this iteration."""
     return iteration == settings["iterations"] or iteration % settings[f"{what}_every"] == 0
 
 
 def lacks_evaluation(checkpoint: dict, settings: dict) -> bool:
-    """Whether the run was stopped before the evaluation that is due at the checkpoint was done."""
+    """Whether the run was stopped before completing the evaluation due at the checkpoint."""
     return is_due("eval", checkpoint["iteration"], settings) and checkpoint["evaluated"] < checkpoint["iteration"]

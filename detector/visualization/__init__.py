@@ -1,1 +1,1 @@
-"""Drawings."""
+"""Visualization of boxes on images."""

@@ -1,4 +1,4 @@
-"""Pictures with boxes on them."""
+"""Drawing boxes on images."""
 
 from collections.abc import Sequence
 
@@ -11,12 +11,12 @@ from detector.structures import Batch, Detections, GroundTruth, RoiTargets
 
 GROUND_TRUTH_COLOUR = (255, 255, 255)
 BACKGROUND_COLOUR = (130, 130, 130)
-SCREEN_PX = 1000  # a longer side is shrunk when it is looked at
+SCREEN_PX = 1000  # images with a longer side are shown downscaled
 
 
 def class_colour(label: int) -> tuple[int, int, int]:
-    """A colour for a label 1..K; neighbours are far apart on the colour wheel."""
-    hue = (label * 137.5) % 360 / 2  # the golden angle; OpenCV counts hues to 180
+    """Colour of a label 1..K; consecutive labels are far apart on the colour wheel."""
+    hue = (label * 137.5) % 360 / 2  # the golden angle; OpenCV hues range to 180
     red, green, blue = cv2.cvtColor(np.array([[[hue, 220, 255]]], dtype=np.uint8), cv2.COLOR_HSV2RGB)[0, 0]
     return int(red), int(green), int(blue)
 
@@ -28,9 +28,9 @@ def draw_boxes(
     captions: Sequence[str] | None = None,
     thickness: int = 1,
 ) -> np.ndarray:
-    """A copy of the image (H, W, 3) uint8 with boxes (N, 4) in its frame and their captions drawn on it, first to last.
+    """A copy of the image (H, W, 3) uint8 with boxes (N, 4) in its frame and captions drawn on it, in order.
 
-    Lines and letters grow with images that are larger than a screen, so that they can be seen in them.
+    Line width and font size grow with images larger than a screen, so that they stay visible.
     """
     picture = np.ascontiguousarray(image).copy()
     grow = max(max(picture.shape[:2]) / SCREEN_PX, 1.0)
@@ -47,7 +47,7 @@ def _draw_captions(
     captions: Sequence[str],
     size_px: float,
 ) -> np.ndarray:
-    """Each caption above its box, or inside where there is no room above."""
+    """Draw each caption above its box, or inside if there is no space above."""
     canvas = Image.fromarray(picture)
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size_px)
     for (x1, y1, _, _), colour, text in zip(corners, colours, captions, strict=True):
@@ -63,9 +63,9 @@ def _draw_captions(
 def draw_detections(
     image: np.ndarray, truth: GroundTruth, detections: Detections, classes: Sequence[str], score_threshold: float = 0.3
 ) -> np.ndarray:
-    """Ground truth in white, detections from this score on in their class's colour with its name and score.
+    """Draw ground truth in white, and detections of at least this score in their class colour with name and score.
 
-    The best ones lie on top.
+    The best ones are on top.
     """
     picture = draw_boxes(image, truth.boxes, [GROUND_TRUTH_COLOUR] * len(truth.boxes), thickness=2)
     shown = np.flatnonzero(detections.scores >= score_threshold)[::-1]
@@ -75,9 +75,9 @@ def draw_detections(
 
 
 def draw_batch(batch: Batch, targets: RoiTargets) -> np.ndarray:
-    """The images of a training batch side by side, as the network sees them, with their sampled RoIs.
+    """The images of a training batch side by side, in the network frame, with their sampled RoIs.
 
-    Background in gray, foreground in its class's colour, ground truth in white.
+    Background is gray, foreground has its class colour, ground truth is white.
     """
     pictures = []
     for index, image in enumerate(batch.images.permute(0, 2, 3, 1).numpy()):

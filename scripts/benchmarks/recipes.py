@@ -3,10 +3,10 @@
     python scripts/benchmark.py recipes --data raccoon=/data/raccoon --data bccd=/data/bccd --data shapes \\
         --recipes default sgd --seeds 0 1 2 --iterations 300 600 --folder runs/recipes
 
-Every run is one call of train.py on half-size images (short side 320 px; shapes as they are), and its last.pt is
-scored. By default the images of trainval are divided, three for training to one for validation, so that the test split
-has no part in a choice; --test trains on trainval and scores the test split. One table: mean, minimum and range over
-the seeds of the 11-point mAP at IoU 0.5, and seconds per step. A run that is there already is not repeated.
+Every run is one call of train.py on half-size images (short side 320 px; shapes at their own size), and its last.pt is
+scored. By default the images of trainval are split three to one into training and validation, so that the test split
+influences no choice; --test trains on trainval and scores the test split. One table: mean, minimum and range over the
+seeds of the 11-point mAP at IoU 0.5, and seconds per step. Existing runs are not repeated.
 
 --recipes takes names of RECIPES, or NAME=OVERRIDES in quotes: "low rate=optimizer.lr=0.0001 train.ema=null".
 """
@@ -33,7 +33,7 @@ RECIPES = {
     "scale": ["augment=scale"],
     "background from 0.1": ["roi.background_iou_low=0.1"],
 }
-VAL_PART = 4  # of the images of trainval, one in so many is for validation
+VAL_PART = 4  # one in VAL_PART images of trainval is for validation
 TRAIN_PY = Path(__file__).resolve().parents[2] / "train.py"
 
 
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--iterations", nargs="+", type=int, default=[600])
     parser.add_argument("--test", action="store_true", help="train on trainval and score the test split")
-    parser.add_argument("--folder", type=Path, default=Path("runs/recipes"), help="of all runs (default: %(default)s)")
+    parser.add_argument("--folder", type=Path, default=Path("runs/recipes"), help="of the runs (default: %(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -81,7 +81,7 @@ def data_overrides(name: str, root: Path, arguments: argparse.Namespace) -> list
 
 
 def divide(root: Path, divided: Path) -> None:
-    """A data set with the images of `root` in the splits `train` and `val`, both from its trainval."""
+    """Make a data set with the images of `root`, its trainval divided into the splits `train` and `val`."""
     (divided / "ImageSets/Main").mkdir(parents=True)
     for folder in ("JPEGImages", "Annotations"):
         (divided / folder).symlink_to(root / folder)

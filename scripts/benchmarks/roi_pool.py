@@ -3,12 +3,11 @@
     python scripts/benchmark.py roi_pool --output roi_pool.json
     python scripts/benchmark.py roi_pool --rois 2000 --channels 512 --dtypes float32 bfloat16 --threads 1 2
 
-Every case times the operators in turn, round after round, on the same maps and RoIs, and shows its fastest.
-The maps are those of a 600 x 1000 pixel image at stride 16 (38 x 63 cells), one for all RoIs as at test
-time, or with --images 2 as in training. Each operator gets the memory format that it likes best and is timed
-from its arguments to its result, in memory as it allocates it (ours takes that of a result that is gone);
-`both` is forward and backward to the maps' gradient. `fill` and `copy` write memory of the result's size that
-is already there.
+Every case times the operators in turn, in several rounds, on the same feature maps and RoIs, and shows the fastest
+round. The maps are those of a 600 x 1000 pixel image at stride 16 (38 x 63 cells), one for all RoIs as at test time,
+or with --images 2 as in training. Each operator gets its preferred memory format and is timed from its arguments to
+its result, including allocation (ours reuses the memory of a freed result); `both` is forward and backward to the
+maps' gradient. `fill` and `copy` write to allocated memory of the result's size.
 """
 
 import argparse
@@ -34,7 +33,7 @@ POOLED = 7
 PEERS = {
     "ours": roi_pool,
     "roi_pool": torchvision.ops.roi_pool,
-    # The settings nearest to pooling: as many samples as torchvision's detectors take.
+    # The settings closest to pooling: as many samples as torchvision's detectors use.
     "roi_align": lambda *inputs: torchvision.ops.roi_align(*inputs, sampling_ratio=2, aligned=True),
 }
 
@@ -52,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def proposals(count: int, images: int, device: str) -> Tensor:
-    """RoIs of all sizes from 20 pixels to the whole image, evenly over their logarithm; (R, 5)."""
+    """RoIs (R, 5) with sizes from 20 pixels to the whole image, uniform in the logarithm."""
     generator = torch.Generator().manual_seed(0)
     image_wh = torch.tensor([MAP_HW[1], MAP_HW[0]]) / SCALE
     sizes = 20 * (image_wh / 20) ** torch.rand(count, 2, generator=generator)
@@ -62,7 +61,7 @@ def proposals(count: int, images: int, device: str) -> Tensor:
 
 
 def timed(function: Callable[[], Any], device: str) -> float:
-    """Seconds of one call; what it returns is freed outside the time."""
+    """Seconds of one call; freeing its result is not timed."""
     if device != "cpu":
         torch.cuda.synchronize(device)
     start = time.perf_counter()
@@ -75,7 +74,7 @@ def timed(function: Callable[[], Any], device: str) -> float:
 
 
 def case_functions(features: Tensor, rois: Tensor, peers: list[str]) -> dict[str, Callable[[], Any]]:
-    """What is timed: forward and both of every operator, filling the result, and copying it."""
+    """The timed functions: forward and both of every operator, filling the result, and copying it."""
     last = features.contiguous(memory_format=torch.channels_last)
     result = roi_pool(last, rois, POOLED, SCALE)
     grad = torch.randn_like(result)
@@ -88,7 +87,7 @@ def case_functions(features: Tensor, rois: Tensor, peers: list[str]) -> dict[str
         inputs, inputs_grad, inputs_rois = (last, grad, rois)
         if name != "ours":
             inputs, inputs_grad = features.contiguous(), grad.contiguous()
-            if inputs.dtype != torch.float32:  # torchvision has no 16-bit kernels: its users convert
+            if inputs.dtype != torch.float32:  # torchvision has no 16-bit kernels: users convert
                 inputs, inputs_grad = inputs.float(), inputs_grad.float()
         leaf = inputs.clone().requires_grad_()
 
@@ -103,7 +102,7 @@ def case_functions(features: Tensor, rois: Tensor, peers: list[str]) -> dict[str
 
 
 def measure(features: Tensor, rois: Tensor, arguments: argparse.Namespace) -> dict[str, float]:
-    """Least milliseconds of every function, and ours as bandwidth on the bytes that must move."""
+    """Minimum milliseconds of every function, and the bandwidth of ours for the bytes that must move."""
     functions = case_functions(features, rois, arguments.peers)
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for function in functions.values():
@@ -131,7 +130,7 @@ if name == "ours":
     features = features.contiguous(memory_format=torch.channels_last)
 features.requires_grad_(needs_grad)
 rois = proposals(rois, 1, "cpu")
-warm = PEERS[name](features, rois[:2], POOLED, SCALE)  # code and threads are loaded
+warm = PEERS[name](features, rois[:2], POOLED, SCALE)  # loads code and starts threads
 if needs_grad:
     warm.sum().backward()
 features.grad = None
@@ -147,7 +146,7 @@ print((peak() - before) * 1024 - given)
 
 
 def peak_memory(peer: str, rois: int, part: str) -> float:
-    """MB that a process grows by at its peak above inputs and results, float32, 512 channels, one image."""
+    """Peak memory of a process in MB above inputs and results, for float32, 512 channels, one image."""
     command = [sys.executable, "-c", MEMORY_PROBE, peer, str(rois), part]
     root = Path(__file__).resolve().parents[2]
     return int(subprocess.run(command, capture_output=True, check=True, text=True, cwd=root).stdout) / 1e6

@@ -1,13 +1,13 @@
-"""Scoring: seconds and memory for a large set of detections, ours beside a plain evaluator.
+"""Scoring: seconds and memory for a large set of detections, ours against a plain evaluator.
 
     python scripts/benchmark.py scoring [--images 5000 --classes 20 --detections 100 --repeats 3]
 
-Makes a case of the size of VOC 2007's test set (seeded, in a temporary folder: XML annotations and the devkit's result
-files) and scores it in a process of its own: reading annotations and result files; matching and AP by both metrics at
-0.5 and over 0.50:0.95; sizes and errors by kind; COCO's numbers by pycocotools (--coco, a minute or more). The plain
-evaluator is ours too, written after the published rules as the published Python code goes about it: one detection after
-the other, AP at 0.5 alone. Everything runs on one core; the least of the repeats is shown, as time that passed and as
-time of the processor, which other work on the machine disturbs less.
+Generates a case of the size of VOC 2007's test set (seeded, in a temporary folder: XML annotations and the devkit's
+result files) and scores it in a separate process: reading annotations and result files; matching and AP by both metrics
+at 0.5 and over 0.50:0.95; sizes and errors by kind; COCO's numbers by pycocotools (--coco, a minute or more). The plain
+evaluator is ours too. It follows the published rules in the way of the published Python code: one detection after the
+other, AP only at 0.5. Everything runs on one core. The minimum of the repeats is shown, as elapsed time and as
+processor time, which other work on the machine disturbs less.
 """
 
 import argparse
@@ -43,13 +43,13 @@ HEAD = "<annotation><folder>VOC2007</folder><filename>{0}.jpg</filename><source>
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--classes", type=int, default=20)
-    parser.add_argument("--detections", type=int, default=100, help="of an image (default: 100)")
+    parser.add_argument("--detections", type=int, default=100, help="per image (default: 100)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--coco", action="store_true", help="COCO's numbers too")
 
 
 def make_case(root: Path, images: int, classes: int, detections: int) -> None:
-    """Three objects an image on average, one in ten difficult; detections around them, half of the right class."""
+    """Three objects per image on average, one in ten difficult; detections around them, half of the correct class."""
     generator = np.random.default_rng(0)
     for folder in ("Annotations", "ImageSets/Main", "JPEGImages", "results"):
         (root / folder).mkdir(parents=True)
@@ -69,8 +69,8 @@ def make_case(root: Path, images: int, classes: int, detections: int) -> None:
         (root / f"Annotations/{image_id}.xml").write_text("\n".join([HEAD.format(image_id), *xml, "</annotation>"]))
         near = generator.integers(0, objects, detections)
         boxes = np.sort((corners[near] + generator.normal(0, 15, (detections, 4))).reshape(-1, 2, 2), axis=1)
-        right = generator.random(detections) < 0.5
-        found = np.where(right, labels[near], generator.integers(0, classes, detections))
+        correct = generator.random(detections) < 0.5
+        found = np.where(correct, labels[near], generator.integers(0, classes, detections))
         scores = generator.random(detections)
         for label, score, box in zip(found, scores, boxes.reshape(-1, 4), strict=True):
             lines[names[label]].append(f"{image_id} {score:.9g} " + " ".join(f"{value:.5f}" for value in box) + "\n")
@@ -125,13 +125,13 @@ def plain_evaluator(folder: Path, truths: list[GroundTruth], classes: tuple[str,
                 low, high = np.maximum(boxes[:, :2], box[:2]), np.minimum(boxes[:, 2:], box[2:])
                 shared = np.clip(high - low, 0, None).prod(axis=1)
                 area = (box[2] - box[0]) * (box[3] - box[1]) + (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-                overlaps = shared / (area - shared)
-                place = int(overlaps.argmax())
-                best = overlaps[place]
-            if best >= 0.5 and difficult[place]:
+                ious = shared / (area - shared)
+                index_of_best = int(ious.argmax())
+                best = ious[index_of_best]
+            if best >= 0.5 and difficult[index_of_best]:
                 continue
-            if best >= 0.5 and not taken[place]:
-                taken[place] = True
+            if best >= 0.5 and not taken[index_of_best]:
+                taken[index_of_best] = True
                 hits += 1
             else:
                 misses += 1

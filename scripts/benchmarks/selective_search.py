@@ -1,4 +1,4 @@
-"""Selective search: seconds, boxes and recall, ours beside OpenCV's.
+"""Selective search: seconds, boxes and recall, ours against OpenCV's.
 
     python scripts/benchmark.py selective_search --data DIR --opencv-python ENV/bin/python
 
@@ -7,8 +7,8 @@ numpy and opencv-contrib-python-headless, which the project itself does not depe
 
     python -m venv ENV && ENV/bin/pip install numpy opencv-contrib-python-headless
 
-Both work through the images in turns, one image each, on one thread. Without --opencv-python only ours is
-measured. AR is the average recall over IoU 0.5, 0.55, ... 0.95 (and, in the first such column, over classes).
+Both process the images in turns, one image each, on one thread. Without --opencv-python only ours is measured.
+AR is the average recall over IoU 0.5, 0.55, ... 0.95 (and, in the first AR column, over classes).
 """
 
 import argparse
@@ -30,7 +30,7 @@ from detector.selective_search import selective_search
 THRESHOLDS = np.arange(0.5, 0.96, 0.05)
 COUNTS = (100, 300, 1000, 2000, None)
 
-# Answers each line on its input, a path, with a line of JSON: seconds and boxes x1 y1 x2 y2.
+# Reads paths, one per line, and prints for each a line of JSON: seconds and boxes x1 y1 x2 y2.
 OPENCV_WORKER = """
 import json, sys, time
 import cv2
@@ -51,10 +51,10 @@ for line in sys.stdin:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="data set in Pascal VOC layout")
-    parser.add_argument("--split", default="test", help="name of its image set (default: test)")
-    parser.add_argument("--every", type=int, default=1, help="take every Nth image (default: 1)")
+    parser.add_argument("--split", default="test", help="image set of the data set (default: test)")
+    parser.add_argument("--every", type=int, default=1, help="use every n-th image (default: 1)")
     parser.add_argument("--modes", nargs="+", default=["fast", "quality"], choices=["fast", "quality"])
-    parser.add_argument("--opencv-python", help="python of an environment with OpenCV contrib")
+    parser.add_argument("--opencv-python", help="Python interpreter of an environment with OpenCV contrib")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -62,9 +62,9 @@ def run(arguments: argparse.Namespace) -> None:
     paths = [arguments.data / f"JPEGImages/{name}.jpg" for name in names]
     objects = [read_objects(arguments.data / f"Annotations/{name}.xml") for name in names]
     print(f"{len(names)} images; {machine()}\n")
-    selective_search(np.zeros((8, 8, 3), np.uint8))  # compiles
+    selective_search(np.zeros((8, 8, 3), np.uint8))  # compiles the kernels
     if not arguments.opencv_python:
-        print("Ours alone: --opencv-python was not given.\n")
+        print("Only ours: --opencv-python was not given.\n")
     rows = []
     for mode in arguments.modes:
         found = {"ours": ours(paths, mode, threads=1)}
@@ -110,7 +110,7 @@ def ours(paths: list[Path], mode: str, threads: int) -> list[tuple[float, np.nda
 
 
 def in_turns(paths: list[Path], mode: str, python: str) -> dict[str, list[tuple[float, np.ndarray]]]:
-    """Results of ours and of OpenCV, image by image, so that a disturbance of the machine meets both."""
+    """Results of ours and of OpenCV, image by image, so that other load on the machine affects both."""
     command = [python, "-c", OPENCV_WORKER, mode]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
         assert worker.stdin is not None
@@ -126,7 +126,7 @@ def in_turns(paths: list[Path], mode: str, python: str) -> dict[str, list[tuple[
     return results
 
 
-def best_overlaps(boxes: np.ndarray, gt_boxes: np.ndarray) -> np.ndarray:
+def best_ious(boxes: np.ndarray, gt_boxes: np.ndarray) -> np.ndarray:
     """The highest IoU of each of (G, 4) with any of (P, 4)."""
     low = np.maximum(boxes[:, None, :2], gt_boxes[:, :2])
     high = np.minimum(boxes[:, None, 2:], gt_boxes[:, 2:])
@@ -140,12 +140,12 @@ def table_rows(name: str, results: list, objects: list) -> Iterator[list[str]]:
     seconds = np.median([seconds for seconds, _ in results])
     labels = np.array([label for names, _ in objects for label in names])
     for count in COUNTS:
-        overlaps = np.concatenate(
-            [best_overlaps(b[:count], gt) for (_, b), (_, gt) in zip(results, objects, strict=True) if len(gt)]
+        ious = np.concatenate(
+            [best_ious(b[:count], gt) for (_, b), (_, gt) in zip(results, objects, strict=True) if len(gt)]
         )
         cells, averages = [], []
         for label in sorted(set(labels)):
-            recalls = (overlaps[labels == label][:, None] >= THRESHOLDS - 1e-9).mean(axis=0)
+            recalls = (ious[labels == label][:, None] >= THRESHOLDS - 1e-9).mean(axis=0)
             averages.append(recalls.mean())
             cells += [f"{recalls[0]:.3f}", f"{recalls[4]:.3f}", f"{recalls.mean():.3f}"]
         used = np.mean([len(boxes[:count]) for _, boxes in results])
@@ -164,7 +164,7 @@ def print_table(head: list[str], rows: list[list[str]]) -> None:
 
 
 def print_threads(paths: list[Path]) -> None:
-    """One image at a time with 1 and with 2 threads, in turns, the best of 5."""
+    """Time one image with 1 and with 2 threads, in turns, and print the best of 5."""
     seconds: dict[int, list[float]] = {1: [], 2: []}
     for path in paths:
         turns = [{threads: timed(path, "fast", threads)[0] for threads in seconds} for _ in range(5)]

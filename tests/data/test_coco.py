@@ -68,25 +68,25 @@ def repeat(part: str):
     ("spoil", "says"),
     [
         (without("categories"), "not a COCO annotation file: it has no list of objects 'categories'"),
-        (change("images", 1, "id", None), r"images\[1\] has no sound 'id': None"),
-        (change("images", 1, "file_name", 3), r"images\[1\] has no sound 'file_name': 3"),
+        (change("images", 1, "id", None), r"images\[1\] has no valid 'id': None"),
+        (change("images", 1, "file_name", 3), r"images\[1\] has no valid 'file_name': 3"),
         (repeat("images"), "1 image ids stand in it more than once: 900"),
         (repeat("categories"), "two categories have the id 18"),
         (change("categories", 1, "name", "dog"), "two categories have the name dog"),
         (change("categories", 1, "name", "a/b"), "'a/b' cannot be a class"),
-        (lambda data: data["annotations"][2].pop("bbox"), "annotation 3 has no sound 'bbox': none at all"),
+        (lambda data: data["annotations"][2].pop("bbox"), "annotation 3 has no valid 'bbox': none at all"),
         (change("annotations", 2, "image_id", 8), "annotation 3 is of image_id 8, and there is no such image"),
         (change("annotations", 2, "category_id", 4), "annotation 3 has the category_id 4, .*among `categories`: 18, 3"),
-        (change("annotations", 2, "category_id", True), "annotation 3 has no sound 'category_id': True"),
+        (change("annotations", 2, "category_id", True), "annotation 3 has no valid 'category_id': True"),
         (change("annotations", 2, "bbox", [1, 2, 3]), r"annotation 3 has the bbox \[1, 2, 3\]: it must be four"),
         (change("annotations", 2, "bbox", [1, 2, 3, float("nan")]), r"annotation 3 .*nan\]: it must be four numbers"),
         (change("annotations", 2, "bbox", [1, 2, 1e300, 4]), r"annotation 3 .*1e\+300, 4\]: it must be four numbers"),
         (change("annotations", 2, "bbox", [10**400, 2, 3, 4]), r"annotation 3 has the bbox \[1000.*0: it must be four"),
         (change("categories", 1, "id", 2**60), r"a category has the id 1152921504606846976: it must fit into 53 bits"),
         (change("annotations", 2, "bbox", [1, 2, -3, 4]), r"annotation 3 has the bbox \[1, 2, -3, 4\] of negative"),
-        (change("categories", 1, "name", "\ud800"), r"categories\[1\] has no sound 'name'"),
-        (change("images", 1, "id", "\ud800"), r"images\[1\] has no sound 'id'"),
-        (change("images", 1, "file_name", "\ud800.jpg"), r"images\[1\] has no sound 'file_name'"),
+        (change("categories", 1, "name", "\ud800"), r"categories\[1\] has no valid 'name'"),
+        (change("images", 1, "id", "\ud800"), r"images\[1\] has no valid 'id'"),
+        (change("images", 1, "file_name", "\ud800.jpg"), r"images\[1\] has no valid 'file_name'"),
         (change("categories", 1, "name", "  "), "cannot be a class"),
         (change("annotations", 2, "bbox", [50, 2, 1e-9, 4]), r"1 boxes .*annotation 3 .*data\.drop_empty_boxes=true"),
         (change("annotations", 2, "bbox", [60, 2, 3, 4]), "annotation 3 .* lies outside image 7 of 60x40"),
@@ -141,7 +141,7 @@ def test_empty_boxes_can_be_dropped(tmp_path, caplog):
     data["annotations"][0]["bbox"] = [10, 10, 0, 5]
     reader = CocoDataset(write(tmp_path, data), "train.json", drop_empty_boxes=True)
     assert reader.ground_truth(1).labels.tolist() == [1]
-    assert "1 boxes without width or height are left out" in caplog.text
+    assert "1 boxes without width or height are skipped" in caplog.text
 
 
 def test_corners_in_place_of_sizes_are_noticed(tmp_path, caplog):

@@ -179,7 +179,7 @@ def test_case_51_an_unexpected_error_names_the_image_and_is_not_taken_for_a_deat
     samples.augment = Raises(error)
     with pytest.raises(RuntimeError) as caught, explain_workers([]):
         list(eval_loader(samples, workers))
-    assert f"JPEGImages/train_0.jpg: no sample can be made of it: {says}" in str(caught.value)
+    assert f"JPEGImages/train_0.jpg: no sample can be built from it: {says}" in str(caught.value)
     traceback.clear_frames(caught.tb)  # they hold the loader, whose worker would end only late
 
 

@@ -53,9 +53,9 @@ def test_the_seed_alone_decides():
 @pytest.mark.parametrize(
     ("transform", "says"),
     [
-        (A.Normalize(), r"they make a ndarray of float32 and shape \(40, 60, 3\)"),
-        (A.ToGray(num_output_channels=1, p=1.0), r"they make a ndarray of uint8 and shape \(40, 60(, 1)?\)"),
-        (A.ToTensorV2(), r"they make a Tensor of torch.uint8 and shape \(3, 40, 60\)"),
+        (A.Normalize(), r"they return a ndarray of float32 and shape \(40, 60, 3\)"),
+        (A.ToGray(num_output_channels=1, p=1.0), r"they return a ndarray of uint8 and shape \(40, 60(, 1)?\)"),
+        (A.ToTensorV2(), r"they return a Tensor of torch.uint8 and shape \(3, 40, 60\)"),
     ],
 )
 def test_what_makes_no_rgb_image_is_refused(transform, says):
@@ -77,7 +77,7 @@ def test_transforms_inside_of_others_are_made_too():
     np.testing.assert_array_equal(Augment([one_of])(sample, seed=0).image, sample.image[:, ::-1])
 
 
-@pytest.mark.parametrize(("inside", "says"), [(5, "5"), ([5], "5 is no transform"), ([{"p": 1}], "_target_: None")])
+@pytest.mark.parametrize(("inside", "says"), [(5, "5"), ([5], "5 is not a transform"), ([{"p": 1}], "_target_: None")])
 def test_what_is_no_transform_is_named(inside, says):
     with pytest.raises(InputError, match=says):
         Augment(build_transforms([{"_target_": "albumentations.OneOf", "transforms": inside}]))

@@ -40,7 +40,7 @@ def test_a_split_file_from_anywhere(make_voc):
     assert VocDataset(root, "odd").image_ids == ["IMG 1", "b.c"]
     assert VocDataset(root, "odd").image(1).shape == (40, 60, 3)
     (root / "ImageSets/Main/odd.txt").write_bytes(b"\xff\xfea")
-    with pytest.raises(InputError, match=r"odd\.txt: not a text in UTF-8"):
+    with pytest.raises(InputError, match=r"odd\.txt: not UTF-8 text"):
         VocDataset(root, "odd")
 
 

@@ -57,7 +57,7 @@ def test_an_error_in_its_own_class_comes_before_one_in_another():
     truths = [ground_truth("a", (CAT, 0, 0, 10, 3), (DOG, *A))]
     matches, errors = errors_of(truths, [found("a", (CAT, 0.5, *A))])
     assert kinds_of(matches, errors) == {0.5: "localisation"}
-    assert kinds_of(*errors_of(truths, [found("a", (CAT, 0.5, *A))], overlap=0.3)) == {0.5: "none"}
+    assert kinds_of(*errors_of(truths, [found("a", (CAT, 0.5, *A))], iou_threshold=0.3)) == {0.5: "none"}
 
 
 def costs(truths, detections, num_classes):

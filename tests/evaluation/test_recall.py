@@ -74,7 +74,7 @@ def test_no_image_and_no_proposal():
 
 def test_the_table_and_the_plot(result, tmp_path):
     lines = recall_table(result).splitlines()
-    assert lines[0] == "all proposals, 6 an image"
+    assert lines[0] == "all proposals, 6 per image"
     assert "cat           1   1.000   1.000   1.000   0.000   0.000   0.500" in lines
     assert lines[-1].split() == ["emu", "0", *["-"] * 7]
     write_recall_plot(tmp_path / "p.png", result)

@@ -77,7 +77,7 @@ def test_what_is_no_text_is_named(tmp_path):
 
 
 def test_other_wrong_input_is_named(tmp_path):
-    with pytest.raises(InputError, match="holds no file comp4_det_test_CLASS.txt"):
+    with pytest.raises(InputError, match="has no file comp4_det_test_CLASS.txt"):
         result_classes(tmp_path)
     with pytest.raises(InputError, match="there is no folder"):
         result_classes(tmp_path / "nowhere")
@@ -139,7 +139,7 @@ ENTRY = '{"image_id": 1, "category_id": 17, "bbox": [1, 2, 3, 4], "score": 0.5}'
     ("content", "says"),
     [
         ("[", "cannot be read as JSON"),
-        ("{}", "holds no COCO results, which are a list"),
+        ("{}", "has no COCO results, which are a list"),
         (f"[{ENTRY}, 3]", "entry 2: not image_id, category_id, bbox of four, score: 3"),
         (f"[{ENTRY.replace('[1, 2, 3, 4]', '[1, 2, 3]')}]", "entry 1: not image_id"),
         (f"[{ENTRY.replace('0.5', 'NaN')}]", "entry 1: not image_id"),

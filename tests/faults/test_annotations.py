@@ -54,15 +54,15 @@ def test_case_35_an_object_that_says_too_little_is_left_out_and_named(tmp_path, 
     (tmp_path / "a.xml").write_text(text)
     annotation = read_annotation(tmp_path / "a.xml")
     assert (annotation.names, annotation.boxes.tolist()) == (("cat", "dog"), [[0, 0, 20, 20], [2, 2, 9, 9]])
-    assert annotation.left_out == (f"{tmp_path}/a.xml: {says}",)
+    assert annotation.invalid_objects == (f"{tmp_path}/a.xml: {says}",)
 
 
 @pytest.mark.parametrize("text", ["wide", "(88, 100)", "nan", "inf", "1e400", ""])
 def test_case_35_a_coordinate_must_be_a_number(make_voc, text):
     checked = checked_of(make_voc, CAT, ("cat", 1, 1, text, 9))
-    assert checked.repairs[0][0] == "left out"
+    assert checked.repairs[0][0] == "skipped"
     assert f"a.xml: object 2: <xmax> must be a number, it is {text!r}" in checked.repairs[0][1]
-    assert "1 objects repaired (1 left out)" in checked.summary()
+    assert "1 objects repaired (1 skipped)" in checked.summary()
     assert checked.reader.ground_truth(0).boxes.tolist() == [[0, 0, 20, 20]]
 
 
@@ -86,7 +86,7 @@ def test_case_37_a_box_without_a_pixel_is_left_out(make_voc):
 def test_case_38_boxes_that_reach_out_are_cut_and_those_outside_left_out(make_voc):
     checked = checked_of(make_voc, ("cat", 50, 30, 61, 40), ("cat", 50, 30, 75, 40), ("cat", 61, 1, 70, 9))
     assert not checked.bad
-    assert [kind for kind, _ in checked.repairs] == ["cut by a pixel or less", "cut at the border", "left out"]
+    assert [kind for kind, _ in checked.repairs] == ["cut by a pixel or less", "cut at the border", "skipped"]
     hardly, much, outside = [text for _, text in checked.repairs]
     assert "a.xml: box 2 x from 49 to 75, y from 29 to 40 in an image of 60x40: reaches out of it" in much
     assert "a.xml: box 3 x from 60 to 70, y from 0 to 9 in an image of 60x40: lies outside its image" in outside
@@ -139,9 +139,9 @@ def test_case_40_names_that_differ_in_case_or_spaces_alone_are_no_classes_of_the
     with pytest.raises(InputError) as error:
         classes()
     assert str(error.value) == (
-        "set-train, set-val: class names that differ in upper case or spaces alone: 'Cat' and 'c at' and 'cat', 'Dog' "
-        "and 'dog'; write each class in one way there, leave one of them out with data.exclude_classes=[...], or, if "
-        "they are meant to be classes of their own, list all classes in data.classes=[...]"
+        "set-train, set-val: class names that differ only in upper case or spaces: 'Cat' and 'c at' and 'cat', 'Dog' "
+        "and 'dog'; write each class in one way there, exclude one of them with data.exclude_classes=[...], or, if "
+        "they are meant to be separate classes, list all classes in data.classes=[...]"
     )
     # the ways out
     assert classes("data.exclude_classes=[Cat,c at,Dog]") == ("cat", "dog")
@@ -411,7 +411,7 @@ def test_the_command_compares_proposals_with_the_images(make_voc, tmp_path, monk
         (
             "train",
             0,
-            "3 proposals of 1 images, 3 an image; left out: 1 not numbers, 1 without area in their image; 0 im",
+            "3 proposals of 1 images, 3 per image; skipped: 1 not numbers, 1 without area in their image; 0 im",
         ),
         ("val", 1, "no proposals for 1 of 1 images: b"),
     ):

@@ -301,7 +301,7 @@ def test_case_52_torchrun_takes_the_run_up_again(tiny, tmp_path):
         finally:
             program.terminate()
             program.wait(60)
-    assert "going on after iteration" in log.read_text()
+    assert "resuming after iteration" in log.read_text()
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["run"]
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["iteration"] for line in lines if "train/loss" in line] == [1, 2, 3, 4, 5, 6]
@@ -433,15 +433,15 @@ def test_case_07_a_script_that_prints_to_a_full_disk():
     assert (result.returncode, result.stderr) == (1, says)
 
 
-def test_a_senseless_timeout_of_an_evaluation_is_named(settings):
-    with pytest.raises(InputError, match="distributed.timeout_s=abc: must be a whole number above 0"):
+def test_an_invalid_timeout_of_an_evaluation_is_named(settings):
+    with pytest.raises(InputError, match="distributed.timeout_s=abc: must be an integer above 0"):
         evaluate_program.main(settings("evaluate", "checkpoint=x.pt", "distributed.timeout_s=abc"))
 
 
 def test_settings_that_are_wrong_in_all_processes_are_said_once(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(sys, "argv", ["train.py", "train.iterations=-1"])
-    for rank, says in (("0", "error: train.iterations=-1: must be a whole number above 0\n"), ("1", "")):
+    for rank, says in (("0", "error: train.iterations=-1: must be an integer above 0\n"), ("1", "")):
         monkeypatch.setenv("RANK", rank)
         with pytest.raises(SystemExit, match="2"):
             app.run_program(train.main, "train")
@@ -705,7 +705,7 @@ def test_case_57_a_data_set_of_evaluation_is_none_to_train_on(settings):
 
 def test_case_58_a_device_that_is_not_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(InputError, match=r"device: 'cuda' is not there: torch sees \d GPUs; use device=cpu"):
+    with pytest.raises(InputError, match=r"device: 'cuda' is not available: torch sees \d GPUs; use device=cpu"):
         resolve_device("cuda")
     assert resolve_device("auto") == torch.device("cpu")
     monkeypatch.setenv("RANK", "1")
@@ -713,7 +713,7 @@ def test_case_58_a_device_that_is_not_there(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(InputError, match="'cuda:1' is not there: torch sees 1 GPUs"):
+    with pytest.raises(InputError, match="'cuda:1' is not available: torch sees 1 GPUs"):
         resolve_device("auto")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert resolve_device("auto") == torch.device("cuda:1")
@@ -754,7 +754,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(settings, tiny, monkeypatch):
     ("override", "says"),
     [("resume=3", "resume=3: must be null, auto"), ("distributed.timeout_s=0", "timeout_s=0: must")],
 )
-def test_senseless_values_are_named(settings, override, says):
+def test_invalid_values_are_named(settings, override, says):
     with pytest.raises(InputError, match=says):
         validate_training(settings("train", override), processes=1)
 

@@ -41,7 +41,7 @@ def test_case_47_what_is_no_box_is_left_out_and_counted(tmp_path, reader):
     bad = [[0, 0, nan, 9], [0, 0, inf, 9], [9, 9, 4, 12], [5, 5, 5, 9], [70, 1, 99, 9], [-9, -9, -1, -1]]
     proposals = store(tmp_path / "p.safetensors", a=[*bad, [-5, 3, 999, 9], [1, 2, 3, 4]], b=[])
     assert check_proposals(proposals, ["a", "b"], [HW] * 2) == (
-        "8 proposals of 2 images, 4 an image; left out: 2 not numbers, 4 without area in their image; "
+        "8 proposals of 2 images, 4 per image; skipped: 2 not numbers, 4 without area in their image; "
         "1 images have none"
     )
     samples = TransformedDataset(reader, proposals, Resize(40, 60))

@@ -113,19 +113,19 @@ def huge(content: dict) -> dict:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda content: {"model": {}}, "`model` is no dict of tensors"),
-        (lambda content: {"model": {"a": 1}}, "`model` has 'a', which is no tensor"),
-        (lambda content: {"model": {1: torch.zeros(1)}}, "`model` has 1, which is no tensor"),
-        (lambda content: {"model": huge(content)}, "cls_score.weight is no plain tensor"),
-        (lambda content: {"model": {"a": torch.eye(2).to_sparse()}}, "a is no plain tensor"),
-        (lambda content: {"config": [1]}, "`config` is no dict"),
+        (lambda content: {"model": {}}, "`model` is not a dict of tensors"),
+        (lambda content: {"model": {"a": 1}}, "`model` has 'a', not a tensor"),
+        (lambda content: {"model": {1: torch.zeros(1)}}, "`model` has 1, not a tensor"),
+        (lambda content: {"model": huge(content)}, "cls_score.weight is not a plain tensor"),
+        (lambda content: {"model": {"a": torch.eye(2).to_sparse()}}, "a is not a plain tensor"),
+        (lambda content: {"config": [1]}, "`config` is not a dict"),
         (lambda content: {"config": {}}, "`config` has no settings of data"),
         (lambda content: {"config": content["config"] | {"x": torch.zeros(1)}}, "more than plain values"),
         (lambda content: {"config": content["config"] | {"x": OrderedDict(y=1)}}, "more than plain values"),
-        (lambda content: {"classes": "cat"}, "`classes` is no list"),
+        (lambda content: {"classes": "cat"}, "`classes` is not a list"),
         (lambda content: {"classes": ["../../.bashrc"]}, "cannot be a class"),
         (lambda content: {"classes": ["cat", "cat"]}, "names a class twice"),
-        (lambda content: {"iteration": "7"}, "`iteration` is no number"),
+        (lambda content: {"iteration": "7"}, "`iteration` is not a number"),
     ],
 )
 def test_a_checkpoint_with_a_part_of_another_kind_is_refused(here, content, change, says):
@@ -303,7 +303,7 @@ def test_damaged_exports_are_named(exported):
     texts = {"{": "broken JSON", "[" * 100_000: "broken JSON", "[]": "its format is not", '{"format": 1}': "its format"}
     texts[json.dumps({**said, "format": "fast-rcnn weights 9"})] = "its format is not 'fast-rcnn weights 1'"
     texts[json.dumps({**said, "classes": ["a/b"]})] = "cannot be a class"
-    texts[json.dumps({**said, "config": 3})] = "`config` is no dict"
+    texts[json.dumps({**said, "config": 3})] = "`config` is not a dict"
     for text, says in texts.items():
         about.write_text(text)
         refused(tensors, says)
@@ -416,7 +416,7 @@ def test_the_program_itself_refuses_the_config_file_of_a_stranger(here, ended, f
     command = [sys.executable, REPOSITORY / "train.py", *flags, "--config-dir=strange", "experiment=callbacks"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
-    assert result.stderr.startswith("error: hydra.callbacks: is not to be set")
+    assert result.stderr.startswith("error: hydra.callbacks: must not be set")
     assert not (here / "stolen").exists()
 
 
@@ -469,7 +469,7 @@ def test_100_mb_of_xml_are_refused_unread(tmp_path):
 def test_elements_nested_deep_are_no_objects(tmp_path):
     (tmp_path / "a.xml").write_text("<annotation>" + "<object>" * 100_000 + "</object>" * 100_000 + "</annotation>")
     annotation = read_annotation(tmp_path / "a.xml")
-    assert (annotation.names, len(annotation.left_out)) == ((), 1)
+    assert (annotation.names, len(annotation.invalid_objects)) == ((), 1)
 
 
 def test_a_class_that_is_a_path_is_refused(make_voc):

@@ -34,7 +34,7 @@ from detector.data.voc import read_annotation
 from detector.errors import InputError
 from detector.proposals.convert import READERS, WRITERS
 from detector.proposals.formats import mat, tables
-from detector.proposals.formats.records import ImageProposals, Layout
+from detector.proposals.formats.records import BoxFormat, ImageProposals
 from detector.proposals.store import open_proposals, require_images, write_store
 from detector.settings import validate
 from detector.training.checkpoint import load_checkpoint, save_weights
@@ -276,7 +276,7 @@ def test_matlab_7_3(tmp_path):
     def read(path: Path) -> None:
         raw = READERS["voc-mat"](path)
         for image_id in raw.rows:
-            raw.boxes(image_id, raw.layout or Layout("xyxy", "0"))
+            raw.boxes(image_id, raw.box_format or BoxFormat("xyxy", "0"))
 
     path = tmp_path / "p.mat"
     voc_mat_v7_3(path)
@@ -295,7 +295,7 @@ def test_what_trusted_pickles_hold(tmp_path, name):
     def read(path: Path) -> None:
         raw = READERS[name](path)
         for image_id in raw.rows:
-            raw.boxes(image_id, raw.layout or Layout("xyxy", "0"))
+            raw.boxes(image_id, raw.box_format or BoxFormat("xyxy", "0"))
 
     parts = ANYTHING | NUMBERS | st.lists(NUMBERS | st.text("ab", max_size=2), max_size=3)
     inner = st.dictionaries(st.sampled_from(IN_PICKLES), parts, max_size=5)
@@ -308,7 +308,7 @@ def test_proposals_to_convert(tmp_path, name):
     def read(path: Path) -> None:
         raw = READERS[name](path)
         for image_id in raw.rows:
-            boxes = raw.boxes(image_id, raw.layout or Layout("xyxy", "0"))
+            boxes = raw.boxes(image_id, raw.box_format or BoxFormat("xyxy", "0"))
             assert (boxes.ndim, boxes.shape[1], boxes.dtype) == (2, 4, np.float32)
 
     written = tmp_path / ("p.json" if name == "coco-json" else f"p.{name}")

@@ -70,7 +70,7 @@ def test_a_checkpoint_with_other_classes_gives_all_but_the_output_layers(tmp_pat
     assert torch.equal(model.head.fc6.weight, trained.head.fc6.weight)
     assert torch.equal(model.cls_score.weight, fresh)
     assert "trained from scratch: bbox_pred, cls_score" in caplog.text
-    assert (f"its output layers are not taken: {', '.join(theirs or [])}" in caplog.text) is (theirs is not None)
+    assert (f"its output layers are not loaded: {', '.join(theirs or [])}" in caplog.text) is (theirs is not None)
 
 
 def test_a_checkpoint_with_the_same_classes_gives_all(tmp_path, caplog):

@@ -4,9 +4,9 @@ import scipy.io
 
 from detector.data.voc import VocDataset
 from detector.errors import InputError
-from detector.proposals.box_format import OtherOrder, measure_fit, require_fit
+from detector.proposals.box_format import OtherOrder, measure_match, require_box_format
 from detector.proposals.convert import WRITERS, convert
-from detector.proposals.formats.records import ImageProposals, Layout, RawProposals
+from detector.proposals.formats.records import BoxFormat, ImageProposals, RawProposals
 from detector.proposals.generate import proposals_for
 from detector.proposals.store import ProposalStore, open_proposals
 
@@ -36,12 +36,12 @@ def boxes(reader) -> dict[str, np.ndarray]:
     return {image_id: item.astype(np.float32) for image_id, item in found.items()}
 
 
-def raw_file(boxes, layout):
-    return RawProposals("p.x", layout, {image_id: layout.from_boxes(item) for image_id, item in boxes.items()})
+def raw_file(boxes, box_format):
+    return RawProposals("p.x", box_format, {image_id: box_format.from_boxes(item) for image_id, item in boxes.items()})
 
 
-ALL = [Layout(order, base) for order in ("xyxy", "yxyx", "xywh") for base in ("0", "1")] + [
-    Layout("xyxy", "0-inclusive")
+ALL = [BoxFormat(order, origin) for order in ("xyxy", "yxyx", "xywh") for origin in ("0", "1")] + [
+    BoxFormat("xyxy", "0-inclusive")
 ]
 
 
@@ -50,15 +50,15 @@ def test_the_right_layout_fits_and_no_other(reader, boxes, true):
     raw = raw_file(boxes, true)
     for declared in ALL:
         if declared == true:
-            require_fit(raw, reader, [HW] * 8, declared)
+            require_box_format(raw, reader, [HW] * 8, declared)
             continue
         with pytest.raises(InputError) as error:
-            require_fit(raw, reader, [HW] * 8, declared)
+            require_box_format(raw, reader, [HW] * 8, declared)
         message = str(error.value)
         assert f"p.x: its boxes were taken for {declared}, but fit images and objects better as {true}" in message
-        assert f"convert them with --order {true.order} --base {true.base}" in message
+        assert f"convert them with --order {true.order} --base {true.pixel_origin}" in message
         table = message.splitlines()[2:]
-        assert table[0].startswith(f"  --order {true.order} --base {true.base} ")
+        assert table[0].startswith(f"  --order {true.order} --base {true.pixel_origin} ")
         assert len(table) == 8
 
 
@@ -66,28 +66,28 @@ def test_what_was_not_declared_is_asked_for_with_the_scores(reader, boxes):
     with pytest.raises(
         InputError, match=r"neither their order nor base\); say it with --order yxyx --base 1 if(.|\n)*score"
     ):
-        require_fit(raw_file(boxes, Layout("yxyx", "1")), reader, [HW] * 8, None)
+        require_box_format(raw_file(boxes, BoxFormat("yxyx", "1")), reader, [HW] * 8, None)
 
 
 @pytest.mark.parametrize("scale", [0.5, 0.9, 1.1, 2])
 def test_boxes_made_on_images_of_another_size(reader, boxes, scale):
-    raw = raw_file({image_id: item * scale for image_id, item in boxes.items()}, Layout("xyxy", "0"))
+    raw = raw_file({image_id: item * scale for image_id, item in boxes.items()}, BoxFormat("xyxy", "0"))
     with pytest.raises(InputError, match=r"made on images of another size(.|\n)*--base 0, stretched  "):
-        require_fit(raw, reader, [HW] * 8, Layout("xyxy", "0"))
+        require_box_format(raw, reader, [HW] * 8, BoxFormat("xyxy", "0"))
 
 
 def test_boxes_of_other_images_under_the_same_names(reader, boxes):
     few = {image_id: np.array([[0, 0, 3, 4], [50, 30, 60, 40]], np.float32) for image_id in boxes}
     with pytest.raises(InputError, match="hardly any object has a proposal(.|\n)*0 of 24"):
-        require_fit(raw_file(few, Layout("xyxy", "0")), reader, [HW] * 8, Layout("xyxy", "0"))
+        require_box_format(raw_file(few, BoxFormat("xyxy", "0")), reader, [HW] * 8, BoxFormat("xyxy", "0"))
 
 
 def test_the_parts_of_a_fit():
     boxes = np.array([[0, 0, 30, 20], [-5, 10, 60, 30], [20, 10, 10, 40]], np.float32)
-    fit = measure_fit([boxes], [np.array([[0, 0, 30, 18], [40, 0, 60, 10]], np.float32)], [HW])
-    assert (fit.inside, fit.sound, fit.found, fit.objects, fit.touching) == (2 / 3, 2 / 3, 1, 2, (2, 2))
-    assert fit.score == pytest.approx((2 / 3 + 2 / 3 + 1 / 12 + 2 / 12) / 4)
-    assert fit.recall == 0.5
+    match = measure_match([boxes], [np.array([[0, 0, 30, 18], [40, 0, 60, 10]], np.float32)], [HW])
+    assert (match.inside, match.valid, match.found, match.objects, match.touching) == (2 / 3, 2 / 3, 1, 2, (2, 2))
+    assert match.score == pytest.approx((2 / 3 + 2 / 3 + 1 / 12 + 2 / 12) / 4)
+    assert match.recall == 0.5
 
 
 def test_converting_with_a_data_set_tries_the_declaration(reader, boxes, tmp_path):
@@ -116,21 +116,21 @@ def test_proposals_of_another_split_are_named_as_such(reader, boxes, make_voc, t
 def test_training_refuses_a_mat_that_does_not_fit(reader, boxes, tmp_path):
     cells, ids = np.empty(8, dtype=object), np.empty(8, dtype=object)
 
-    def write(layout, scale=1.0):
+    def write(box_format, scale=1.0):
         for number, (image_id, item) in enumerate(boxes.items()):
-            cells[number], ids[number] = layout.from_boxes(item * scale), image_id
+            cells[number], ids[number] = box_format.from_boxes(item * scale), image_id
         scipy.io.savemat(tmp_path / "p.mat", {"boxes": cells, "images": ids})
 
     def use():
         return proposals_for(reader, [HW] * 8, str(tmp_path / "p.mat"), "fast", tmp_path)
 
-    write(Layout("yxyx", "1"))
+    write(BoxFormat("yxyx", "1"))
     assert use()["i1"].tolist() == boxes["i1"].tolist()
-    for layout in (Layout("xyxy", "1"), Layout("yxyx", "0"), Layout("xywh", "1")):
-        write(layout)
-        with pytest.raises(InputError, match=rf"p\.mat: .* fit images and objects better as {layout}"):
+    for box_format in (BoxFormat("xyxy", "1"), BoxFormat("yxyx", "0"), BoxFormat("xywh", "1")):
+        write(box_format)
+        with pytest.raises(InputError, match=rf"p\.mat: .* fit images and objects better as {box_format}"):
             use()
-    write(Layout("yxyx", "1"), scale=0.5)
+    write(BoxFormat("yxyx", "1"), scale=0.5)
     with pytest.raises(InputError, match=r"p\.mat: .* images of another size"):
         use()
 
@@ -152,7 +152,7 @@ def test_a_store_that_knows_no_sizes_is_warned_of(reader, boxes, tmp_path, caplo
 def test_a_store_in_another_order_beyond_doubt_is_an_error_that_says_how_to_mend_it(
     reader, tmp_path, monkeypatch, order, image_hw
 ):
-    true, wrong, mended = Layout(order, "0"), tmp_path / "p.safetensors", tmp_path / "mended.safetensors"
+    true, wrong, mended = BoxFormat(order, "0"), tmp_path / "p.safetensors", tmp_path / "mended.safetensors"
     objects = {id: reader.ground_truth(index).boxes for index, id in enumerate(reader.image_ids)}
     numbers = {id: true.from_boxes(item).astype(np.float32) for id, item in objects.items()}
     WRITERS["store"](wrong, [ImageProposals(id, item, None, image_hw) for id, item in numbers.items()])
@@ -162,7 +162,7 @@ def test_a_store_in_another_order_beyond_doubt_is_an_error_that_says_how_to_mend
 
     with pytest.raises(OtherOrder, match=rf"p\.safetensors: .*convert them with --order {order} --base 0:"):
         use(wrong)
-    convert(wrong, "store", mended, "store", order=order, base="0", reader=reader)
+    convert(wrong, "store", mended, "store", order=order, pixel_origin="0", reader=reader)
     assert use(mended)["i1"].tolist() == objects["i1"].tolist()
     monkeypatch.setattr("detector.proposals.box_format.SURE_COUNT", 25)  # there are 24 objects
     use(wrong)
@@ -175,7 +175,7 @@ def test_boxes_in_another_order_are_not_said_to_be_of_another_size(make_voc):
     boxes = {id: reader.ground_truth(index).boxes for index, id in enumerate(reader.image_ids)}
     raw = RawProposals("p.x", None, {id: item[:, [1, 0, 3, 2]] for id, item in boxes.items()})
     with pytest.raises(OtherOrder, match="fit images and objects better as y1 x1 y2 x2, from 0"):
-        require_fit(raw, reader, [HW] * 20, Layout("xyxy", "0"))
+        require_box_format(raw, reader, [HW] * 20, BoxFormat("xyxy", "0"))
 
 
 def test_real_boxes_in_each_layout(shared):
@@ -183,12 +183,17 @@ def test_real_boxes_in_each_layout(shared):
     reader = VocDataset(root, "test")
     raw = open_proposals(root / "selective_search/bccd_test.mat").raw
     hws = [(480, 640)] * len(reader)
-    require_fit(raw, reader, hws, raw.layout)
-    for layout in (Layout("xyxy", "1"), Layout("yxyx", "0"), Layout("yxyx", "0-inclusive"), Layout("xywh", "1")):
+    require_box_format(raw, reader, hws, raw.box_format)
+    for box_format in (
+        BoxFormat("xyxy", "1"),
+        BoxFormat("yxyx", "0"),
+        BoxFormat("yxyx", "0-inclusive"),
+        BoxFormat("xywh", "1"),
+    ):
         with pytest.raises(InputError, match="better as y1 x1 y2 x2, from 1") as error:
-            require_fit(raw, reader, hws, layout)
-        assert isinstance(error.value, OtherOrder) == (layout.order != "yxyx")
+            require_box_format(raw, reader, hws, box_format)
+        assert isinstance(error.value, OtherOrder) == (box_format.order != "yxyx")
     other = raw.rows[reader.image_ids[0]]
-    one_for_all = RawProposals(raw.path, raw.layout, dict.fromkeys(reader.image_ids, other[:100]))
+    one_for_all = RawProposals(raw.path, raw.box_format, dict.fromkeys(reader.image_ids, other[:100]))
     with pytest.raises(InputError, match="hardly any object"):
-        require_fit(one_for_all, reader, hws, raw.layout)
+        require_box_format(one_for_all, reader, hws, raw.box_format)

@@ -17,7 +17,7 @@ import torch
 from detector.errors import InputError
 from detector.proposals.convert import READERS, WRITERS, convert
 from detector.proposals.formats import mat5
-from detector.proposals.formats.records import ImageProposals, Layout
+from detector.proposals.formats.records import BoxFormat, ImageProposals
 from detector.proposals.store import ProposalStore, stream_store
 
 # Of an image 60 wide and 40 high: its left upper corner, and one box elsewhere.
@@ -35,25 +35,25 @@ A, B = BOXES
 
 
 @pytest.mark.parametrize(
-    ("layout", "written"),
+    ("box_format", "written"),
     [
-        (Layout("yxyx", "1"), "yxyx from 1"),
-        (Layout("xyxy", "1"), "xyxy from 1"),
-        (Layout("xyxy", "0-inclusive"), "xyxy from 0, last included"),
-        (Layout("xyxy", "0"), "xyxy"),
-        (Layout("xywh", "0"), "xywh"),
-        (Layout("xywh", "0-inclusive"), "xywh"),
+        (BoxFormat("yxyx", "1"), "yxyx from 1"),
+        (BoxFormat("xyxy", "1"), "xyxy from 1"),
+        (BoxFormat("xyxy", "0-inclusive"), "xyxy from 0, last included"),
+        (BoxFormat("xyxy", "0"), "xyxy"),
+        (BoxFormat("xywh", "0"), "xywh"),
+        (BoxFormat("xywh", "0-inclusive"), "xywh"),
     ],
     ids=str,
 )
-def test_a_layout_says_what_four_numbers_mean(layout, written):
-    assert layout.to_boxes(np.array(AS_WRITTEN[written])).tolist() == BOXES[A].tolist()
-    assert layout.to_boxes(np.array(AS_WRITTEN[written], np.uint16)).dtype == np.float32
-    assert layout.from_boxes(BOXES[A]).tolist() == AS_WRITTEN[written]
+def test_a_box_format_says_what_four_numbers_mean(box_format, written):
+    assert box_format.to_boxes(np.array(AS_WRITTEN[written])).tolist() == BOXES[A].tolist()
+    assert box_format.to_boxes(np.array(AS_WRITTEN[written], np.uint16)).dtype == np.float32
+    assert box_format.from_boxes(BOXES[A]).tolist() == AS_WRITTEN[written]
 
 
 def test_a_coordinate_of_0_counted_from_1_does_not_wrap_around():
-    assert Layout("xyxy", "1").to_boxes(np.array([[0, 0, 5, 5]], np.uint16)).tolist() == [[-1, -1, 5, 5]]
+    assert BoxFormat("xyxy", "1").to_boxes(np.array([[0, 0, 5, 5]], np.uint16)).tolist() == [[-1, -1, 5, 5]]
 
 
 def cells(*items):
@@ -172,10 +172,10 @@ FILES = {
     "mcg-mat": ("mcg-mat", mat_folder("yxyx from 1", folders="COCO_val2014_0/x", scores=SCORES), {}, True),
     "mcg-mat v7.3": ("mcg-mat", mcg_v7_3, {}, True),
     "hosang-mat": ("hosang-mat", mat_folder("xyxy from 1"), {}, False),
-    "npz": ("npz", npz, {"order": "xyxy", "base": "0"}, True),
-    "npz from 1": ("npz", npz_from_1, {"order": "yxyx", "base": "1"}, False),
-    "csv": ("csv", csv_named, {"base": "0"}, True),
-    "csv unnamed": ("csv", csv_unnamed, {"order": "yxyx", "base": "1"}, False),
+    "npz": ("npz", npz, {"order": "xyxy", "pixel_origin": "0"}, True),
+    "npz from 1": ("npz", npz_from_1, {"order": "yxyx", "pixel_origin": "1"}, False),
+    "csv": ("csv", csv_named, {"pixel_origin": "0"}, True),
+    "csv unnamed": ("csv", csv_unnamed, {"order": "yxyx", "pixel_origin": "1"}, False),
     "coco-json": ("coco-json", coco_json, {}, True),
     "detectron": ("detectron", pickled(detectron), {"trusted": True}, True),
     "detectron2": ("detectron2", pickled(detectron2), {"trusted": True}, True),
@@ -256,8 +256,8 @@ def test_to_every_format_and_back(format, written, scored, tmp_path):
     WRITERS[format](tmp_path / "p", images)
     assert np.asarray(raw(tmp_path / "p", format)).tolist() == AS_WRITTEN[written]
     back = READERS[format](tmp_path / "p")
-    layout = back.layout or Layout("xyxy", "0")
-    assert back.boxes(A, layout).tolist() == BOXES[A].tolist()
+    box_format = back.box_format or BoxFormat("xyxy", "0")
+    assert back.boxes(A, box_format).tolist() == BOXES[A].tolist()
     if scored and format != "voc-mat":
         assert back.scores(A).tolist() == SCORES.tolist()
     elif format in ("coco-json", "detectron", "detectron2", "mmdetection"):
@@ -272,7 +272,7 @@ def test_fractions_survive_every_format(tmp_path):
         path = tmp_path / format
         WRITERS[format](path, [ImageProposals(A, exact, image_path=tmp_path / f"x/{A}.jpg")])
         back = READERS[format](path)
-        assert back.boxes(A, back.layout or Layout("xyxy", "0")) == pytest.approx(exact, abs=1e-6), format
+        assert back.boxes(A, back.box_format or BoxFormat("xyxy", "0")) == pytest.approx(exact, abs=1e-6), format
 
 
 def test_numbers_stay_numbers_in_coco_s_json(tmp_path):
@@ -311,7 +311,7 @@ def test_classes_of_other_detectors_are_not_needed_to_read_their_pickles(foreign
         monkeypatch.delitem(sys.modules, name)
     for path, format in (("d2", "detectron2"), ("mm", "mmdetection")):
         back = READERS[format](tmp_path / path)
-        assert back.boxes(A, back.layout).tolist() == BOXES[A].tolist()
+        assert back.boxes(A, back.box_format).tolist() == BOXES[A].tolist()
         assert back.scores(A).tolist() == SCORES.tolist()
 
 
@@ -373,7 +373,7 @@ def test_bad_files_are_named(tmp_path):
         ("voc-mat", "new.mat", "damaged MATLAB v7.3"),
         ("voc-mat", "no.mat", "no such"),
         ("ijcv-mat", "names.mat", "has no variable `boxes`"),
-        ("ijcv-mat", "folder", "no .mat file"),
+        ("ijcv-mat", "folder", "not a .mat file"),
         ("mcg-mat", "scores.mat", "has 2 boxes but 3 scores"),
         ("npz", "junk", "not a readable .npz"),
         ("npz", "objects.npz", "'a' cannot be read"),
@@ -384,7 +384,7 @@ def test_bad_files_are_named(tmp_path):
         ("csv", "words.csv", "box 2 is not"),
         ("csv", "no.csv", "no such"),
         ("coco-json", "junk", "not a readable JSON"),
-        ("coco-json", "dict.json", "is no list"),
+        ("coco-json", "dict.json", "is not a list"),
         ("coco-json", "entry.json", "entry 1 has no"),
         ("mmdetection", "list.pkl", "without image ids.*never matched by position"),
         ("mmdetection", "none.pkl", "is a dict without bboxes"),
@@ -508,7 +508,7 @@ def test_what_a_file_does_not_say_is_asked_for(tmp_path):
     csv_named(tmp_path / "p.csv")
     for name, declared, asked in (
         ("npz", {}, "--order and --base"),
-        ("npz", {"base": "1"}, "--order;"),
+        ("npz", {"pixel_origin": "1"}, "--order;"),
         ("csv", {}, "--base;"),
     ):
         with pytest.raises(InputError, match=rf"p\.{name}: the file does not say .* give {asked}"):

@@ -192,7 +192,7 @@ def test_an_image_with_next_to_nothing_to_see_gets_a_grid(make_voc, small_shapes
     generate_proposals(reader_of_scenes, tmp_path / "scenes.safetensors", "single", workers=1)
     assert "grid" not in caplog.text
     generate_proposals(reader, tmp_path / "p.safetensors", "single", workers=1)
-    assert "2 images gave fewer than 50 boxes and have those of a grid behind them: gray, grey" in caplog.text
+    assert "2 images gave fewer than 50 boxes and have the boxes of a grid appended: gray, grey" in caplog.text
     boxes = ProposalStore(tmp_path / "p.safetensors")["gray"]
     assert 50 <= len(boxes) == len(np.unique(boxes, axis=0))
     assert {tuple(box) for box in grid_boxes((40, 60))} <= {tuple(box) for box in boxes}
@@ -210,7 +210,7 @@ def test_without_a_terminal_the_log_says_how_it_goes(reader, tmp_path, caplog, m
     monkeypatch.setattr(generate, "LOG_EVERY_S", 0)
     monkeypatch.setattr("sys.stderr", io.StringIO())
     generate_proposals(reader, tmp_path / "p.safetensors", "single", workers=1)
-    assert re.findall(r"(\d) images left, [\d.]+ a second", caplog.text) == ["5", "4", "3", "2", "1", "0"]
+    assert re.findall(r"(\d) images left, [\d.]+ per second", caplog.text) == ["5", "4", "3", "2", "1", "0"]
 
 
 def test_the_kept_file_is_made_once_and_named_after_all_it_depends_on(reader, small_shapes, tmp_path, make_voc, caplog):

@@ -48,7 +48,7 @@ def test_what_it_cannot_read_is_named(tmp_path):
     path = tmp_path / "a.mat"
     for value in (1 + 2j, {"a": 1}):
         scipy.io.savemat(path, {"boxes": value})
-        with pytest.raises(ValueError, match="not of real numbers, texts or cells"):
+        with pytest.raises(ValueError, match="not of real numbers, strings or cells"):
             read_mat5(path, ("boxes",))
     scipy.io.savemat(path, {"boxes": np.zeros(3)})
     data = path.read_bytes()
@@ -59,7 +59,7 @@ def test_what_it_cannot_read_is_named(tmp_path):
     with pytest.raises(NotImplementedError, match=r"7\.3"):
         read_mat5(path, ("boxes",))
     path.write_bytes(b"junk")
-    with pytest.raises(ValueError, match="no MATLAB file"):
+    with pytest.raises(ValueError, match="not a MATLAB file"):
         read_mat5(path, ("boxes",))
 
 

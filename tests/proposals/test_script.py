@@ -103,7 +103,7 @@ def test_wrong_input_is_named_and_ends_with_status_2(call, small_shapes, tmp_pat
         (("generate", *data, "--out", there), "there already, and nothing is overwritten"),
         (("generate", *data, "--out", tmp_path / "p.npz"), "must end in .safetensors"),
         (("generate", *data, "--out", tmp_path / "q.safetensors", "--workers", "0"), "--workers: 0 must be"),
-        (("generate", *data, "--out", tmp_path / "q.safetensors", "--shard", "3/2"), "'3/2' is no part of a whole"),
+        (("generate", *data, "--out", tmp_path / "q.safetensors", "--shard", "3/2"), "'3/2' is not a shard"),
         (("generate", "--data", small_shapes, "--split", "x", "--out", tmp_path / "q.safetensors"), "no such split"),
         (("merge", store, "--out", tmp_path / "q.safetensors"), "was not made with --shard"),
         ((*from_store, "npz", store, there), "there already"),

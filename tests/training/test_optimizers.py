@@ -44,7 +44,7 @@ def test_the_paper_s_schedule():
 
 
 @pytest.mark.parametrize("gamma", ["abc", None, -5, 0, float("nan"), float("inf")])
-def test_a_senseless_drop_is_an_error_before_the_first_step(gamma):
+def test_an_invalid_drop_is_an_error_before_the_first_step(gamma):
     settings = {"_target_": "detector.training.schedules.Step", "steps": [], "gamma": gamma}
     with pytest.raises(InputError, match=f"gamma={gamma} must be a number above 0"):
         build(settings, iterations=10, warmup_iterations=0, warmup_factor=0.1)

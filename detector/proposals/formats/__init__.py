@@ -1,1 +1,1 @@
-"""Proposals as other programs keep them: one module for each family of formats."""
+"""Proposal formats of other programs: one module per family of formats."""

@@ -1,6 +1,6 @@
-"""COCO's result format: a JSON list of {image_id, category_id, bbox, score}, bbox as x1 y1 width height from 0.
+"""COCO result format: a JSON list of {image_id, category_id, bbox, score}, bbox as x1 y1 width height from 0.
 
-An image without proposals does not appear in it. An image id is a number in the file where it is the text of one.
+Images without proposals are not in the file. An image id that is a decimal integer is written as a number.
 """
 
 import json
@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from detector.errors import InputError
-from detector.proposals.formats.records import ImageProposals, Layout, RawProposals, ranked
+from detector.proposals.formats.records import BoxFormat, ImageProposals, RawProposals, ranked
 from detector.runtime.files import open_atomically
 
-LAYOUT = Layout("xywh", "0")
-NO_CATEGORY = 1  # proposals are of no class, but the format wants one
+BOX_FORMAT = BoxFormat("xywh", "0")
+NO_CATEGORY = 1  # proposals have no class, but the format requires one
 
 
 def read_coco_json(path: Path) -> RawProposals:
-    """Boxes x y width height and score, (P, 5) for each image id. Raises InputError for anything else."""
+    """Boxes x y width height and score, (P, 5) per image id. Raises InputError for other contents."""
     try:
         items = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -27,7 +27,7 @@ def read_coco_json(path: Path) -> RawProposals:
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a readable JSON file: {error}") from None
     if not isinstance(items, list):
-        raise InputError(f"{path}: is no list, as COCO's result format is")
+        raise InputError(f"{path}: is not a list, as COCO's result format is")
     values: dict[str, array] = {}
     for number, item in enumerate(items, start=1):
         try:
@@ -38,11 +38,11 @@ def read_coco_json(path: Path) -> RawProposals:
             raise InputError(
                 f"{path}: entry {number} has no image_id and bbox [x, y, width, height]: {str(item)[:200]}"
             ) from None
-    return RawProposals(path, LAYOUT, {id: np.frombuffer(found).reshape(-1, 5) for id, found in values.items()})
+    return RawProposals(path, BOX_FORMAT, {id: np.frombuffer(found).reshape(-1, 5) for id, found in values.items()})
 
 
 def write_coco_json(path: Path, images: Iterable[ImageProposals]) -> None:
-    """Where there are no scores, they fall from 1 by rank."""
+    """Write the file. Missing scores are replaced by ones that decrease from 1 by rank."""
     with open_atomically(path) as file:
         before = b"[\n"
         for image in images:
@@ -50,7 +50,7 @@ def write_coco_json(path: Path, images: Iterable[ImageProposals]) -> None:
                 image.image_id.isascii() and image.image_id.isdigit() and str(int(image.image_id)) == image.image_id
             )
             image_id = int(image.image_id) if number else image.image_id
-            for box, score in zip(LAYOUT.from_boxes(image.boxes), ranked(image), strict=True):
+            for box, score in zip(BOX_FORMAT.from_boxes(image.boxes), ranked(image), strict=True):
                 item = {"image_id": image_id, "category_id": NO_CATEGORY, "bbox": box.tolist(), "score": float(score)}
                 file.write(before + json.dumps(item).encode())
                 before = b",\n"

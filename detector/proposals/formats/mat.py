@@ -1,13 +1,13 @@
-"""MATLAB files, up to v7 by mat5.py and v7.3 by mat73.py.
+"""MATLAB files; versions up to v7 are read by mat5.py, v7.3 by mat73.py.
 
-    voc-mat     one file of the original Fast R-CNN's release: cells `boxes` and `images`; y1 x1 y2 x2, from 1
-    ijcv-mat    a folder of ID.mat with `boxes`; x1 y1 x2 y2, from 1 (the release's selective_search_IJCV_data)
+    voc-mat     one file of the original Fast R-CNN release: cells `boxes` and `images`; y1 x1 y2 x2, from 1
+    ijcv-mat    a folder of ID.mat with `boxes`; x1 y1 x2 y2, from 1 (selective_search_IJCV_data of the release)
     demo-mat    ID_boxes.mat with `boxes`, or a folder of such; x1 y1 x2 y2, from 0, last pixel included
-    mcg-mat     a folder, or folders in folders, of ID.mat with `boxes` and perhaps `scores`; y1 x1 y2 x2, from 1
+    mcg-mat     a folder, or nested folders, of ID.mat with `boxes` and optional `scores`; y1 x1 y2 x2, from 1
     hosang-mat  the same; x1 y1 x2 y2, from 1
 
-As lib/datasets/{pascal_voc,coco}.py and tools/demo.py of rbgirshick's fast-rcnn and py-faster-rcnn read them. No
-other program writes v7.3 but MATLAB, so neither do we; scores are written where the format has a place for them.
+The formats follow lib/datasets/{pascal_voc,coco}.py and tools/demo.py of rbgirshick's fast-rcnn and py-faster-rcnn.
+v7.3 is only read, as no program but MATLAB writes it; scores are written if the format has them.
 """
 
 import os
@@ -23,21 +23,21 @@ import scipy.io
 from detector.errors import InputError
 from detector.proposals.formats.mat5 import read_mat5
 from detector.proposals.formats.mat73 import read_mat73
-from detector.proposals.formats.records import ImageProposals, Layout, RawProposals, as_rows, require_distinct
+from detector.proposals.formats.records import BoxFormat, ImageProposals, RawProposals, as_rows, require_distinct
 from detector.runtime.files import open_atomically
 
-FOLDER_LAYOUTS = {
-    "ijcv-mat": Layout("xyxy", "1"),
-    "demo-mat": Layout("xyxy", "0-inclusive"),
-    "mcg-mat": Layout("yxyx", "1"),
-    "hosang-mat": Layout("xyxy", "1"),
+FOLDER_BOX_FORMATS = {
+    "ijcv-mat": BoxFormat("xyxy", "1"),
+    "demo-mat": BoxFormat("xyxy", "0-inclusive"),
+    "mcg-mat": BoxFormat("yxyx", "1"),
+    "hosang-mat": BoxFormat("xyxy", "1"),
 }
-VOC_LAYOUT = Layout("yxyx", "1")
+VOC_BOX_FORMAT = BoxFormat("yxyx", "1")
 DEMO_SUFFIX = "_boxes"
 
 
 def load_mat(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """The variables of these names that a .mat file has; cells are object arrays. Raises InputError."""
+    """The variables with these names in a .mat file; cells are object arrays. Raises InputError if it is unreadable."""
     if not path.is_file():
         raise InputError(f"{path}: no such proposal file")
     try:
@@ -45,13 +45,13 @@ def load_mat(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
             return read_mat73(path, names)
         return read_mat5(path, names)
     except NotImplementedError:
-        raise InputError(f"{path}: a damaged MATLAB v7.3 file: what it says to be is HDF5, but is not") from None
-    except Exception as error:  # HDF5's library raises whatever a damaged byte leads to
+        raise InputError(f"{path}: a damaged MATLAB v7.3 file: it must be HDF5, but is not") from None
+    except Exception as error:  # damaged files make the HDF5 library raise errors of any kind
         raise InputError(f"{path}: not a readable .mat file: {error!r}") from None
 
 
 def read_voc_mat(path: Path) -> RawProposals:
-    """Boxes y1 x1 y2 x2 from 1, (P, 4) for each image id. Raises InputError for anything else."""
+    """Boxes y1 x1 y2 x2 from 1, (P, 4) per image id. Raises InputError for other contents."""
     content = load_mat(path, ("boxes", "images"))
     if not {"boxes", "images"} <= content.keys():
         raise InputError(f"{path}: has no cell arrays `boxes` and `images`, as the original release has")
@@ -64,18 +64,18 @@ def read_voc_mat(path: Path) -> RawProposals:
         raise InputError(f"{path}: `boxes` of {len(cells)} and `images` of {len(ids)} images do not fit together")
     require_distinct(path, ids)
     return RawProposals(
-        path, VOC_LAYOUT, {id: as_rows(path, f"`boxes` of {id}", cell) for id, cell in zip(ids, cells, strict=True)}
+        path, VOC_BOX_FORMAT, {id: as_rows(path, f"`boxes` of {id}", cell) for id, cell in zip(ids, cells, strict=True)}
     )
 
 
 def read_mat_folder(path: Path, name: str) -> RawProposals:
-    """Files of one image each, or one such file; they are read one at a time, when asked for."""
+    """A folder of files with one image each, or one such file; each file is read on access."""
     files = [path] if path.is_file() else sorted(path.rglob("*.mat"))
     if not files:
-        raise InputError(f"{path}: no .mat file, nor a folder that has some")
+        raise InputError(f"{path}: not a .mat file, nor a folder with .mat files")
     ids = [file.stem.removesuffix(DEMO_SUFFIX) if name == "demo-mat" else file.stem for file in files]
     require_distinct(path, ids)
-    return RawProposals(path, FOLDER_LAYOUTS[name], _MatFolder(dict(zip(ids, files, strict=True))))
+    return RawProposals(path, FOLDER_BOX_FORMATS[name], _MatFolder(dict(zip(ids, files, strict=True))))
 
 
 class _MatFolder(Mapping[str, np.ndarray]):
@@ -97,17 +97,17 @@ class _MatFolder(Mapping[str, np.ndarray]):
 
 
 def write_voc_mat(path: Path, images: Iterable[ImageProposals]) -> None:
-    """All boxes are in memory until they are written. Scores have no place in this format."""
+    """Write the file; all boxes are held in memory. The format has no scores."""
     found = list(images)
     cells, ids = np.empty((1, len(found)), dtype=object), np.empty((len(found), 1), dtype=object)
     for number, image in enumerate(found):
-        cells[0, number], ids[number, 0] = _compact(VOC_LAYOUT.from_boxes(image.boxes)), image.image_id
+        cells[0, number], ids[number, 0] = _compact(VOC_BOX_FORMAT.from_boxes(image.boxes)), image.image_id
     with open_atomically(path) as file:
         scipy.io.savemat(file, {"boxes": cells, "images": ids}, do_compression=True)
 
 
 def write_mat_folder(path: Path, images: Iterable[ImageProposals], name: str) -> None:
-    """One file an image; those of mcg-mat and hosang-mat lie in folders as COCO's do, by the beginning of the name."""
+    """Write one file per image; mcg-mat and hosang-mat use folders like COCO's, named by the first characters."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
         unfinished.mkdir(parents=True)
@@ -118,7 +118,7 @@ def write_mat_folder(path: Path, images: Iterable[ImageProposals], name: str) ->
             in_folders = name in ("mcg-mat", "hosang-mat") and stem.startswith("COCO_")
             file = unfinished / (f"{stem[:14]}/{stem[:22]}/{stem}.mat" if in_folders else f"{stem}.mat")
             file.parent.mkdir(parents=True, exist_ok=True)
-            content = {"boxes": _compact(FOLDER_LAYOUTS[name].from_boxes(image.boxes))}
+            content = {"boxes": _compact(FOLDER_BOX_FORMATS[name].from_boxes(image.boxes))}
             if image.scores is not None:
                 content["scores"] = image.scores[:, None]
             scipy.io.savemat(file, content)
@@ -128,16 +128,16 @@ def write_mat_folder(path: Path, images: Iterable[ImageProposals], name: str) ->
 
 
 def _compact(coordinates: np.ndarray) -> np.ndarray:
-    """uint16, as the releases have it, where nothing is lost; else double."""
+    """uint16, as in the releases, if lossless; else double."""
     whole = ((coordinates % 1 == 0) & (coordinates >= 0) & (coordinates < 2**16)).all()
     return coordinates.astype(np.uint16) if whole else coordinates
 
 
 READERS: dict[str, Callable[[Path], RawProposals]] = {
     "voc-mat": read_voc_mat,
-    **{name: partial(read_mat_folder, name=name) for name in FOLDER_LAYOUTS},
+    **{name: partial(read_mat_folder, name=name) for name in FOLDER_BOX_FORMATS},
 }
 WRITERS: dict[str, Callable[[Path, Iterable[ImageProposals]], None]] = {
     "voc-mat": write_voc_mat,
-    **{name: partial(write_mat_folder, name=name) for name in FOLDER_LAYOUTS},
+    **{name: partial(write_mat_folder, name=name) for name in FOLDER_BOX_FORMATS},
 }

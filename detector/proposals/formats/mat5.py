@@ -1,8 +1,8 @@
-"""MATLAB files of version 5 to 7, as far as proposals need: arrays of numbers, texts, and cells of these.
+"""Reader for MATLAB files of version 5 to 7, limited to what proposals need: numbers, strings, and cells of these.
 
-Read in Python, with every length checked, because the file may be a stranger's: scipy's reader is in C and can be led
-outside its memory by a changed byte, which ends the program at best. The format is MathWorks' "MAT-File Format",
-chapter 1.
+The file can be untrusted, so the reader is in Python and checks every length: in scipy's C reader a single changed
+byte can cause an out-of-bounds access, which at best crashes the program. The format is defined in MathWorks'
+"MAT-File Format", chapter 1.
 """
 
 import math
@@ -21,27 +21,26 @@ CLASSES = {6: "f8", 7: "f4", 8: "i1", 9: "u1", 10: "i2", 11: "u2", 12: "i4", 13:
 CELL, CHAR = 1, 4
 MAX_DEPTH = 4  # of cells in cells
 MAX_CELLS = 10**6  # of one array
-# A variable may have this many bytes, unpacked, and so many more for each byte of the file.
+# Maximum size of an uncompressed variable: a constant plus this many bytes per byte of the file.
 BYTES, BYTES_PER_BYTE = 2**28, 20
-HEAD_BYTES = 4096  # flags, dimensions and name are within these, or it is none of the variables that we look for
+HEAD_BYTES = 4096  # contains flags, dimensions and name of every variable that this program reads
 
 
 def max_bytes(size: int) -> int:
-    """How many bytes one variable may have, unpacked, in a file of this size: the same box again and again packs well,
-    but zeros without end pack better still."""
+    """Maximum size of an uncompressed variable in a file of this size. A repeated box compresses well, but the zeros of
+    a decompression bomb compress better."""
     return BYTES + BYTES_PER_BYTE * size
 
 
 def read_mat5(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """The variables of these names that the file has: cells as object arrays, a text as an array of one str.
+    """The variables with these names that exist in the file: cells as object arrays, a string as an array of one str.
 
-    Raises ValueError if the file is damaged or holds something else under these names, NotImplementedError if it is
-    of version 7.3.
+    Raises ValueError if the file is damaged or has other types under these names, NotImplementedError for version 7.3.
     """
     data = memoryview(path.read_bytes())
     order = {b"IM": "<", b"MI": ">"}.get(bytes(data[126:128]))
     if order is None:
-        raise ValueError("no MATLAB file of version 5 to 7")
+        raise ValueError("not a MATLAB file of version 5 to 7")
     (version,) = struct.unpack(f"{order}H", data[124:126])
     if version == 0x0200:
         raise NotImplementedError("version 7.3")
@@ -72,12 +71,12 @@ def _name(data: memoryview, order: str) -> str:
 
 
 def _elements(data: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
-    """The kind and the bytes of each data element; each begins at a multiple of 8, but those after compressed ones."""
+    """Kind and bytes of each data element. Elements start at a multiple of 8, except after compressed ones."""
     at = 0
     while at + 8 <= len(data):
         kind, size = struct.unpack(f"{order}II", data[at : at + 8])
         start = at + 8
-        if kind >> 16:  # the short form: up to 4 bytes in the tag itself
+        if kind >> 16:  # small data element format: up to 4 bytes in the tag itself
             kind, size, start = kind & 0xFFFF, kind >> 16, at + 4
             if size > 4:
                 raise ValueError(f"an element of {size} bytes in a tag for 4")
@@ -90,7 +89,7 @@ def _elements(data: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
 
 
 def _matrix(data: memoryview, order: str, depth: int) -> np.ndarray:
-    """An array from its elements: flags, dimensions, name, then what it holds."""
+    """An array from its elements: flags, dimensions, name, then the content."""
     parts = list(islice(_elements(data, order), MAX_CELLS + 4))
     if not parts:
         return np.zeros((0, 0))
@@ -115,7 +114,7 @@ def _matrix(data: memoryview, order: str, depth: int) -> np.ndarray:
     if flags & 0xFF == CHAR:
         return np.array([_text(content[0], order)] if content else [""])
     if flags & 0xFF not in CLASSES or flags & 0x0800 or len(content) != 1:
-        raise ValueError(f"an array of class {flags & 0xFF}, not of real numbers, texts or cells")
+        raise ValueError(f"an array of class {flags & 0xFF}, not of real numbers, strings or cells")
     values = _numbers(content[0], order)
     if len(values) != count:
         raise ValueError(f"{len(values)} numbers in an array of shape {shape}")
@@ -139,5 +138,5 @@ def _text(part: tuple[int, memoryview], order: str) -> str:
         return bytes(body).decode(TEXTS[kind] + suffix)
     codes = _numbers(part, order)
     if codes.dtype.kind != "u":
-        raise ValueError("a text of characters that are no characters")
+        raise ValueError("a string of invalid characters")
     return "".join(chr(code) for code in codes.tolist() if code < 0x110000)

@@ -1,7 +1,7 @@
-"""Reads the cells, texts and numbers of MATLAB files of version 7.3, which are HDF5.
+"""Reader for cells, strings and numbers in MATLAB files of version 7.3, which are HDF5.
 
-HDF5 can say of a few bytes that they are any number of zeros, and take data from other files, or wait for them: a
-file may be a stranger's, so what is read is counted, and nothing but the file itself is read.
+Files can be untrusted: in HDF5 a few bytes can expand to any number of zeros, and data can come from other files, even
+from a pipe that blocks. So the amount of data is limited, and only the file itself is read.
 """
 
 import math
@@ -13,14 +13,14 @@ import numpy as np
 
 from detector.proposals.formats.mat5 import MAX_DEPTH, max_bytes
 
-BYTES_OF_ITEM = 20_000  # what one counts as beside its content: an empty one takes time too
+BYTES_OF_ITEM = 20_000  # counted per item in addition to its content: an empty one takes time too
 
 
 def read_mat73(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """The variables of these names that the file has: as `read_mat5` gives them.
+    """The variables with these names that exist in the file, as in `read_mat5`.
 
-    Raises ValueError for more than a file of its size would hold and for data in another file, and whatever h5py does
-    for damage.
+    Raises ValueError for more data than a file of this size can plausibly hold and for data in another file, and the
+    errors of h5py for damaged files.
     """
     limit = max_bytes(path.stat().st_size)
     with h5py.File(path) as file:
@@ -31,14 +31,14 @@ def read_mat73(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 class _Reader:
-    """Reads one variable, which may be cells of others."""
+    """Reads one variable, which can be a cell array of others."""
 
     def __init__(self, file: h5py.File, limit: int) -> None:
         self.file, self.limit, self.left = file, limit, limit
 
     def read(self, item: h5py.Dataset, depth: int) -> np.ndarray:
         if item.dtype.kind not in "biuf" and h5py.check_ref_dtype(item.dtype) is not h5py.Reference:
-            raise ValueError(f"holds {item.dtype}, which MATLAB does not write")  # texts have any length, unseen
+            raise ValueError(f"holds {item.dtype}, which MATLAB does not write")  # strings hide their length
         unpacked_at_once = math.prod(item.chunks or ()) * item.dtype.itemsize
         self.left -= max(item.nbytes, unpacked_at_once) + BYTES_OF_ITEM
         if self.left < 0:
@@ -58,4 +58,4 @@ class _Reader:
             for position, reference in np.ndenumerate(content):
                 cells[position] = self.read(self.file[reference], depth - 1)
             return cells.T
-        return content.T  # MATLAB counts columns first
+        return content.T  # MATLAB is column-major

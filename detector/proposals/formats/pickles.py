@@ -1,12 +1,12 @@
-"""Pickles of other detectors. A pickle can run any program when it is read, so it must be trusted by name first.
+"""Pickles of other detectors. A pickle can run any program when it is loaded, so the user must first trust the file.
 
     detectron   {"boxes", "scores", "ids" or "indexes"}: lists over images; x1 y1 x2 y2, from 0, last pixel included
     detectron2  {"boxes", "objectness_logits", "ids", "bbox_mode"}: the same in continuous pixels, or x1 y1 w h
     mmdetection {"FOLDER/FILE.jpg": an array (P, 4 or 5), a dict or an InstanceData with bboxes and scores}; continuous
 
-Even then only numpy's and torch's arrays and the classes named here are made from one, nothing else is called.
-As detectron/datasets/json_dataset.py, detectron2/data/build.py and mmdet/datasets/{base_det_dataset.py,
-transforms/loading.py} read them.
+Even then only numpy and torch arrays and the classes named here are created; nothing else is called.
+The formats follow detectron/datasets/json_dataset.py, detectron2/data/build.py and mmdet/datasets/{base_det_dataset.py,
+transforms/loading.py}.
 """
 
 import io
@@ -20,15 +20,22 @@ import numpy as np
 import torch
 
 from detector.errors import InputError
-from detector.proposals.formats.records import ImageProposals, Layout, RawProposals, as_rows, ranked, require_distinct
+from detector.proposals.formats.records import (
+    BoxFormat,
+    ImageProposals,
+    RawProposals,
+    as_rows,
+    ranked,
+    require_distinct,
+)
 from detector.runtime.files import open_atomically
 
-CONTINUOUS = Layout("xyxy", "0")
-BBOX_MODES = {0: CONTINUOUS, 1: Layout("xywh", "0")}  # detectron2's BoxMode.XYXY_ABS and XYWH_ABS
+CONTINUOUS = BoxFormat("xyxy", "0")
+BBOX_MODES = {0: CONTINUOUS, 1: BoxFormat("xywh", "0")}  # detectron2's BoxMode.XYXY_ABS and XYWH_ABS
 
 
 class _Fields:
-    """Takes the place of mmengine's InstanceData, whose fields are its attributes."""
+    """Replaces mmengine's InstanceData, whose fields are its attributes."""
 
 
 def _load_tensor(data: bytes) -> Any:
@@ -66,12 +73,12 @@ def _load(path: Path) -> Any:
             return _Unpickler(file, encoding="latin1").load()
     except FileNotFoundError:
         raise InputError(f"{path}: no such proposal file") from None
-    except Exception as error:  # a damaged pickle leads to anything
+    except Exception as error:  # a damaged pickle raises errors of any kind
         raise InputError(f"{path}: not a readable pickle of proposals: {error}") from None
 
 
 def read_detectron(path: Path, name: str) -> RawProposals:
-    """`detectron` or `detectron2`."""
+    """Read a file in the format `name`, `detectron` or `detectron2`."""
     content = _load(path)
     content = content if isinstance(content, dict) else {}
     ids: Any = content.get("ids", content.get("indexes"))
@@ -80,19 +87,19 @@ def read_detectron(path: Path, name: str) -> RawProposals:
     lists = [ids, boxes] if scores is None else [ids, boxes, scores]
     if not all(map(_is_list, lists)) or len({len(each) for each in lists}) > 1:
         raise InputError(f"{path}: has no lists `boxes` and `ids` (or `indexes`) of one length, as {name} has")
-    layout = Layout("xyxy", "0-inclusive")
+    box_format = BoxFormat("xyxy", "0-inclusive")
     if name == "detectron2":
         mode = content.get("bbox_mode", 0)
         if not isinstance(mode, int | np.integer) or mode not in BBOX_MODES:
             raise InputError(f"{path}: bbox_mode {mode} is neither 0 (x1 y1 x2 y2) nor 1 (x1 y1 w h)")
-        layout = BBOX_MODES[int(mode)]
+        box_format = BBOX_MODES[int(mode)]
     ids = [str(id) for id in ids]
     require_distinct(path, ids)
     rows = {
         id: as_rows(path, f"`boxes` of {id}", boxes[number], None if scores is None else scores[number])
         for number, id in enumerate(ids)
     }
-    return RawProposals(path, layout, rows)
+    return RawProposals(path, box_format, rows)
 
 
 def _is_list(value: Any) -> bool:
@@ -100,7 +107,7 @@ def _is_list(value: Any) -> bool:
 
 
 def read_mmdetection(path: Path) -> RawProposals:
-    """The image id is the name of the image's file, without folder and suffix."""
+    """Read a file in mmdetection's format. The image id is the name of the image file, without folder and suffix."""
     content = _load(path)
     if not isinstance(content, dict):
         raise InputError(
@@ -116,7 +123,7 @@ def read_mmdetection(path: Path) -> RawProposals:
 def _fields(path: Path, key: str, item: Any) -> np.ndarray:
     if isinstance(item, np.ndarray):
         return as_rows(path, f"'{key}'", item)
-    # InstanceData keeps each field as an attribute, under its own name
+    # InstanceData stores each field as an attribute of the same name
     fields = item if isinstance(item, dict) else vars(item) if isinstance(item, _Fields) else {}
     if "bboxes" not in fields:
         raise InputError(f"{path}: '{key}' is a {type(item).__name__} without bboxes")
@@ -124,13 +131,13 @@ def _fields(path: Path, key: str, item: Any) -> np.ndarray:
 
 
 def write_detectron(path: Path, images: Iterable[ImageProposals], name: str) -> None:
-    """All boxes are in memory until they are written. Where there are no scores, they fall from 1 by rank."""
+    """Write the file; all boxes are held in memory. Without scores, they decrease from 1 by rank."""
     found = list(images)
     detectron2 = name == "detectron2"
-    layout = CONTINUOUS if detectron2 else Layout("xyxy", "0-inclusive")
+    box_format = CONTINUOUS if detectron2 else BoxFormat("xyxy", "0-inclusive")
     content: dict[str, Any] = {
         "ids": [image.image_id for image in found],
-        "boxes": [layout.from_boxes(image.boxes).astype(np.float32) for image in found],
+        "boxes": [box_format.from_boxes(image.boxes).astype(np.float32) for image in found],
         "objectness_logits" if detectron2 else "scores": [ranked(image) for image in found],
     }
     with open_atomically(path) as file:
@@ -138,7 +145,7 @@ def write_detectron(path: Path, images: Iterable[ImageProposals], name: str) -> 
 
 
 def write_mmdetection(path: Path, images: Iterable[ImageProposals]) -> None:
-    """As above; an image's key is FOLDER/FILE.jpg, so its file must be known."""
+    """Write the file, as above. The key of an image is FOLDER/FILE.jpg, so `image_path` is required."""
     content = {}
     for image in images:
         if image.image_path is None:

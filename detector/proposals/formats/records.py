@@ -1,4 +1,4 @@
-"""What every format has to say, and how its coordinates become boxes."""
+"""Common records of all proposal formats, and the conversion of their coordinates to boxes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 from detector.errors import InputError, first_few
 
 ORDERS = {"xyxy": "x1 y1 x2 y2", "yxyx": "y1 x1 y2 x2", "xywh": "x1 y1 width height"}
-BASES = {
+PIXEL_ORIGINS = {
     "0": "from 0, x2 y2 behind the last pixel",
     "1": "from 1, x2 y2 the last pixel",
     "0-inclusive": "from 0, x2 y2 the last pixel",
@@ -18,22 +18,22 @@ _TO_CONTINUOUS = {"0": (0, 0, 0, 0), "1": (-1, -1, 0, 0), "0-inclusive": (0, 0, 
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What four numbers of a file mean: `order` is a key of ORDERS, `base` of BASES.
+class BoxFormat:
+    """Meaning of the four numbers of a box in a file: `order` is a key of ORDERS, `pixel_origin` of PIXEL_ORIGINS.
 
-    A width and height count pixels in every base.
+    Width and height count pixels with every pixel origin.
     """
 
     order: str
-    base: str
+    pixel_origin: str
 
     def __str__(self) -> str:
-        return f"{ORDERS[self.order]}, {BASES[self.base]}"
+        return f"{ORDERS[self.order]}, {PIXEL_ORIGINS[self.pixel_origin]}"
 
     def to_boxes(self, coordinates: np.ndarray) -> np.ndarray:
-        """Boxes (P, 4) float32, x1 y1 x2 y2 in continuous pixels, of a file's coordinates (P, 4)."""
+        """Convert coordinates (P, 4) of a file to boxes (P, 4) float32, x1 y1 x2 y2 in continuous pixels."""
         corners = coordinates.astype(np.float64)
-        shift = np.array(_TO_CONTINUOUS[self.base])
+        shift = np.array(_TO_CONTINUOUS[self.pixel_origin])
         if self.order == "xywh":
             corners[:, :2] += shift[:2]
             corners[:, 2:] += corners[:, :2]
@@ -42,9 +42,9 @@ class Layout:
         return corners.astype(np.float32)
 
     def from_boxes(self, boxes: np.ndarray) -> np.ndarray:
-        """The file's coordinates (P, 4) float64 of boxes (P, 4): the inverse of `to_boxes`."""
+        """Convert boxes (P, 4) to coordinates (P, 4) float64 of a file: the inverse of `to_boxes`."""
         corners = boxes.astype(np.float64)
-        shift = np.array(_TO_CONTINUOUS[self.base])
+        shift = np.array(_TO_CONTINUOUS[self.pixel_origin])
         if self.order == "xywh":
             return np.concatenate([corners[:, :2] - shift[:2], corners[:, 2:] - corners[:, :2]], axis=1)
         return (corners - shift)[:, [1, 0, 3, 2]] if self.order == "yxyx" else corners - shift
@@ -52,40 +52,40 @@ class Layout:
 
 @dataclass(frozen=True)
 class ImageProposals:
-    """The proposals of one image, ready to be written in any format."""
+    """The proposals of one image, independent of a file format."""
 
     image_id: str
     boxes: np.ndarray  # (P, 4) float32, x1 y1 x2 y2, continuous pixels
     scores: np.ndarray | None = None  # (P,) float32
-    image_hw: tuple[int, int] | None = None  # size of the image they were made on, where it is known
-    image_path: Path | None = None  # its file, where it is known
+    image_hw: tuple[int, int] | None = None  # size of the image they were made on, if known
+    image_path: Path | None = None  # the image file, if known
 
 
 @dataclass(frozen=True)
 class RawProposals:
-    """A file of proposals as it stands: nothing converted yet."""
+    """The unconverted content of a proposal file."""
 
     path: Path
-    layout: Layout | None  # what the format or the file states; None: neither does, or not all of it
-    rows: Mapping[str, np.ndarray]  # by image id: coordinates (P, 4), or (P, 5) with a score behind them
-    order: str | None = None  # where a file states its order, but not its base
+    box_format: BoxFormat | None  # as the format or the file states it; None if not stated completely
+    rows: Mapping[str, np.ndarray]  # by image id: coordinates (P, 4), or (P, 5) with a score in the last column
+    order: str | None = None  # set if a file states its order, but not its pixel origin
 
-    def boxes(self, image_id: str, layout: Layout) -> np.ndarray:
-        """Boxes (P, 4) float32, continuous, if the file's coordinates are in this layout."""
-        return layout.to_boxes(self.rows[image_id][:, :4])
+    def boxes(self, image_id: str, box_format: BoxFormat) -> np.ndarray:
+        """Boxes (P, 4) float32 in continuous pixels, with the file read in this box format."""
+        return box_format.to_boxes(self.rows[image_id][:, :4])
 
     def scores(self, image_id: str) -> np.ndarray | None:
-        """Scores (P,) float32, or None where the file has none."""
+        """Scores (P,) float32, or None if the file has no scores."""
         rows = self.rows[image_id]
         return rows[:, 4].astype(np.float32) if rows.shape[1] == 5 else None
 
 
 def as_rows(path: Path, what: str, array: np.ndarray, scores: np.ndarray | None = None) -> np.ndarray:
-    """Coordinates (P, 4) or, with scores, (P, 5). Raises InputError, naming file and object, for anything else."""
+    """Coordinates (P, 4) or, with scores, (P, 5). Raises InputError, naming file and object, for other contents."""
     try:
         array, scores = np.asarray(array), None if scores is None else np.ravel(scores)
-    except ValueError:  # lists of different lengths, for one
-        raise InputError(f"{path}: {what} is a {type(array).__name__} of parts that make no array") from None
+    except ValueError:  # lists of different lengths, for example
+        raise InputError(f"{path}: {what} is a {type(array).__name__} that cannot be an array") from None
     if array.size == 0:
         return np.zeros((0, 4 if scores is None else 5))
     if array.ndim != 2 or array.shape[1] not in (4, 5) or array.dtype.kind not in "iuf":
@@ -98,7 +98,7 @@ def as_rows(path: Path, what: str, array: np.ndarray, scores: np.ndarray | None 
 
 
 def require_distinct(path: Path, image_ids: Sequence[str]) -> None:
-    """Raise InputError if an image id stands there twice."""
+    """Raise InputError for a duplicate image id."""
     seen: set[str] = set()
     twice = [id for id in image_ids if id in seen or seen.add(id)]  # type: ignore[func-returns-value]
     if twice:
@@ -106,7 +106,7 @@ def require_distinct(path: Path, image_ids: Sequence[str]) -> None:
 
 
 def ranked(image: ImageProposals) -> np.ndarray:
-    """Scores (P,) for a format that cannot do without: the image's own, or falling from 1 by rank."""
+    """Scores (P,) for a format that requires them: those of the image, or decreasing from 1 by rank."""
     if image.scores is not None:
         return image.scores
     return (1 - np.arange(len(image.boxes)) / max(len(image.boxes), 1)).astype(np.float32)

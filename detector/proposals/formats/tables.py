@@ -1,10 +1,10 @@
-"""Plain tables, which leave the base open, and the order too where the columns have no names.
+"""Plain tables, which do not state the pixel origin, nor the order unless the columns have names.
 
-    npz  an array (P, 4), or (P, 5) with a score, for each image, named by the image's id
-    csv  image_id, four coordinates and perhaps a score a line; a first line with the columns' names (x1 y1 x2 y2, in
-         any order, or x y w h) states the order
+    npz  one array per image, (P, 4), or (P, 5) with a score, named by the image id
+    csv  image_id, four coordinates and an optional score per line; a header line with the column names (x1 y1 x2 y2,
+         in any order, or x y w h) states the order
 
-We write x1 y1 x2 y2 in continuous pixels (base 0). An image without proposals does not appear in a csv.
+Files are written as x1 y1 x2 y2 in continuous pixels (pixel origin 0). Images without proposals are not in a csv.
 """
 
 import csv
@@ -22,14 +22,14 @@ from detector.proposals.formats.records import ImageProposals, RawProposals, as_
 from detector.runtime.files import ZIP_DAMAGE, open_atomically
 
 CSV_ORDERS = {"xyxy": ("x1", "y1", "x2", "y2"), "xywh": ("x", "y", "w", "h")}
-# A zip file keeps the time of writing; equal proposals shall give equal bytes.
+# A zip file stores the time of writing; equal proposals must give bitwise identical files.
 _NO_TIME = (1980, 1, 1, 0, 0, 0)
-# What a changed byte in a zip of arrays leads to: a header of an array may ask for too much, or make no sense.
+# Errors of a corrupt zip of arrays: an array header can request too much memory, or be invalid.
 _DAMAGED = (*ZIP_DAMAGE, MemoryError, OverflowError, TypeError)
 
 
 def read_npz(path: Path) -> RawProposals:
-    """Rows (P, 4) or (P, 5) by image id, each read when it is asked for; order and base stay open."""
+    """Rows (P, 4) or (P, 5) by image id, each read on access; order and pixel origin are not stated."""
     try:
         content = np.load(path, allow_pickle=False)
         if not isinstance(content, np.lib.npyio.NpzFile):
@@ -58,7 +58,7 @@ class _NpzRows(Mapping[str, np.ndarray]):
 
 
 def write_npz(path: Path, images: Iterable[ImageProposals]) -> None:
-    """Write boxes x1 y1 x2 y2 (P, 4) in continuous pixels, with the scores as a fifth column where there are any."""
+    """Write boxes x1 y1 x2 y2 (P, 4) in continuous pixels, with a fifth column for the scores, if any."""
     with open_atomically(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as zipped:
         for image in images:
             parts = [image.boxes] if image.scores is None else [image.boxes, image.scores[:, None]]
@@ -67,7 +67,7 @@ def write_npz(path: Path, images: Iterable[ImageProposals]) -> None:
 
 
 def read_csv(path: Path) -> RawProposals:
-    """An order that the first line states is put into the order x1 y1 x2 y2 or x y w h; the base stays open."""
+    """Columns with names are reordered to x1 y1 x2 y2 or x y w h; the pixel origin is not stated."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             lines = csv.reader(file)
@@ -84,7 +84,7 @@ def read_csv(path: Path) -> RawProposals:
 
 
 def _columns(path: Path, first: list[str]) -> tuple[str | None, list[int]]:
-    """The order that the column names state, and where image id, coordinates and perhaps score stand."""
+    """The order stated by the column names, and the column indices of image id, coordinates and score (if any)."""
     names = [name.strip().lower() for name in first]
     if "image_id" not in names:
         return None, list(range(len(first)))
@@ -99,7 +99,7 @@ def _columns(path: Path, first: list[str]) -> tuple[str | None, list[int]]:
 
 def _csv_rows(path: Path, lines: Iterable[list[str]], columns: list[int]) -> dict[str, np.ndarray]:
     if len(columns) not in (5, 6):
-        raise InputError(f"{path}: {len(columns)} columns, not image_id, four coordinates and perhaps a score")
+        raise InputError(f"{path}: {len(columns)} columns, not image_id, four coordinates and an optional score")
     id_column, *others = columns
     values: dict[str, array] = {}
     for number, line in enumerate(lines, start=1):
@@ -111,7 +111,7 @@ def _csv_rows(path: Path, lines: Iterable[list[str]], columns: list[int]) -> dic
 
 
 def write_csv(path: Path, images: Iterable[ImageProposals]) -> None:
-    """Write a line for each box, x1 y1 x2 y2 in continuous pixels, under a line with the names of the columns."""
+    """Write one line per box, x1 y1 x2 y2 in continuous pixels, below a header line with the column names."""
     with open_atomically(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
         lines = csv.writer(text, lineterminator="\n")
@@ -127,7 +127,7 @@ def write_csv(path: Path, images: Iterable[ImageProposals]) -> None:
 
 
 def _text(value: np.float32) -> str:
-    """The shortest text that gives the same float32 again."""
+    """The shortest string that parses to the same float32."""
     return str(value).removesuffix(".0") if math.isfinite(value) else repr(float(value))
 
 
