@@ -137,8 +137,9 @@ def build_components(config: dict, checkpoint: dict | None) -> TrainingComponent
     if checkpoint is not None:
         check_same_run(checkpoint, config, classes, fingerprints)
         load_state(checkpoint, model, optimizer, averaged)
+    training = builders.build_training_config(config, config["optimizer"].get("max_grad_norm"))
     return TrainingComponents(
-        classes, model, optimizer, schedule, builders.build_training_config(config),
+        classes, model, optimizer, schedule, training,
         builders.build_detector_config(config), compute, train_samples, val_samples, fingerprints, averaged,
     )  # fmt: skip
 

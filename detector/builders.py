@@ -212,10 +212,9 @@ def kept_proposals(reader: DetectionDataset, folder: Path, mode: str) -> list[st
     return [str(path) if path.is_file() else None for path in paths]
 
 
-def build_training_config(config: dict) -> TrainingConfig:
-    """The settings of a training step: `roi`, `seed` and the limit of the gradient norm."""
+def build_training_config(config: dict, max_grad_norm: float | None = None) -> TrainingConfig:
+    """How RoIs and their targets are sampled from a batch (`roi`, `seed`), and the limit of the gradient."""
     roi = {key: value for key, value in config["roi"].items() if key != "delta_std"}
-    max_grad_norm = config["optimizer"].get("max_grad_norm")  # evaluation has none
     return TrainingConfig(Sampling(**roi), _box_coder(config), config["seed"], max_grad_norm)
 
 
@@ -258,9 +257,9 @@ def build_optimizer(config: dict, model: FastRCNN) -> tuple[torch.optim.Optimize
     """The optimizer, and the schedule: the factor on its learning rates at an iteration, counted from 0."""
     settings, train = dict(config["optimizer"]), config["train"]
     pretrained = config["model"].get("weights") is not None
-    settings.pop("max_grad_norm")
+    settings.pop("max_grad_norm", None)  # `train_step` applies it
     kind = str(settings.get("_target_"))
     settings["lr"] = settings.get("lr") or default_rate(kind, train["images_per_batch"], pretrained)
-    groups = parameter_groups(model, settings["lr"], settings["weight_decay"], settings.pop("bias_lr_factor"))
+    groups = parameter_groups(model, settings["lr"], settings["weight_decay"], settings.pop("bias_lr_factor", 1.0))
     optimizer = build(settings, ("torch.optim.",), params=groups)
     return optimizer, build(config["schedule"], ("detector.training.schedules.",), iterations=train["iterations"])

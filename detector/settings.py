@@ -121,6 +121,28 @@ TRAINING_RULES: dict[str, Rule] = {
     "resume": (lambda value: value is None or isinstance(value, str), "null, auto or a file RUN/checkpoints/*.pt"),
     "run": _settings,
     "distributed.timeout_s": _positive,
+    "optimizer": _settings,
+    "schedule": _settings,
+    "augment.transforms": _list_of(_settings, "a list of transforms, each with its _target_"),
+    "optimizer.lr": _or_null(_above_zero),
+    "optimizer.max_grad_norm": _or_null(_above_zero),
+    "optimizer.bias_lr_factor": _above_zero,
+    "schedule.warmup_iterations": _not_negative,
+    "schedule.warmup_factor": _ratio,
+    "optimizer.weight_decay": (_is((int, float), lambda value: 0 <= value < 1e30), "a number, 0 or more"),
+    "train.iterations": _positive,
+    "train.images_per_batch": _positive,
+    "train.eval_every": _positive,
+    "train.checkpoint_every": _positive,
+    "train.log_every": _positive,
+    "train.ema": _or_null((_is((int, float), lambda value: 0 < value < 1), "a number between 0 and 1")),
+}
+OPTIMIZER_RULES: dict[str, Rule] = {
+    "optimizer.momentum": (_is((int, float), lambda value: 0 <= value < 1), "a number from 0 to below 1"),
+    "optimizer.betas": _list_of(
+        (_is((int, float), lambda value: 0 <= value < 1), ""), "two numbers from 0 to below 1", range(2, 3)
+    ),
+    "optimizer.fused": _or_null(_flag),
 }
 # Which of these a data set has depends on its reader, see builders.READER_ARGUMENTS.
 READER_SETTINGS = ("train_split", "val_split", "train_json", "val_json", "train_images", "val_images")
@@ -157,24 +179,9 @@ RULES: dict[str, Rule] = {
     "model.hidden": _integer(1, 1_000_000, "an integer from 1 to 1000000"),
     "model.dropout": _ratio,
     "model.frozen_stages": _or_null(_not_negative),
-    "optimizer": _settings,
-    "schedule": _settings,
-    "augment.transforms": _list_of(_settings, "a list of transforms, each with its _target_"),
-    "optimizer.lr": _or_null(_above_zero),
-    "optimizer.max_grad_norm": _or_null(_above_zero),
-    "optimizer.bias_lr_factor": _above_zero,
     "roi.delta_std": _list_of(_above_zero, "four numbers above 0", range(4, 5)),
     "device": (lambda value: isinstance(value, str), "auto, cpu, cuda or cuda:N"),
     "run.dir": _or_null((_string[0], "the name of a folder")),
-    "schedule.warmup_iterations": _not_negative,
-    "schedule.warmup_factor": _ratio,
-    "optimizer.weight_decay": (_is((int, float), lambda value: 0 <= value < 1e30), "a number, 0 or more"),
-    "train.iterations": _positive,
-    "train.images_per_batch": _positive,
-    "train.eval_every": _positive,
-    "train.checkpoint_every": _positive,
-    "train.log_every": _positive,
-    "train.ema": _or_null((_is((int, float), lambda value: 0 < value < 1), "a number between 0 and 1")),
     "roi.rois_per_image": _positive,
     "roi.foreground_fraction": _ratio,
     "roi.foreground_iou": _ratio,
@@ -200,9 +207,6 @@ def validate(config: Mapping) -> None:
             f"roi: needs background_iou_low < background_iou_high <= foreground_iou, has {roi['background_iou_low']}, "
             f"{roi['background_iou_high']}, {roi['foreground_iou']}"
         )
-    steps = config["schedule"].get("steps", [])
-    if not (isinstance(steps, list) and all(map(_ratio[0], steps))):
-        raise InputError(f"schedule.steps={steps}: must be a list of fractions of the run, such as [0.75]")
     validate_metric(config.get("metric"))
 
 
@@ -211,6 +215,12 @@ def validate_training(config: Mapping, processes: int) -> None:
     validate(config)
     for key, rule in TRAINING_RULES.items():
         _check(config, key, rule)
+    for key, rule in OPTIMIZER_RULES.items():  # which of these an optimizer has depends on its class
+        if key.partition(".")[2] in config["optimizer"]:
+            _check(config, key, rule)
+    steps = config["schedule"].get("steps", [])
+    if not (isinstance(steps, list) and all(map(_ratio[0], steps))):
+        raise InputError(f"schedule.steps={steps}: must be a list of fractions of the run, such as [0.75]")
     _require_known(config)
     images = config["train"]["images_per_batch"]
     if images % processes:
@@ -226,7 +236,7 @@ def _require_known(config: Mapping) -> None:
         raise InputError(
             "experiment: its file must begin with the line `# @package _global_`, because its settings are global"
         )
-    known = {*RULES, *TRAINING_RULES, *(f"data.{key}" for key in READER_SETTINGS), "metric"}
+    known = {*RULES, *TRAINING_RULES, *OPTIMIZER_RULES, *(f"data.{key}" for key in READER_SETTINGS), "metric"}
     known |= {key.partition(".")[0] for key in known}
     groups = ("train", "run", "proposals", "distributed", "data", "augment")  # the others are checked by their classes
     for key in [*config, *(f"{group}.{key}" for group in groups for key in config[group])]:

@@ -280,7 +280,7 @@ def test_every_setting_of_training_has_its_effect(settings, common, tmp_path, ov
     assert losses(settings, common, tmp_path / "run", override) != usual_losses
 
 
-def test_the_averaged_weights_are_evaluated_and_the_last_ones_are_kept(settings, common, tmp_path):
+def test_averaged_weights_are_evaluated_and_the_last_ones_kept(settings, common, tmp_path):
     def state(name: str, *overrides: str) -> dict:
         train.main(settings("train", *common, f"run.dir={tmp_path}/{name}", *overrides))
         return torch.load(tmp_path / name / "checkpoints/last.pt", weights_only=True)
@@ -545,21 +545,54 @@ def test_images_without_objects_and_proposals_train(settings, common, small_shap
     assert (tmp_path / "run/checkpoints/last.pt").is_file()
 
 
-def test_a_collapse_is_named_while_it_happens_and_at_the_end(settings, common, tmp_path, monkeypatch, caplog):
+def test_a_collapse_is_named_once_and_at_the_end(settings, common, tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.WARNING)
     monkeypatch.setattr("detector.training.trainer.collapse_window", lambda iterations: 6)
-    collapsed = ["optimizer=sgd", "optimizer.lr=0.3", "schedule.warmup_iterations=2"]
-    few = ["train.iterations=24", "train.eval_every=24", "train.checkpoint_every=24", "train.log_every=2"]
-    train.main(settings("train", *common, *collapsed, *few, f"run.dir={tmp_path}/run"))
-    told = [record.message for record in caplog.records if "the network has collapsed" in record.message]
-    for message in told:
+    collapsing = ["optimizer=sgd", "optimizer.lr=0.3", "schedule.warmup_iterations=2"]
+    few = ["train.iterations=24", "train.eval_every=24", "train.checkpoint_every=16", "train.log_every=2"]
+    train.main(settings("train", *common, *collapsing, *few, f"run.dir={tmp_path}/run"))
+    warnings = [record.message for record in caplog.records if "the network has collapsed" in record.message]
+    assert len(warnings) == 2
+    for message in warnings:
         for part in ("since iteration", "optimizer.lr (now 0.3)", "schedule.warmup_iterations (now 2)"):
             assert part in message
-    assert re.match(r"iteration \d+: ", told[0])
-    assert not told[-1].startswith("iteration")  # the summary
-    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    flags = [line["train/collapsed"] for line in lines if "train/collapsed" in line]
-    assert (flags[0], flags[-1]) == (0, 1)
+    assert re.match(r"iteration \d+: ", warnings[0])
+    assert warnings[1].startswith("the network has collapsed: since iteration")  # the summary
+
+    def flags() -> list[float]:
+        lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+        return [line["train/collapsed"] for line in lines if "train/collapsed" in line]
+
+    whole = flags()
+    assert (whole[0], whole[-1]) == (0, 1)
+    caplog.clear()
+    shutil.copy(tmp_path / "run/checkpoints/previous.pt", tmp_path / "run/checkpoints/last.pt")
+    train.main(settings("train", *common, *collapsing, *few, f"run.dir={tmp_path}/run", "resume=auto"))
+    assert flags() == whole
+    assert sum("the network has collapsed" in record.message for record in caplog.records) == 1  # the summary
     caplog.clear()
     train.main(settings("train", *common, *few, f"run.dir={tmp_path}/healthy"))
     assert "collapsed" not in caplog.text
+
+
+def test_divergence_is_named_with_what_helps(settings, common, tmp_path, monkeypatch, caplog):
+    """The gradient of a step is scaled up by a thousand from iteration 22 on."""
+    from detector.training import engine
+
+    norms = iter([1.0] * 21 + [1000.0] * 9)
+    total_norm = torch.nn.utils.get_total_norm
+    monkeypatch.setattr(engine.torch.nn.utils, "get_total_norm", lambda grads: total_norm(grads) * 0 + next(norms))
+    few = ["train.iterations=30", "train.eval_every=30", "train.checkpoint_every=30", "model.hidden=8"]
+    train.main(settings("train", *common, *few, f"run.dir={tmp_path}/run", "optimizer.lr=0.001"))
+    [message] = [record.message for record in caplog.records if "diverges" in record.message]
+    assert message.startswith("iteration 24: training diverges: the norm of the gradient is 1e+03, where 1 is usual")
+    assert "A lower optimizer.lr (now 0.001) or a longer schedule.warmup_iterations (now 50)" in message
+
+
+def test_a_checkpoint_of_a_version_with_fewer_settings_is_scored(run, settings, tmp_path):
+    content = torch.load(run / "checkpoints/last.pt", weights_only=True)
+    for group, key in (("train", "ema"), ("optimizer", "bias_lr_factor"), ("optimizer", "max_grad_norm")):
+        del content["config"][group][key]
+    torch.save(content, tmp_path / "old.pt")
+    evaluate.main(settings("evaluate", f"checkpoint={tmp_path}/old.pt", f"out={tmp_path}/out", "workers=0"))
+    assert (tmp_path / "out/metrics.json").is_file()

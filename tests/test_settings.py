@@ -260,6 +260,9 @@ def test_a_wrong_argument_is_an_input_error():
         ("optimizer.max_grad_norm=0", "optimizer.max_grad_norm=0: must be null or a number above 0"),
         ("optimizer.bias_lr_factor=0", "optimizer.bias_lr_factor=0: must be a number above 0"),
         ("train.ema=1", "train.ema=1: must be null or a number between 0 and 1"),
+        ("optimizer.betas=[0.9]", r"optimizer.betas=\[0.9\]: must be two numbers from 0 to below 1"),
+        ("optimizer.fused=3", "optimizer.fused=3: must be null or true or false"),
+        ("optimizer=sgd optimizer.momentum=nan", "optimizer.momentum=nan: must be a number from 0 to below 1"),
         ("data.min_proposal_px=-1", "data.min_proposal_px=-1: must be a number of pixels"),
         ("data.unique_proposals=2", "data.unique_proposals=2: must be true or false"),
         ("data.proposals_by_score=x", "data.proposals_by_score=x: must be true or false"),
@@ -275,7 +278,7 @@ def test_a_wrong_argument_is_an_input_error():
 )
 def test_invalid_values_are_named(settings, override, says):
     with pytest.raises(InputError, match=says):
-        validate(settings("train", *override.split()))
+        validate_training(settings("train", *override.split()), 1)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ IMAGENET = {
 OUTPUT_LAYERS = ("cls_score.", "bbox_pred.")
 FC6_WEIGHT, FC6_INPUTS = "head.fc6.weight", 512 * 7 * 7  # of VGG16
 # Prefixes of torchvision's classification networks -> prefixes of this program's model.
+CLASSIFIER_SHAPES = {"classifier.0.weight": (4096, FC6_INPUTS), "classifier.3.weight": (4096, 4096)}  # of VGG16
 TORCHVISION_PREFIXES = {
     "conv1.": "backbone.stem.0.",
     "bn1.": "backbone.stem.1.",
@@ -154,7 +155,7 @@ def to_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:
     weight = renamed.get("classifier.0.weight")
     if weight is not None and weight.shape[1:] == (FC6_INPUTS,):
         renamed["classifier.0.weight"] = weight.unflatten(1, (7, 7, -1)).permute(0, 3, 1, 2).flatten(1)
-    elif weight is not None:  # a fully connected head of another size
+    if any(renamed[key].shape != shape for key, shape in CLASSIFIER_SHAPES.items() if key in renamed):
         renamed = {key: value for key, value in renamed.items() if not key.startswith("classifier.")}
     return renamed
 

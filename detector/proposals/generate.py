@@ -95,8 +95,8 @@ def fingerprint(reader: DetectionDataset, mode: str) -> str:
     for index, image_id in enumerate(reader.image_ids):
         try:
             content = digest_of(reader.image_path(index))
-        except InputError:  # missing file: `_search` decides whether there are too many
-            content = "missing"
+        except (InputError, OSError):  # `_search` decides whether there are too many of these
+            content = "unreadable"
         digest.update(f"{image_id} {content}\n".encode())
     return digest.hexdigest()
 
@@ -150,8 +150,8 @@ def generate_proposals(
             "%d images gave fewer than %d boxes and have the boxes of a grid appended: %s",
             len(with_grid), MIN_BOXES, first_few(with_grid, 20),
         )  # fmt: skip
-    for reason in unreadable.values():
-        logger.warning("no proposals: %s", reason)
+    for image_id, reason in unreadable.items():
+        logger.warning("no proposals for %s: %s", image_id, reason)
 
 
 def merge_shards(paths: Sequence[Path], target: Path) -> None:
@@ -231,21 +231,26 @@ def _digest_of_ids(image_ids: Sequence[str]) -> str:
 def _search(
     reader: DetectionDataset, indices: list[int], parts: Path, mode: str, workers: int, max_bad_fraction: float
 ) -> None:
-    unreadable = [*_read_reasons(reader, parts).values()]  # of an interrupted run
+    unreadable = _read_reasons(reader, parts)  # of an interrupted run
+
+    def require_few_unreadable() -> None:
+        if len(unreadable) > max_bad_fraction * len(reader):
+            reasons = [f"{image_id}: {reason}" for image_id, reason in unreadable.items()]
+            raise InputError(
+                f"{reader.name}: more than the fraction {max_bad_fraction:g} of its {len(reader)} images cannot be "
+                f"read: {first_few(reasons)}. Repair them, remove them from the split, or allow a larger fraction "
+                f"(--max-bad-fraction). After a change of the images, delete {parts}"
+            )
 
     def search(index: int) -> None:
         try:
             image = reader.image(index)
-        except InputError as error:
-            unreadable.append(str(error))
-            if len(unreadable) > max_bad_fraction * len(reader):
-                raise InputError(
-                    f"{first_few(unreadable)}. Of the {len(reader)} images of {reader.name} more than the fraction "
-                    f"{max_bad_fraction:g} cannot be read: repair them, remove them from the split, or allow more with "
-                    "--max-bad-fraction"
-                ) from None
+        except (InputError, OSError) as error:
+            reason = str(error).partition(": ")[2] or str(error)  # without the path, which differs between machines
+            unreadable[reader.image_ids[index]] = reason
+            require_few_unreadable()
             data = io.BytesIO()
-            np.savez(data, boxes=np.zeros((0, 4), np.float32), image_hw=(0, 0), with_grid=False, reason=str(error))
+            np.savez(data, boxes=np.zeros((0, 4), np.float32), image_hw=(0, 0), with_grid=False, reason=reason)
             write_atomically(_part(parts, index, reader), data.getvalue())
             return
         boxes, with_grid = search_image(image, mode, threads=1)
@@ -253,6 +258,7 @@ def _search(
         np.savez(data, boxes=boxes, image_hw=image.shape[:2], with_grid=with_grid)
         write_atomically(_part(parts, index, reader), data.getvalue())
 
+    require_few_unreadable()
     with ThreadPoolExecutor(workers) as pool:
         try:
             found = pool.map(search, indices)

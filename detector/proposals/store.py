@@ -127,10 +127,10 @@ class _StoreRows(Mapping[str, np.ndarray]):
         return boxes if scores is None else np.column_stack([boxes, scores])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._store.image_ids)
+        return (image_id for image_id in self._store.image_ids if image_id in self._store)
 
     def __len__(self) -> int:
-        return len(self._store)
+        return len(self._store) - len(self._store.unreadable)
 
 
 def write_store(

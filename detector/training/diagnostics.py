@@ -2,6 +2,7 @@
 
 import math
 from collections import deque
+from collections.abc import Mapping
 from statistics import median
 
 import torch
@@ -12,9 +13,9 @@ from detector.runtime.device import Compute, peak_memory_mib
 from detector.runtime.distributed import gather
 from detector.structures import Batch, RoiTargets
 
-SETTLED = 0.98  # of the entropy of the labels: no better than predicting label frequencies
-HARDLY_ANY = 0.01  # foreground accuracy
-GROWN = 100.0  # times the usual gradient norm
+ENTROPY_FRACTION = 0.98  # a class loss of so much of the label entropy is that of predicting label frequencies
+MAX_ACCURACY = 0.01  # foreground accuracy that still counts as a collapse at such a loss
+NORM_FACTOR = 100.0  # times the usual gradient norm is divergence
 STEPS_IN_A_ROW = 3
 USUAL_STEPS = 100  # the usual norm is the median over so many steps
 
@@ -24,40 +25,56 @@ class CollapseDetector:
 
     It has collapsed if in a window of at least `window` iterations no foreground RoI is classified correctly, or hardly
     any while the class loss is as high as the entropy of the labels: the loss of a constant prediction (0.562 for one
-    class and a quarter of foreground RoIs).
+    class and a quarter of foreground RoIs). The first `warmup` iterations do not count. It reads logged values, so that
+    a resumed run restores it from metrics.jsonl. With several processes, accuracy and entropy are those of the first.
     """
 
-    def __init__(self, window: int) -> None:
+    def __init__(self, window: int, warmup: int) -> None:
         self.window = window
-        self.since: int | None = None  # start of the window that first showed collapse; None: not collapsed
-        self._seen: deque[tuple[int, int, float, float, Tensor]] = deque()
+        self.warmup = warmup
+        self.since: int | None = None  # first iteration of the collapse; None: not collapsed
+        self.first: int | None = None  # the same for the first collapse of the run
+        self._last = 0
+        self._seen: deque[tuple[int, int, float, float, float]] = deque()
 
-    def add(self, first: int, last: int, foreground_accuracy: float, loss_cls: float, label_counts: Tensor) -> bool:
-        """Add means over the iterations `first` to `last`, and the label counts. Returns whether it has collapsed.
+    def add(self, iteration: int, values: Mapping[str, float | None]) -> bool:
+        """Add the means since the last call, by tag. Returns whether the network has collapsed.
 
-        `foreground_accuracy` is NaN if there was no foreground.
+        `roi/foreground_accuracy` is NaN or None if there was no foreground.
         """
-        self._seen.append((first, last, foreground_accuracy, loss_cls, label_counts))
-        while last - self._seen[0][1] >= self.window:
+        first, self._last = max(self._last, self.warmup) + 1, iteration
+        if first > iteration:
+            return False
+        accuracy = values["roi/foreground_accuracy"]
+        loss, entropy = values["train/loss_cls"] or 0.0, values["roi/label_entropy"] or 0.0
+        self._seen.append((first, iteration, math.nan if accuracy is None else accuracy, loss, entropy))
+        while iteration - self._seen[0][1] >= self.window:
             self._seen.popleft()
-        collapsed = last - self._seen[0][0] + 1 >= self.window and self._window_is_collapsed()
+        collapsed = iteration - self._seen[0][0] + 1 >= self.window and self._window_is_collapsed()
         self.since = (self.since or self._seen[0][0]) if collapsed else None
+        self.first = self.first or self.since
         return collapsed
 
     def _window_is_collapsed(self) -> bool:
-        weights = [last - first + 1 for first, last, *_ in self._seen]
-        right = [(w, item[2]) for w, item in zip(weights, self._seen, strict=True) if not math.isnan(item[2])]
-        if not right:
+        correct = [(last - first + 1, accuracy) for first, last, accuracy, *_ in self._seen if not math.isnan(accuracy)]
+        if not correct:
             return False
-        accuracy = sum(w * value for w, value in right) / sum(w for w, _ in right)
-        loss = sum(w * item[3] for w, item in zip(weights, self._seen, strict=True)) / sum(weights)
-        frequencies = torch.stack([item[4] for item in self._seen]).sum(dim=0).double()
-        entropy = float(torch.special.entr(frequencies / frequencies.sum()).sum())
-        return accuracy == 0 or (accuracy < HARDLY_ANY and loss >= SETTLED * entropy)
+        accuracy = sum(steps * value for steps, value in correct) / sum(steps for steps, _ in correct)
+        loss = sum((last - first + 1) * loss for first, last, _, loss, _ in self._seen)
+        entropy = sum((last - first + 1) * entropy for first, last, *_, entropy in self._seen)
+        return accuracy == 0 or (accuracy < MAX_ACCURACY and loss >= ENTROPY_FRACTION * entropy)
+
+
+def label_entropy(counts: Tensor) -> float:
+    """Entropy in nats of label counts (K+1,): the class loss of a network that predicts their frequencies."""
+    return float(torch.special.entr(counts.double() / counts.sum().clamp(min=1)).sum())
 
 
 class DivergenceDetector:
-    """Detects a gradient norm of a hundred times its usual value, which is soon not finite."""
+    """Detects a gradient norm of a hundred times its usual value, which is soon not finite.
+
+    It needs the norms of 20 steps to know what is usual.
+    """
 
     def __init__(self) -> None:
         self._norms: deque[float] = deque(maxlen=USUAL_STEPS)
@@ -66,7 +83,7 @@ class DivergenceDetector:
     def add(self, grad_norm: float) -> float | None:
         """Add the gradient norm of a step. Returns its usual value at the third step in a row far above it."""
         usual = median(self._norms) if len(self._norms) >= USUAL_STEPS // 5 else math.inf
-        if grad_norm <= GROWN * usual:
+        if grad_norm <= NORM_FACTOR * usual:
             self._above = 0
             self._norms.append(grad_norm)
             return None

@@ -134,7 +134,7 @@ def check_same_run(checkpoint: Mapping, config: dict, classes: tuple[str, ...], 
     changed = {
         key: f"{key}: {before.get(key, 'not set')} -> {now.get(key, 'not set')}"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not key.startswith(PER_INVOCATION)
+        if before.get(key, "None") != now.get(key, "None") and not key.startswith(PER_INVOCATION)
     }
     problems += [line for key, line in changed.items() if key.startswith(FIXED)]
     problems += [

@@ -60,10 +60,11 @@ class Tracker:
 
     def __init__(self, folder: Path, start: int = 0) -> None:
         self.warned = False
+        self.path = folder / "metrics.jsonl"
         self._excepthook, threading.excepthook = threading.excepthook, self._after_thread
         try:
             self.writer: SummaryWriter | None = SummaryWriter(str(folder), purge_step=start + 1)
-            self.lines = open(folder / "metrics.jsonl", "ab", buffering=0)  # noqa: SIM115  closed in close()
+            self.lines = open(self.path, "ab", buffering=0)  # noqa: SIM115  closed in close()
         except OSError as error:
             threading.excepthook = self._excepthook
             if error.errno in DISK_IS_FULL:
@@ -104,6 +105,10 @@ class Tracker:
             if not self.warned:
                 logger.warning("metrics.jsonl cannot be written: %s. Training continues", error)
             self.warned = True
+
+    def history(self) -> list[dict]:
+        """The lines of metrics.jsonl."""
+        return [json.loads(line) for line in self.path.read_text().splitlines()]
 
     def image(self, iteration: int, tag: str, picture: np.ndarray) -> None:
         """Log an image (H, W, 3) uint8."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torchvision
 import yaml
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -27,7 +27,7 @@ from detector.runtime.signals import Stopped, StopRequest
 from detector.settings import flatten
 from detector.structures import Detections
 from detector.training.checkpoint import Checkpoints
-from detector.training.diagnostics import CollapseDetector, DivergenceDetector
+from detector.training.diagnostics import CollapseDetector, DivergenceDetector, label_entropy
 from detector.training.engine import Step, TrainingConfig
 from detector.training.losses import multi_task_loss
 from detector.training.tracking import Means, Tracker, tag_of
@@ -80,10 +80,9 @@ class Trainer:
         self.evaluated = 0  # iteration of the last evaluation
         self.stopping = 0  # the signal that requested it
         self.checkpoints = Checkpoints(self.folder / "checkpoints")
-        self.logged = 0  # iteration of the last logging
         self.label_counts = torch.zeros(len(self.components.classes) + 1, dtype=torch.int64)  # since the last logging
-        settings = self.config["train"]
-        self.collapse = CollapseDetector(collapse_window(settings["iterations"]))
+        self.warmup = self.config["schedule"].get("warmup_iterations", 0)
+        self.collapse = CollapseDetector(collapse_window(self.config["train"]["iterations"]), self.warmup)
         self.divergence = DivergenceDetector()
         if self.tracker is not None:
             text = yaml.safe_dump(self.config, sort_keys=False)
@@ -93,8 +92,10 @@ class Trainer:
     def resume(self, checkpoint: dict) -> None:
         """Resume where the checkpoint was written, possibly before or during an evaluation."""
         self.evaluated = checkpoint["evaluated"]
-        self.logged = checkpoint["iteration"]
         if self.tracker is not None:
+            for line in self.tracker.history():
+                if "roi/label_entropy" in line:
+                    self.collapse.add(line["iteration"], line)
             self.best = self.checkpoints.best_score()  # not the checkpoint's: see promote_checkpoint
         if checkpoint["processes"] != rank_info().world_size:
             logger.warning(
@@ -117,7 +118,7 @@ class Trainer:
         if self.tracker is not None:
             self.means.add(step.values)
             self.label_counts += step.targets.labels.bincount(minlength=len(self.label_counts))
-            self.watch_gradient(iteration, step.values["train/grad_norm"])
+            self.watch_gradient(iteration, float(step.values["train/grad_norm"]))
             if iteration == 1:
                 self.tracker.image(iteration, "train/rois", draw_batch(step.batch, step.targets))
             if any(due.values()) or self.stopping:
@@ -129,6 +130,8 @@ class Trainer:
     def log(self, tracker: Tracker, step: Step, progress: tqdm) -> None:
         """Log means since the last logging to TensorBoard, metrics.jsonl and the terminal."""
         values = self.means.take() | {"memory/peak_mib": peak_memory_mib(self.components.compute.device)}
+        values["roi/label_entropy"] = label_entropy(self.label_counts)
+        self.label_counts.zero_()
         values["train/collapsed"] = float(self.watch_for_collapse(step.iteration, values))
         tracker.scalars(step.iteration, values)
         progress.set_postfix(loss=f"{values['train/loss']:.3f}")
@@ -139,35 +142,37 @@ class Trainer:
             )
 
     def watch_for_collapse(self, iteration: int, values: dict[str, float]) -> bool:
-        """Warn once if the network has collapsed to label frequencies; returns whether it has, by the logged values."""
-        before = self.collapse.since
-        counts, self.label_counts = self.label_counts, torch.zeros_like(self.label_counts)
-        first, self.logged = self.logged + 1, iteration
-        if first <= self.config["schedule"].get("warmup_iterations", 0):
-            return False
-        collapsed = self.collapse.add(
-            first, iteration, values["roi/foreground_accuracy"], values["train/loss_cls"], counts
-        )
-        if collapsed and before is None:
+        """Warn at the first collapse of the run, and say when it is over. Returns whether the network has collapsed."""
+        before, first = self.collapse.since, self.collapse.first
+        collapsed = self.collapse.add(iteration, values)
+        if collapsed and first is None:
             logger.warning("iteration %d: %s", iteration, self.collapse_message())
+        if before is not None and not collapsed:
+            logger.info("iteration %d: the network has recovered from its collapse", iteration)
         return collapsed
 
     def collapse_message(self) -> str:
         """The meaning of the collapse, and its remedies."""
-        rate, warmup = self.components.optimizer.defaults["lr"], self.config["schedule"].get("warmup_iterations", 0)
         return (
             f"the network has collapsed: since iteration {self.collapse.since} it classifies (almost) every foreground "
-            f"RoI as background, and detects nothing. A lower optimizer.lr (now {rate:g}) or a longer "
-            f"schedule.warmup_iterations (now {warmup}) usually helps"
+            f"RoI as background, and detects nothing. {self.remedies()}"
         )
 
-    def watch_gradient(self, iteration: int, grad_norm: Tensor | float) -> None:
+    def remedies(self) -> str:
+        """The two settings that help most against collapse and divergence."""
+        rate = self.components.optimizer.defaults["lr"]
+        return (
+            f"A lower optimizer.lr (now {rate:g}) or a longer schedule.warmup_iterations (now {self.warmup}) usually "
+            "helps"
+        )
+
+    def watch_gradient(self, iteration: int, grad_norm: float) -> None:
         """Warn if training diverges."""
-        usual = self.divergence.add(float(grad_norm))
+        usual = self.divergence.add(grad_norm)
         if usual is not None:
             logger.warning(
-                "iteration %d: training diverges: the norm of the gradient is %.3g, where %.3g is usual in this run. A "
-                "lower optimizer.lr or an optimizer.max_grad_norm usually helps", iteration, grad_norm, usual,
+                "iteration %d: training diverges: the norm of the gradient is %.3g, where %.3g is usual in this run. "
+                "%s", iteration, grad_norm, usual, self.remedies(),
             )  # fmt: skip
 
     def keep(self, iteration: int, evaluate: bool, save: bool) -> None:
@@ -260,6 +265,8 @@ class Trainer:
         self.tracker.hyperparameters(flatten(self.config), self.final)
         if self.collapse.since is not None:
             logger.warning("%s", self.collapse_message())
+        elif self.collapse.first is not None:
+            logger.warning("the network collapsed at iteration %d, and recovered later", self.collapse.first)
         logger.info("done: %s; to view it: tensorboard --logdir %s", self.folder, self.folder.parent)
 
 

@@ -6,12 +6,13 @@
 Every run is one call of train.py on half-size images (short side 320 px; shapes at their own size), and its last.pt is
 scored. By default the images of trainval are split three to one into training and validation, so that the test split
 influences no choice; --test trains on trainval and scores the test split. One table: mean, minimum and range over the
-seeds of the 11-point mAP at IoU 0.5, and seconds per step. Existing runs are not repeated.
+seeds of the 11-point mAP at IoU 0.5, and seconds per step. Existing runs are reused.
 
---recipes takes names of RECIPES, or NAME=OVERRIDES in quotes: "low rate=optimizer.lr=0.0001 train.ema=null".
+--recipes takes names of RECIPES, or NAME=OVERRIDES in quotes: "low-rate=optimizer.lr=0.0001 train.ema=0.9".
 """
 
 import argparse
+import hashlib
 import json
 import random
 import statistics
@@ -24,14 +25,14 @@ from scripts.benchmarks.selective_search import machine
 RECIPES = {
     "default": [],
     "ema": ["train.ema=0.99"],
-    "no clipping": ["optimizer.max_grad_norm=null"],
-    "rate x 1/3": ["optimizer.lr=0.0001"],
-    "rate x 3": ["optimizer.lr=0.0009"],
+    "no-clipping": ["optimizer.max_grad_norm=null"],
+    "lr-third": ["optimizer.lr=0.0001"],
+    "lr-triple": ["optimizer.lr=0.0009"],
     "sgd": ["optimizer=sgd"],
-    "sgd, rate 0.005": ["optimizer=sgd", "optimizer.lr=0.005"],
+    "sgd-lr-0.005": ["optimizer=sgd", "optimizer.lr=0.005"],
     "photometric": ["augment=photometric"],
     "scale": ["augment=scale"],
-    "background from 0.1": ["roi.background_iou_low=0.1"],
+    "background-from-0.1": ["roi.background_iou_low=0.1"],
 }
 VAL_PART = 4  # one in VAL_PART images of trainval is for validation
 TRAIN_PY = Path(__file__).resolve().parents[2] / "train.py"
@@ -47,6 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    for recipe in arguments.recipes:
+        if "=" not in recipe and recipe not in RECIPES:
+            sys.exit(f"error: --recipes: {recipe}: must be NAME=OVERRIDES or one of {', '.join(RECIPES)}")
     print(machine(), "\n")
     print("| data | recipe | iterations | seeds | mean | min | range | s per step |\n|---|---|---|---|---|---|---|---|")
     for data in arguments.data:
@@ -58,9 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
             for iterations in arguments.iterations:
                 scores, seconds = [], []
                 for seed in arguments.seeds:
-                    part = "test" if arguments.test else "val"
-                    folder = arguments.folder / f"{name}-{part}-{label.replace(' ', '_')}-{iterations}-{seed}"
-                    score, step = train(folder, [*overrides, *changes], iterations, seed)
+                    score, step = train(arguments.folder / f"{name}-{label}", [*overrides, *changes], iterations, seed)
                     scores.append(score)
                     seconds.append(step)
                 print(
@@ -82,22 +84,24 @@ def data_overrides(name: str, root: Path, arguments: argparse.Namespace) -> list
 
 def divide(root: Path, divided: Path) -> None:
     """Make a data set with the images of `root`, its trainval divided into the splits `train` and `val`."""
+    ids = (root / "ImageSets/Main/trainval.txt").read_text().split()
     (divided / "ImageSets/Main").mkdir(parents=True)
     for folder in ("JPEGImages", "Annotations"):
         (divided / folder).symlink_to(root / folder)
-    ids = (root / "ImageSets/Main/trainval.txt").read_text().split()
     random.Random(0).shuffle(ids)
     count = len(ids) // VAL_PART
     for split, part in (("val", ids[:count]), ("train", ids[count:])):
         (divided / f"ImageSets/Main/{split}.txt").write_text("".join(f"{image_id}\n" for image_id in sorted(part)))
 
 
-def train(folder: Path, overrides: list[str], iterations: int, seed: int) -> tuple[float, float]:
-    """The main metric of the run's last.pt, and seconds per step."""
+def train(prefix: Path, overrides: list[str], iterations: int, seed: int) -> tuple[float, float]:
+    """The main metric of the run's last.pt, and seconds per step. The name of the run's folder depends on all of it."""
+    digest = hashlib.sha256(" ".join(overrides).encode()).hexdigest()[:8]
+    folder = prefix.with_name(f"{prefix.name}-{digest}-{iterations}-{seed}")
     if not (folder / "report.html").exists():
         command = [
             sys.executable, str(TRAIN_PY), *overrides, f"train.iterations={iterations}", f"seed={seed}",
-            f"train.eval_every={iterations}", f"run.dir={folder}",
+            f"train.eval_every={iterations}", f"run.dir={folder}", "resume=auto",
         ]  # fmt: skip
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -48,7 +48,7 @@ from detector.visualization.drawing import draw_batch
 from tests.conftest import REPOSITORY
 from tests.faults.conftest import wait_for
 from tests.helpers.processes import FORKS, children
-from tests.tools.kill_runs import differences
+from tests.tools.kill_runs import differences, same
 
 
 @pytest.fixture
@@ -69,6 +69,18 @@ def test_case_01_killed_at_any_moment_and_in_a_write_the_outcome_is_equal_in_eve
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.search("3 kills, [123] of them in the middle of writing", result.stdout)
     assert "0 unequal" in result.stdout
+
+
+@pytest.mark.parametrize("override", ["train.ema=null", "optimizer=sgd", "optimizer.max_grad_norm=0.5"])
+def test_resume_is_exact_with_other_optimizers(override, settings, tiny, tmp_path):
+    folder = tmp_path / "run"
+    train.main(settings("train", *tiny, override, f"run.dir={folder}"))
+    whole = torch.load(folder / "checkpoints/last.pt", weights_only=True)
+    train.main(settings("train", *tiny, override, f"resume={folder}/checkpoints/previous.pt"))
+    again = torch.load(folder / "checkpoints/last.pt", weights_only=True)
+    for part in ("model", "raw_model", "optimizer", "iteration"):
+        assert same(again.get(part), whole.get(part))
+    assert (folder / "checkpoints/last-of-6.pt").is_file()  # so the run did resume before its end
 
 
 def test_case_01_the_comparison_sees_one_bit(whole, spoilt):

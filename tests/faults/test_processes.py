@@ -60,7 +60,7 @@ from tests.faults.conftest import wait_for
 from tests.helpers.processes import FORKS, children, start_ranks
 
 COMPUTE = resolve_compute("cpu", "float32")
-TRAINING = TrainingConfig(Sampling(rois_per_image=8), BoxCoder(), seed=0)
+TRAINING = TrainingConfig(Sampling(rois_per_image=8), BoxCoder(), seed=0, max_grad_norm=0.5)
 DETECTOR = DetectorConfig(BoxCoder(), Postprocess(0.01, 0.3, 20))
 
 

@@ -159,22 +159,38 @@ def test_unreadable_images_are_named_up_to_a_fraction(make_voc, tmp_path, caplog
     cut = root / "JPEGImages/b.jpg"
     cut.write_bytes(cut.read_bytes()[:-50])
     reader = VocDataset(root, "train")
-    with pytest.raises(InputError, match=r"b\.jpg: (.|\n)*than the fraction 0.24 cannot .* --max-bad-fraction"):
+    with pytest.raises(InputError, match=r"fraction 0\.24 of its 4 images .*: b: damaged .*\(--max-bad-fraction\)"):
         generate_proposals(reader, tmp_path / "p.safetensors", "single", 1, max_bad_fraction=0.24)
     generate_proposals(reader, tmp_path / "p.safetensors", "single", 1, max_bad_fraction=0.25)
     store = ProposalStore(tmp_path / "p.safetensors")
     assert [image_id in store for image_id in "abcd"] == [True, False, True, True]
     assert list(store.unreadable) == ["b"]
-    assert str(cut) in store.unreadable["b"]
-    assert f"no proposals: {store.unreadable['b']}" in caplog.text
-    with pytest.raises(InputError, match=r"1 of 4 images, which could not be read when it was made: .*b\.jpg"):
+    assert store.unreadable["b"].startswith("damaged image")
+    assert f"no proposals for b: {store.unreadable['b']}" in caplog.text
+    with pytest.raises(InputError, match=r"1 of 4 images, which could not be read when .*: damaged image"):
         require_present(store, reader.image_ids)
+    assert list(store.raw.rows) == ["a", "c", "d"]  # as other formats are given
 
     shards = [tmp_path / f"{number}.safetensors" for number in (1, 2)]
     for number, path in enumerate(shards, start=1):
         generate_proposals(reader, path, "single", 1, (number, 2), max_bad_fraction=0.5)
     merge_shards(shards, tmp_path / "merged.safetensors")
     assert (tmp_path / "merged.safetensors").read_bytes() == (tmp_path / "p.safetensors").read_bytes()
+
+
+def test_the_limit_of_unreadable_images_holds_for_a_resumed_call(make_voc, tmp_path, monkeypatch):
+    root = make_voc({"train": {name: [] for name in "ab"}})
+    (root / "JPEGImages/a.jpg").write_bytes(b"")
+    reader = VocDataset(root, "train")
+
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generate, "selective_search", stop)
+    with pytest.raises(KeyboardInterrupt):
+        generate_proposals(reader, tmp_path / "p.safetensors", "single", 1, max_bad_fraction=0.5)
+    with pytest.raises(InputError, match="more than the fraction 0 of its 2 images"):
+        generate_proposals(reader, tmp_path / "p.safetensors", "single", 1, max_bad_fraction=0)
 
 
 def test_a_missing_image_counts_as_unreadable(make_voc, tmp_path):

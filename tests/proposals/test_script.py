@@ -134,15 +134,15 @@ def test_a_trusted_pickle_and_a_declared_layout_are_passed_on(call, tmp_path):
     assert ProposalStore(out)["x"].tolist() == [[1, 0, 39, 29]]  # 1 2 29 39 in the pickle
 
 
-def test_generate_passes_over_one_truncated_image_in_a_hundred(call, make_voc, tmp_path, caplog):
+def test_generate_skips_one_truncated_image_in_a_hundred(call, make_voc, tmp_path, caplog):
     root = make_voc({"train": {f"{number:03d}": [] for number in range(100)}})
     cut = root / "JPEGImages/007.jpg"
     cut.write_bytes(cut.read_bytes()[:-50])
     command = ("generate", "--data", root, "--split", "train", "--mode", "single", "--out")
     assert call(*command, tmp_path / "p.safetensors")[0] == 0
-    assert "007.jpg" in caplog.text
+    assert "no proposals for 007: damaged image" in caplog.text
     status, _, errors = call(*command, tmp_path / "q.safetensors", "--max-bad-fraction", 0)
     assert status == 2
-    assert "007.jpg" in errors
+    assert "007: damaged image" in errors
     status, _, errors = call(*command, tmp_path / "q.safetensors", "--max-bad-fraction", 2)
     assert (status, errors) == (2, "error: --max-bad-fraction: 2.0 must be from 0 to 1\n")
