@@ -24,7 +24,7 @@ from detector.inference.predict import DetectorConfig
 from detector.models import FastRCNN, build_model
 from detector.proposals.generate import proposals_for, store_path
 from detector.runtime.device import Compute, resolve_compute
-from detector.settings import build
+from detector.settings import build, find_class
 from detector.training.engine import TrainingConfig
 from detector.training.optimizers import default_rate, parameter_groups
 from detector.training.targets import Sampling
@@ -259,6 +259,7 @@ def build_optimizer(config: dict, model: FastRCNN) -> tuple[torch.optim.Optimize
     pretrained = config["model"].get("weights") is not None
     settings.pop("max_grad_norm", None)  # `train_step` applies it
     kind = str(settings.get("_target_"))
+    find_class(kind, ("torch.optim.",))  # before its learning rate is looked up
     settings["lr"] = settings.get("lr") or default_rate(kind, train["images_per_batch"], pretrained)
     groups = parameter_groups(model, settings["lr"], settings["weight_decay"], settings.pop("bias_lr_factor", 1.0))
     optimizer = build(settings, ("torch.optim.",), params=groups)

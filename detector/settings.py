@@ -22,7 +22,7 @@ def build(settings: Mapping, packages: tuple[str, ...] = ALLOWED, /, **more: Any
     """
     arguments = {key: value for key, value in settings.items() if key != "_target_"}
     target = str(settings.get("_target_"))
-    cls = _find_class(target, packages)
+    cls = find_class(target, packages)
     try:
         for name, parameter in inspect.signature(cls).parameters.items():
             if isinstance(parameter.default, bool) and not isinstance(arguments.get(name, True), bool):
@@ -34,7 +34,8 @@ def build(settings: Mapping, packages: tuple[str, ...] = ALLOWED, /, **more: Any
         raise InputError(f"{target} does not take {arguments}: {error}") from None
 
 
-def _find_class(target: str, packages: tuple[str, ...]) -> type:
+def find_class(target: str, packages: tuple[str, ...]) -> type:
+    """The class of this name. Raises InputError for anything but a class defined in one of these packages."""
     module, _, name = target.rpartition(".")
     if target.startswith(packages):
         try:

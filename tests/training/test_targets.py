@@ -55,7 +55,7 @@ def test_invariants(seed, num_proposals, num_objects):
 def test_foreground_is_limited_to_its_fraction_and_background_fills_the_rest():
     many = GT[:1].repeat(50, 1) + torch.rand(50, 1) * 0.1
     background = torch.tensor([[0.0, 0.0, 10.0, 3.0]]).repeat(100, 1) + torch.rand(100, 1) * 0.1
-    _, labels, _ = sample_rois(torch.cat([many, background]), GT, LABELS, Sampling(), generator())
+    _, labels, _ = sample_rois(torch.cat([many, background]), GT, LABELS, Sampling(rois_per_image=64), generator())
     assert ((labels > 0).sum().item(), len(labels)) == (16, 64)
 
 
