@@ -71,7 +71,7 @@ def test_a_run_leaves_what_is_promised(run):
     checkpoint = torch.load(run / "checkpoints/last.pt", weights_only=True)
     assert checkpoint["iteration"] == 4
     assert checkpoint["config"]["data"]["short_side_px"] == 96
-    assert checkpoint["config"]["optimizer"]["lr"] == 0.01
+    assert checkpoint["config"]["optimizer"]["lr"] == pytest.approx(0.00015 * 2**0.5)
     assert checkpoint["classes"] == ["ball", "crate", "kite", "star"]
     assert "shapes-train: 6 images found, 0 missing" in (run / "train.log").read_text()
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -36,7 +36,7 @@ from detector.proposals.convert import READERS, WRITERS
 from detector.proposals.formats import mat, tables
 from detector.proposals.formats.records import BoxFormat, ImageProposals
 from detector.proposals.store import open_proposals, require_images, write_store
-from detector.settings import validate
+from detector.settings import validate, validate_training
 from detector.training.checkpoint import load_checkpoint, save_weights
 from tests.helpers.watch import nothing_happens
 from tests.proposals.test_formats import voc_mat_v7_3
@@ -325,7 +325,7 @@ def test_settings(tmp_path, settings):
     whole = settings("train", "data=voc", f"data.root={tmp_path}")
 
     def read(config: dict) -> None:
-        validate(config)
+        validate_training(config, 1)
         builders.build_compute(config)
         builders.build_training_config(config)
         with torch.device("meta"):
