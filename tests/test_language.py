@@ -1,0 +1,30 @@
+"""Identifiers and phrases that the program no longer uses; ordinary words are a matter of review."""
+
+import re
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+IDENTIFIERS = [
+    "take_up", "gather_turns", "from_main", "share_gradients", "share_buffers", "TrainOrder",
+    "_answers", "made_of", "make_newest", "_step_aside", "failing_gently", "find_damage", "through_files", "left_out",
+    "require_whole", "warn_of_overlap", "CROWD_PART", "screen_is_gone", "_its_error_is_the_user_s",
+    "_end_when_the_training_process_says_so", "OF_THE_CALL", "DISK_SAYS_NO",
+]  # fmt: skip
+PHRASES = [
+    "taken up again", "meeting point", "senseless", "slip of the pen", "whole number", "a stranger's file",
+    "equal in every bit", "so-manieth", "score will flatter", "RoIs are drawn",
+]  # fmt: skip
+FILES = [
+    path
+    for pattern in ("*.py", "detector/**/*.py", "scripts/**/*.py", "configs/**/*.yaml", "*.md", "docs/*.md")
+    for path in REPOSITORY.glob(pattern)
+]
+
+
+@pytest.mark.parametrize("retired", [rf"\b{name}\b" for name in IDENTIFIERS] + PHRASES)
+def test_retired_words_do_not_come_back(retired):
+    assert len(FILES) > 100
+    found = [str(path.relative_to(REPOSITORY)) for path in FILES if re.search(retired, path.read_text())]
+    assert found == []
