@@ -49,6 +49,8 @@ def export_weights(arguments: argparse.Namespace) -> None:
 
 
 def export_torchvision(arguments: argparse.Namespace) -> None:
+    if arguments.out.suffix not in (".pth", ".pt"):
+        raise InputError(f"--out: {arguments.out} must end in .pth or .pt")
     if arguments.out.exists():
         raise InputError(f"--out: {arguments.out} is there already, and nothing is overwritten: name another file")
     require_writable("--out", arguments.out.parent)

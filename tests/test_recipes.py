@@ -26,6 +26,7 @@ def test_the_table_of_a_study(make_voc, tmp_path, monkeypatch, capsys):
         (folder / "report.html").touch()
         (folder / "metrics.jsonl").write_text('{"iteration": 1, "time/step_s": 0.25}\n')
         (folder / "metrics.json").write_text(json.dumps({"main": {"value": next(scores)}}))
+        return argparse.Namespace(returncode=0)
 
     monkeypatch.setattr(recipes.subprocess, "run", fake)
     parser = argparse.ArgumentParser()
@@ -35,8 +36,11 @@ def test_the_table_of_a_study(make_voc, tmp_path, monkeypatch, capsys):
         recipes.run(parser.parse_args(command))
         assert "| mine | default | 9 | 2 | 0.600 | 0.500 | 0.200 | 0.250 |" in capsys.readouterr().out
     assert len(commands) == 2
-    splits = {name: (tmp_path / f"study/data-mine/ImageSets/Main/{name}.txt").read_text() for name in ("train", "val")}
+    [divided] = (tmp_path / "study").glob("data-mine-*")
+    splits = {name: (divided / f"ImageSets/Main/{name}.txt").read_text() for name in ("train", "val")}
     assert [len(text.split()) for text in splits.values()] == [6, 2]
     assert sorted("".join(splits.values()).split()) == list("abcdefgh")
     with pytest.raises(SystemExit, match="--recipes: sdg: must be NAME=OVERRIDES or one of default, "):
         recipes.run(parser.parse_args([*command, "--recipes", "sdg"]))
+    with pytest.raises(SystemExit, match="--data: mine: must be shapes or NAME=ROOT"):
+        recipes.run(parser.parse_args(["--data", "mine"]))

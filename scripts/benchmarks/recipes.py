@@ -51,6 +51,12 @@ def run(arguments: argparse.Namespace) -> None:
     for recipe in arguments.recipes:
         if "=" not in recipe and recipe not in RECIPES:
             sys.exit(f"error: --recipes: {recipe}: must be NAME=OVERRIDES or one of {', '.join(RECIPES)}")
+    for data in arguments.data:
+        name, _, root = data.partition("=")
+        if name != "shapes" and not Path(root, "ImageSets/Main/trainval.txt").is_file():
+            sys.exit(
+                f"error: --data: {data}: must be shapes or NAME=ROOT, and ROOT must have ImageSets/Main/trainval.txt"
+            )
     print(machine(), "\n")
     print("| data | recipe | iterations | seeds | mean | min | range | s per step |\n|---|---|---|---|---|---|---|---|")
     for data in arguments.data:
@@ -76,7 +82,7 @@ def data_overrides(name: str, root: Path, arguments: argparse.Namespace) -> list
     settings = ["data=voc", "model.weights=null", "data.short_side_px=320", "data.val_max_proposals=2000"]
     if arguments.test:
         return [*settings, f"data.root={root.resolve()}"]
-    divided = arguments.folder / f"data-{name}"
+    divided = arguments.folder / f"data-{name}-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:8]}"
     if not divided.exists():
         divide(root.resolve(), divided)
     return [*settings, f"data.root={divided.resolve()}", "data.train_split=train", "data.val_split=val"]
@@ -103,7 +109,8 @@ def train(prefix: Path, overrides: list[str], iterations: int, seed: int) -> tup
             sys.executable, str(TRAIN_PY), *overrides, f"train.iterations={iterations}", f"seed={seed}",
             f"train.eval_every={iterations}", f"run.dir={folder}", "resume=auto",
         ]  # fmt: skip
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+        if subprocess.run(command, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL).returncode:
+            sys.exit(1)  # train.py has said why
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = [line["time/step_s"] for line in lines if "time/step_s" in line]
     return json.loads((folder / "metrics.json").read_text())["main"]["value"], statistics.median(steps)
