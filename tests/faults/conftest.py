@@ -1,4 +1,4 @@
-"""A tiny run that the tests stop, spoil and take up again."""
+"""A tiny run that the tests stop, corrupt and resume."""
 
 import multiprocessing
 import time

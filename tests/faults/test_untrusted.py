@@ -1,4 +1,4 @@
-"""Files from strangers: they can be wrong, and nothing worse. Case 15 and the second table of FAULTS.md."""
+"""Untrusted files: they can be wrong, and nothing worse. Case 15 and the second table of FAULTS.md."""
 
 import copy
 import json
@@ -335,7 +335,7 @@ def test_a_config_with_a_target_of_another_kind_makes_nothing(settings, here, sm
 
 OPENS = "{_target_: builtins.open, file: stolen, mode: w}"
 LOGS = "{version: 1, handlers: {x: {class: logging.FileHandler, filename: stolen}}, root: {handlers: [x]}}"
-STRANGE = {  # experiments of a stranger's, by what they set of Hydra's own
+STRANGE = {  # untrusted experiments, by the settings of Hydra that they change
     "callbacks": f"callbacks: {{x: {OPENS}}}",
     "job_logging": f"job_logging: {LOGS}",
     "hydra_logging": f"hydra_logging: {LOGS}",
