@@ -228,13 +228,16 @@ def explain_workers(last_images: list[str]) -> Iterator[None]:
         traceback.clear_frames(error.__traceback__)
         message = str(error).strip().splitlines()[-1]  # the message from a worker holds its whole traceback
         raise InputError(message.removeprefix(f"{InputError.__module__}.{InputError.__name__}: ")) from error
-    except (RuntimeError, ConnectionError, EOFError) as error:  # the last two: a batch of a dead worker cannot be read
-        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker (pid"):
+    # ConnectionError, EOFError: a batch of a dead worker cannot be read. SystemError: the RuntimeError that torch's
+    # handler of SIGCHLD raises is its cause, if the signal arrives while a function in C returns.
+    except (RuntimeError, SystemError, ConnectionError, EOFError) as error:
+        cause = error.__cause__ if isinstance(error, SystemError) and error.__cause__ else error
+        if isinstance(cause, RuntimeError | SystemError) and not str(cause).startswith("DataLoader worker (pid"):
             raise
         with suppress(RuntimeError):  # torch raises it again if SIGCHLD arrives late
             time.sleep(0.2)
         raise RunFailure(
-            f"a process that reads images died ({str(error).strip() or type(error).__name__}). The system kills one "
+            f"a process that reads images died ({str(cause).strip() or type(cause).__name__}). The system kills one "
             "when memory, or the shared memory in /dev/shm, runs out: use fewer workers, smaller images, or in a "
             f"container a larger --shm-size. The last images that arrived: {', '.join(last_images) or 'none'}"
         ) from error

@@ -472,8 +472,12 @@ def test_case_51_a_data_worker_that_dies_is_explained(begin, tmp_path):
 def test_case_51_a_batch_that_a_dead_worker_did_not_send_is_explained_too():
     with pytest.raises(RunFailure, match=r"died \(Connection reset"), explain_workers([]):
         raise ConnectionResetError("Connection reset by peer")
-    with pytest.raises(RuntimeError, match="another matter"), explain_workers([]):
-        raise RuntimeError("another matter")
+    died = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+    with pytest.raises(RunFailure, match=r"died \(DataLoader worker \(pid 7\)"), explain_workers([]):
+        raise SystemError("a function returned a result with an exception set") from died
+    for error in RuntimeError("another matter"), SystemError("another matter"):
+        with pytest.raises(type(error), match="another matter"), explain_workers([]):
+            raise error
 
 
 def test_case_51_wrong_input_met_by_a_worker_is_one_line_with_the_file(small_shapes, tmp_path):
