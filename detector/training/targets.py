@@ -22,6 +22,10 @@ class Sampling:
     sees all others too, and 0 gives a higher AP on every data set tried (docs/recipes.md). An image without a
     proposal in that range samples its background from all proposals below `background_iou_high` instead, so that it
     still contributes background.
+
+    The paper samples uniformly from the foreground proposals. Large objects then take nearly all of it: on BCCD a white
+    blood cell has 23 in the median, a platelet 2. With `balance_objects` the objects of an image have equal shares, as
+    far as their proposals go.
     """
 
     rois_per_image: int = 64
@@ -29,6 +33,7 @@ class Sampling:
     foreground_iou: float = 0.5
     background_iou_low: float = 0.0
     background_iou_high: float = 0.5
+    balance_objects: bool = False
 
 
 def sample_rois(
@@ -51,8 +56,12 @@ def sample_rois(
         order = torch.randperm(len(candidates), generator=generator)
         return candidates[order[:count]]
 
+    count = round(sampling.foreground_fraction * sampling.rois_per_image)
     foreground = torch.nonzero(best_iou >= sampling.foreground_iou).flatten()
-    foreground = sample(foreground, round(sampling.foreground_fraction * sampling.rois_per_image))
+    foreground = sample(foreground, len(foreground))
+    if sampling.balance_objects and len(foreground):
+        foreground = _take_turns(foreground, match)
+    foreground = foreground[:count]
     below = best_iou < sampling.background_iou_high
     background = torch.nonzero(below & (best_iou >= sampling.background_iou_low)).flatten()
     if len(background) == 0:
@@ -65,6 +74,13 @@ def sample_rois(
     labels[: len(foreground)] = gt_labels[match[foreground]]
     matched[: len(foreground)] = gt_boxes[match[foreground]]
     return boxes[keep], labels, matched
+
+
+def _take_turns(candidates: Tensor, match: Tensor) -> Tensor:
+    """Reorder candidates (F,): the first of each object that `match` names, then the second of each, and so on."""
+    owners = torch.nn.functional.one_hot(match[candidates])  # (F, G)
+    turns = (owners.cumsum(dim=0) * owners).sum(dim=1)  # 1 for the first candidate of its object, 2 for the second
+    return candidates[turns.argsort(stable=True)]
 
 
 def make_targets(batch: Batch, sampling: Sampling, coder: BoxCoder, seed: int) -> RoiTargets:

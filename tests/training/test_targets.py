@@ -40,7 +40,7 @@ def test_literal_thresholds():
 def test_invariants(seed, num_proposals, num_objects):
     proposals, gt_boxes = random_boxes(num_proposals, seed), random_boxes(num_objects, seed + 1)
     gt_labels = torch.arange(1, num_objects + 1)
-    sampling = Sampling(rois_per_image=16)
+    sampling = Sampling(rois_per_image=16, balance_objects=seed % 2 == 0)
     boxes, labels, matched = sample_rois(proposals, gt_boxes, gt_labels, sampling, generator(seed))
     assert len(boxes) == len(labels) == len(matched) <= 16
     assert (labels > 0).sum() <= 4
@@ -50,6 +50,27 @@ def test_invariants(seed, num_proposals, num_objects):
         assert (best[labels > 0] >= 0.5).all()
         assert (best[labels == 0] < 0.5).all()
         assert torch.equal(gt_boxes[labels[labels > 0] - 1], matched[labels > 0])
+
+
+def test_objects_have_equal_shares_of_the_foreground():
+    """40 proposals of the first object, 5 of the second, 1 of the third, beside the objects themselves."""
+    gt_boxes = torch.cat([GT, torch.tensor([[100.0, 0.0, 110.0, 10.0]])])
+    proposals = torch.cat(
+        [
+            gt_boxes[index : index + 1].repeat(count, 1) + torch.rand(count, 1) * 0.1
+            for index, count in enumerate([40, 5, 1])
+        ]
+    )
+    sampling = Sampling(rois_per_image=64, balance_objects=True)  # at most 16 are foreground
+    arguments = (proposals, gt_boxes, torch.tensor([1, 2, 3]))
+    _, labels, _ = sample_rois(*arguments, sampling, generator())
+    assert labels.bincount(minlength=4)[1:].tolist() == [8, 6, 2]  # the second and third have no more
+    few = dataclasses.replace(sampling, foreground_fraction=0.1)
+    assert sample_rois(*arguments, few, generator())[1].bincount()[1:].tolist() == [2, 2, 2]
+    drawn = {tuple(sample_rois(*arguments, few, generator(seed))[0][0].tolist()) for seed in range(9)}
+    assert len(drawn) > 3  # at random within an object
+    _, labels, _ = sample_rois(*arguments, dataclasses.replace(sampling, balance_objects=False), generator())
+    assert labels.bincount(minlength=4)[1] > 10
 
 
 def test_foreground_is_limited_to_its_fraction_and_background_fills_the_rest():
