@@ -1,17 +1,20 @@
 """Build components from the settings, in the same way for train.py and evaluate.py.
 
-The only module below the programs that knows the structure of the settings.
+Data, model and the rest receive only the values that they need.
 """
 
+import inspect
 import logging
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import torch
 
+from detector.allowlist import build, find_class
 from detector.boxes import BoxCoder
-from detector.data.check import Checked, accept, check_data, check_proposals, require_all_valid
+from detector.data.check import Checked, accept, check_data, check_proposals, require_all_valid, warn_leakage
 from detector.data.classes import WithoutClasses, require_known, require_unlike
+from detector.data.fingerprint import dataset_fingerprints
 from detector.data.image import ImageOptions
 from detector.data.joined import JoinedDataset, JoinedProposals, parts_of
 from detector.data.loader import CROWD_IOA_THRESHOLD, DetectionDataset, Proposals, TransformedDataset
@@ -22,50 +25,48 @@ from detector.errors import InputError
 from detector.inference.postprocess import Postprocess
 from detector.inference.predict import DetectorConfig
 from detector.models import FastRCNN, build_model
+from detector.models.weights import load_weights
 from detector.proposals.generate import proposals_for, store_path
 from detector.runtime.device import Compute, resolve_compute
-from detector.settings import build, find_class
+from detector.schema import LAYOUT, parse, walk
+from detector.settings import CommonSettings, Data, EvaluateSettings, Model, TrainSettings
+from detector.training.checkpoint import load_state
+from detector.training.ema import averaged_model
 from detector.training.engine import TrainingConfig
 from detector.training.optimizers import default_rate, parameter_groups
+from detector.training.resume import check_same_run
+from detector.training.run_folder import require_writable
 from detector.training.targets import Sampling
+from detector.training.trainer import TrainingComponents
 
 logger = logging.getLogger(__name__)
 
-# For each reader, the arguments besides `root`, and the setting of each for the part `train` or `val`. The first
-# selects the images; a joined data set for which it is null is left out of that part.
-READER_ARGUMENTS = {
-    "detector.data.voc.VocDataset": {"split": "{}_split"},
-    "detector.data.shapes.ShapesDataset": {"split": "{}_split"},
-    "detector.data.coco.CocoDataset": {
-        "json": "{}_json",
-        "images": "{}_images",
-        "drop_empty_boxes": "drop_empty_boxes",
-    },
-}
 
-
-def build_compute(config: dict) -> Compute:
+def build_compute(settings: CommonSettings | EvaluateSettings) -> Compute:
     """The device and precision in the settings. Raises InputError for a device that is not available."""
-    return resolve_compute(config["device"], config["precision"])
+    return resolve_compute(settings.device, settings.precision or "auto")
 
 
-def build_dataset(config: dict, part: str) -> DetectionDataset:
+def build_dataset(data: Data, part: str) -> DetectionDataset:
     """The data set of the part `train` or `val`, with its own classes except `data.exclude_classes`."""
-    data = config["data"]
-    limit, excluded = data.get("max_images"), data.get("exclude_classes")
-    settings = [_part_settings(data, own) for own in data["parts"]] if data.get("parts") else [data]
-    readers = [found for found in (_single_reader(item, part) for item in settings) if found is not None]
+    if data.root is None:
+        raise InputError("data.root: must be given: data.root=DIR")
+    if data.parts is None:
+        _require_taken(data)
+    sources = [data] if data.parts is None else [_part_of(data, own) for own in data.parts]
+    readers = [found for found in (_single_reader(source, part) for source in sources) if found is not None]
     if not readers:
-        keys = {next(iter(_reader_arguments(item).values())).format(part) for item in settings}
+        keys = {next(iter(_reader_arguments(source, part))) for source in sources} or {"parts"}
         raise InputError(
             f"data: nothing says which images there are to {'train on' if part == 'train' else 'score'}: "
             f"give data.{' or data.'.join(sorted(keys))}"
         )
     reader: DetectionDataset = readers[0] if len(readers) == 1 else JoinedDataset(readers)
+    limit = data.max_images
     if limit is not None and limit < len(reader):
         logger.info("data.max_images: the first %d of the %d images of %s", limit, len(reader), reader.name)
         reader = Subset(reader, range(limit))
-    return WithoutClasses(reader, excluded) if excluded else reader
+    return WithoutClasses(reader, data.exclude_classes) if data.exclude_classes else reader
 
 
 def unwrapped(reader: DetectionDataset) -> DetectionDataset:
@@ -75,98 +76,108 @@ def unwrapped(reader: DetectionDataset) -> DetectionDataset:
     return reader
 
 
-def _part_settings(data: dict, own: dict) -> dict:
+def _part_of(data: Data, own: dict) -> Data:
     """The settings of one of `data.parts`: its own, else those of `data`; its root is relative to `data.root`."""
-    root = own.get("root", "")
+    root = own.get("root") or ""
     if not isinstance(root, str):
         raise InputError(f"data.parts: {own} needs a folder as its root, inside data.root or by an absolute path")
-    settings = data | own | {"root": str(Path(data["root"], root))}
-    arguments = _reader_arguments(settings)
-    known = {"reader", "root", *(key.format(part) for key in arguments.values() for part in ("train", "val"))}
+    taken = {key: value for key, value in own.items() if key in Data.model_fields}
+    settings = parse(Data, data.plain() | taken, f"data.parts: {own}")
+    known = {"reader", "root", *_reader_arguments(settings, "train"), *_reader_arguments(settings, "val")}
     if own.keys() - known:
         raise InputError(
-            f"data.parts: {own} has {', '.join(sorted(own.keys() - known))}; what {settings['reader']} takes is "
+            f"data.parts: {own} has {', '.join(sorted(own.keys() - known))}; what {settings.reader} takes is "
             f"{', '.join(sorted(known))}"
         )
-    return settings
+    return settings.with_values(root=str(Path(data.root or "", root)), parts=None)
 
 
-def _single_reader(data: dict, part: str) -> DetectionDataset | None:
-    arguments = {name: data.get(key.format(part)) for name, key in _reader_arguments(data).items()}
+def _require_taken(data: Data) -> None:
+    """Raise InputError for a setting of another layout."""
+    taken = {*_reader_arguments(data, "train"), *_reader_arguments(data, "val")}
+    for item in walk(data):
+        if LAYOUT in item.policies and item.value is not None and item.key not in taken:
+            raise InputError(
+                f"data.{item.key}={item.value}: {data.reader} does not take it; it takes {', '.join(sorted(taken))}"
+            )
+
+
+def _single_reader(data: Data, part: str) -> DetectionDataset | None:
+    """The data set of the part; None if its first argument, which selects the images, is null."""
+    arguments = {name: getattr(data, key) for key, name in _reader_arguments(data, part).items()}
     if next(iter(arguments.values())) is None:
         return None
+    given = {name: value for name, value in arguments.items() if value is not None}
     options = image_options(data)
-    return build(
-        {"_target_": data["reader"]}, ("detector.data.",), root=data["root"], image_options=options, **arguments
-    )
+    return build({"_target_": data.reader}, ("detector.data.",), root=data.root, image_options=options, **given)
 
 
-def _reader_arguments(data: dict) -> dict[str, str]:
-    if data.get("reader") not in READER_ARGUMENTS:
-        raise InputError(f"data.reader={data.get('reader')}: must be one of {', '.join(READER_ARGUMENTS)}")
-    return READER_ARGUMENTS[data["reader"]]
+def _reader_arguments(data: Data, part: str) -> dict[str, str]:
+    """From each setting that the reader takes for this part to its argument of the constructor, such as `val_split`."""
+    parameters = [*inspect.signature(find_class(data.reader, ("detector.data.",))).parameters]
+    names = [name for name in parameters if name not in ("root", "classes", "image_options")]
+    keys = {f"{part}_{name}" if f"{part}_{name}" in Data.model_fields else name: name for name in names}
+    return keys
 
 
-def resolve_classes(config: dict, *readers: DetectionDataset, more: Collection[str] = ()) -> tuple[str, ...]:
+def resolve_classes(data: Data, *readers: DetectionDataset, more: Collection[str] = ()) -> tuple[str, ...]:
     """`data.classes`, else all names in these data sets and in `more`, without `data.exclude_classes`.
 
     `more` are the classes of result files. Without `data.classes`, raises InputError for names that differ only in
     case or spaces.
     """
-    data = config["data"]
-    require_known_exclusions(config, *readers, more=more)
-    names = data.get("classes") or sorted({*more}.union(*(reader.classes for reader in readers)))
-    chosen = tuple(name for name in names if name not in (data.get("exclude_classes") or ()))
-    if not data.get("classes"):
+    require_known_exclusions(data, *readers, more=more)
+    names = data.classes or sorted({*more}.union(*(reader.classes for reader in readers)))
+    chosen = tuple(name for name in names if name not in (data.exclude_classes or ()))
+    if not data.classes:
         where = ", ".join(reader.name for reader in readers)
         require_unlike(chosen, f"{where} and the files of detections" if more else where)
     return chosen
 
 
-def require_known_exclusions(config: dict, *readers: DetectionDataset, more: Collection[str] = ()) -> None:
+def require_known_exclusions(data: Data, *readers: DetectionDataset, more: Collection[str] = ()) -> None:
     """Raise InputError for a name of `data.exclude_classes` that is neither in these data sets nor in `more`."""
-    data = config["data"]
-    known = {*more, *(data.get("classes") or ())}
+    known = {*more, *(data.classes or ())}
     for reader in readers:
         known |= {*(reader.known if isinstance(reader, WithoutClasses) else reader.classes)}
-    require_known(data.get("exclude_classes") or (), known)
+    require_known(data.exclude_classes or (), known)
 
 
-def image_options(data: dict) -> ImageOptions:
-    """How images are read, from the settings `data.exif` and `data.max_image_pixels`."""
-    given = {"exif": data["exif"], "max_pixels": data["max_image_pixels"]}
-    return ImageOptions(**{key: value for key, value in given.items() if value is not None})
+def image_options(data: Data) -> ImageOptions:
+    """How images are read."""
+    return ImageOptions(exif=data.exif, max_pixels=data.max_image_pixels)
 
 
-def check(config: dict, reader: DetectionDataset, part: str) -> Checked:
+def check(data: Data, reader: DetectionDataset, part: str) -> Checked:
     """Validate every image and annotation: a few bad ones are left out of `train`; none may be bad in `val`."""
     checked = check_data(reader)
-    return accept(checked, config["data"]["max_bad_fraction"]) if part == "train" else require_all_valid(checked)
+    return accept(checked, data.max_bad_fraction) if part == "train" else require_all_valid(checked)
 
 
-def build_transformed_dataset(config: dict, checked: Checked, part: str) -> TransformedDataset:
+def build_transformed_dataset(settings: CommonSettings, checked: Checked, part: str) -> TransformedDataset:
     """TransformedDataset of the part `train` (augmented) or `val`, with their proposals."""
     reader, image_hws = checked.reader, checked.image_hws
-    proposals = build_proposals(config, reader, image_hws, part)
+    proposals = build_proposals(settings, reader, image_hws, part)
     logger.info("%s: %s", reader.name, check_proposals(proposals, reader.image_ids, image_hws))
-    return transformed_dataset_with(config, reader, proposals, part)
+    return transformed_dataset_with(settings, reader, proposals, part)
 
 
 def transformed_dataset_with(
-    config: dict, reader: DetectionDataset, proposals: Proposals, part: str
+    settings: CommonSettings, reader: DetectionDataset, proposals: Proposals, part: str
 ) -> TransformedDataset:
     """TransformedDataset of the part with these proposals, which are not validated."""
-    data = config["data"]
+    data, augment = settings.data, None
+    if part == "train" and isinstance(settings, TrainSettings):
+        augment = Augment(build_transforms(settings.augment.transforms))
+    limit = data.train_max_proposals if part == "train" else data.val_max_proposals
     return TransformedDataset(
         reader,
         proposals,
-        Resize(data["short_side_px"], data["max_side_px"]),
-        Augment(build_transforms(config["augment"]["transforms"])) if part == "train" else None,
-        config["seed"],
-        Selection(
-            data["proposals_by_score"], data["min_proposal_px"], data["unique_proposals"], data[f"{part}_max_proposals"]
-        ),
-        data["use_difficult"],
+        Resize(data.short_side_px, data.max_side_px),
+        augment,
+        settings.seed,
+        Selection(data.proposals_by_score, data.min_proposal_px, data.unique_proposals, limit),
+        data.use_difficult,
         CROWD_IOA_THRESHOLD if part == "train" else None,
     )
 
@@ -184,15 +195,15 @@ def build_transforms(items: Sequence[dict]) -> list:
 
 
 def build_proposals(
-    config: dict, reader: DetectionDataset, image_hws: Sequence[tuple[int, int]], part: str
+    settings: CommonSettings, reader: DetectionDataset, image_hws: Sequence[tuple[int, int]], part: str
 ) -> Proposals:
     """Proposals from one file, or for each part of a joined data set from its own file or by selective search."""
-    files, settings = config["data"].get(f"{part}_proposals"), config["proposals"]
-    mode, folder = settings["mode"], Path(settings["folder"])
+    files = settings.data.train_proposals if part == "train" else settings.data.val_proposals
+    mode, folder = settings.proposals.mode, Path(settings.proposals.folder or ".")
     parts = parts_of(reader)
-    if not isinstance(files, list) and (files or len(parts) == 1):
+    if not isinstance(files, tuple) and (files or len(parts) == 1):
         return proposals_for(reader, image_hws, files, mode, folder)
-    files = files or [None] * len(parts)
+    files = files or (None,) * len(parts)
     if len(files) != len(parts):
         raise InputError(
             f"data.{part}_proposals: {len(files)} files for {len(parts)} data sets; for null selective search is run"
@@ -212,33 +223,29 @@ def kept_proposals(reader: DetectionDataset, folder: Path, mode: str) -> list[st
     return [str(path) if path.is_file() else None for path in paths]
 
 
-def build_training_config(config: dict, max_grad_norm: float | None = None) -> TrainingConfig:
-    """How RoIs and their targets are sampled from a batch (`roi`, `seed`), and the limit of the gradient."""
-    roi = {key: value for key, value in config["roi"].items() if key != "delta_std"}
-    return TrainingConfig(Sampling(**roi), _box_coder(config), config["seed"], max_grad_norm)
+def build_training_config(settings: CommonSettings, max_grad_norm: float | None = None) -> TrainingConfig:
+    """How RoIs and their targets are sampled from a batch, and the limit of the gradient."""
+    sampling = Sampling(**settings.roi.model_dump(exclude={"delta_std"}))
+    return TrainingConfig(sampling, BoxCoder(settings.roi.delta_std), settings.seed, max_grad_norm)
 
 
-def build_detector_config(config: dict) -> DetectorConfig:
-    """How the network's outputs become detections: `detect`."""
-    return DetectorConfig(_box_coder(config), Postprocess(**config["detect"]))
+def build_detector_config(settings: CommonSettings) -> DetectorConfig:
+    """How the network's outputs become detections."""
+    return DetectorConfig(BoxCoder(settings.roi.delta_std), Postprocess(**settings.detect.model_dump()))
 
 
-def _box_coder(config: dict) -> BoxCoder:
-    return BoxCoder(config["roi"]["delta_std"])
-
-
-def build_untrained_model(config: dict, num_classes: int) -> FastRCNN:
+def build_untrained_model(model: Model, num_classes: int) -> FastRCNN:
     """The untrained network. If pretrained weights are loaded next, its batch norm and first stages are frozen."""
-    settings = dict(config["model"])
-    pretrained = settings.pop("weights", None) is not None
-    return build_model(**settings, num_classes=num_classes, pretrained=pretrained)
+    return build_model(
+        **model.model_dump(exclude={"weights"}), num_classes=num_classes, pretrained=model.weights is not None
+    )
 
 
-def build_trained_model(config: dict, state: dict, num_classes: int) -> FastRCNN:
+def build_trained_model(model: Model, state: dict, num_classes: int) -> FastRCNN:
     """The network with the weights of a checkpoint. Raises InputError, before allocating memory, if they do not fit."""
     with torch.device("meta"):
         wanted = {
-            key: tuple(value.shape) for key, value in build_untrained_model(config, num_classes).state_dict().items()
+            key: tuple(value.shape) for key, value in build_untrained_model(model, num_classes).state_dict().items()
         }
     given = {key: tuple(value.shape) for key, value in state.items()}
     wrong = sorted(key for key in {*wanted, *given} if wanted.get(key) != given.get(key))
@@ -248,19 +255,67 @@ def build_trained_model(config: dict, state: dict, num_classes: int) -> FastRCNN
             f"the checkpoint does not fit its own settings of the network: {len(wrong)} tensors differ, {key} is "
             f"{given.get(key, 'missing')} in it, and {wanted.get(key, 'missing')} by model.backbone, model.head, ..."
         )
-    model = build_untrained_model(config, num_classes)
-    model.load_state_dict(state)
-    return model
+    network = build_untrained_model(model, num_classes)
+    network.load_state_dict(state)
+    return network
 
 
-def build_optimizer(config: dict, model: FastRCNN) -> tuple[torch.optim.Optimizer, Callable[[int], float]]:
+def with_learning_rate(settings: TrainSettings) -> TrainSettings:
+    """The settings with the default for `optimizer.lr` in place of null. Raises InputError if there is none."""
+    kind = settings.optimizer.target
+    find_class(kind, ("torch.optim.",))
+    if settings.optimizer.lr is not None:
+        return settings
+    rate = default_rate(kind, settings.train.images_per_batch, settings.model.weights is not None)
+    return settings.with_values(optimizer=settings.optimizer.plain() | {"lr": rate})
+
+
+def build_optimizer(settings: TrainSettings, model: FastRCNN) -> tuple[torch.optim.Optimizer, Callable[[int], float]]:
     """The optimizer, and the schedule: the factor on its learning rates at an iteration, counted from 0."""
-    settings, train = dict(config["optimizer"]), config["train"]
-    pretrained = config["model"].get("weights") is not None
-    settings.pop("max_grad_norm", None)  # `train_step` applies it
-    kind = str(settings.get("_target_"))
-    find_class(kind, ("torch.optim.",))  # before its learning rate is looked up
-    settings["lr"] = settings.get("lr") or default_rate(kind, train["images_per_batch"], pretrained)
-    groups = parameter_groups(model, settings["lr"], settings["weight_decay"], settings.pop("bias_lr_factor", 1.0))
-    optimizer = build(settings, ("torch.optim.",), params=groups)
-    return optimizer, build(config["schedule"], ("detector.training.schedules.",), iterations=train["iterations"])
+    arguments = with_learning_rate(settings).optimizer.plain()
+    arguments.pop("max_grad_norm")  # `train_step` applies it
+    groups = parameter_groups(model, arguments["lr"], arguments["weight_decay"], arguments.pop("bias_lr_factor"))
+    optimizer = build(arguments, ("torch.optim.",), params=groups)
+    schedule = {key: value for key, value in settings.schedule.plain().items() if value is not None}
+    return optimizer, build(schedule, ("detector.training.schedules.",), iterations=settings.train.iterations)
+
+
+def build_training(settings: TrainSettings, checkpoint: dict | None) -> TrainingComponents:
+    """Build the components of a run, cheap checks first, and load the state of the checkpoint, if there is one.
+
+    Raises InputError for components that do not fit together, or that make it another run than the checkpoint's.
+    """
+    data = settings.data
+    require_writable("proposals.folder", Path(settings.proposals.folder or "."))
+    compute = build_compute(settings)
+    train_set, val_set = build_dataset(data, "train"), build_dataset(data, "val")
+    classes = resolve_classes(data, train_set, val_set)
+    if not classes:
+        raise InputError("there is no object in any annotation to learn from: is it the right data.train_split?")
+    for name in sorted({*classes} - {*train_set.classes}):
+        logger.warning("no object of class %s to train on", name)
+    train_set, val_set = train_set.with_classes(classes), val_set.with_classes(classes)
+
+    torch.manual_seed(settings.seed)  # seeds the initial weights
+    model = build_untrained_model(settings.model, len(classes))
+    if settings.model.weights is not None and checkpoint is None:
+        load_weights(model, settings.model.backbone, settings.model.weights, classes)
+    compute.place(model)
+    optimizer, schedule = build_optimizer(settings, model)
+    averaged = None if settings.train.ema is None else averaged_model(model, settings.train.ema)
+
+    train_checked, val_checked = check(data, train_set, "train"), check(data, val_set, "val")
+    warn_leakage(train_checked, val_checked)
+    train_samples = build_transformed_dataset(settings, train_checked, "train")
+    train_samples[0, 0]  # fails on invalid augmentation before a folder is made
+    val_samples = build_transformed_dataset(settings, val_checked, "val")
+    fingerprints = dataset_fingerprints("training", train_checked, train_samples.proposals)
+    fingerprints |= dataset_fingerprints("validation", val_checked, val_samples.proposals)
+    if checkpoint is not None:
+        check_same_run(checkpoint, settings, classes, fingerprints)
+        load_state(checkpoint, model, optimizer, averaged)
+    training = build_training_config(settings, settings.optimizer.max_grad_norm)
+    return TrainingComponents(
+        classes, model, optimizer, schedule, training, build_detector_config(settings), compute, train_samples,
+        val_samples, fingerprints, averaged,
+    )  # fmt: skip

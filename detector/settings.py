@@ -1,291 +1,387 @@
-"""The schema of the settings: which classes a config may name, and which values are valid."""
+"""The settings: type, valid range, unit, meaning and policy of each, once. `docs/settings.md` is made from this file.
 
-import difflib
-import importlib
-import inspect
-import math
-import warnings
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+Loads in a moment: invalid settings are reported before torch is imported.
 
-from detector.errors import InputError
+A setting that is added later has a default here that means what the program did before it, so that checkpoints made
+before it keep their meaning; what new runs use instead stands in configs/.
+"""
 
-# A config may be untrusted, inside a checkpoint too: only classes of these packages are instantiated from one.
-ALLOWED = ("detector.", "torch.optim.", "albumentations.")
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
+from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
 
-def build(settings: Mapping, packages: tuple[str, ...] = ALLOWED, /, **more: Any) -> Any:
-    """Instantiate the class that `_target_` names, with the other settings and `more` as its arguments.
-
-    `packages`: where the class may come from, as narrow as the use allows. Raises InputError for anything but a class
-    of these packages, and if the class does not accept the settings.
-    """
-    arguments = {key: value for key, value in settings.items() if key != "_target_"}
-    target = str(settings.get("_target_"))
-    cls = find_class(target, packages)
-    try:
-        for name, parameter in inspect.signature(cls).parameters.items():
-            if isinstance(parameter.default, bool) and not isinstance(arguments.get(name, True), bool):
-                raise ValueError(f"{name}={arguments[name]} must be true or false")
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", r"Argument\(s\) .* not valid")  # albumentations ignores them
-            return cls(**arguments, **more)
-    except (TypeError, ValueError, RuntimeError, AttributeError, UserWarning) as error:
-        raise InputError(f"{target} does not take {arguments}: {error}") from None
-
-
-def find_class(target: str, packages: tuple[str, ...]) -> type:
-    """The class of this name. Raises InputError for anything but a class defined in one of these packages."""
-    module, _, name = target.rpartition(".")
-    if target.startswith(packages):
-        try:
-            found = getattr(importlib.import_module(module), name, None)
-        except ImportError:
-            found = None
-        # The defining module counts too: modules expose what they import, such as detector.runtime.files.os.
-        if isinstance(found, type) and f"{found.__module__}.".startswith(packages):
-            return found
-    raise InputError(f"_target_: {target}: not a class of {', '.join(name.rstrip('.') for name in packages)}")
-
-
-def flatten(settings: Mapping, prefix: str = "") -> dict[str, str | int | float | bool]:
-    """Settings by dotted name; values other than numbers, strings and booleans are converted to strings."""
-    flat: dict[str, str | int | float | bool] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value if isinstance(value, str | int | float) else str(value)
-    return flat
-
-
-# Settings of earlier versions, and what replaces them.
-GONE = {
-    "metric.overlaps": "it is metric.iou_thresholds now",
-    "channels_last": "leave it out: images and features always have this memory format",
-}
-
-
-def no_such_setting(key: str, known: Collection[str]) -> InputError:
-    """The error for an unknown setting, with its new name or the most similar known one."""
-    if key in GONE:
-        return InputError(f"{key}: no such setting; {GONE[key]}")
-    near = difflib.get_close_matches(key, known, n=1)
-    return InputError(f"{key}: no such setting{f'; did you mean {near[0]}?' if near else '.'} --help lists all")
-
-
-Rule = tuple[Callable[[Any], bool], str]  # a test of a value, and a description of the valid values
-
-
-def _is(kind: type | tuple[type, ...], test: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, kind) and not isinstance(value, bool) and test(value)
-
-
-def _integer(low: int, high: int, wanted: str) -> Rule:
-    return _is(int, lambda value: low <= value <= high), wanted
-
-
-_positive = _integer(1, 2**31, "an integer above 0")
-_not_negative = _integer(0, 2**63 - 1, "an integer, 0 or more")
-_side = _integer(1, 20_000, "an integer from 1 to 20000")  # a checkpoint may be untrusted: limits memory
-_ratio = (_is((int, float), lambda value: 0 <= value <= 1), "a number from 0 to 1")
-_above_zero = (_is((int, float), lambda value: 0 < value < math.inf), "a number above 0")
-_flag = (lambda value: isinstance(value, bool), "true or false")
-_string = (lambda value: isinstance(value, str) and value != "" and "\0" not in value, "a string")
-
-
-def _one_of(*choices: str) -> Rule:
-    return (lambda value: isinstance(value, str) and value in choices), " or ".join(choices)
-
-
-def _or_null(rule: Rule) -> Rule:
-    is_valid, wanted = rule
-    return (lambda value: value is None or is_valid(value)), f"null or {wanted}"
-
-
-def _list_of(rule: Rule, wanted: str, lengths: range = range(10_000)) -> Rule:
-    return (lambda value: isinstance(value, list) and len(value) in lengths and all(map(rule[0], value))), wanted
-
-
-_settings = (lambda value: isinstance(value, Mapping), "a group of settings")
-_files_of_parts = _list_of(_or_null(_string), "a list of files, or null, one for each data set that is joined")
-_proposals = (
-    lambda value: value is None or _string[0](value) or _files_of_parts[0](value),
-    f"null, the name of a file, or {_files_of_parts[1]}",
-)
-_part = (
-    lambda value: isinstance(value, dict) and all(v is None or _flag[0](v) or _string[0](v) for v in value.values()),
-    "a data set",
+from detector.schema import (
+    AS_TRAINED,
+    FIXED,
+    LAYOUT,
+    MACHINE,
+    PER_INVOCATION,
+    Settings,
+    Wanted,
+    nullable,
+    valid_values,
 )
 
-TRAINING_RULES: dict[str, Rule] = {
-    "resume": (lambda value: value is None or isinstance(value, str), "null, auto or a file RUN/checkpoints/*.pt"),
-    "run": _settings,
-    "distributed.timeout_s": _positive,
-    "optimizer": _settings,
-    "schedule": _settings,
-    "augment.transforms": _list_of(_settings, "a list of transforms, each with its _target_"),
-    "optimizer.lr": _or_null(_above_zero),
-    "optimizer.max_grad_norm": _or_null(_above_zero),
-    "optimizer.bias_lr_factor": _above_zero,
-    "schedule.warmup_iterations": _not_negative,
-    "schedule.warmup_factor": _ratio,
-    "optimizer.weight_decay": (_is((int, float), lambda value: 0 <= value < 1e30), "a number, 0 or more"),
-    "train.iterations": _positive,
-    "train.images_per_batch": _positive,
-    "train.eval_every": _positive,
-    "train.checkpoint_every": _positive,
-    "train.log_every": _positive,
-    "train.ema": _or_null((_is((int, float), lambda value: 0 < value < 1), "a number between 0 and 1")),
-}
-OPTIMIZER_RULES: dict[str, Rule] = {
-    "optimizer.momentum": (_is((int, float), lambda value: 0 <= value < 1), "a number from 0 to below 1"),
-    "optimizer.betas": _list_of(
-        (_is((int, float), lambda value: 0 <= value < 1), ""), "two numbers from 0 to below 1", range(2, 3)
-    ),
-    "optimizer.fused": _or_null(_flag),
-}
-# Which of these a data set has depends on its reader, see builders.READER_ARGUMENTS.
-READER_SETTINGS = ("train_split", "val_split", "train_json", "val_json", "train_images", "val_images")
-RULES: dict[str, Rule] = {
-    "seed": _integer(0, 2**63 - 1, "an integer from 0 to 2^63 - 1"),
-    "precision": _one_of("auto", "bfloat16", "float32"),
-    "workers": _integer(0, 1000, "an integer from 0 to 1000"),
-    "data.reader": (_string[0], "a data set's class: give data=voc data.root=DIR"),
-    "data.root": _string,
-    "data.classes": _or_null(_list_of(_string, "a list of names, such as [cat,dog]", range(1, 10_000))),
-    "data.short_side_px": _side,
-    "data.max_side_px": _side,
-    "data.train_max_proposals": _positive,
-    "data.val_max_proposals": _positive,
-    "data.max_images": _or_null(_positive),
-    "data.exclude_classes": _or_null(_list_of(_string, "a list of names, such as [cat,dog]")),
-    "data.parts": _or_null(_list_of(_part, "a list of data sets, such as [{root: /data/a}, {root: /data/b}]")),
-    "data.drop_empty_boxes": _or_null(_flag),
-    "data.train_proposals": _proposals,
-    "data.val_proposals": _proposals,
-    "data.proposals_by_score": _flag,
-    "data.min_proposal_px": (_is((int, float), lambda value: 0 <= value < math.inf), "a number of pixels, 0 or more"),
-    "data.unique_proposals": _flag,
-    "data.use_difficult": _flag,
-    "data.exif": _one_of("apply", "ignore"),
-    "data.max_image_pixels": _positive,
-    "data.max_bad_fraction": _ratio,
-    "proposals.folder": _string,
-    "proposals.mode": _one_of("single", "fast", "quality"),
-    "model.backbone": _one_of("vgg16", "resnet18", "resnet50"),
-    "model.head": _one_of("fc", "res5"),
-    "model.weights": _or_null((_string[0], "imagenet, or the name of a file")),
-    "model.pool_size": _integer(1, 100, "an integer from 1 to 100"),
-    "model.hidden": _integer(1, 1_000_000, "an integer from 1 to 1000000"),
-    "model.dropout": _ratio,
-    "model.frozen_stages": _or_null(_not_negative),
-    "roi.delta_std": _list_of(_above_zero, "four numbers above 0", range(4, 5)),
-    "device": (lambda value: isinstance(value, str), "auto, cpu, cuda or cuda:N"),
-    "run.dir": _or_null((_string[0], "the name of a folder")),
-    "roi.rois_per_image": _positive,
-    "roi.foreground_fraction": _ratio,
-    "roi.foreground_iou": _ratio,
-    "roi.background_iou_low": _ratio,
-    "roi.background_iou_high": _ratio,
-    "detect.score_threshold": _ratio,
-    "detect.nms_iou": _ratio,
-    "detect.max_detections": _positive,
-}
+T = TypeVar("T")
+Tuple = Annotated[tuple[T, ...], Field(strict=False)]  # a list in a file
+
+PositiveInt = Annotated[int, Field(ge=1, le=2**31), Wanted("an integer above 0")]
+NonNegativeInt = Annotated[int, Field(ge=0, le=2**63 - 1), Wanted("an integer, 0 or more")]
+PositiveFloat = Annotated[float, Field(gt=0), Wanted("a number above 0")]
+NonNegativeFloat = Annotated[float, Field(ge=0, lt=1e30), Wanted("a number, 0 or more")]
+Ratio = Annotated[float, Field(ge=0, le=1), Wanted("a number from 0 to 1")]
+Decay = Annotated[float, Field(ge=0, lt=1), Wanted("a number from 0 to below 1")]
+# A checkpoint may be untrusted: the limits of sizes bound the memory that it can ask for.
+SidePx = Annotated[int, Field(ge=1, le=20_000), Wanted("an integer from 1 to 20000")]
+Text = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\x00]*$"), Wanted("a string")]
+Names = Annotated[Tuple[Text], Field(max_length=10_000), Wanted("a list of names, such as [cat,dog]")]
+PartFiles = Annotated[Tuple[Text | None], Wanted("a list of files, or null, one for each data set that is joined")]
+Proposals = Annotated[
+    Text | PartFiles | None,
+    Wanted(f"null, the name of a file, or {valid_values(PartFiles)}"),
+]
+FileName = Annotated[Text, Wanted("the name of a file")]
+FolderName = Annotated[Text, Wanted("the name of a folder")]
 
 
-def validate(config: Mapping) -> None:
-    """Raise InputError for the first setting with an invalid value, before anything is read or computed."""
-    for key, rule in RULES.items():
-        _check(config, key, rule)
-    for group in ("model", "roi", "detect"):  # the components built from these take no others
-        unknown = [key for key in config[group] if f"{group}.{key}" not in RULES]
-        if unknown:
-            raise InputError(f"{group}: there is no setting {unknown[0]!r}")
-    roi = config["roi"]
-    if not roi["background_iou_low"] < roi["background_iou_high"] <= roi["foreground_iou"]:
-        raise InputError(
-            f"roi: needs background_iou_low < background_iou_high <= foreground_iou, has {roi['background_iou_low']}, "
-            f"{roi['background_iou_high']}, {roi['foreground_iou']}"
-        )
-    validate_metric(config.get("metric"))
+class Data(Settings):
+    """The data set, its proposals, and how images are read and scaled."""
+
+    reader: Annotated[
+        Literal["detector.data.voc.VocDataset", "detector.data.shapes.ShapesDataset", "detector.data.coco.CocoDataset"],
+        Wanted("a data set's class: give data=voc data.root=DIR"),
+    ]
+    """The class that reads the layout."""
+    root: Annotated[FolderName | None, MACHINE]
+    """Folder of the data set; null in exported weights."""
+    train_split: Annotated[Text | None, LAYOUT] = None
+    """VOC layout: the file ImageSets/Main/SPLIT.txt lists the images to train on."""
+    val_split: Annotated[Text | None, LAYOUT] = None
+    """VOC layout: the same for validation."""
+    train_json: Annotated[Text | None, LAYOUT] = None
+    """COCO layout: annotation file to train on, relative to the root."""
+    val_json: Annotated[Text | None, LAYOUT] = None
+    """COCO layout: the same for validation."""
+    train_images: Annotated[Text | None, LAYOUT] = None
+    """COCO layout: folder of the images, relative to the root; null: the root."""
+    val_images: Annotated[Text | None, LAYOUT] = None
+    """COCO layout: the same for validation."""
+    drop_empty_boxes: Annotated[bool | None, LAYOUT] = None
+    """COCO layout: true ignores boxes without width or height."""
+    parts: Annotated[
+        Annotated[tuple[dict[str, bool | Text | None], ...], Field(strict=False)] | None,
+        Wanted("null or a list of data sets, such as [{root: /data/a}, {root: /data/b}]"),
+    ] = None
+    """Data sets to join; each has its own reader, root and splits, and takes the rest from here."""
+    classes: Annotated[Names, Field(min_length=1)] | None = None
+    """Class names in this order; null: all names in the annotations, sorted."""
+    exclude_classes: Names | None = None
+    """Objects of these classes are ignored in training and scoring; their images are kept."""
+    max_images: PositiveInt | None = None
+    """For training and for validation each: the first images in their order; null: all."""
+    exif: Annotated[Literal["apply", "ignore"], AS_TRAINED] = "apply"
+    """apply: rotate images upright by their EXIF tag; ignore: as stored, for boxes drawn on stored images."""
+    max_image_pixels: Annotated[PositiveInt, AS_TRAINED] = 178_956_970
+    """A larger image is rejected before it is decoded."""
+    max_bad_fraction: Ratio = 0.01
+    """Up to this part of the training images may be unusable and is skipped; in evaluation none may."""
+    train_proposals: Annotated[Proposals, MACHINE] = None
+    """A .safetensors store or a release's .mat (docs/proposals.md); null: selective search, run once."""
+    val_proposals: Annotated[Proposals, MACHINE] = None
+    """The same for validation."""
+    proposals_by_score: Annotated[bool, AS_TRAINED] = False
+    """true: highest score first, if the file has scores; false: the order of the file."""
+    min_proposal_px: Annotated[float, Field(ge=0), Wanted("a number of pixels, 0 or more"), AS_TRAINED] = 0.0
+    """Proposals with a shorter side, in the original image, are removed."""
+    unique_proposals: Annotated[bool, AS_TRAINED] = True
+    """Of identical proposals of an image, use one."""
+    train_max_proposals: PositiveInt = 2000
+    """Per image, the first of those left; generated ones come best first, near duplicates last."""
+    val_max_proposals: Annotated[PositiveInt, AS_TRAINED] = 4000
+    """The same for validation; more raise recall: fast selective search gives about 3000."""
+    use_difficult: bool = True
+    """Train on objects marked difficult."""
+    short_side_px: Annotated[SidePx, AS_TRAINED] = 600
+    """Images are scaled so that the short side has this length."""
+    max_side_px: Annotated[SidePx, AS_TRAINED] = 1000
+    """Unless the long side would exceed this."""
 
 
-def validate_training(config: Mapping, processes: int) -> None:
-    """Raise InputError as `validate` does, also for settings that only training has."""
-    validate(config)
-    for key, rule in TRAINING_RULES.items():
-        _check(config, key, rule)
-    for key, rule in OPTIMIZER_RULES.items():  # which of these an optimizer has depends on its class
-        if key.partition(".")[2] in config["optimizer"]:
-            _check(config, key, rule)
-    steps = config["schedule"].get("steps", [])
-    if not (isinstance(steps, list) and all(map(_ratio[0], steps))):
-        raise InputError(f"schedule.steps={steps}: must be a list of fractions of the run, such as [0.75]")
-    _require_known(config)
-    images = config["train"]["images_per_batch"]
-    if images % processes:
-        raise InputError(f"train.images_per_batch={images}: must be a multiple of the number of processes, {processes}")
+class Model(Settings):
+    """The network."""
+
+    backbone: Literal["vgg16", "resnet18", "resnet50"]
+    """Convolutional network, up to stride 16."""
+    head: Literal["fc", "res5"] = "fc"
+    """fc: two fully connected layers; res5: the ResNet's layer4."""
+    weights: Annotated[Text | None, Wanted("null or imagenet, or the name of a file")] = None
+    """imagenet, null (from scratch), or a file: torchvision's state dict or a checkpoint."""
+    frozen_stages: NonNegativeInt | None = None
+    """Stages that do not learn, counted from the image; null: 2 with weights, else none."""
+    pool_size: Annotated[int, Field(ge=1, le=100), Wanted("an integer from 1 to 100")] = 7
+    """Height and width of a pooled RoI, in cells."""
+    hidden: Annotated[int, Field(ge=1, le=1_000_000), Wanted("an integer from 1 to 1000000")] = 1024
+    """Units of each fully connected layer."""
+    dropout: Ratio = 0.0
+    """Probability after each fully connected layer."""
 
 
-def _require_known(config: Mapping) -> None:
-    """Raise InputError for an unknown setting, such as a typo in a file, which Hydra accepts.
+class RoISampling(Settings):
+    """How RoIs are sampled from the proposals for training (paper, section 2.3), and how boxes are encoded."""
 
-    Not used in evaluation: a checkpoint may come from a version with more settings.
-    """
-    if "experiment" in config:
-        raise InputError(
-            "experiment: its file must begin with the line `# @package _global_`, because its settings are global"
-        )
-    known = {*RULES, *TRAINING_RULES, *OPTIMIZER_RULES, *(f"data.{key}" for key in READER_SETTINGS), "metric"}
-    known |= {key.partition(".")[0] for key in known}
-    groups = ("train", "run", "proposals", "distributed", "data", "augment")  # the others are checked by their classes
-    for key in [*config, *(f"{group}.{key}" for group in groups for key in config[group])]:
-        if key not in known:
-            raise no_such_setting(str(key), known)
+    rois_per_image: PositiveInt = 64
+    """RoIs sampled from each image."""
+    foreground_fraction: Ratio = 0.25
+    """At most this part is foreground."""
+    foreground_iou: Ratio = 0.5
+    """Minimum IoU of a foreground RoI with an object."""
+    background_iou_low: Ratio = 0.0
+    """Minimum highest IoU of a background RoI (paper: 0.1); an image without any in [low, high) uses all below high."""
+    background_iou_high: Ratio = 0.5
+    """Upper limit of the same."""
+    balance_objects: bool = False
+    """true: the objects of an image have equal shares of the foreground, as far as their proposals go; false (the
+    paper): it is uniform over all foreground proposals, of which large objects have most."""
+    delta_std: Annotated[
+        Tuple[PositiveFloat], Field(min_length=4, max_length=4), Wanted("four numbers above 0"), FIXED
+    ] = (0.1, 0.1, 0.2, 0.2)
+    """Box targets (dx, dy, dw, dh) are divided by these."""
 
-
-def validate_processes(config: Mapping) -> None:
-    """Raise InputError for an invalid setting of `distributed`."""
-    _check(config, "distributed.timeout_s", TRAINING_RULES["distributed.timeout_s"])
-
-
-def validate_given(config: Mapping, group: str) -> None:
-    """Raise InputError for an invalid value among the settings of the group that are not null."""
-    for key, value in config[group].items():
-        if value is not None and f"{group}.{key}" in RULES:
-            _check(config, f"{group}.{key}", RULES[f"{group}.{key}"])
-
-
-def _check(config: Mapping, key: str, rule: Rule) -> None:
-    is_valid, wanted = rule
-    group, _, name = key.rpartition(".")
-    settings = config.get(group) if group else config
-    if not isinstance(settings, Mapping):
-        raise InputError(f"{group}={settings}: must be a group of settings, {key} among them")
-    value = settings.get(name)
-    if not is_valid(value):
-        given = f"{key}={value}" if name in settings else f"{key} is not given"
-        raise InputError(f"{given}: must be {wanted}")
+    @model_validator(mode="after")
+    def _ordered(self) -> "RoISampling":
+        if not self.background_iou_low < self.background_iou_high <= self.foreground_iou:
+            raise ValueError(
+                "roi: needs background_iou_low < background_iou_high <= foreground_iou, has "
+                f"{self.background_iou_low}, {self.background_iou_high}, {self.foreground_iou}"
+            )
+        return self
 
 
-def validate_metric(metric: Any) -> None:
-    """Raise InputError for invalid settings of `metric`."""
-    if not isinstance(metric, Mapping) or metric.keys() != {"iou_thresholds", "main", "devkit", "coco"}:
-        raise InputError(f"metric={metric}: must have `iou_thresholds`, `main`, `devkit` and `coco`, and nothing else")
-    thresholds = metric["iou_thresholds"]
-    if not (isinstance(thresholds, list) and thresholds and all(_above_zero[0](x) and x <= 1 for x in thresholds)):
-        raise InputError(
-            f"metric.iou_thresholds={thresholds}: must be a list of numbers above 0 and up to 1, such as [0.5,0.7]"
-        )
-    if len({round(value * 100) for value in thresholds}) < len(thresholds) or any(round(x, 2) != x for x in thresholds):
-        raise InputError(f"metric.iou_thresholds={thresholds}: must differ, and have two decimals at most")
-    for flag in ("devkit", "coco"):
-        if not isinstance(metric[flag], bool):
-            raise InputError(f"metric.{flag}={metric[flag]}: must be true or false")
-    columns = [*(f"{threshold:.2f}" for threshold in thresholds), "0.50:0.95"]
-    names = [f"{name}@{column}" for column in columns for name in ("11point", "area")]
-    if metric["main"] not in (None, *names, *(["coco"] if metric["coco"] else [])):
-        raise InputError(
-            f"metric.main={metric['main']}: must be one of {', '.join(names)}, or coco with metric.coco=true"
-        )
+class Detect(Settings):
+    """Which scored boxes are detections."""
+
+    score_threshold: Ratio = 0.05
+    """Boxes with a lower score are removed."""
+    nms_iou: Ratio = 0.3
+    """Non-maximum suppression, for each class: IoU above which the lower-scored box is removed."""
+    max_detections: PositiveInt = 100
+    """Per image, those with the highest scores."""
+
+
+class Metric(Settings):
+    """How detections are scored (docs/scoring.md)."""
+
+    iou_thresholds: Annotated[
+        Tuple[Annotated[float, Field(gt=0, le=1)]],
+        Field(min_length=1),
+        Wanted("a list of numbers above 0 and up to 1, such as [0.5,0.7]"),
+        FIXED,
+    ] = (0.5,)
+    """mAP is given at each, and as the mean over 0.50:0.95."""
+    main: Annotated[str | None, FIXED] = None
+    """Decides which checkpoint is best: area@0.50, coco ...; null: 11point at the first IoU threshold."""
+    devkit: Annotated[bool, FIXED] = False
+    """true: count exactly as the published Python evaluation."""
+    coco: bool = False
+    """true: COCO's twelve numbers too; they take a minute for 5000 images."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Metric":
+        thresholds = self.iou_thresholds
+        distinct = len({round(value * 100) for value in thresholds}) == len(thresholds)
+        if not distinct or any(round(value, 2) != value for value in thresholds):
+            raise ValueError(f"metric.iou_thresholds={[*thresholds]}: must differ, and have two decimals at most")
+        columns = [*(f"{threshold:.2f}" for threshold in thresholds), "0.50:0.95"]
+        names = [f"{name}@{column}" for column in columns for name in ("11point", "area")]
+        if self.main not in (None, *names, *(["coco"] if self.coco else [])):
+            raise ValueError(
+                f"metric.main={self.main}: must be one of {', '.join(names)}, or coco with metric.coco=true"
+            )
+        return self
+
+
+class ProposalSource(Settings):
+    """Selective search, for the parts of the data set that have no file of proposals."""
+
+    mode: Literal["single", "fast", "quality"] = "fast"
+    """Number of segmentations: more take longer and find more."""
+    folder: Annotated[FolderName | None, MACHINE] = "data/proposals"
+    """Folder of generated proposals."""
+
+
+class Distributed(Settings):
+    """Several processes, started by torchrun or srun."""
+
+    timeout_s: PositiveInt = 120
+    """A process that does not respond for this long ends the run."""
+
+
+class CommonSettings(Settings):
+    """What training and evaluation have in common. A checkpoint contains these."""
+
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1), Wanted("an integer from 0 to 2^63 - 1"), FIXED] = 0
+    """Of image order, augmentation, RoI sampling, initial weights and dropout."""
+    device: Annotated[str, Wanted("auto, cpu, cuda or cuda:N")] = "auto"
+    """auto (a GPU if there is one), cpu, cuda, cuda:1."""
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    """auto: bfloat16 where the hardware multiplies it natively."""
+    workers: Annotated[int, Field(ge=0, le=1000), Wanted("an integer from 0 to 1000")] = 2
+    """Processes that read and augment images, for each training process; 0: the process does it itself."""
+    data: Data
+    model: Annotated[Model, FIXED]
+    roi: RoISampling = RoISampling()
+    detect: Annotated[Detect, FIXED] = Detect()
+    metric: Metric = Metric()
+    proposals: ProposalSource = ProposalSource()
+
+
+class Optimizer(Settings):
+    """An optimizer of torch.optim; a class other than those below takes its arguments as extra settings."""
+
+    lr: PositiveFloat | None = None
+    """Base learning rate; null, with SGD and AdamW: proportional to the batch size (docs/recipes.md)."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Of weights, not of biases."""
+    bias_lr_factor: PositiveFloat = 1.0
+    """The learning rate of biases is multiplied by this."""
+    max_grad_norm: PositiveFloat | None = None
+    """The whole gradient is scaled down to this norm; null: no limit."""
+
+
+class Sgd(Optimizer):
+    """Stochastic gradient descent with momentum."""
+
+    target: Annotated[Literal["torch.optim.SGD"], FIXED] = Field(alias="_target_")
+    momentum: Decay = 0.0
+    """Part of the last update that is added to the next."""
+    nesterov: bool = False
+    """Nesterov's form of momentum."""
+    fused: bool | None = None
+    """Update in one pass over the weights."""
+
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay."""
+
+    target: Annotated[Literal["torch.optim.AdamW"], FIXED] = Field(alias="_target_")
+    betas: Annotated[Tuple[Decay], Field(min_length=2, max_length=2), Wanted("two numbers from 0 to below 1")] = (
+        0.9,
+        0.999,
+    )
+    """Decay of the running means of the gradient and of its square."""
+    eps: PositiveFloat = 1e-8
+    """Added to the root of the mean square."""
+    fused: bool | None = None
+    """Update in one pass over the weights."""
+
+
+class OtherOptimizer(Optimizer, extra="allow"):
+    """Another class of torch.optim; further settings are its arguments."""
+
+    target: Annotated[Text, FIXED] = Field(alias="_target_")
+
+
+class Schedule(Settings, extra="allow"):
+    """A class of detector/training/schedules.py; further settings are its arguments."""
+
+    target: Text = Field(alias="_target_")
+    warmup_iterations: NonNegativeInt = 0
+    """Iterations during which the rate rises linearly."""
+    warmup_factor: Ratio = 1.0
+    """The rate begins at this part of the base rate."""
+    steps: Annotated[Tuple[Ratio] | None, Wanted("a list of fractions of the run, such as [0.75]")] = None
+    """Step schedule: the rate drops at these fractions of the run."""
+
+
+class Augment(Settings):
+    """Random changes of training images."""
+
+    transforms: Annotated[
+        Annotated[tuple[dict[str, Any], ...], Field(strict=False)],
+        Wanted("a list of transforms, each with its _target_"),
+    ] = ()
+    """Classes of albumentations with their arguments, applied to image, objects and proposals together."""
+
+
+class Run(Settings):
+    """Where a run is stored."""
+
+    dir: Annotated[FolderName | None, MACHINE] = None
+    """Folder of all files of the run; null: runs/DATE_TIME."""
+
+
+class Training(Settings):
+    """Length and rhythm of a run."""
+
+    iterations: PositiveInt = 500
+    """Optimizer steps."""
+    images_per_batch: Annotated[PositiveInt, FIXED] = 4
+    """Over all processes."""
+    eval_every: PositiveInt = 250
+    """Iterations between evaluations; there is one at the end too."""
+    checkpoint_every: PositiveInt = 250
+    """Iterations between checkpoints; one is written at the end and when a signal stops the run, too."""
+    log_every: PositiveInt = 10
+    """Iterations between the lines of metrics.jsonl and points in TensorBoard."""
+    ema: Annotated[Annotated[float, Field(gt=0, lt=1), Wanted("a number between 0 and 1")] | None, FIXED] = None
+    """Decay, such as 0.99, of a moving average of the weights, which evaluation, best.pt and exports then use."""
+
+
+def _kind_of_optimizer(value: Any) -> str:
+    target = value.get("_target_") if isinstance(value, Mapping) else getattr(value, "target", None)
+    return {"torch.optim.SGD": "SGD", "torch.optim.AdamW": "AdamW"}.get(str(target), "other")
+
+
+AnyOptimizer = Annotated[
+    Annotated[Sgd, Tag("SGD")] | Annotated[AdamW, Tag("AdamW")] | Annotated[OtherOptimizer, Tag("other")],
+    Discriminator(_kind_of_optimizer),
+]
+
+
+class TrainSettings(CommonSettings):
+    """The settings of train.py."""
+
+    resume: Annotated[str | None, Wanted("null, auto or a file RUN/checkpoints/*.pt"), PER_INVOCATION, MACHINE] = None
+    """auto: resume the run in run.dir, or begin it; or a file RUN/checkpoints/*.pt."""
+    run: Annotated[Run, PER_INVOCATION] = Run()
+    distributed: Distributed = Distributed()
+    train: Training = Training()
+    optimizer: AnyOptimizer
+    schedule: Schedule
+    augment: Augment = Augment()
+
+
+if TYPE_CHECKING:
+    GivenData = Data
+    GivenDetect = Detect
+    GivenProposals = ProposalSource
+else:  # null: not given
+    GivenData = nullable(Data, "GivenData")
+    GivenDetect = nullable(Detect, "GivenDetect")
+    GivenProposals = nullable(ProposalSource, "GivenProposals")
+
+
+class EvaluateSettings(Settings):
+    """The settings of evaluate.py. Null takes the value of training where there is one."""
+
+    checkpoint: FileName | None = None
+    """The checkpoint to score."""
+    detections: FileName | None = None
+    """Saved detections to score: a folder of result files in the devkit's form, or a .json file of COCO results."""
+    out: FolderName | None = None
+    """New folder for report, numbers, detections and curves; null: RUN/evaluate-DATA (-2, -3 ...)."""
+    distributed: Distributed = Distributed()
+    device: Annotated[str, Wanted("auto, cpu, cuda or cuda:N")] = "auto"
+    """auto (a GPU if there is one), cpu, cuda, cuda:1."""
+    precision: Literal["auto", "bfloat16", "float32"] | None = None
+    """auto: bfloat16 where the hardware multiplies it natively; null: as in training."""
+    workers: Annotated[int, Field(ge=0, le=1000), Wanted("an integer from 0 to 1000")] = 2
+    """Processes that read images; 0: the process does it itself."""
+    data: GivenData = GivenData.model_construct()
+    """The data set of training, or another. Null: as in training."""
+    detect: GivenDetect = GivenDetect()
+    """Null: as in training; for saved detections, null skips a step."""
+    metric: Metric = Metric(coco=True)
+    proposals: GivenProposals = GivenProposals(folder="data/proposals")
+    """For new proposals; those of training are read in their folder, but none is written there."""

@@ -20,8 +20,9 @@ from detector.data.coco import CocoDataset
 from detector.data.command_line import add_image_options, image_options
 from detector.data.loader import DetectionDataset
 from detector.data.voc import VocDataset
-from detector.errors import InputError, run_script
+from detector.errors import InputError
 from detector.proposals.store import open_proposals, require_exif, require_images
+from detector.runtime.exits import exit_status
 
 
 def main() -> None:
@@ -37,7 +38,7 @@ def main() -> None:
     add_image_options(parser)
     arguments = parser.parse_args()
     logging.basicConfig(format="%(message)s", stream=sys.stdout)
-    sys.exit(run_script(lambda: 0 if check(arguments) else 1, "nothing was written"))
+    sys.exit(exit_status(lambda: 0 if check(arguments) else 1, "nothing was written"))
 
 
 def check(arguments: argparse.Namespace) -> bool:

@@ -34,16 +34,17 @@ from detector import builders
 from detector.data.image_files import ImageFiles, find_files
 from detector.data.loader import TransformedDataset, collate
 from detector.data.voc import annotation_xml
-from detector.errors import FAILED, InputError, run_script
+from detector.errors import InputError
 from detector.evaluation.results import write_coco_results
 from detector.inference.predict import detect
 from detector.proposals.generate import search_image
 from detector.proposals.store import open_proposals, require_exif, require_images
+from detector.runtime.exits import FAILED, exit_status
 from detector.runtime.files import write_atomically
 from detector.selective_search import MODES
-from detector.settings import validate
+from detector.settings import CommonSettings
 from detector.structures import Batch, Detections
-from detector.training.checkpoint import load_checkpoint
+from detector.training.checkpoint import load_checkpoint, trained_settings
 from detector.training.run_folder import require_new
 from detector.visualization.drawing import draw_detections
 
@@ -69,7 +70,7 @@ def main(command_line: Sequence[str] | None = None) -> int:
     parser.add_argument("--voc-xml", action="store_true", help="write VOC annotations too")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     arguments = parser.parse_args(command_line)
-    return run_script(lambda: run(arguments), "there is no detections.json")
+    return exit_status(lambda: run(arguments), "there is no detections.json")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -77,14 +78,14 @@ def run(arguments: argparse.Namespace) -> int:
     files = find_files(arguments.input)
     require_new("--out", arguments.out)
     checkpoint = load_checkpoint(arguments.checkpoint)
-    config = settings(checkpoint["config"], arguments)
-    reader = ImageFiles(files, checkpoint["classes"], builders.image_options(config["data"]))
+    settings = with_arguments(trained_settings(checkpoint), arguments)
+    reader = ImageFiles(files, checkpoint["classes"], builders.image_options(settings.data))
     cores = os.cpu_count() or 1
-    mode, threads = config["proposals"]["mode"], max(cores // len(reader), 1)
+    mode, threads = settings.proposals.mode, max(cores // len(reader), 1)
     proposals = Given(arguments.proposals, reader) if arguments.proposals else Searched(reader, mode, threads)
-    samples = builders.transformed_dataset_with(config, reader, proposals, "val")
-    compute, detector_config = builders.build_compute(config), builders.build_detector_config(config)
-    model = builders.build_trained_model(config, checkpoint["model"], len(reader.classes))
+    samples = builders.transformed_dataset_with(settings, reader, proposals, "val")
+    compute, detector_config = builders.build_compute(settings), builders.build_detector_config(settings)
+    model = builders.build_trained_model(settings.model, checkpoint["model"], len(reader.classes))
     compute.place(model)
 
     bad, found = [], []
@@ -109,18 +110,13 @@ def run(arguments: argparse.Namespace) -> int:
     return FAILED if bad else 0
 
 
-def settings(trained: dict, arguments: argparse.Namespace) -> dict:
+def with_arguments(trained: CommonSettings, arguments: argparse.Namespace) -> CommonSettings:
     """The settings of training, with those given on the command line."""
-    detection, proposals = dict(trained["detect"]), dict(trained["proposals"])
-    detection["score_threshold"] = arguments.score_threshold
+    detect = trained.detect.plain() | {"score_threshold": arguments.score_threshold}
     if arguments.max_detections is not None:
-        detection["max_detections"] = arguments.max_detections
-    proposals["mode"] = arguments.mode or proposals.get("mode")
-    # No data set or its proposals are read here, and exported weights contain no paths of them.
-    data, proposals["folder"] = trained["data"] | {"root": "."}, "."
-    config = trained | {"device": arguments.device, "data": data, "detect": detection, "proposals": proposals}
-    validate(config)
-    return config
+        detect["max_detections"] = arguments.max_detections
+    proposals = trained.proposals.plain() | ({"mode": arguments.mode} if arguments.mode else {})
+    return trained.with_values(device=arguments.device, detect=detect, proposals=proposals)
 
 
 class Searched:

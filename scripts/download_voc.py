@@ -17,7 +17,7 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from detector.data.download import download, require_safe_tar, unpack
-from detector.errors import run_script
+from detector.runtime.exits import exit_status
 from detector.runtime.files import write_atomically
 from detector.training.run_folder import require_writable
 
@@ -54,7 +54,9 @@ def main(command_line: Sequence[str] | None = None, archives: Mapping[str, Seque
     arguments = parser.parse_args(command_line)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     wanted = [archive for name in arguments.only for archive in archives[name]]
-    return run_script(lambda: fetch_all(wanted, arguments.root, arguments.mirror), "the same command resumes from here")
+    return exit_status(
+        lambda: fetch_all(wanted, arguments.root, arguments.mirror), "the same command resumes from here"
+    )
 
 
 def fetch_all(archives: Sequence[Archive], root: Path, mirror: str | None) -> None:

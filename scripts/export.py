@@ -20,8 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from detector.errors import InputError, run_script
+from detector.errors import InputError
 from detector.models.weights import to_torchvision
+from detector.runtime.exits import exit_status
 from detector.runtime.files import write_atomically
 from detector.training.checkpoint import load_checkpoint, save_weights
 from detector.training.run_folder import require_writable
@@ -39,7 +40,7 @@ def main() -> int:
     command.add_argument("--out", required=True, type=Path, help="the file to write, such as resnet18.pth")
     command.set_defaults(run=export_torchvision)
     arguments = parser.parse_args()
-    return run_script(lambda: arguments.run(arguments), "no partial file is left")
+    return exit_status(lambda: arguments.run(arguments), "no partial file is left")
 
 
 def export_weights(arguments: argparse.Namespace) -> None:

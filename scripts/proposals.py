@@ -25,13 +25,14 @@ from detector.data.command_line import add_image_options, image_options
 from detector.data.image import UPRIGHT_IMAGES, ImageOptions
 from detector.data.loader import DetectionDataset
 from detector.data.voc import VocDataset
-from detector.errors import InputError, run_script
+from detector.errors import InputError
 from detector.evaluation.recall import recall_table, score_recall, write_recall_plot
 from detector.proposals.check import fault_table, find_faults
 from detector.proposals.convert import READERS, WRITERS, convert
 from detector.proposals.formats.records import ORDERS, PIXEL_ORIGINS
 from detector.proposals.generate import generate_proposals, merge_shards
 from detector.proposals.store import ProposalStore, open_proposals, require_exif, require_present
+from detector.runtime.exits import exit_status
 from detector.runtime.files import write_atomically
 from detector.selective_search import MODES
 from detector.training.run_folder import require_writable
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = make_parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     left = "no partial file is left, and generate resumes where it stopped"
-    sys.exit(run_script(lambda: options.run(options), left))
+    sys.exit(exit_status(lambda: options.run(options), left))
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from PIL import Image
 
 from detector.data.shapes import draw_scene
 from detector.data.voc import annotation_xml
 from detector.proposals.store import write_store
+from detector.schema import Settings, defaults, parse
+from detector.settings import EvaluateSettings, TrainSettings
 from detector.structures import GroundTruth
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -163,12 +166,21 @@ def small_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+SCHEMAS = {"train": TrainSettings, "evaluate": EvaluateSettings}
+
+
+def compose_plain(program: str, *overrides: str) -> dict:
+    """Composed plain settings of a program, not validated: compose_plain("train", "model=vgg16", "seed=1")."""
+    ConfigStore.instance().store(f"{program}_settings", defaults(SCHEMAS[program]))
+    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+        return OmegaConf.to_container(compose(program, list(overrides)), resolve=True)
+
+
+def compose_settings(program: str, *overrides: str) -> Settings:
+    """Typed settings of a program: compose_settings("train", "model=vgg16", "seed=1")."""
+    return parse(SCHEMAS[program], compose_plain(program, *overrides))
+
+
 @pytest.fixture
-def settings() -> Callable[..., dict]:
-    """Composed settings of a program: settings("train", "model=vgg16", "seed=1")."""
-
-    def make(program: str, *overrides: str) -> dict:
-        with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
-            return OmegaConf.to_container(compose(program, list(overrides)), resolve=True)
-
-    return make
+def settings() -> Callable[..., Settings]:
+    return compose_settings

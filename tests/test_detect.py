@@ -25,7 +25,7 @@ def checkpoint(settings, small_shapes, tmp_path) -> Path:
     """An untrained network: it finds something everywhere."""
     config = settings("train", *TINY, f"data.root={small_shapes}")
     classes = ("ball", "crate", "kite", "star")
-    content = {"model": build_untrained_model(config, len(classes)).state_dict(), "config": config}
+    content = {"model": build_untrained_model(config.model, len(classes)).state_dict(), "config": config.plain()}
     Checkpoints(tmp_path / "run/checkpoints").save_last(content | {"classes": list(classes), "iteration": 1})
     return tmp_path / "run/checkpoints/last.pt"
 

@@ -12,24 +12,28 @@ from tests.conftest import REPOSITORY
 # From the bottom up: modules and packages of detector. Each may import those of the layers below it, and of its own
 # layer those in SIDEWAYS.
 LAYERS = [
-    {"errors", "structures", "boxes", "settings", "runtime"},
+    {"errors", "structures", "boxes", "schema", "settings", "allowlist", "runtime"},
     {"roi_pool", "selective_search"},
     {"data", "proposals", "models"},
     {"visualization", "evaluation", "inference"},
     {"training"},
-    {"builders", "app"},
+    {"builders", "scoring", "compose", "app"},
 ]
 SIDEWAYS = {
-    "settings": {"errors"},
+    "schema": {"errors"},
+    "settings": {"schema"},
+    "allowlist": {"errors"},
     "runtime": {"errors"},
     "proposals": {"data"},
     "evaluation": {"visualization"},
+    "scoring": {"builders"},
+    "app": {"compose"},
 }
 ONLY_IN = {
-    "hydra": "app.py",
-    "omegaconf": "app.py",
-    "tensorboard": "training/tracking.py",
-    "torch.utils.tensorboard": "training/tracking.py",
+    "hydra": ("app.py", "compose.py"),
+    "omegaconf": ("app.py", "compose.py"),
+    "tensorboard": ("training/tracking.py",),
+    "torch.utils.tensorboard": ("training/tracking.py",),
 }
 FILES = sorted((REPOSITORY / "detector").rglob("*.py"))
 
@@ -57,8 +61,8 @@ def test_imports_follow_the_layers(path):
     allowed = {part}.union(*LAYERS[:layer]) | SIDEWAYS.get(part, set())
     ours = {name.split(".")[1] for name in imported(path) if name.startswith("detector.")}
     assert ours <= allowed
-    for library, file in ONLY_IN.items():
-        if path != REPOSITORY / "detector" / file:
+    for library, files in ONLY_IN.items():
+        if str(path.relative_to(REPOSITORY / "detector")) not in files:
             assert not any(name == library or name.startswith(library + ".") for name in imported(path))
 
 
@@ -74,3 +78,15 @@ def test_the_package_loads_without_the_compilers():
     code = "import sys, detector.roi_pool; print([m for m in ('numba', 'triton') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("program", "settings"), [("train", "TrainSettings"), ("evaluate", "EvaluateSettings")])
+def test_invalid_settings_are_reported_before_torch_loads(program, settings):
+    code = (
+        f"import sys; sys.argv[1:] = ['workers=-1']; import {program}; from detector.app import run_program\n"
+        f"try: run_program({program}.main, '{program}', {program}.{settings})\n"
+        "finally: print([name for name in ('torch', 'numpy', 'cv2') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (2, "[]\n")
+    assert result.stderr == "error: workers=-1: must be an integer from 0 to 1000\n"

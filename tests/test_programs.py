@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import evaluate
 import train
+from detector import scoring
 from detector.data.classes import WithoutClasses
 from detector.data.coco import CocoDataset
 from detector.data.subset import Subset
@@ -24,8 +25,10 @@ from detector.data.voc import VocDataset
 from detector.errors import InputError
 from detector.proposals.generate import generate_proposals
 from detector.proposals.store import write_store
+from detector.schema import parse
+from detector.settings import CommonSettings
 from detector.training.checkpoint import Checkpoints
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, compose_settings
 
 TINY = [
     "data=voc", "data.train_split=train", "data.short_side_px=96", "data.max_side_px=160",
@@ -150,10 +153,11 @@ def test_another_data_set_keeps_the_sizes_of_training_and_nothing_of_its_data(ru
     trained = trained_settings(run)
     trained["data"]["val_proposals"] = "of_training.mat"
     trained["data"] |= {"exif": "ignore", "max_image_pixels": 10**7}
-    trained["data"] |= {"min_proposal_px": 3, "unique_proposals": False, "proposals_by_score": True}
+    trained["data"] |= {"min_proposal_px": 3.0, "unique_proposals": False, "proposals_by_score": True}
 
     def merge(*overrides: str) -> dict:
-        return evaluate.with_training_settings(settings("evaluate", *overrides), trained)["data"]
+        of_training = parse(CommonSettings, trained, ignore_unknown=True)
+        return scoring.with_training_settings(settings("evaluate", *overrides), of_training).data.plain()
 
     assert merge() == trained["data"]
     other = merge("data=voc", "data.root=x")
@@ -175,7 +179,7 @@ def test_another_data_set_keeps_the_sizes_of_training_and_nothing_of_its_data(ru
     assert merge("data.root=x")["parts"] == [{"root": "a"}]
     assert merge("data.exclude_classes=[]")["exclude_classes"] == []
     assert merge("data.val_json=b.json")["val_proposals"] is None
-    assert "parts" not in merge("data=voc", "data.root=x")
+    assert merge("data=voc", "data.root=x")["parts"] is None
     assert merge("data.val_split=train")["val_split"] == "train"
     trained["data"]["parts"] = [{"root": "a", "val_split": "test"}]
     with pytest.raises(InputError, match="data.val_split: the data set of training is joined from 1, each with its"):
@@ -227,7 +231,7 @@ def test_saved_detections_are_suppressed_once_more(settings, small_shapes, tmp_p
     where = [f"detections={tmp_path}/saved", "data=voc", f"data.root={small_shapes}", "data.classes=null"]
 
     def kept(*overrides: str) -> list[float]:
-        _, detections = evaluate.read_detections(settings("evaluate", *where, *overrides))
+        _, detections = scoring.read_detections(settings("evaluate", *where, *overrides))
         return np.concatenate([item.scores for item in detections]).tolist()
 
     assert kept() == [0.9, 0.8, 0.2]
@@ -235,7 +239,7 @@ def test_saved_detections_are_suppressed_once_more(settings, small_shapes, tmp_p
     assert kept("detect.nms_iou=0.7") == [0.9, 0.8, 0.2]
     assert kept("detect.score_threshold=0.3") == [0.9, 0.8]
     assert kept("detect.max_detections=1") == [0.9]
-    with pytest.raises(InputError, match="detect.nms_iou=3: must be a number from 0 to 1"):
+    with pytest.raises(InputError, match="detect.nms_iou=3: must be null or a number from 0 to 1"):
         kept("detect.nms_iou=3")
 
 
@@ -273,6 +277,7 @@ def test_the_seed_decides_the_run_and_the_number_of_workers_does_not(settings, c
     ["roi.foreground_fraction=0.5", "roi.delta_std=[1,1,1,1]", "augment=none", "data.use_difficult=false",
      "optimizer.lr=0.5", "schedule=step", "precision=bfloat16", "model.pool_size=3", "data.train_max_proposals=9",
      "roi.foreground_iou=0.7", "roi.background_iou_low=0.1", "roi.background_iou_high=0.3", "roi.rois_per_image=8",
+     "roi.balance_objects=false",
      "optimizer.weight_decay=0.5", "optimizer=sgd", "optimizer.max_grad_norm=0.01", "optimizer.bias_lr_factor=9",
      "augment=photometric", "augment=scale"],
 )  # fmt: skip
@@ -296,13 +301,8 @@ def test_averaged_weights_are_evaluated_and_the_last_ones_kept(settings, common,
 
 @pytest.fixture(scope="module")
 def usual_losses(common, tmp_path_factory):
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
     folder = tmp_path_factory.mktemp("usual") / "run"
-    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
-        overrides = [*common, "train.iterations=3", "train.log_every=1", f"run.dir={folder}"]
-        train.main(OmegaConf.to_container(compose("train", overrides), resolve=True))
+    train.main(compose_settings("train", *common, "train.iterations=3", "train.log_every=1", f"run.dir={folder}"))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [line["train/loss"] for line in lines if "train/loss" in line]
 
@@ -484,7 +484,7 @@ def test_data_in_coco_layout_trains_and_is_scored(settings, common, small_shapes
             assert again["voc"]["area@0.50"]["AP"][name] == pytest.approx(metrics["voc"]["area@0.50"]["AP"][name])
     for override, says in (
         ("data.exclude_classes=[bal]", r"no class 'bal' \(did you mean 'ball'\?\)"),
-        ("data.val_split=test", r"data\.val_split: the data set of training has no such setting"),
+        ("data.val_split=test", r"data\.val_split=test: .*CocoDataset does not take it; it takes drop_empty_boxes"),
     ):
         with pytest.raises(InputError, match=says):
             evaluate.main(settings("evaluate", checkpoint, override))
@@ -507,16 +507,16 @@ def write_as_coco(reader: VocDataset, path: Path) -> None:
 def test_classes_keep_their_category_ids(settings, make_coco, make_voc, tmp_path):
     coco = CocoDataset(make_coco({"train": {"a": [("cat", 1, 1, 9, 9), ("dog", 1, 1, 9, 9)]}}), "train.json", "images")
     wrapped = WithoutClasses(Subset(coco, [0]), ["dog"])
-    assert evaluate.category_ids(wrapped, ["cat", "ant"]) == {"cat": 10, "dog": 20, "ant": 21}
+    assert scoring.category_ids(wrapped, ["cat", "ant"]) == {"cat": 10, "dog": 20, "ant": 21}
     root = make_voc({"test": {"a": [("cat", 1, 1, 9, 9), ("dog", 1, 1, 9, 9)]}})
-    assert evaluate.category_ids(VocDataset(root, "test"), ["dog", "cat"]) == {"dog": 1, "cat": 2}
+    assert scoring.category_ids(VocDataset(root, "test"), ["dog", "cat"]) == {"dog": 1, "cat": 2}
     box = {"bbox": [0, 0, 9, 9], "score": 0.5, "image_id": "a"}
     (tmp_path / "d.json").write_text(json.dumps([box | {"category_id": 1}, box | {"category_id": 2, "score": 0.25}]))
     where = [f"detections={tmp_path}/d.json", "data=voc", f"data.root={root}"]
-    reader, detections = evaluate.read_detections(settings("evaluate", *where, "data.exclude_classes=[cat]"))
+    reader, detections = scoring.read_detections(settings("evaluate", *where, "data.exclude_classes=[cat]"))
     assert (reader.classes, detections[0].labels.tolist(), detections[0].scores.tolist()) == (("dog",), [1], [0.25])
     with pytest.raises(InputError, match="data.max_images=0: must be"):
-        evaluate.read_detections(settings("evaluate", *where, "data.max_images=0"))
+        scoring.read_detections(settings("evaluate", *where, "data.max_images=0"))
 
 
 def test_a_bad_image_is_left_out_of_training_up_to_a_limit(settings, common, small_shapes, tmp_path, caplog):

@@ -5,13 +5,12 @@ import json
 
 import pytest
 
-from detector.settings import validate_training
 from scripts.benchmarks import recipes
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
 def test_every_recipe_composes(name, settings):
-    validate_training(settings("train", *recipes.RECIPES[name]), 1)
+    settings("train", *recipes.RECIPES[name])
 
 
 def test_the_table_of_a_study(make_voc, tmp_path, monkeypatch, capsys):

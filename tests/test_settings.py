@@ -1,4 +1,6 @@
+import json
 import logging
+import pickle
 
 import albumentations
 import numpy as np
@@ -6,6 +8,7 @@ import pytest
 import torch
 
 from detector import builders
+from detector.allowlist import build
 from detector.data.image import ImageOptions
 from detector.data.shapes import VERSION
 from detector.data.subset import Subset
@@ -13,8 +16,10 @@ from detector.data.voc import VocDataset
 from detector.errors import InputError
 from detector.proposals.formats.records import ImageProposals
 from detector.proposals.store import stream_store
-from detector.settings import READER_SETTINGS, build, flatten, no_such_setting, validate, validate_training
+from detector.schema import fields, flatten, no_such_setting, parse
+from detector.settings import CommonSettings, Metric, TrainSettings
 from detector.training.optimizers import default_rate
+from scripts.document_settings import PAGE, settings_page
 from tests.conftest import REPOSITORY
 
 CHOICES = sorted(
@@ -26,31 +31,29 @@ CHOICES = sorted(
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_config_makes_its_parts(settings, choice):
-    config = settings("train", choice)
-    validate(config)
-    config["model"]["hidden"] = 8  # VGG16's own layers take seconds to initialise
-    model = builders.build_untrained_model(config, num_classes=2)
+    config = settings("train", choice, "model.hidden=8")  # VGG16's own layers take seconds to initialise
+    model = builders.build_untrained_model(config.model, num_classes=2)
     optimizer, schedule = builders.build_optimizer(config, model)
     assert optimizer.param_groups[0]["lr"] > 0
-    assert schedule(config["train"]["iterations"] // 2) > 0
-    for item in config["augment"]["transforms"]:
+    assert schedule(config.train.iterations // 2) > 0
+    for item in config.augment.transforms:
         assert isinstance(build(item), albumentations.BasicTransform)
-    assert builders.build_training_config(config).coder.std == tuple(config["roi"]["delta_std"])
+    assert builders.build_training_config(config).coder.std == config.roi.delta_std
 
 
 def test_the_paper_s_recipe_is_in_its_experiment(settings):
     config = settings("train", "experiment=paper")
-    validate(config)
-    train, roi, optimizer = config["train"], config["roi"], config["optimizer"]
-    assert (train["iterations"], train["images_per_batch"], train["ema"]) == (40_000, 2, None)
-    assert (optimizer["_target_"], optimizer["momentum"], optimizer["weight_decay"]) == ("torch.optim.SGD", 0.9, 0.0005)
-    assert (optimizer["bias_lr_factor"], optimizer["max_grad_norm"]) == (2.0, None)
-    assert default_rate(optimizer["_target_"], 2, pretrained=True) == pytest.approx(0.001)
-    assert (roi["rois_per_image"], roi["foreground_fraction"]) == (64, 0.25)
-    assert (roi["foreground_iou"], roi["background_iou_low"], roi["background_iou_high"]) == (0.5, 0.1, 0.5)
-    schedule = builders.build_optimizer({**config, "model": {"weights": "imagenet"}}, torch.nn.Linear(1, 1))[1]
+    train, roi, optimizer = config.train, config.roi, config.optimizer
+    assert (train.iterations, train.images_per_batch, train.ema) == (40_000, 2, None)
+    assert (optimizer.target, optimizer.momentum, optimizer.weight_decay) == ("torch.optim.SGD", 0.9, 0.0005)
+    assert (optimizer.bias_lr_factor, optimizer.max_grad_norm) == (2.0, None)
+    assert default_rate(optimizer.target, 2, pretrained=True) == pytest.approx(0.001)
+    assert (roi.rois_per_image, roi.foreground_fraction, roi.balance_objects) == (64, 0.25, False)
+    assert (roi.foreground_iou, roi.background_iou_low, roi.background_iou_high) == (0.5, 0.1, 0.5)
+    assert config.model.weights == "imagenet"
+    schedule = builders.build_optimizer(config, torch.nn.Linear(1, 1))[1]
     assert [schedule(i) for i in (0, 29_999, 30_000)] == pytest.approx([1, 1, 0.1])
-    assert config["detect"]["nms_iou"] == 0.3
+    assert config.detect.nms_iou == 0.3
 
 
 @pytest.mark.parametrize("choice", ["voc", "voc07", "shapes"])
@@ -58,20 +61,18 @@ def test_every_data_set_is_read_from_its_root(settings, make_voc, choice):
     root = make_voc({split: {split: [("cat", 1, 1, 9, 9)]} for split in ("train", "trainval", "test")})
     (root / "version").write_text(VERSION)
     config = settings("train", f"data={choice}", f"data.root={root}", "data.classes=[cat]")
-    validate(config)
-    reader = builders.build_dataset(config, "train")
+    reader = builders.build_dataset(config.data, "train")
     assert isinstance(reader, VocDataset)
-    assert reader.image_ids == [config["data"]["train_split"]]
-    assert builders.build_dataset(config, "val").image_ids == ["test"]
+    assert reader.image_ids == [config.data.train_split]
+    assert builders.build_dataset(config.data, "val").image_ids == ["test"]
 
 
 def test_a_data_set_in_coco_layout_is_read_from_its_root(settings, make_coco):
     root = make_coco({"train": {"one": [("cat", 1, 1, 9, 9)]}, "val": {"two": [("cat", 1, 1, 9, 9, 1)]}})
     files = ["data.train_json=train.json", "data.val_json=val.json", "data.train_images=images"]
     config = settings("train", "data=coco", f"data.root={root}", *files, "data.val_images=images")
-    validate(config)
-    assert builders.build_dataset(config, "train").image(0).shape == (40, 60, 3)
-    assert builders.build_dataset(config, "val").ground_truth(0).crowd.tolist() == [True]
+    assert builders.build_dataset(config.data, "train").image(0).shape == (40, 60, 3)
+    assert builders.build_dataset(config.data, "val").ground_truth(0).crowd.tolist() == [True]
 
 
 def test_data_sets_are_joined(settings, make_voc, make_coco):
@@ -79,29 +80,37 @@ def test_data_sets_are_joined(settings, make_voc, make_coco):
         splits = {split: {f"{year}_{split}": [("cat", 1, 1, 9, 9)]} for split in ("train", "trainval", "test")}
         make_voc(splits, f"kit/VOC{year}")
     root = make_coco({"both": {"0": [("cow", 1, 1, 9, 9)]}}).parent
-    usual = settings("train", "data=voc0712", f"data.root={root}/kit")
-    validate(usual)
+    usual = settings("train", "data=voc0712", f"data.root={root}/kit").data
     assert builders.build_dataset(usual, "train").image_ids == ["2007_trainval", "2012_trainval"]
     assert builders.build_dataset(usual, "val").image_ids == ["2007_test"]
-    assert len(builders.build_dataset(usual, "val").with_classes(usual["data"]["classes"]).classes) == 20
+    assert len(builders.build_dataset(usual, "val").with_classes(usual.classes).classes) == 20
     # of any layout; what a part does not say, it has in common with the others
     coco = "{reader: detector.data.coco.CocoDataset, root: coco, train_json: both.json, train_images: images}"
     parts = f"data.parts=[{{root: kit/VOC2012, train_split: train}}, {coco}, {{root: kit/VOC2007}}]"
-    mixed = settings("train", "data=joined", f"data.root={root}", parts, "data.val_split=trainval")
+    mixed = settings("train", "data=joined", f"data.root={root}", parts, "data.val_split=trainval").data
     reader = builders.build_dataset(mixed, "train")
     assert (reader.image_ids, reader.classes) == (["2012_train", "1", "2007_trainval"], ("cat", "cow"))
     assert reader.image(1).shape == (40, 60, 3)
     assert builders.build_dataset(mixed, "val").image_ids == ["2012_trainval", "2007_trainval"]
-    mixed["data"]["parts"][0]["train_splt"] = "train"
+    mistyped = mixed.with_values(parts=[{"train_splt": "train"}])
     with pytest.raises(InputError, match="has train_splt; what .*VocDataset takes is reader, root, train_split, val"):
-        builders.build_dataset(mixed, "train")
-    for part in usual["data"]["parts"]:
-        part["val_split"] = None
+        builders.build_dataset(mistyped, "train")
+    unscored = usual.with_values(parts=[part | {"val_split": None} for part in usual.parts])
     with pytest.raises(InputError, match="nothing says which images there are to score"):
-        builders.build_dataset(usual, "val")
+        builders.build_dataset(unscored, "val")
+    with pytest.raises(InputError, match=r"nothing says which images there are to train on: give data\.parts"):
+        builders.build_dataset(settings("train", "data=joined").data, "train")
     for reader in ("os.system", None):
-        with pytest.raises(InputError, match=rf"data\.reader={reader}: must be one of detector\.data\.voc"):
-            builders.build_dataset({"data": {"reader": reader}}, "val")
+        other = mixed.with_values(parts=[{"reader": reader}])
+        with pytest.raises(InputError, match=rf"data\.parts: .*: reader={reader}: must be a data set's class"):
+            builders.build_dataset(other, "train")
+
+
+def test_settings_of_another_layout_are_refused(settings, make_voc):
+    root = make_voc({"trainval": {"a": []}})
+    config = settings("train", "data=voc", f"data.root={root}", "data.train_json=a.json")
+    with pytest.raises(InputError, match=r"data\.train_json=a\.json: .*VocDataset does not take it; it takes"):
+        builders.build_dataset(config.data, "train")
 
 
 def test_some_images_and_classes(settings, make_voc, caplog):
@@ -110,10 +119,9 @@ def test_some_images_and_classes(settings, make_voc, caplog):
     root = make_voc({"trainval": images, "test": {"d": [("ant", 1, 1, 9, 9)]}})
 
     def readers(*overrides: str) -> tuple:
-        config = settings("train", "data=voc", f"data.root={root}", *overrides)
-        validate(config)
-        train, val = builders.build_dataset(config, "train"), builders.build_dataset(config, "val")
-        return train, val, builders.resolve_classes(config, train, val)
+        data = settings("train", "data=voc", f"data.root={root}", *overrides).data
+        train, val = builders.build_dataset(data, "train"), builders.build_dataset(data, "val")
+        return train, val, builders.resolve_classes(data, train, val)
 
     train, val, classes = readers("data.max_images=2", "data.exclude_classes=[dog,ant]")
     assert (train.image_ids, val.image_ids, classes) == (["c", "a"], ["d"], ("cat",))
@@ -131,23 +139,24 @@ def test_proposals_of_each_part(settings, make_voc, make_proposals, tmp_path):
     make_proposals(tmp_path / "one.safetensors", {"a": [[0, 0, 9, 9]]})
     make_proposals(tmp_path / "two.safetensors", {"a": [[1, 1, 5, 5]]})
     parts = "data.parts=[{root: one}, {root: two}]"
-    config = settings("train", "data=joined", f"data.root={tmp_path}", parts, "data.train_split=train")
-    config["proposals"]["folder"] = str(tmp_path / "kept")
-    reader = builders.build_dataset(config, "train")
     files = [f"{tmp_path}/one.safetensors", f"{tmp_path}/two.safetensors"]
-    config["data"]["train_proposals"] = files
-    validate(config)
+
+    def with_files(*names: str) -> TrainSettings:
+        where = ["data=joined", f"data.root={tmp_path}", "data.train_split=train", f"proposals.folder={tmp_path}/kept"]
+        return settings("train", *where, parts, f"data.train_proposals=[{','.join(names)}]")
+
+    config = with_files(*files)
+    reader = builders.build_dataset(config.data, "train")
     for some in (reader, Subset(reader, [1, 0])):
-        samples = builders.build_transformed_dataset(config, builders.check(config, some, "train"), "train")
+        samples = builders.build_transformed_dataset(config, builders.check(config.data, some, "train"), "train")
         found = {image_id: samples.proposals[image_id].tolist() for image_id in some.image_ids}
         assert found == {"1-one-train/a": [[0, 0, 9, 9]], "2-two-train/a": [[1, 1, 5, 5]]}
-    config["data"]["train_proposals"] = [files[0], None]
-    checked = builders.check(config, reader, "train")
-    assert len(builders.build_transformed_dataset(config, checked, "train").proposals["2-two-train/a"]) > 0
+    checked = builders.check(config.data, reader, "train")
+    samples = builders.build_transformed_dataset(with_files(files[0], "null"), checked, "train")
+    assert len(samples.proposals["2-two-train/a"]) > 0
     assert [path.name[:10] for path in (tmp_path / "kept").glob("*.safetensors")] == ["two-train-"]
-    config["data"]["train_proposals"] = files[:1]
     with pytest.raises(InputError, match=r"data\.train_proposals: 1 files for 2 data sets"):
-        builders.build_transformed_dataset(config, checked, "train")
+        builders.build_transformed_dataset(with_files(files[0]), checked, "train")
 
 
 @pytest.mark.parametrize(
@@ -167,15 +176,16 @@ def test_settings_decide_which_proposals_are_used(settings, make_voc, tmp_path, 
     config = settings(
         "train", "data=voc", f"data.root={root}", f"data.val_proposals={tmp_path}/p.safetensors", override
     )
-    reader = builders.build_dataset(config, "val")
-    samples = builders.build_transformed_dataset(config, builders.check(config, reader, "val"), "val")
+    reader = builders.build_dataset(config.data, "val")
+    samples = builders.build_transformed_dataset(config, builders.check(config.data, reader, "val"), "val")
     assert samples.original(0).proposals.tolist() == left
 
 
 def test_how_images_are_read_is_a_setting(settings, make_voc):
     root = make_voc({"train": {"a": [("cat", 1, 1, 9, 9)]}})
     where = ["data=voc", f"data.root={root}", "data.train_split=train"]
-    reader = builders.build_dataset(settings("train", *where, "data.exif=ignore", "data.max_image_pixels=77"), "train")
+    config = settings("train", *where, "data.exif=ignore", "data.max_image_pixels=77")
+    reader = builders.build_dataset(config.data, "train")
     assert reader.image_options == ImageOptions(exif="ignore", max_pixels=77)
 
 
@@ -224,9 +234,9 @@ def test_a_wrong_argument_is_an_input_error():
     ("override", "says"),
     [
         ("train.iterations=0", "train.iterations=0: must be an integer above 0"),
-        ("train.iterations=many", "train.iterations=many: must be an integer"),
-        ("~train.iterations", "train.iterations is not given: must be an integer above 0"),
-        ("train=5", "train=5: must be a group of settings, train.iterations among them"),
+        ("train.iterations=many", "train.iterations=many: must be an integer above 0"),
+        ("~model.backbone", "model.backbone is not given: must be vgg16 or resnet18 or resnet50"),
+        ("train=5", "train=5: must be a group of settings"),
         ("train.images_per_batch=2.5", "train.images_per_batch=2.5"),
         ("train.eval_every=true", "train.eval_every=True"),
         ("seed=-1", "seed=-1"),
@@ -271,14 +281,14 @@ def test_a_wrong_argument_is_an_input_error():
         ("data.max_bad_fraction=2", "data.max_bad_fraction=2: must be a number from 0 to 1"),
         ("data.short_side_px=1000000", "data.short_side_px=1000000: must be an integer from 1 to 20000"),
         ("data.classes=[1]", r"data.classes=\[1\]: must be null or a list of names"),
-        ("+model.hiden=3", "model: there is no setting 'hiden'"),
+        ("+model.hiden=3", r"model\.hiden: no such setting; did you mean model\.hidden\?"),
         ("optimizer.lr=inf", "optimizer.lr=inf: must be null or a number above 0"),
         ("model.frozen_stages=-1", "model.frozen_stages=-1: must be null or an integer"),
     ],
 )
 def test_invalid_values_are_named(settings, override, says):
     with pytest.raises(InputError, match=says):
-        validate_training(settings("train", *override.split()), 1)
+        settings("train", *override.split())
 
 
 @pytest.mark.parametrize(
@@ -297,20 +307,17 @@ def test_invalid_values_are_named(settings, override, says):
     ],
 )
 def test_settings_that_training_does_not_have_are_named(settings, group, key, says):
-    config = settings("train")
+    config = settings("train").plain()
     (config[group] if group else config)[key] = 5
-    validate(config)  # a checkpoint may be of an earlier version, and is scored all the same
+    parse(CommonSettings, config, ignore_unknown=True)  # a checkpoint may be of another version, and is scored
     with pytest.raises(InputError, match=says):
-        validate_training(config, 1)
+        parse(TrainSettings, config)
 
 
 @pytest.mark.parametrize("choice", ["voc", "voc07", "voc0712", "coco", "joined", "shapes"])
 def test_training_takes_all_settings_of_a_data_set(settings, choice):
     missing = {"coco": ["data.train_json=a", "data.val_json=b"], "joined": ["data.parts=[{root: a}]"]}.get(choice, [])
-    validate_training(settings("train", f"data={choice}", "data.root=x", *missing), 1)
-    wanted = {key.format(part) for keys in builders.READER_ARGUMENTS.values() for key in keys.values()
-              for part in ("train", "val")}  # fmt: skip
-    assert wanted == {*READER_SETTINGS, "drop_empty_boxes"}
+    assert settings("train", f"data={choice}", "data.root=x", *missing).data.root == "x"
 
 
 def test_a_renamed_setting_is_named_with_its_new_name():
@@ -321,13 +328,37 @@ def test_a_renamed_setting_is_named_with_its_new_name():
 
 
 def test_a_group_that_is_no_group_is_named(settings):
-    config = settings("train")
-    config["run"] = "here"
     with pytest.raises(InputError, match="run=here: must be a group of settings"):
-        validate_training(config, 1)
+        settings("train", "run=here")
 
 
 def test_flatten():
-    assert flatten({"a": {"b": 1, "c": [1, 2]}, "d": None, "e": True}) == {
-        "a.b": 1, "a.c": "[1, 2]", "d": "None", "e": True,
+    assert flatten(Metric(iou_thresholds=(0.5, 0.7), devkit=True)) == {
+        "iou_thresholds": "(0.5, 0.7)", "main": "None", "devkit": True, "coco": False,
     }  # fmt: skip
+
+
+def test_the_page_of_settings_is_that_of_the_schema():
+    page = settings_page()
+    assert PAGE.read_text() == page, "run python scripts/document_settings.py"
+    for key, _ in fields(TrainSettings):
+        assert f"`{key}`" in page
+
+
+def test_settings_survive_being_written_and_read(settings):
+    for program, *overrides in (["train", "optimizer=sgd"], ["train", "experiment=paper"], ["evaluate"]):
+        typed = settings(program, *overrides)
+        assert parse(type(typed), json.loads(json.dumps(typed.plain()))) == typed
+        assert pickle.loads(pickle.dumps(typed)) == typed
+
+
+@pytest.mark.parametrize("key", ["train.ema", "optimizer.max_grad_norm", "data.exif", "detect", "roi.delta_std"])
+def test_a_checkpoint_without_a_setting_has_its_default(settings, key):
+    """A setting that is added later may not make earlier checkpoints unusable."""
+    config = settings("train", "optimizer=sgd").plain()
+    *groups, name = key.split(".")
+    group = config
+    for part in groups:
+        group = group[part]
+    group.pop(name)
+    assert parse(TrainSettings, config) == settings("train", "optimizer=sgd")

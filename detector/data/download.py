@@ -17,7 +17,8 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from detector.errors import DISK_IS_FULL, PERMISSION_ERRNOS, InputError, first_few
+from detector.errors import InputError, first_few
+from detector.runtime.exits import DISK_IS_FULL, PERMISSION_ERRNOS
 from detector.runtime.files import locked, write_atomically
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,8 @@ from detector.boxes import BoxCoder, with_batch_index
 from detector.errors import RunFailure
 from detector.inference.postprocess import Postprocess, postprocess
 from detector.runtime.device import Compute, peak_memory_mib
-from detector.runtime.distributed import gather_interleaved, is_main
+from detector.runtime.distributed import gather_interleaved
+from detector.runtime.ranks import is_main
 from detector.structures import Batch, Detections, RoiTargets
 
 

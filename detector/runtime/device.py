@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from detector.errors import InputError
-from detector.runtime.distributed import rank_info
+from detector.runtime.ranks import rank_info
 
 
 def resolve_device(name: str) -> torch.device:

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
@@ -20,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from detector.errors import InputError, RunFailure
+from detector.runtime.ranks import RankInfo, is_main, rank_info
 
 T = TypeVar("T")
 
@@ -29,28 +29,10 @@ PATIENCE = timedelta(days=1)
 _patient: Any = None  # the process group with this timeout
 
 
-@dataclass(frozen=True)
-class RankInfo:
-    """The rank of a process in its run."""
-
-    rank: int = 0
-    world_size: int = 1
-    local_rank: int = 0  # on its machine: the index of its GPU
-
-
-def rank_info() -> RankInfo:
-    """The rank from the environment variables of torchrun, or else of srun."""
-    env = os.environ
-    if "RANK" in env and "WORLD_SIZE" in env:
-        return RankInfo(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0)))
-    if "SLURM_STEP_NUM_TASKS" in env:  # of the job step; SLURM_NTASKS is also set in a script without srun
-        return RankInfo(int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"]), int(env["SLURM_LOCALID"]))
-    return RankInfo()
-
-
-def is_main() -> bool:
-    """Whether this is the process that writes: the first, or the only one."""
-    return rank_info().rank == 0
+def require_divisible(setting: str, number: int) -> None:
+    """Raise InputError unless the processes of the run can share this number of images equally."""
+    if number % rank_info().world_size:
+        raise InputError(f"{setting}={number}: must be a multiple of the number of processes, {rank_info().world_size}")
 
 
 @contextmanager

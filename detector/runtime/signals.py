@@ -10,6 +10,7 @@ from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import TypeVar
 
+from detector.errors import Stopped
 from detector.runtime.distributed import all_reduce_max, gather
 
 logger = logging.getLogger(__name__)
@@ -29,14 +30,6 @@ def _reset_wakeup_fd() -> None:
 
 
 os.register_at_fork(after_in_child=_reset_wakeup_fd)
-
-
-class Stopped(BaseException):
-    """The run was asked to stop, which is not an error. `signal` is the number of the signal."""
-
-    def __init__(self, signal: int) -> None:
-        super().__init__(f"stopped by signal {signal}")
-        self.signal = signal
 
 
 class StopRequest:

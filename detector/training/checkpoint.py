@@ -29,13 +29,15 @@ from detector.data.classes import check_classes
 from detector.errors import InputError, RunFailure
 from detector.models.weights import read_state
 from detector.runtime.files import ZIP_DAMAGE, replace, write_atomically
+from detector.schema import MACHINE, fields, parse
+from detector.settings import CommonSettings, TrainSettings
 
 logger = logging.getLogger(__name__)
 
 SHARED_FORMAT = "fast-rcnn weights 1"
 MAX_JSON_BYTES = 10_000_000
-MACHINE_SPECIFIC = ("root", "dir", "folder", "resume", "train_proposals", "val_proposals")  # settings of any group
-GROUPS = ("data", "model", "roi", "detect", "proposals")  # groups of settings that evaluation takes from training
+# Settings of any group that name a path of this machine.
+MACHINE_SPECIFIC = {key.rpartition(".")[2] for key, field in fields(TrainSettings) if MACHINE in field.metadata}
 
 FORMAT = 1  # version of what a run resumes from; a checkpoint without one is older and has weights only
 TO_EVALUATE = {"model", "config", "classes", "iteration"}
@@ -165,6 +167,11 @@ def load_checkpoint(path: Path) -> dict:
     return content
 
 
+def trained_settings(checkpoint: dict) -> CommonSettings:
+    """The settings of a checkpoint. It may be of a version with more of them, which are ignored."""
+    return parse(CommonSettings, checkpoint["config"], "the settings of the checkpoint", ignore_unknown=True)
+
+
 def load_to_resume(path: Path) -> dict:
     """Read a checkpoint to resume from it. Raises InputError as above, and for another version."""
     content = load_checkpoint(path)
@@ -262,9 +269,8 @@ def _check_content(path: Path, content: dict) -> None:
                 plain and value.untyped_storage().nbytes() >= value.nbytes, f"`{part}`: {name} is not a plain tensor"
             )
     require(isinstance(config, dict), "`config` is not a dict")
-    for group in GROUPS:
-        require(isinstance(config.get(group), dict), f"`config` has no settings of {group}")
     require(_is_plain(config), "`config` holds more than plain values")
+    parse(CommonSettings, config, f"{path}: its settings", ignore_unknown=True)
     require(isinstance(classes, list) and bool(classes), "`classes` is not a list of names")
     check_classes(f"{path}, classes", classes)
     iteration = content["iteration"]

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from detector.boxes import BoxCoder
 from detector.runtime.device import Compute
-from detector.runtime.distributed import all_reduce_sum, mean, raise_once, rank_info
+from detector.runtime.distributed import all_reduce_sum, mean, raise_once
+from detector.runtime.ranks import rank_info
 from detector.runtime.seeds import Stream, seed_of
 from detector.structures import Batch, RoiTargets
 from detector.training.diagnostics import NotFinite, not_finite_failure, out_of_memory_failure

@@ -2,32 +2,69 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from detector.errors import InputError, RunFailure
+from detector.runtime.distributed import barrier, broadcast_from_main, shared_errors
 from detector.runtime.files import UNFINISHED, numbered, replace, write_atomically
-from detector.settings import flatten
-from detector.training.checkpoint import NEWEST_FIRST, load_checkpoint, newest_valid, verify_integrity
-from detector.training.run_folder import FolderLock, check_run_folder, is_empty, require_run
+from detector.runtime.logs import log_to_file
+from detector.runtime.ranks import is_main
+from detector.schema import FIXED, PER_INVOCATION, parse, walk
+from detector.settings import Training, TrainSettings
+from detector.training.checkpoint import NEWEST_FIRST, load_checkpoint, load_to_resume, newest_valid, verify_integrity
+from detector.training.run_folder import FolderLock, check_run_folder, is_empty, make_run_folder, require_run
 
 logger = logging.getLogger(__name__)
 
-# Settings that decide what the weights mean, which images a step sees, or which checkpoint is the best. Data and
-# proposals are compared by content, not by path.
-FIXED = (
-    "model.",
-    "roi.delta_std",
-    "seed",
-    "train.images_per_batch",
-    "train.ema",
-    "optimizer._target_",
-    "metric.main",
-    "metric.iou_thresholds",
-    "metric.devkit",
-    "detect.",
-)
-PER_INVOCATION = ("resume", "run.")  # may differ, and do not affect the weights
+
+@dataclass
+class Run:
+    """A run that begins, or is resumed."""
+
+    lock: FolderLock
+    folder: Path | None  # None until `prepare_folder`, for a run that begins
+    path: Path | None  # the checkpoint that is resumed
+    checkpoint: dict | None  # its content
+
+    @property
+    def start(self) -> int:
+        """The iteration after which training starts."""
+        return self.checkpoint["iteration"] if self.checkpoint else 0
+
+    def is_complete(self, settings: TrainSettings) -> bool:
+        """Whether nothing is left to do. Raises InputError if the settings are those of another run."""
+        checkpoint = self.checkpoint
+        if checkpoint is None or self.start < settings.train.iterations or lacks_evaluation(checkpoint, settings.train):
+            return False
+        check_same_run(checkpoint, settings, tuple(checkpoint["classes"]), checkpoint["fingerprints"])
+        logger.info("already complete: %d of %d iterations in %s", self.start, settings.train.iterations, self.path)
+        return True
+
+    def prepare_folder(self, settings: TrainSettings) -> None:
+        """Make the folder of a new run, or restore that of a resumed one to its state at the checkpoint."""
+        if self.folder is None:
+            self.folder = broadcast_from_main(lambda: self.lock.take(make_run_folder(settings.run.dir)))
+            log_to_file(self.folder / "train.log")
+        if is_main():
+            if self.path is not None and settings.resume != "auto":
+                promote_checkpoint(self.path, self.start)
+            clean_up(self.folder, self.start)
+        barrier()
+
+
+@contextmanager
+def open_run(settings: TrainSettings) -> Iterator[Run]:
+    """The run that the settings ask for, its folder locked against other processes until the context ends."""
+    with FolderLock() as lock:
+        folder, path = broadcast_from_main(lambda: find_run(settings.resume, settings.run.dir, lock))
+        if folder is not None:
+            log_to_file(folder / "train.log")
+        with shared_errors():
+            checkpoint = load_to_resume(path) if path else None
+        yield Run(lock, folder, path, checkpoint)
 
 
 def find_run(resume: str | None, run_dir: str | None, lock: FolderLock) -> tuple[Path | None, Path | None]:
@@ -122,21 +159,27 @@ def _iteration_of(line: str) -> float:
         return float("inf")
 
 
-def check_same_run(checkpoint: Mapping, config: dict, classes: tuple[str, ...], fingerprints: dict[str, str]) -> None:
+def check_same_run(
+    checkpoint: Mapping, settings: TrainSettings, classes: tuple[str, ...], fingerprints: dict[str, str]
+) -> None:
     """Raise InputError for a difference that makes it another run; log a list of the other differences.
 
-    `fingerprints` are those of data and proposals, by name.
+    Data and proposals are compared by content: `fingerprints` are theirs, by name.
     """
-    problems = []
+    problems, changes = [], []
     if list(classes) != checkpoint["classes"]:
         problems.append(f"classes: {', '.join(checkpoint['classes'])} -> {', '.join(classes)}")
-    before, now = flatten(checkpoint["config"]), flatten(config)
-    changed = {
-        key: f"{key}: {before.get(key, 'not set')} -> {now.get(key, 'not set')}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key, "None") != now.get(key, "None") and not key.startswith(PER_INVOCATION)
-    }
-    problems += [line for key, line in changed.items() if key.startswith(FIXED)]
+    trained = parse(TrainSettings, checkpoint["config"], "the settings of the checkpoint")
+    before, now = ({item.key: item for item in walk(group)} for group in (trained, settings))
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key), now.get(key)
+        policies = (new or old).policies  # type: ignore[union-attr]  # one of the two has it
+        if (old and old.value) == (new and new.value) or PER_INVOCATION in policies:
+            continue
+        line = f"{key}: {old.value if old else 'not set'} -> {new.value if new else 'not set'}"
+        changes.append(line)
+        if FIXED in policies:
+            problems.append(line)
     problems += [
         f"the {name}: fingerprint {checkpoint['fingerprints'].get(name, '')[:12]} -> {value[:12]}"
         for name, value in fingerprints.items()
@@ -147,5 +190,16 @@ def check_same_run(checkpoint: Mapping, config: dict, classes: tuple[str, ...], 
             "resume: this is not the run of the checkpoint:\n  " + "\n  ".join(problems) + "\n"
             "Restore them, or begin a new run from its weights: model.weights=CHECKPOINT run.dir=ANOTHER"
         )
-    if changed:
-        logger.warning("settings that changed since the checkpoint:\n  %s", "\n  ".join(changed.values()))
+    if changes:
+        logger.warning("settings that changed since the checkpoint:\n  %s", "\n  ".join(changes))
+
+
+def is_due(what: str, iteration: int, train: Training) -> bool:
+    """Whether `log`, `eval` or `checkpoint` is due after this iteration."""
+    every = {"log": train.log_every, "eval": train.eval_every, "checkpoint": train.checkpoint_every}[what]
+    return iteration == train.iterations or iteration % every == 0
+
+
+def lacks_evaluation(checkpoint: Mapping, train: Training) -> bool:
+    """Whether the run was stopped before completing the evaluation due at the checkpoint."""
+    return is_due("eval", checkpoint["iteration"], train) and checkpoint["evaluated"] < checkpoint["iteration"]

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from detector.errors import DISK_IS_FULL, InputError
+from detector.errors import InputError
+from detector.runtime.exits import DISK_IS_FULL
 
 logger = logging.getLogger(__name__)
 

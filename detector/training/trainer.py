@@ -3,33 +3,36 @@
 import logging
 import math
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torchvision
 import yaml
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from detector.data.loader import TransformedDataset
+from detector.data.loader import TrainBatchSampler, TransformedDataset, eval_loader, explain_workers, train_loader
+from detector.errors import Stopped
 from detector.evaluation.report import write_report
 from detector.evaluation.results import round_trip_results
 from detector.evaluation.tables import ap_table
 from detector.inference.predict import DetectorConfig, evaluate
 from detector.models import FastRCNN
 from detector.runtime.device import Compute, peak_memory_mib
-from detector.runtime.distributed import barrier, broadcast_buffers, rank_info
+from detector.runtime.distributed import barrier, broadcast_buffers, wrap_ddp
 from detector.runtime.files import write_atomically
-from detector.runtime.signals import Stopped, StopRequest
-from detector.settings import flatten
+from detector.runtime.ranks import is_main, rank_info
+from detector.runtime.signals import StopRequest
+from detector.schema import flatten
+from detector.settings import TrainSettings
 from detector.structures import Detections
 from detector.training.checkpoint import Checkpoints
 from detector.training.diagnostics import CollapseDetector, DivergenceDetector, label_entropy
-from detector.training.engine import Step, TrainingConfig
+from detector.training.engine import Step, TrainingConfig, training_steps
 from detector.training.losses import multi_task_loss
+from detector.training.resume import Run, is_due, lacks_evaluation
 from detector.training.tracking import Means, Tracker, tag_of
 from detector.visualization.drawing import draw_batch, draw_detections
 
@@ -61,33 +64,74 @@ class TrainingComponents:
         return self.model if self.averaged is None else self.averaged.module
 
 
-@dataclass
 class Trainer:
-    """Logging, evaluation and checkpoints between the steps. Of several processes, the first one writes."""
+    """Training with logging, evaluation and checkpoints. Of several processes, the first one writes."""
 
-    config: dict
-    folder: Path
-    tracker: Tracker | None  # in the first process
-    stop: StopRequest
-    components: TrainingComponents
-    val_batches: DataLoader
-
-    def __post_init__(self) -> None:
+    def __init__(self, settings: TrainSettings, run: Run, components: TrainingComponents) -> None:
+        assert run.folder is not None
+        self.settings, self.components, self.checkpoint, self.start = settings, components, run.checkpoint, run.start
+        self.folder = run.folder
+        self.tracker: Tracker | None = None  # in the first process, during `fit`
+        self.stop = StopRequest()
+        self.progress = tqdm(disable=True)  # shown during `fit`
         self.means = Means()
         self.last_images: list[str] = []
         self.best = -math.inf
-        self.final: dict[str, float] = {}  # the main metric of the last evaluation
+        self.score: float | None = None  # the main metric of the last evaluation
+        self.final: dict[str, float] = {}  # the same, by TensorBoard tag
         self.evaluated = 0  # iteration of the last evaluation
         self.stopping = 0  # the signal that requested it
         self.checkpoints = Checkpoints(self.folder / "checkpoints")
-        self.label_counts = torch.zeros(len(self.components.classes) + 1, dtype=torch.int64)  # since the last logging
-        self.warmup = self.config["schedule"].get("warmup_iterations", 0)
-        self.collapse = CollapseDetector(collapse_window(self.config["train"]["iterations"]), self.warmup)
+        self.label_counts = torch.zeros(len(components.classes) + 1, dtype=torch.int64)  # since the last logging
+        self.warmup = settings.schedule.warmup_iterations
+        self.collapse = CollapseDetector(collapse_window(settings.train.iterations), self.warmup)
         self.divergence = DivergenceDetector()
-        if self.tracker is not None:
-            text = yaml.safe_dump(self.config, sort_keys=False)
-            write_atomically(self.folder / "config.yaml", text.encode())
-            self.tracker.text("config", text)
+        share = (rank_info().rank, rank_info().world_size)
+        order = TrainBatchSampler(
+            len(components.train_samples.reader), settings.train.images_per_batch, settings.train.iterations,
+            settings.seed, run.start, *share,
+        )  # fmt: skip
+        self.train_batches = train_loader(components.train_samples, order, settings.workers)
+        self.val_batches = eval_loader(components.val_samples, settings.workers, *share)
+
+    def fit(self) -> float | None:
+        """Train to the last iteration. Returns the main metric of the last evaluation."""
+        parts = self.components
+        logger.info(
+            "%d images to train on, %d to validate, classes: %s",
+            len(parts.train_samples.reader), len(parts.val_samples.reader), ", ".join(parts.classes),
+        )  # fmt: skip
+        logger.info(
+            "on %s in %s, learning rate %g -> %s",
+            parts.compute.device,
+            parts.compute.dtype,
+            self.settings.optimizer.lr,
+            self.folder,
+        )
+        with ExitStack() as stack:
+            if is_main():
+                self.tracker = stack.enter_context(closing(Tracker(self.folder, self.start)))
+                self.write_settings(self.tracker)
+            stack.enter_context(self.stop)
+            total, hidden = self.settings.train.iterations, None if is_main() else True
+            self.progress = stack.enter_context(tqdm(total=total, initial=self.start, unit="step", disable=hidden))
+            stack.enter_context(explain_workers(self.last_images))
+            if self.checkpoint is not None:
+                self.resume(self.checkpoint)
+            learner = wrap_ddp(parts.model, parts.compute.device)
+            for step in training_steps(
+                learner, self.train_batches, parts.optimizer, parts.schedule, parts.training, parts.compute, self.start
+            ):
+                self.progress.update()
+                self.after_step(step)
+            self.finish()
+        return self.score
+
+    def write_settings(self, tracker: Tracker) -> None:
+        """Write the settings to config.yaml and TensorBoard."""
+        text = yaml.safe_dump(self.settings.plain(), sort_keys=False)
+        write_atomically(self.folder / "config.yaml", text.encode())
+        tracker.text("config", text)
 
     def resume(self, checkpoint: dict) -> None:
         """Resume where the checkpoint was written, possibly before or during an evaluation."""
@@ -105,13 +149,13 @@ class Trainer:
         if (versions := checkpoint.get("versions", VERSIONS)) != VERSIONS:
             logger.warning("begun with %s, resuming with %s: results are not bitwise identical", versions, VERSIONS)
         logger.info("resuming after iteration %d", checkpoint["iteration"])
-        if lacks_evaluation(checkpoint, self.config["train"]):
+        if lacks_evaluation(checkpoint, self.settings.train):
             self.keep(checkpoint["iteration"], evaluate=True, save=True)
 
-    def after_step(self, step: Step, progress: tqdm) -> None:
+    def after_step(self, step: Step) -> None:
         """Log, evaluate and save as due; on a signal to stop, save the step and raise Stopped."""
         iteration, self.stopping = step.iteration, self.stop.agreed()
-        due = {name: is_due(name, iteration, self.config["train"]) for name in ("log", "eval", "checkpoint")}
+        due = {name: is_due(name, iteration, self.settings.train) for name in ("log", "eval", "checkpoint")}
         self.last_images[:] = step.batch.image_ids
         if self.components.averaged is not None:
             self.components.averaged.update_parameters(self.components.model)
@@ -122,21 +166,21 @@ class Trainer:
             if iteration == 1:
                 self.tracker.image(iteration, "train/rois", draw_batch(step.batch, step.targets))
             if any(due.values()) or self.stopping:
-                self.log(self.tracker, step, progress)
+                self.log(self.tracker, step)
         self.keep(iteration, due["eval"] and not self.stopping, due["checkpoint"] or bool(self.stopping))
         if self.stopping:
             raise Stopped(self.stopping)
 
-    def log(self, tracker: Tracker, step: Step, progress: tqdm) -> None:
+    def log(self, tracker: Tracker, step: Step) -> None:
         """Log means since the last logging to TensorBoard, metrics.jsonl and the terminal."""
         values = self.means.take() | {"memory/peak_mib": peak_memory_mib(self.components.compute.device)}
         values["roi/label_entropy"] = label_entropy(self.label_counts)
         self.label_counts.zero_()
         values["train/collapsed"] = float(self.watch_for_collapse(step.iteration, values))
         tracker.scalars(step.iteration, values)
-        progress.set_postfix(loss=f"{values['train/loss']:.3f}")
-        if progress.disable:  # no terminal
-            of, seconds = self.config["train"]["iterations"], values["time/step_s"]
+        self.progress.set_postfix(loss=f"{values['train/loss']:.3f}")
+        if self.progress.disable:  # no terminal
+            of, seconds = self.settings.train.iterations, values["time/step_s"]
             logger.info(
                 "iteration %d of %d: loss %.3f, %.2f s per step", step.iteration, of, values["train/loss"], seconds
             )
@@ -160,10 +204,9 @@ class Trainer:
 
     def remedies(self) -> str:
         """The two settings that help most against collapse and divergence."""
-        rate = self.components.optimizer.defaults["lr"]
         return (
-            f"A lower optimizer.lr (now {rate:g}) or a longer schedule.warmup_iterations (now {self.warmup}) usually "
-            "helps"
+            f"A lower optimizer.lr (now {self.settings.optimizer.lr:g}) or a longer schedule.warmup_iterations (now "
+            f"{self.warmup}) usually helps"
         )
 
     def watch_gradient(self, iteration: int, grad_norm: float) -> None:
@@ -210,15 +253,15 @@ class Trainer:
     def report(self, tracker: Tracker, iteration: int, detections: list[Detections], losses: dict[str, float]) -> None:
         """Score the detections of each validation image (original frame); the best so far are saved as best.pt."""
         detections = round_trip_results(
-            self.folder / "detections", detections, self.components.classes, self.config["metric"]["devkit"]
+            self.folder / "detections", detections, self.components.classes, self.settings.metric.devkit
         )
         reader = self.components.val_samples.reader
         truths = [reader.ground_truth(index) for index in range(len(reader))]
         source = {"iteration": iteration, "data": reader.name, "images": len(reader)}
-        image = reader.image if iteration == self.config["train"]["iterations"] else None  # report.html at the end
+        image = reader.image if iteration == self.settings.train.iterations else None  # report.html at the end
         metrics = write_report(
-            self.folder, truths, detections, self.components.classes, **self.config["metric"], losses=losses,
-            source=source, image=image,
+            self.folder, truths, detections, self.components.classes, **self.settings.metric.model_dump(),
+            losses=losses, source=source, image=image,
         )  # fmt: skip
         logger.info("evaluation at iteration %d\n%s", iteration, ap_table(metrics))
         tracker.metrics(iteration, metrics)
@@ -226,6 +269,7 @@ class Trainer:
             picture = draw_detections(reader.image(index), truths[index], detections[index], self.components.classes)
             tracker.image(iteration, f"val/{truths[index].image_id}", picture)
         name, score = metrics["main"]["metric"], metrics["main"]["value"]
+        self.score = score
         self.final = {} if score is None else {f"hparam/mAP_{tag_of(name)}": score}
         if score is None or score > self.best:  # without any object, the latest is the best
             before, self.best = self.best, -math.inf if score is None else score
@@ -241,7 +285,7 @@ class Trainer:
         content = {
             "model": self.components.evaluated_model.state_dict(),
             "optimizer": self.components.optimizer.state_dict()["state"],  # learning rates and the like are settings
-            "config": self.config,
+            "config": self.settings.plain(),
             "classes": list(self.components.classes),
             "iteration": iteration,
             "evaluated": self.evaluated,
@@ -256,13 +300,13 @@ class Trainer:
 
     def is_last(self, iteration: int) -> bool:
         """Whether this checkpoint is the final one of the run."""
-        return bool(self.stopping) or iteration == self.config["train"]["iterations"]
+        return bool(self.stopping) or iteration == self.settings.train.iterations
 
     def finish(self) -> None:
         """Log the final metrics and the run's folder."""
         if self.tracker is None:
             return
-        self.tracker.hyperparameters(flatten(self.config), self.final)
+        self.tracker.hyperparameters(flatten(self.settings), self.final)
         if self.collapse.since is not None:
             logger.warning("%s", self.collapse_message())
         elif self.collapse.first is not None:
@@ -273,13 +317,3 @@ class Trainer:
 def collapse_window(iterations: int) -> int:
     """The number of iterations without a correctly classified foreground RoI that counts as a collapse."""
     return min(max(iterations // 10, 50), 500)
-
-
-def is_due(what: str, iteration: int, settings: dict) -> bool:
-    """Whether `log`, `eval` or `checkpoint` is due after this iteration."""
-    return iteration == settings["iterations"] or iteration % settings[f"{what}_every"] == 0
-
-
-def lacks_evaluation(checkpoint: dict, settings: dict) -> bool:
-    """Whether the run was stopped before completing the evaluation due at the checkpoint."""
-    return is_due("eval", checkpoint["iteration"], settings) and checkpoint["evaluated"] < checkpoint["iteration"]

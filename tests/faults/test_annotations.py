@@ -129,10 +129,10 @@ def test_case_40_names_that_differ_in_case_or_spaces_alone_are_no_classes_of_the
     root = make_voc({"train": {"a": objects[:3]}, "val": {"b": objects[3:]}})
 
     def classes(*overrides: str, more: tuple = ()) -> tuple[str, ...]:
-        config = settings("train", "data=voc", f"data.root={root}", "data.train_split=train", *overrides)
-        config["data"]["val_split"] = "val"
-        readers = [builders.build_dataset(config, part) for part in ("train", "val")]
-        chosen = builders.resolve_classes(config, *readers, more=more)
+        config = settings("train", "data=voc", f"data.root={root}", "data.train_split=train", "data.val_split=val",
+                          *overrides)  # fmt: skip
+        readers = [builders.build_dataset(config.data, part) for part in ("train", "val")]
+        chosen = builders.resolve_classes(config.data, *readers, more=more)
         assert [reader.with_classes(chosen).classes for reader in readers] == [chosen] * 2  # each object has a label
         return chosen
 

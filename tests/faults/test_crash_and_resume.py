@@ -26,13 +26,15 @@ from detector.data.joined import JoinedProposals
 from detector.data.loader import TrainBatchSampler, TransformedDataset, train_loader
 from detector.data.transforms import Augment, Resize
 from detector.data.voc import VocDataset
-from detector.errors import InputError, RunFailure
+from detector.errors import InputError, RunFailure, Stopped
 from detector.evaluation.report import write_report
 from detector.inference.predict import evaluate
 from detector.proposals.formats.records import ImageProposals
 from detector.proposals.store import open_proposals, stream_store
 from detector.runtime.files import replace
-from detector.runtime.signals import SAME_REQUEST_S, Stopped, StopRequest
+from detector.runtime.signals import SAME_REQUEST_S, StopRequest
+from detector.schema import parse
+from detector.settings import TrainSettings
 from detector.training import checkpoint as checkpoints
 from detector.training.checkpoint import (
     Checkpoints,
@@ -321,14 +323,17 @@ def test_case_09_batches_after_a_resume_do_not_depend_on_the_workers(small_shape
 
 def resumable(spoilt):
     saved = load_to_resume(spoilt / "checkpoints/last.pt")
-    return saved, saved["config"], tuple(saved["classes"]), saved["fingerprints"]
+    return saved, parse(TrainSettings, saved["config"]), tuple(saved["classes"]), saved["fingerprints"]
+
+
+def changed(settings: TrainSettings, group: str, **values: object) -> TrainSettings:
+    return settings.with_values(**{group: settings.plain()[group] | values})
 
 
 def test_case_10_another_batch_is_refused_and_another_number_of_processes_is_said(spoilt, settings, tiny, caplog):
     saved, config, classes, fingerprints = resumable(spoilt)
-    config = config | {"train": config["train"] | {"images_per_batch": 4}}
     with pytest.raises(InputError, match=r"train\.images_per_batch: 2 -> 4"):
-        check_same_run(saved, config, classes, fingerprints)
+        check_same_run(saved, changed(config, "train", images_per_batch=4), classes, fingerprints)
     content = torch.load(spoilt / "checkpoints/last.pt", weights_only=True)
     torch.save(content | {"processes": 2}, spoilt / "checkpoints/last.pt")
     train.main(settings("train", *tiny, f"run.dir={spoilt}", "resume=auto", "train.iterations=7"))
@@ -358,12 +363,12 @@ def test_case_12_what_the_weights_mean_is_fixed_and_the_rest_is_a_table(spoilt, 
         ("detect", "nms_iou", 0.5),
     ):
         with pytest.raises(InputError, match=rf"{group}\.{key}: .* -> "):
-            check_same_run(saved, config | {group: config[group] | {key: value}}, classes, fingerprints)
+            check_same_run(saved, changed(config, group, **{key: value}), classes, fingerprints)
     with pytest.raises(InputError, match="seed: 0 -> 1"):
-        check_same_run(saved, config | {"seed": 1}, classes, fingerprints)
+        check_same_run(saved, config.with_values(seed=1), classes, fingerprints)
     assert "changed" not in caplog.text
-    train_settings = config["train"] | {"eval_every": 5, "log_every": 7}
-    check_same_run(saved, config | {"train": train_settings, "workers": 3}, classes, fingerprints)
+    more = changed(config, "train", eval_every=5, log_every=7).with_values(workers=3)
+    check_same_run(saved, more, classes, fingerprints)
     assert "train.eval_every: 4 -> 5\n  train.log_every: 1 -> 7\n  workers: 0 -> 3" in caplog.text
 
 
@@ -504,11 +509,10 @@ def test_case_16_a_finished_run_is_complete_and_left_alone(spoilt, settings, tin
         train.main(settings("train", *tiny, f"run.dir={spoilt}", "resume=auto", "seed=1"))
 
 
-def test_going_back_to_an_earlier_checkpoint_loses_none_and_auto_stays_with_it(tmp_path, caplog):
-    folder = tmp_path / "checkpoints"
+def test_going_back_to_an_earlier_checkpoint_loses_none_and_auto_stays_with_it(settings, tmp_path, caplog):
+    folder, config = tmp_path / "checkpoints", settings("train").plain()
 
     def content(iteration):
-        config = {key: {} for key in ("data", "model", "roi", "detect", "proposals")}
         return {"model": {"x": torch.ones(1)}, "config": config, "classes": ["cat"], "iteration": iteration}
 
     def found():

@@ -114,8 +114,8 @@ def test_case_17_the_last_good_checkpoint_is_kept(settings, tiny, tmp_path):
 
 
 def test_an_augmentation_that_cannot_work_ends_before_there_is_a_folder(settings, tiny, tmp_path):
-    config = settings("train", *tiny, f"run.dir={tmp_path}/run")
-    config["augment"]["transforms"] = [{"_target_": "albumentations.Normalize", "p": 1.0}]
+    normalize = "augment.transforms=[{_target_: albumentations.Normalize, p: 1.0}]"
+    config = settings("train", *tiny, f"run.dir={tmp_path}/run", normalize)
     with pytest.raises(InputError, match="augment.transforms: they return a ndarray of float32"):
         train.main(config)
     assert not (tmp_path / "run").exists()

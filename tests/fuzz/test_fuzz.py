@@ -26,8 +26,7 @@ from hypothesis import HealthCheck, given, seed
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-import evaluate
-from detector import builders
+from detector import builders, scoring
 from detector.data.coco import CocoDataset
 from detector.data.transforms import Augment
 from detector.data.voc import read_annotation
@@ -36,8 +35,9 @@ from detector.proposals.convert import READERS, WRITERS
 from detector.proposals.formats import mat, tables
 from detector.proposals.formats.records import BoxFormat, ImageProposals
 from detector.proposals.store import open_proposals, require_images, write_store
-from detector.settings import validate, validate_training
-from detector.training.checkpoint import load_checkpoint, save_weights
+from detector.schema import parse
+from detector.settings import TrainSettings
+from detector.training.checkpoint import load_checkpoint, save_weights, trained_settings
 from tests.helpers.watch import nothing_happens
 from tests.proposals.test_formats import voc_mat_v7_3
 
@@ -322,18 +322,19 @@ def test_proposals_to_convert(tmp_path, name):
 
 
 def test_settings(tmp_path, settings):
-    whole = settings("train", "data=voc", f"data.root={tmp_path}")
+    whole = settings("train", "data=voc", f"data.root={tmp_path}").plain()
 
     def read(config: dict) -> None:
-        validate_training(config, 1)
-        builders.build_compute(config)
-        builders.build_training_config(config)
+        typed = parse(TrainSettings, config)
+        assert parse(TrainSettings, typed.plain()) == typed
+        builders.build_compute(typed)
+        builders.build_training_config(typed)
         with torch.device("meta"):
-            model = builders.build_untrained_model(config, 2)
-        _, schedule = builders.build_optimizer(config, model)
-        assert min(schedule(0), schedule(config["train"]["iterations"] - 1)) >= 0
-        Augment(builders.build_transforms(config["augment"]["transforms"]))
-        builders.build_dataset(config, "train")
+            model = builders.build_untrained_model(typed.model, 2)
+        _, schedule = builders.build_optimizer(typed, model)
+        assert min(schedule(0), schedule(typed.train.iterations - 1)) >= 0
+        Augment(builders.build_transforms(typed.augment.transforms))
+        builders.build_dataset(typed.data, "train")
 
     with pytest.raises(InputError, match="not in VOC layout"):  # so far it comes
         read(copy.deepcopy(whole))
@@ -346,7 +347,7 @@ def test_settings(tmp_path, settings):
 @pytest.fixture
 def content(settings, tmp_path) -> dict:
     """A checkpoint's, with few and small tensors."""
-    config = settings("train", "data=voc", f"data.root={tmp_path}")
+    config = settings("train", "data=voc", f"data.root={tmp_path}").plain()
     model = {"a.weight": torch.rand(3, 4), "a.bias": torch.rand(3), "n": torch.tensor(7)}
     return {"model": model, "config": config, "classes": ["cat", "dog"], "iteration": 7}
 
@@ -380,12 +381,11 @@ def test_what_a_checkpoint_says(tmp_path, content, settings):
 
     def read(path: Path) -> None:
         checkpoint = load_checkpoint(tmp_path / "model.safetensors")
-        config = evaluate.with_training_settings(copy.deepcopy(evaluation), checkpoint["config"])
-        validate(config)
+        config = scoring.with_training_settings(evaluation, trained_settings(checkpoint))
         builders.build_training_config(config)
         with pytest.raises(InputError, match="does not fit its own settings"):
-            builders.build_trained_model(config, checkpoint["model"], len(checkpoint["classes"]))
-        builders.build_dataset(config, "val")
+            builders.build_trained_model(config.model, checkpoint["model"], len(checkpoint["classes"]))
+        builders.build_dataset(config.data, "val")
 
     texts = misplaced(said).map(lambda value: json.dumps(value).encode()) | damaged(json.dumps(said).encode())
     fuzz("what checkpoints say", texts, read, about)

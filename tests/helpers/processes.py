@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.conftest import REPOSITORY
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["train", "tests.conftest"])
+FORKS.set_forkserver_preload(["train", "detector.scoring", "tests.conftest"])  # the programs import these late
 
 
 def start_program(log: Path, *overrides: str) -> multiprocessing.Process:
@@ -27,12 +27,13 @@ def _program(log: Path, overrides: tuple[str, ...]) -> None:
 
     import train
     from detector.app import run_program
+    from detector.settings import TrainSettings
 
     _print_to(log)
     multiprocessing.set_start_method("fork", force=True)  # of data workers, as in a program that was started as usual
     sys.argv = ["train.py", *overrides]
     torch.set_num_threads(1)
-    run_program(train.main, "train")
+    run_program(train.main, "train", TrainSettings)
 
 
 def start_ranks(

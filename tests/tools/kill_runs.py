@@ -25,12 +25,14 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import detector.scoring  # noqa: F401  train.py imports late what is imported here once, before the forks
 import train
 from detector.app import run_program
 from detector.data.shapes import annotation_xml, draw_scene
 from detector.data.voc import VocDataset
 from detector.proposals.store import write_store
 from detector.runtime.files import UNFINISHED
+from detector.settings import TrainSettings
 
 SETTINGS = [
     "data=voc", "data.train_split=train", "data.short_side_px=64", "data.max_side_px=96", "model.hidden=16",
@@ -72,7 +74,7 @@ def begin(settings: list[str], folder: Path) -> multiprocessing.Process:
             os.dup2(log.fileno(), 2)
         sys.argv = ["train.py", *settings, f"run.dir={folder}", "resume=auto"]
         torch.set_num_threads(1)
-        run_program(train.main, "train")
+        run_program(train.main, "train", TrainSettings)
 
     process = multiprocessing.get_context("fork").Process(target=run)
     process.start()

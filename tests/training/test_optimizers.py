@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
+from detector.allowlist import build
 from detector.errors import InputError
-from detector.settings import build
 from detector.training.optimizers import default_rate, parameter_groups
 from detector.training.schedules import Cosine, Step
 

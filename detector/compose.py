@@ -1,0 +1,110 @@
+"""From configs/ and the command line to plain settings, with Hydra's Compose API."""
+
+import re
+from argparse import Namespace
+from contextlib import suppress
+from pathlib import Path
+
+import hydra
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from detector.errors import InputError
+from detector.schema import Settings, fields, no_such_setting
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+# Hydra's own settings that the command line of a sweep may set; a file may set none.
+OF_SWEEPS = re.compile(r"hydra[./](launcher|sweeper|sweep|verbose)\b")
+
+
+def compose(schema: type[Settings], arguments: Namespace, overrides: list[str], name: str) -> DictConfig:
+    """The composed settings. Raises InputError, also if a file changes Hydra's own settings.
+
+    A file may be untrusted, and in a sweep Hydra instantiates what its own settings name.
+    """
+
+    of_sweep = [item for item in overrides if OF_SWEEPS.match(item) and "_target_" not in item]
+    try:
+        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            search = search_path(arguments)
+            config = hydra.compose(name, search + overrides, return_hydra_config=True)
+            expected = _of_hydra(hydra.compose(name, of_sweep, return_hydra_config=True))
+            expected["searchpath"] = _of_hydra(hydra.compose(name, search, return_hydra_config=True))["searchpath"]
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError, OSError) as error:
+        message = in_words(f"{error} {error.__cause__ or ''}")
+        if isinstance(error, UnicodeDecodeError):
+            message = f"a file of settings is not in UTF-8: {message}"
+        if unknown := re.match(r"Could not override '([^']+)'", message):
+            raise no_such_setting(unknown[1], dict(fields(schema))) from None
+        raise InputError(message) from None
+    for key, value in _of_hydra(config).items():
+        if value != expected.get(key):
+            raise InputError(
+                f"hydra.{key}: must not be set, as Hydra runs code that its settings name: remove it from files; the "
+                "command line of a sweep can set hydra.launcher, sweeper, sweep and verbose"
+            )
+    OmegaConf.set_struct(config, False)
+    del config["hydra"]
+    return config
+
+
+def search_path(arguments: Namespace) -> list[str]:
+    folder = arguments.config_dir
+    if folder is None:
+        return []
+    if not Path(folder).is_dir():
+        raise InputError(f"--config-dir: {folder}: no such folder")
+    return ["hydra.searchpath=['{}']".format(str(Path(folder).resolve()).replace("'", "\\'"))]
+
+
+def _of_hydra(config: DictConfig) -> dict:
+    """Hydra's own settings, without those it writes itself."""
+    settings = OmegaConf.to_container(config.hydra, resolve=False)
+    assert isinstance(settings, dict)
+    for key in ("runtime", "overrides"):
+        settings.pop(key, None)
+    for key in ("override_dirname", "config_name"):
+        settings["job"].pop(key, None)
+    return settings
+
+
+def plain(config: DictConfig) -> dict:
+    """Nested dicts and lists, interpolations resolved. Raises InputError for a value that is missing or not found."""
+    OmegaConf.clear_resolver("oc.env")  # settings are saved and shared; the environment must not be
+    try:
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise InputError(f"{error.full_key}: must be given: {error.full_key}=...") from None
+    except OmegaConfBaseException as error:
+        raise InputError(f"{error.full_key}: {in_words(str(error).splitlines()[0])}") from None
+    assert isinstance(plain, dict)
+    return plain
+
+
+def quoted(argument: str) -> str:
+    """Quote the value of a setting if Hydra's grammar requires it, as in data.root=/data/josé."""
+    key, is_setting, value = argument.partition("=")
+    if not is_setting or value.startswith(("[", "{")):
+        return argument
+    quoted = "{}='{}'".format(key, value.replace("'", "\\'"))
+    parse_override = OverridesParser.create().parse_override
+    try:
+        parse_override(argument)
+    except HydraException:
+        with suppress(HydraException):
+            parse_override(quoted)
+            return quoted
+    return argument
+
+
+def in_words(error: str) -> str:
+    """The error on one line, without the list of searched paths."""
+    text = " ".join(re.split(r"(?:Config s|S)earch path:", error)[0].split())
+    if "LexerNoViableAlt" in text:
+        text += ": put names with other letters in quotes, as in 'data.classes=[\"größe\",dog]'"
+    if "oc.env" in text:
+        text += ": settings do not read the environment; let the shell fill it in, key=$NAME"
+    return text

@@ -1,0 +1,86 @@
+"""How a program ends: its exit status, and one line for an error that is not a bug in it."""
+
+import errno
+import io
+import logging
+import os
+import select
+import sys
+from collections.abc import Callable
+
+from detector.errors import InputError, RunFailure, Stopped
+from detector.runtime.ranks import is_main
+
+FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130  # exit statuses
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
+PERMISSION_ERRNOS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
+
+
+def exit_status(program: Callable[[], int | None], if_interrupted: str) -> int:
+    """Run a program, and return its exit status, which is 0 for None.
+
+    For an error it is 2 for wrong input and 1 when the program failed (the message is printed to stderr), 130 after
+    Ctrl-C, 143 after SIGTERM and 138 after SIGUSR1. Any other exception is passed on. `if_interrupted` says what
+    Ctrl-C leaves behind.
+    """
+    status = FAILED
+    try:
+        status = program() or 0
+        sys.stdout.flush()
+        return status
+    except Stopped as stopped:
+        return 128 + stopped.signal
+    except KeyboardInterrupt:
+        print(f"interrupted; {if_interrupted}", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        is_closed = stdout_closed()
+        if isinstance(error, BrokenPipeError) and is_closed:
+            return status  # the results are in files
+        if (told := _ending(error)) is None:
+            raise
+        message, status = told
+        if status == FAILED or is_main() or _are_connected():  # before that, all processes find the same error
+            print(f"error: {message}", file=sys.stderr)
+            _write_to_log_files(f"error: {message}")
+        return status
+
+
+def _ending(error: Exception) -> tuple[str, int] | None:
+    """The message and exit status for an error that ends a program; None if the error is a bug in the program."""
+    if isinstance(error, InputError):
+        return str(error), WRONG_INPUT
+    if isinstance(error, RunFailure):
+        return str(error), FAILED
+    if isinstance(error, OSError) and error.errno in DISK_IS_FULL:
+        return f"the disk is full: {error}", FAILED
+    if isinstance(error, OSError) and error.errno in PERMISSION_ERRNOS and error.filename is not None:
+        return f"a file cannot be read or written: {error}", FAILED
+    return None
+
+
+def _are_connected() -> bool:
+    torch_distributed = sys.modules.get("torch.distributed")  # not loaded: no process is connected to others
+    return torch_distributed is not None and torch_distributed.is_initialized()
+
+
+def _write_to_log_files(message: str) -> None:
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.emit(logging.makeLogRecord({"msg": message, "levelno": logging.ERROR}))
+
+
+def stdout_closed() -> bool:
+    """Whether stdout has lost its reader, as in `... | head`, or its disk is full; further output is then discarded."""
+    try:
+        pipe = select.poll()
+        pipe.register(sys.stdout.fileno(), 0)  # errors only
+        sys.stdout.flush()
+        is_closed = any(event & select.POLLERR for _, event in pipe.poll(0))
+    except io.UnsupportedOperation:  # not a file descriptor
+        return False
+    except OSError:
+        is_closed = True
+    if is_closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return is_closed

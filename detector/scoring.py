@@ -1,0 +1,224 @@
+"""Score a checkpoint or saved detections on a data set, and write the report: what evaluate.py does."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from detector import builders
+from detector.data.check import require_readable
+from detector.data.loader import DetectionDataset, eval_loader, explain_workers
+from detector.errors import InputError
+from detector.evaluation.report import write_report
+from detector.evaluation.results import (
+    read_coco_results,
+    read_result_files,
+    result_classes,
+    round_trip_results,
+    write_coco_results,
+)
+from detector.evaluation.tables import summary
+from detector.inference.postprocess import postprocess_again
+from detector.inference.predict import evaluate
+from detector.runtime.distributed import shared_errors
+from detector.runtime.files import write_atomically
+from detector.runtime.ranks import is_main, rank_info
+from detector.schema import AS_TRAINED, Settings, parse
+from detector.settings import CommonSettings, Data, EvaluateSettings
+from detector.structures import Detections
+from detector.training.checkpoint import load_checkpoint, trained_settings
+from detector.training.losses import multi_task_loss
+from detector.training.run_folder import make_new_folder, make_run_folder, require_new, require_writable
+
+logger = logging.getLogger(__name__)
+
+# Settings of an evaluation that default to the values of training for any data set, and those that select images.
+AS_IN_TRAINING = {name for name, field in Data.model_fields.items() if AS_TRAINED in field.metadata}
+WHICH_IMAGES = {"root", "val_split", "val_json", "val_images"}
+
+
+def require_free(out: str | None) -> None:
+    """Raise InputError if the folder for the report is not empty or cannot be written to."""
+    if out is not None:
+        require_new("out", Path(out))
+
+
+def score_checkpoint(given: EvaluateSettings) -> float | None:
+    """Run the network over the data set, each process on its share of the images, and write the report."""
+    assert given.checkpoint is not None
+    here = rank_info()
+    with shared_errors():
+        checkpoint = load_checkpoint(Path(given.checkpoint))
+        trained = trained_settings(checkpoint)
+        _require_trained_classes(given, checkpoint["classes"])
+        settings = with_training_settings(given, trained)
+        reader = builders.build_dataset(settings.data, "val")
+        learned = [*checkpoint["classes"], *(trained.data.exclude_classes or ())]
+        builders.require_known_exclusions(settings.data, reader, more=learned)
+        reader = reader.with_classes(checkpoint["classes"])
+        if given.out is None:
+            require_writable("out", _run_of(given.checkpoint))
+        checked = builders.check(settings.data, reader, "val")
+        if settings.data.val_proposals is None:  # reads those made in training, saves new ones here
+            folder = Path(trained.proposals.folder or "")
+            kept = builders.kept_proposals(reader, folder, settings.proposals.mode)
+            settings = _with_data(settings, val_proposals=kept if any(kept) else None)
+        model = builders.build_trained_model(settings.model, checkpoint["model"], len(reader.classes))
+        compute = builders.build_compute(settings)
+        compute.place(model)
+        samples = builders.build_transformed_dataset(settings, checked, "val")
+    batches = eval_loader(samples, settings.workers, here.rank, here.world_size)
+    with explain_workers([]):
+        detections, losses = evaluate(
+            model, batches, builders.build_detector_config(settings), compute,
+            builders.build_training_config(settings).sample_targets, multi_task_loss,
+        )  # fmt: skip
+    if not is_main():
+        return None
+    folder = Path(given.out) if given.out else make_new_folder(_run_of(given.checkpoint), f"evaluate-{reader.name}")
+    write_coco_results(folder / "detections.json", detections, reader.classes, category_ids(reader, reader.classes))
+    detections = round_trip_results(folder / "detections", detections, reader.classes, settings.metric.devkit)
+    source = {"checkpoint": given.checkpoint, "iteration": checkpoint["iteration"]}
+    return _report(given, settings, folder, reader, detections, source, losses)
+
+
+def score_saved(given: EvaluateSettings) -> float | None:
+    """Score saved detections and write the report."""
+    reader, detections = read_detections(given)
+    require_readable(reader)
+    folder = Path(given.out) if given.out else make_run_folder(None)
+    return _report(given, given, folder, reader, detections, {"detections": given.detections})
+
+
+def _report(
+    given: EvaluateSettings,
+    settings: Settings,
+    folder: Path,
+    reader: DetectionDataset,
+    detections: Sequence[Detections],
+    source: dict,
+    losses: dict[str, float] | None = None,
+) -> float | None:
+    """Score the detections, one item per image, and write report, metrics and settings to the folder."""
+    text = yaml.safe_dump(given.plain() | settings.plain(), sort_keys=False)
+    write_atomically(folder / "config.yaml", text.encode())
+    truths = [reader.ground_truth(index) for index in range(len(reader))]
+    source = source | {"data": reader.name, "images": len(reader)}
+    metrics = write_report(
+        folder, truths, detections, reader.classes, **given.metric.model_dump(), losses=losses, source=source,
+        image=reader.image,
+    )  # fmt: skip
+    print(summary(metrics))
+    logger.info("%d images of %s; the report is in %s", len(reader), reader.name, folder / "report.html")
+    return metrics["main"]["value"]
+
+
+def with_training_settings(given: EvaluateSettings, trained: CommonSettings) -> CommonSettings:
+    """The settings of training, with those given for this evaluation.
+
+    A checkpoint may be untrusted: it can name what to read, but never where to write.
+    """
+    root, data = trained.data.root, _given(given.data)
+    if "root" not in data and not (root and Path(root).is_dir()):
+        lacks = f"was trained on data.root={root}, which is not here ({Path.cwd()})" if root else "names no data set"
+        raise InputError(f"{given.checkpoint}: {lacks}: name one with data=voc data.root=DIR")
+    if "reader" not in data:  # the data set of training, perhaps another folder or split of it
+        _require_selectable(data, trained.data)
+        if data.keys() & WHICH_IMAGES:
+            data = {"val_proposals": None} | data  # the proposals of training are for other images
+        data = trained.data.plain() | data
+    else:
+        as_trained = {key: value for key, value in trained.data.plain().items() if key in AS_IN_TRAINING}
+        data = {"root": None} | as_trained | data
+    return trained.with_values(
+        data=data,
+        device=given.device,
+        precision=given.precision or trained.precision,
+        workers=given.workers,
+        metric=given.metric.plain(),
+        detect=trained.detect.plain() | _given(given.detect),
+        proposals=trained.proposals.plain() | _given(given.proposals),
+    )
+
+
+def _given(group: Settings) -> dict:
+    """The settings that are not null."""
+    return {key: value for key, value in group.plain().items() if value is not None}
+
+
+def _with_data(settings: CommonSettings, **values: object) -> CommonSettings:
+    return settings.with_values(data=settings.data.plain() | values)
+
+
+def _require_selectable(data: dict, trained: Data) -> None:
+    """Raise InputError for a choice of images that is not possible with the data set of training."""
+    parts = trained.parts or ()
+    for key in data.keys() & WHICH_IMAGES - {"root"}:
+        if parts and all(key in part for part in parts):
+            raise InputError(
+                f"data.{key}: the data set of training is joined from {len(parts)}, each with its own; name all "
+                "again with data.parts=[...], or one with data=voc or coco"
+            )
+
+
+def _require_trained_classes(given: EvaluateSettings, trained: Sequence[str]) -> None:
+    classes, excluded = given.data.classes, {*(given.data.exclude_classes or ())}
+    if classes and {*classes} - excluded != {*trained} - excluded:
+        raise InputError(
+            f"data.classes={[*classes]}: {given.checkpoint} finds {', '.join(trained)}, and is scored on all of them: "
+            "leave data.classes out"
+        )
+
+
+def _run_of(checkpoint: str) -> Path:
+    """The folder of the checkpoint's run, or `runs`."""
+    path = Path(checkpoint).resolve()
+    return path.parents[1] if path.parent.name == "checkpoints" else Path("runs")
+
+
+def read_detections(given: EvaluateSettings) -> tuple[DetectionDataset, list[Detections]]:
+    """Read the data set and saved detections, and repeat the post-processing steps that `detect` sets.
+
+    Detections are a folder of result files, where a class that has only a file is scored too, or COCO results.
+    """
+    assert given.detections is not None
+    if given.data.reader is None:
+        raise InputError("detections=FOLDER needs a data set to score it on: data=voc data.root=DIR")
+    data = parse(Data, {"root": None} | _given(given.data))
+    reader, path = builders.build_dataset(data, "val"), Path(given.detections)
+    known_ids = builders.unwrapped(reader).image_ids  # data.max_images removes images, not their detections
+    if path.suffix == ".json":
+        classes = builders.resolve_classes(data, reader)
+        every = data.classes or sorted({*reader.classes, *(data.exclude_classes or ())})
+        ids = category_ids(reader, every)  # excluding a class does not renumber the others
+        reader = reader.with_classes(classes)
+        detections = read_coco_results(path, reader.image_ids, reader.classes, ids, known_ids)
+    else:
+        reader = _with_classes_of_files(data, reader, path)
+        detections = read_result_files(path, reader.image_ids, reader.classes, known_ids)
+    if _given(given.detect):
+        detections = [postprocess_again(item, **given.detect.model_dump()) for item in detections]
+    return reader, detections
+
+
+def _with_classes_of_files(data: Data, reader: DetectionDataset, folder: Path) -> DetectionDataset:
+    """The data set with the requested classes, or all that have objects or a result file."""
+    with_file = result_classes(folder)
+    if not {*reader.classes} & {*with_file}:
+        raise InputError(
+            f"detections: {folder} has files of {', '.join(with_file)}, "
+            f"but the data set has {', '.join(reader.classes)}"
+        )
+    reader = reader.with_classes(builders.resolve_classes(data, reader, more=with_file))
+    without = sorted({*reader.classes} - {*with_file})
+    if without:
+        logger.warning("no result file, so no detection, of %s", ", ".join(without))
+    return reader
+
+
+def category_ids(reader: DetectionDataset, classes: Sequence[str]) -> dict[str, int]:
+    """Category ids for COCO results: those of a COCO data set; other classes are numbered after these, from 1."""
+    own = getattr(builders.unwrapped(reader), "category_ids", {})
+    others = [name for name in classes if name not in own]
+    return own | {name: number for number, name in enumerate(others, start=max(own.values(), default=0) + 1)}
