@@ -3,6 +3,7 @@
 Data, model and the rest receive only the values that they need.
 """
 
+import importlib
 import inspect
 import logging
 from collections.abc import Callable, Collection, Sequence
@@ -13,13 +14,12 @@ import torch
 from detector.allowlist import build, find_class
 from detector.boxes import BoxCoder
 from detector.data.check import Checked, accept, check_data, check_proposals, require_all_valid, warn_leakage
-from detector.data.classes import WithoutClasses, require_known, require_unlike
+from detector.data.classes import require_known, require_unlike
+from detector.data.dataset import DetectionDataset, join, split_into_parts
 from detector.data.fingerprint import dataset_fingerprints
 from detector.data.image import ImageOptions
-from detector.data.joined import JoinedDataset, JoinedProposals, parts_of
-from detector.data.loader import CROWD_IOA_THRESHOLD, DetectionDataset, Proposals, TransformedDataset
+from detector.data.loader import CROWD_IOA_THRESHOLD, Proposals, TransformedDataset
 from detector.data.proposal_selection import Selection
-from detector.data.subset import Subset
 from detector.data.transforms import Augment, Resize
 from detector.errors import InputError
 from detector.inference.postprocess import Postprocess
@@ -27,6 +27,7 @@ from detector.inference.predict import DetectorConfig
 from detector.models import FastRCNN, build_model
 from detector.models.weights import load_weights
 from detector.proposals.generate import proposals_for, store_path
+from detector.proposals.joined import JoinedProposals
 from detector.runtime.device import Compute, resolve_compute
 from detector.schema import LAYOUT, parse, walk
 from detector.settings import CommonSettings, Data, EvaluateSettings, Model, TrainSettings
@@ -41,6 +42,8 @@ from detector.training.trainer import TrainingComponents
 
 logger = logging.getLogger(__name__)
 
+NOT_SETTINGS = ("root", "classes", "image_options")  # arguments of a reader that the program gives
+
 
 def build_compute(settings: CommonSettings | EvaluateSettings) -> Compute:
     """The device and precision in the settings. Raises InputError for a device that is not available."""
@@ -49,31 +52,33 @@ def build_compute(settings: CommonSettings | EvaluateSettings) -> Compute:
 
 def build_dataset(data: Data, part: str) -> DetectionDataset:
     """The data set of the part `train` or `val`, with its own classes except `data.exclude_classes`."""
+    return restricted(read_dataset(data, part), data)
+
+
+def read_dataset(data: Data, part: str) -> DetectionDataset:
+    """All images and classes of the part `train` or `val`."""
     if data.root is None:
         raise InputError("data.root: must be given: data.root=DIR")
     if data.parts is None:
         _require_taken(data)
     sources = [data] if data.parts is None else [_part_of(data, own) for own in data.parts]
-    readers = [found for found in (_single_reader(source, part) for source in sources) if found is not None]
-    if not readers:
+    found = [dataset for dataset in (_read_single(source, part) for source in sources) if dataset is not None]
+    if not found:
         keys = {next(iter(_reader_arguments(source, part))) for source in sources} or {"parts"}
         raise InputError(
             f"data: nothing says which images there are to {'train on' if part == 'train' else 'score'}: "
             f"give data.{' or data.'.join(sorted(keys))}"
         )
-    reader: DetectionDataset = readers[0] if len(readers) == 1 else JoinedDataset(readers)
+    return found[0] if len(found) == 1 else join(found)
+
+
+def restricted(dataset: DetectionDataset, data: Data) -> DetectionDataset:
+    """The data set without the objects of `data.exclude_classes`, and its first `data.max_images` images."""
     limit = data.max_images
-    if limit is not None and limit < len(reader):
-        logger.info("data.max_images: the first %d of the %d images of %s", limit, len(reader), reader.name)
-        reader = Subset(reader, range(limit))
-    return WithoutClasses(reader, data.exclude_classes) if data.exclude_classes else reader
-
-
-def unwrapped(reader: DetectionDataset) -> DetectionDataset:
-    """The data set without `data.max_images` and `data.exclude_classes`."""
-    while isinstance(reader, WithoutClasses | Subset):
-        reader = reader.reader
-    return reader
+    if limit is not None and limit < len(dataset):
+        logger.info("data.max_images: the first %d of the %d images of %s", limit, len(dataset), dataset.name)
+        dataset = dataset.subset(range(limit))
+    return dataset.without_classes(data.exclude_classes) if data.exclude_classes else dataset
 
 
 def _part_of(data: Data, own: dict) -> Data:
@@ -98,26 +103,34 @@ def _require_taken(data: Data) -> None:
     for item in walk(data):
         if LAYOUT in item.policies and item.value is not None and item.key not in taken:
             raise InputError(
-                f"data.{item.key}={item.value}: {data.reader} does not take it; it takes {', '.join(sorted(taken))}"
+                f"data.{item.key}={item.value}: the layout {data.reader} does not take it; it takes "
+                f"{', '.join(sorted(taken))}"
             )
 
 
-def _single_reader(data: Data, part: str) -> DetectionDataset | None:
+def _read_single(data: Data, part: str) -> DetectionDataset | None:
     """The data set of the part; None if its first argument, which selects the images, is null."""
     arguments = {name: getattr(data, key) for key, name in _reader_arguments(data, part).items()}
     if next(iter(arguments.values())) is None:
         return None
     given = {name: value for name, value in arguments.items() if value is not None}
-    options = image_options(data)
-    return build({"_target_": data.reader}, ("detector.data.",), root=data.root, image_options=options, **given)
+    return _reader(data)(data.root, image_options=image_options(data), **given)
+
+
+def _reader(data: Data) -> Callable[..., DetectionDataset]:
+    """The function that reads the layout. A config may be untrusted: only a module of detector/data/ can have it."""
+    try:
+        return getattr(importlib.import_module(f"detector.data.{data.reader}"), f"read_{data.reader}")
+    except (ImportError, AttributeError):
+        raise InputError(
+            f"data.reader={data.reader}: detector/data/ has no reader of this name: give data=voc data.root=DIR"
+        ) from None
 
 
 def _reader_arguments(data: Data, part: str) -> dict[str, str]:
-    """From each setting that the reader takes for this part to its argument of the constructor, such as `val_split`."""
-    parameters = [*inspect.signature(find_class(data.reader, ("detector.data.",))).parameters]
-    names = [name for name in parameters if name not in ("root", "classes", "image_options")]
-    keys = {f"{part}_{name}" if f"{part}_{name}" in Data.model_fields else name: name for name in names}
-    return keys
+    """The settings that the reader takes for this part, such as `val_split`, and the argument that each becomes."""
+    names = [name for name in inspect.signature(_reader(data)).parameters if name not in NOT_SETTINGS]
+    return {f"{part}_{name}" if f"{part}_{name}" in Data.model_fields else name: name for name in names}
 
 
 def resolve_classes(data: Data, *readers: DetectionDataset, more: Collection[str] = ()) -> tuple[str, ...]:
@@ -139,7 +152,7 @@ def require_known_exclusions(data: Data, *readers: DetectionDataset, more: Colle
     """Raise InputError for a name of `data.exclude_classes` that is neither in these data sets nor in `more`."""
     known = {*more, *(data.classes or ())}
     for reader in readers:
-        known |= {*(reader.known if isinstance(reader, WithoutClasses) else reader.classes)}
+        known |= {*reader.classes, *reader.excluded}
     require_known(data.exclude_classes or (), known)
 
 
@@ -200,7 +213,7 @@ def build_proposals(
     """Proposals from one file, or for each part of a joined data set from its own file or by selective search."""
     files = settings.data.train_proposals if part == "train" else settings.data.val_proposals
     mode, folder = settings.proposals.mode, Path(settings.proposals.folder or ".")
-    parts = parts_of(reader)
+    parts = split_into_parts(reader)
     if not isinstance(files, tuple) and (files or len(parts) == 1):
         return proposals_for(reader, image_hws, files, mode, folder)
     files = files or (None,) * len(parts)
@@ -219,7 +232,7 @@ def build_proposals(
 
 def kept_proposals(reader: DetectionDataset, folder: Path, mode: str) -> list[str | None]:
     """For each data set joined in `reader`, the file of generated proposals in `folder`, None where there is none."""
-    paths = [store_path(folder, single, mode) for single, _ in parts_of(reader)]
+    paths = [store_path(folder, single, mode) for single, _ in split_into_parts(reader)]
     return [str(path) if path.is_file() else None for path in paths]
 
 

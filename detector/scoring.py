@@ -8,7 +8,8 @@ import yaml
 
 from detector import builders
 from detector.data.check import require_readable
-from detector.data.loader import DetectionDataset, eval_loader, explain_workers
+from detector.data.dataset import DetectionDataset
+from detector.data.loader import eval_loader, explain_workers
 from detector.errors import InputError
 from detector.evaluation.report import write_report
 from detector.evaluation.results import (
@@ -186,8 +187,9 @@ def read_detections(given: EvaluateSettings) -> tuple[DetectionDataset, list[Det
     if given.data.reader is None:
         raise InputError("detections=FOLDER needs a data set to score it on: data=voc data.root=DIR")
     data = parse(Data, {"root": None} | _given(given.data))
-    reader, path = builders.build_dataset(data, "val"), Path(given.detections)
-    known_ids = builders.unwrapped(reader).image_ids  # data.max_images removes images, not their detections
+    whole, path = builders.read_dataset(data, "val"), Path(given.detections)
+    known_ids = whole.image_ids  # data.max_images removes images, not their detections
+    reader = builders.restricted(whole, data)
     if path.suffix == ".json":
         classes = builders.resolve_classes(data, reader)
         every = data.classes or sorted({*reader.classes, *(data.exclude_classes or ())})
@@ -219,6 +221,6 @@ def _with_classes_of_files(data: Data, reader: DetectionDataset, folder: Path) -
 
 def category_ids(reader: DetectionDataset, classes: Sequence[str]) -> dict[str, int]:
     """Category ids for COCO results: those of a COCO data set; other classes are numbered after these, from 1."""
-    own = getattr(builders.unwrapped(reader), "category_ids", {})
+    own = reader.category_ids
     others = [name for name in classes if name not in own]
-    return own | {name: number for number, name in enumerate(others, start=max(own.values(), default=0) + 1)}
+    return {**own} | {name: number for number, name in enumerate(others, start=max(own.values(), default=0) + 1)}

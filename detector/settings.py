@@ -49,10 +49,9 @@ class Data(Settings):
     """The data set, its proposals, and how images are read and scaled."""
 
     reader: Annotated[
-        Literal["detector.data.voc.VocDataset", "detector.data.shapes.ShapesDataset", "detector.data.coco.CocoDataset"],
-        Wanted("a data set's class: give data=voc data.root=DIR"),
+        str, StringConstraints(pattern=r"^[a-z0-9_]+$"), Wanted("the name of a layout: give data=voc data.root=DIR")
     ]
-    """The class that reads the layout."""
+    """The layout: the module of detector/data/ that reads it, such as voc or coco."""
     root: Annotated[FolderName | None, MACHINE]
     """Folder of the data set; null in exported weights."""
     train_split: Annotated[Text | None, LAYOUT] = None

@@ -16,10 +16,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from detector.data.check import Checked, check_data, check_proposals, proposal_recall, warn_leakage
 from detector.data.classes import require_unlike
-from detector.data.coco import CocoDataset
+from detector.data.coco import read_coco
 from detector.data.command_line import add_image_options, image_options
-from detector.data.loader import DetectionDataset
-from detector.data.voc import VocDataset
+from detector.data.dataset import DetectionDataset
+from detector.data.voc import read_voc
 from detector.errors import InputError
 from detector.proposals.store import open_proposals, require_exif, require_images
 from detector.runtime.exits import exit_status
@@ -55,10 +55,10 @@ def check(arguments: argparse.Namespace) -> bool:
     for number, name in enumerate(names):
         reader: DetectionDataset
         if arguments.splits:
-            reader = VocDataset(arguments.data, name, arguments.classes, options)
+            reader = read_voc(arguments.data, name, arguments.classes, options)
         else:
             folder = arguments.images[number] if arguments.images else None
-            reader = CocoDataset(
+            reader = read_coco(
                 arguments.data, name, folder, arguments.drop_empty_boxes, arguments.classes, image_options=options
             )
         checked = check_data(reader)

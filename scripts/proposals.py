@@ -20,11 +20,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from detector.data.coco import CocoDataset
+from detector.data.coco import read_coco
 from detector.data.command_line import add_image_options, image_options
+from detector.data.dataset import DetectionDataset
 from detector.data.image import UPRIGHT_IMAGES, ImageOptions
-from detector.data.loader import DetectionDataset
-from detector.data.voc import VocDataset
+from detector.data.voc import read_voc
 from detector.errors import InputError
 from detector.evaluation.recall import recall_table, score_recall, write_recall_plot
 from detector.proposals.check import fault_table, find_faults
@@ -130,10 +130,10 @@ def require_new(name: str, path: Path, suffix: str = "") -> None:
 
 def build_dataset(options: argparse.Namespace, how: ImageOptions = UPRIGHT_IMAGES) -> DetectionDataset:
     if options.annotations:
-        return CocoDataset(options.data, options.annotations, options.images, drop_empty_boxes=True, image_options=how)
+        return read_coco(options.data, options.annotations, options.images, drop_empty_boxes=True, image_options=how)
     if options.images:
         raise InputError("--images belongs to --annotations; in VOC layout images are in JPEGImages")
-    return VocDataset(options.data, options.split, image_options=how)
+    return read_voc(options.data, options.split, image_options=how)
 
 
 def generate(options: argparse.Namespace) -> None:

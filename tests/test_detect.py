@@ -10,8 +10,8 @@ from PIL import Image
 
 import evaluate
 from detector.builders import build_untrained_model
-from detector.data.image_files import ImageFiles, find_files
-from detector.data.voc import VocDataset, read_annotation
+from detector.data.image_files import find_files, image_dataset
+from detector.data.voc import read_annotation, read_voc
 from detector.proposals import generate
 from detector.training.checkpoint import Checkpoints, load_checkpoint, save_weights
 from scripts import detect
@@ -84,7 +84,7 @@ def test_a_bad_image_is_reported_and_the_rest_goes_on(checkpoint, images, tmp_pa
     # annotations are the detections, to the pixel
     mine = [item for item in found if item["image_id"] == "good.jpg"]
     xml = read_annotation(tmp_path / "out/annotations/good.xml")
-    assert xml.image_hw == original.shape
+    assert xml.annotated_hw == original.shape
     assert list(xml.names) == [item["category_name"] for item in mine]
     corners = [[x, y, x + width, y + height] for x, y, width, height in (item["bbox"] for item in mine)]
     np.testing.assert_allclose(xml.boxes, corners, atol=1)
@@ -99,7 +99,7 @@ def test_it_finds_what_evaluate_finds(checkpoint, small_shapes, settings, tmp_pa
         for line in (tmp_path / f"scored/detections/comp4_det_test_{name}.txt").read_text().splitlines():
             image_id, score, x1, y1, x2, y2 = line.split()
             expected.add((image_id, name, round(float(score), 3), *(round(float(v)) for v in (x1, y1, x2, y2))))
-    reader = VocDataset(small_shapes, "test")
+    reader = read_voc(small_shapes, "test")
     generate.generate_proposals(reader, tmp_path / "file.safetensors", "single", workers=1)
     assert len(expected) > 30
     pattern = small_shapes / "JPEGImages/test_*.jpg"
@@ -156,7 +156,7 @@ def test_one_image_is_searched_on_all_cores_and_many_beside_each_other(checkpoin
 
 def test_a_plain_image_has_the_boxes_of_a_grid_too(tmp_path):
     Image.new("RGB", (60, 40), (90, 90, 90)).save(tmp_path / "plain.png")
-    reader = ImageFiles(find_files(f"{tmp_path}/plain.png"), ["cat"])
+    reader = image_dataset(find_files(f"{tmp_path}/plain.png"), ["cat"])
     boxes = detect.Searched(reader, "fast", 1)[reader.image_ids[0]]
     assert len(boxes) >= generate.MIN_BOXES
     assert generate.grid_boxes((40, 60)).tolist()[-1] in boxes.tolist()

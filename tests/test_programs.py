@@ -18,10 +18,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import evaluate
 import train
 from detector import scoring
-from detector.data.classes import WithoutClasses
-from detector.data.coco import CocoDataset
-from detector.data.subset import Subset
-from detector.data.voc import VocDataset
+from detector.data.coco import read_coco
+from detector.data.dataset import DetectionDataset
+from detector.data.voc import read_voc
 from detector.errors import InputError
 from detector.proposals.generate import generate_proposals
 from detector.proposals.store import write_store
@@ -396,7 +395,7 @@ def test_checkpoints_between_evaluations(settings, common, tmp_path, monkeypatch
 def test_given_proposals_are_the_ones_that_are_used(small_shapes, settings, common, tmp_path):
     """Without a single box near an object, nothing can be found."""
     for split in ("train", "test"):
-        reader = VocDataset(small_shapes, split)
+        reader = read_voc(small_shapes, split)
         hws = [reader.image(index).shape[:2] for index in range(len(reader))]
         corners = [np.array([[0, 0, 4, 4], [4, 0, 8, 4]])] * len(reader)
         write_store(tmp_path / f"{split}.safetensors", reader.image_ids, corners, hws, {})
@@ -408,7 +407,7 @@ def test_given_proposals_are_the_ones_that_are_used(small_shapes, settings, comm
 
 
 def test_proposals_of_other_images_are_refused(small_shapes, settings, common, tmp_path):
-    generate_proposals(VocDataset(small_shapes, "test"), tmp_path / "p.safetensors", "single", workers=1)
+    generate_proposals(read_voc(small_shapes, "test"), tmp_path / "p.safetensors", "single", workers=1)
     with pytest.raises(InputError, match="no proposals for 6 of 6 images: train_0, train_1"):
         train.main(settings("train", *common, f"data.train_proposals={tmp_path}/p.safetensors"))
 
@@ -453,7 +452,7 @@ def test_data_in_coco_layout_trains_and_is_scored(settings, common, small_shapes
     """The same scenes give the same numbers, whatever the layout; a part of them is scored as what it is."""
     root = tmp_path / "coco"
     for split in ("train", "test"):
-        write_as_coco(VocDataset(small_shapes, split), root / f"{split}.json")
+        write_as_coco(read_voc(small_shapes, split), root / f"{split}.json")
     where = [f"data.root={root}", "data.train_json=train.json", "data.val_json=test.json", "data.use_difficult=true"]
     images = [f"data.{part}_images={small_shapes}/JPEGImages" for part in ("train", "val")]
     same = [item for item in common if not item.startswith(("data=", "data.root=", "data.train_split="))]
@@ -484,13 +483,13 @@ def test_data_in_coco_layout_trains_and_is_scored(settings, common, small_shapes
             assert again["voc"]["area@0.50"]["AP"][name] == pytest.approx(metrics["voc"]["area@0.50"]["AP"][name])
     for override, says in (
         ("data.exclude_classes=[bal]", r"no class 'bal' \(did you mean 'ball'\?\)"),
-        ("data.val_split=test", r"data\.val_split=test: .*CocoDataset does not take it; it takes drop_empty_boxes"),
+        ("data.val_split=test", r"data\.val_split=test: the layout coco does not take it; it takes drop_empty_boxes"),
     ):
         with pytest.raises(InputError, match=says):
             evaluate.main(settings("evaluate", checkpoint, override))
 
 
-def write_as_coco(reader: VocDataset, path: Path) -> None:
+def write_as_coco(reader: DetectionDataset, path: Path) -> None:
     content: dict = {"images": [], "annotations": []}
     content["categories"] = [{"id": 7 * label, "name": name} for label, name in enumerate(reader.classes, start=1)]
     for index, image_id in enumerate(reader.image_ids):
@@ -505,11 +504,11 @@ def write_as_coco(reader: VocDataset, path: Path) -> None:
 
 
 def test_classes_keep_their_category_ids(settings, make_coco, make_voc, tmp_path):
-    coco = CocoDataset(make_coco({"train": {"a": [("cat", 1, 1, 9, 9), ("dog", 1, 1, 9, 9)]}}), "train.json", "images")
-    wrapped = WithoutClasses(Subset(coco, [0]), ["dog"])
+    coco = read_coco(make_coco({"train": {"a": [("cat", 1, 1, 9, 9), ("dog", 1, 1, 9, 9)]}}), "train.json", "images")
+    wrapped = coco.subset([0]).without_classes(["dog"])
     assert scoring.category_ids(wrapped, ["cat", "ant"]) == {"cat": 10, "dog": 20, "ant": 21}
     root = make_voc({"test": {"a": [("cat", 1, 1, 9, 9), ("dog", 1, 1, 9, 9)]}})
-    assert scoring.category_ids(VocDataset(root, "test"), ["dog", "cat"]) == {"dog": 1, "cat": 2}
+    assert scoring.category_ids(read_voc(root, "test"), ["dog", "cat"]) == {"dog": 1, "cat": 2}
     box = {"bbox": [0, 0, 9, 9], "score": 0.5, "image_id": "a"}
     (tmp_path / "d.json").write_text(json.dumps([box | {"category_id": 1}, box | {"category_id": 2, "score": 0.25}]))
     where = [f"detections={tmp_path}/d.json", "data=voc", f"data.root={root}"]

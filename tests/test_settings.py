@@ -9,10 +9,9 @@ import torch
 
 from detector import builders
 from detector.allowlist import build
+from detector.data.dataset import DetectionDataset
 from detector.data.image import ImageOptions
 from detector.data.shapes import VERSION
-from detector.data.subset import Subset
-from detector.data.voc import VocDataset
 from detector.errors import InputError
 from detector.proposals.formats.records import ImageProposals
 from detector.proposals.store import stream_store
@@ -62,7 +61,7 @@ def test_every_data_set_is_read_from_its_root(settings, make_voc, choice):
     (root / "version").write_text(VERSION)
     config = settings("train", f"data={choice}", f"data.root={root}", "data.classes=[cat]")
     reader = builders.build_dataset(config.data, "train")
-    assert isinstance(reader, VocDataset)
+    assert isinstance(reader, DetectionDataset)
     assert reader.image_ids == [config.data.train_split]
     assert builders.build_dataset(config.data, "val").image_ids == ["test"]
 
@@ -85,7 +84,7 @@ def test_data_sets_are_joined(settings, make_voc, make_coco):
     assert builders.build_dataset(usual, "val").image_ids == ["2007_test"]
     assert len(builders.build_dataset(usual, "val").with_classes(usual.classes).classes) == 20
     # of any layout; what a part does not say, it has in common with the others
-    coco = "{reader: detector.data.coco.CocoDataset, root: coco, train_json: both.json, train_images: images}"
+    coco = "{reader: coco, root: coco, train_json: both.json, train_images: images}"
     parts = f"data.parts=[{{root: kit/VOC2012, train_split: train}}, {coco}, {{root: kit/VOC2007}}]"
     mixed = settings("train", "data=joined", f"data.root={root}", parts, "data.val_split=trainval").data
     reader = builders.build_dataset(mixed, "train")
@@ -93,7 +92,7 @@ def test_data_sets_are_joined(settings, make_voc, make_coco):
     assert reader.image(1).shape == (40, 60, 3)
     assert builders.build_dataset(mixed, "val").image_ids == ["2012_trainval", "2007_trainval"]
     mistyped = mixed.with_values(parts=[{"train_splt": "train"}])
-    with pytest.raises(InputError, match="has train_splt; what .*VocDataset takes is reader, root, train_split, val"):
+    with pytest.raises(InputError, match="has train_splt; what voc takes is reader, root, train_split, val"):
         builders.build_dataset(mistyped, "train")
     unscored = usual.with_values(parts=[part | {"val_split": None} for part in usual.parts])
     with pytest.raises(InputError, match="nothing says which images there are to score"):
@@ -102,14 +101,14 @@ def test_data_sets_are_joined(settings, make_voc, make_coco):
         builders.build_dataset(settings("train", "data=joined").data, "train")
     for reader in ("os.system", None):
         other = mixed.with_values(parts=[{"reader": reader}])
-        with pytest.raises(InputError, match=rf"data\.parts: .*: reader={reader}: must be a data set's class"):
+        with pytest.raises(InputError, match=rf"data\.parts: .*: reader={reader}: must be the name of a layout"):
             builders.build_dataset(other, "train")
 
 
 def test_settings_of_another_layout_are_refused(settings, make_voc):
     root = make_voc({"trainval": {"a": []}})
     config = settings("train", "data=voc", f"data.root={root}", "data.train_json=a.json")
-    with pytest.raises(InputError, match=r"data\.train_json=a\.json: .*VocDataset does not take it; it takes"):
+    with pytest.raises(InputError, match=r"data\.train_json=a\.json: the layout voc does not take it; it takes"):
         builders.build_dataset(config.data, "train")
 
 
@@ -147,7 +146,7 @@ def test_proposals_of_each_part(settings, make_voc, make_proposals, tmp_path):
 
     config = with_files(*files)
     reader = builders.build_dataset(config.data, "train")
-    for some in (reader, Subset(reader, [1, 0])):
+    for some in (reader, reader.subset([1, 0])):
         samples = builders.build_transformed_dataset(config, builders.check(config.data, some, "train"), "train")
         found = {image_id: samples.proposals[image_id].tolist() for image_id in some.image_ids}
         assert found == {"1-one-train/a": [[0, 0, 9, 9]], "2-two-train/a": [[1, 1, 5, 5]]}

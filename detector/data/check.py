@@ -22,9 +22,9 @@ from PIL import __version__ as PILLOW
 from tqdm import tqdm
 
 from detector.boxes import box_iou
+from detector.data.dataset import DetectionDataset
 from detector.data.image import read_image, stored_hw
-from detector.data.loader import DetectionDataset, Proposals
-from detector.data.subset import Subset
+from detector.data.loader import Proposals
 from detector.errors import InputError, first_few
 from detector.runtime.files import digest_of, locked, write_atomically
 
@@ -67,7 +67,7 @@ class Checked:
 
 def check_data(reader: DetectionDataset) -> Checked:
     """Validate every image and annotation of a data set. The caller decides which problems are errors."""
-    folder = hashlib.sha256(str(reader.annotation_path(0).resolve().parent).encode()).hexdigest()[:8]
+    folder = hashlib.sha256(str(reader.records[0].annotation.resolve().parent).encode()).hexdigest()[:8]
     cache = cache_folder() / f"{reader.name}-{folder}.json"
     made_by = [VERSION, PILLOW, *astuple(reader.image_options)]
     with _one_after_the_other(cache):
@@ -81,12 +81,12 @@ def check_data(reader: DetectionDataset) -> Checked:
     good = [index for index, look in enumerate(results) if look.problem is None]
     empty = sum(len(results[index].corners) == 0 for index in good)
     notes = _counted_from_0(
-        look for index, look in enumerate(results) if reader.annotation_path(index).suffix == ".xml"
+        look for index, look in enumerate(results) if reader.records[index].annotation.suffix == ".xml"
     )
     if good and empty == len(good):
         notes.append("no image has an object: there is nothing to learn here, and nothing to find")
     return Checked(
-        reader=reader if len(good) == len(reader) else Subset(reader, good),
+        reader=reader if len(good) == len(reader) else reader.subset(good),
         image_hws=[hw for look in results if look.problem is None and (hw := look.image_hw)],
         digests=[results[index].digest for index in good],
         found=sum(bool(look.digest) for look in results),
@@ -126,11 +126,8 @@ def require_all_valid(checked: Checked) -> Checked:
 def require_readable(reader: DetectionDataset) -> None:
     """Raise InputError if an annotation or an object cannot be used. For a score that needs no images."""
     problems: list[str] = []
-    for index in range(len(reader)):
-        try:
-            problems += reader.invalid_objects(index)
-        except InputError as error:
-            problems.append(str(error))
+    for record in reader.records:
+        problems += [str(record.invalid)] if record.invalid else record.skipped
     if problems:
         raise InputError(
             f"{len(problems)} objects or annotations of {reader.name} cannot be used, and a score needs all:\n  "
@@ -209,8 +206,9 @@ def _look(reader: DetectionDataset, known: dict[str, tuple[int, int]], index: in
         _require_size(reader, index, look.image_hw)
         boxes = reader.ground_truth(index).boxes
         look.corners = boxes[:, :2]
-        look.repairs += [("skipped", text) for text in reader.invalid_objects(index)]
-        look.repairs += _repairs(boxes, look.image_hw, reader.annotation_path(index))
+        record = reader.records[index]
+        look.repairs += [("skipped", text) for text in record.skipped]
+        look.repairs += _repairs(boxes, look.image_hw, record.annotation)
     except InputError as error:
         look.problem = stage, str(error)
     except OSError as error:
@@ -219,17 +217,18 @@ def _look(reader: DetectionDataset, known: dict[str, tuple[int, int]], index: in
 
 
 def _require_size(reader: DetectionDataset, index: int, image_hw: tuple[int, int]) -> None:
-    annotated, path = reader.annotated_hw(index), reader.image_path(index)
+    annotation, annotated = reader.records[index].annotation, reader.records[index].annotated_hw
+    path = reader.image_path(index)
     if annotated in (None, image_hw):
         return
     sizes = f"is for an image of {annotated[1]}x{annotated[0]}, but {path} is {image_hw[1]}x{image_hw[0]}"
     if reader.image_options.exif == "apply" and stored_hw(path) == annotated:
         raise InputError(
-            f"{reader.annotation_path(index)}: {sizes} once it is turned upright as its EXIF says: it was annotated "
+            f"{annotation}: {sizes} once it is turned upright as its EXIF says: it was annotated "
             "without EXIF. With data.exif=ignore images are used as they are stored"
         )
     raise InputError(
-        f"{reader.annotation_path(index)}: {sizes}: the boxes belong to another version of the image. If they do fit, "
+        f"{annotation}: {sizes}: the boxes belong to another version of the image. If they do fit, "
         "take the size out of the annotation"
     )
 

@@ -1,14 +1,9 @@
-"""Class names: valid names, unknown classes, and exclusion of objects by class."""
+"""Class names: valid names, and messages about unknown ones."""
 
 import difflib
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 
-import numpy as np
-
-from detector.data.loader import DetectionDataset
 from detector.errors import InputError, first_few
-from detector.structures import GroundTruth
 
 
 def check_classes(source: object, classes: Sequence[str]) -> tuple[str, ...]:
@@ -28,7 +23,7 @@ def check_classes(source: object, classes: Sequence[str]) -> tuple[str, ...]:
     return tuple(classes)
 
 
-def labels_by_name(classes: Sequence[str], where: Path) -> dict[str, int]:
+def labels_by_name(classes: Sequence[str], where: object) -> dict[str, int]:
     """The label 1..K of each name. Raises InputError for duplicates and names that are not valid in file names.
 
     `where` is the data set, for the message.
@@ -90,60 +85,3 @@ def _did_you_mean(name: str, classes: Collection[str]) -> str:
 def _plain(name: str) -> str:
     """The name in lower case, without spaces."""
     return "".join(name.lower().split())
-
-
-class WithoutClasses:
-    """The data set `reader` without objects of the `excluded` classes; all images stay. Itself a DetectionDataset.
-
-    `known` are the classes of `reader`, excluded or not. An excluded class may be among `classes`, as when a network
-    that has this class is scored: it has no objects then.
-    """
-
-    def __init__(
-        self, reader: DetectionDataset, excluded: Sequence[str], classes: tuple[str, ...] | None = None
-    ) -> None:
-        self.excluded = tuple(excluded)
-        self.known = reader.classes
-        self.image_ids = reader.image_ids
-        self.image_options = reader.image_options
-        self.classes = classes or tuple(name for name in reader.classes if name not in excluded)
-        # `reader` needs a label for each of its objects, including those excluded here.
-        self.reader = reader.with_classes([*self.classes, *(name for name in excluded if name not in self.classes)])
-        self._excluded_labels = [label for label, name in enumerate(self.reader.classes, start=1) if name in excluded]
-
-    def with_classes(self, classes: Sequence[str]) -> "WithoutClasses":
-        return WithoutClasses(self.reader, self.excluded, tuple(classes))
-
-    @property
-    def name(self) -> str:
-        return self.reader.name
-
-    def __len__(self) -> int:
-        return len(self.image_ids)
-
-    def image(self, index: int) -> np.ndarray:
-        return self.reader.image(index)
-
-    def image_path(self, index: int) -> Path:
-        return self.reader.image_path(index)
-
-    def annotation_path(self, index: int) -> Path:
-        return self.reader.annotation_path(index)
-
-    def annotated_hw(self, index: int) -> tuple[int, int] | None:
-        return self.reader.annotated_hw(index)
-
-    def invalid_objects(self, index: int) -> Sequence[str]:
-        return self.reader.invalid_objects(index)
-
-    def ground_truth(self, index: int) -> GroundTruth:
-        truth = self.reader.ground_truth(index)
-        keep = ~np.isin(truth.labels, self._excluded_labels)
-        return GroundTruth(
-            image_id=truth.image_id,
-            boxes=truth.boxes[keep],
-            labels=truth.labels[keep],
-            difficult=truth.difficult[keep],
-            crowd=truth.crowd[keep],
-            areas=truth.areas[keep],
-        )

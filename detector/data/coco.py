@@ -1,27 +1,34 @@
 """Data sets in COCO format: one JSON file of images, categories and annotations, and a folder of images."""
 
-import copy
 import json
 import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from detector.data.classes import labels_by_name, require_none_unknown
-from detector.data.image import UPRIGHT_IMAGES, ImageOptions, read_image
+from detector.data.classes import check_classes
+from detector.data.dataset import DetectionDataset, Record
+from detector.data.image import UPRIGHT_IMAGES, ImageOptions
 from detector.errors import InputError, first_few
-from detector.structures import GroundTruth
 
 logger = logging.getLogger(__name__)
 
 LARGEST_PX = 10**9  # larger than any image, and within the limits of float32 and of drawing
 
 
-class CocoDataset:
+def read_coco(
+    root: str | Path,
+    json: str,
+    images: str | None = None,
+    drop_empty_boxes: bool = False,
+    classes: Sequence[str] | None = None,
+    image_options: ImageOptions = UPRIGHT_IMAGES,
+) -> DetectionDataset:
     """Images with their ground truth, in the order of the JSON file.
 
     root / json is the annotation file, root / images the folder that its file names are relative to. `classes` are
@@ -33,155 +40,105 @@ class CocoDataset:
     Raises InputError, naming the file, the annotation id and the value, for data that is missing, invalid or
     inconsistent.
     """
-
-    def __init__(
-        self,
-        root: str | Path,
-        json: str,
-        images: str | None = None,
-        drop_empty_boxes: bool = False,
-        classes: Sequence[str] | None = None,
-        image_options: ImageOptions = UPRIGHT_IMAGES,
-    ) -> None:
-        self.root = Path(root)
-        self.image_options = image_options
-        self.path = self.root / json
-        self.folder = self.root / (images or "")
-        content = read_json(self.root, self.path)
-        self.category_ids = _categories(self.path, content["categories"])
-        self._read_images(content["images"])
-        self._read_annotations(content["annotations"], drop_empty_boxes)
-        self.classes: tuple[str, ...] = ()
-        self._label(classes or sorted(self.category_ids))
-
-    def with_classes(self, classes: Sequence[str]) -> "CocoDataset":
-        """The same data with these labels."""
-        other = copy.copy(self)
-        other._label(classes)
-        return other
-
-    def __len__(self) -> int:
-        return len(self.image_ids)
-
-    @property
-    def name(self) -> str:
-        return f"{self.root.resolve().name}-{self.path.stem}"
-
-    def image_path(self, index: int) -> Path:
-        path = self.folder / self._file_names[index]
-        if not path.is_file():
-            raise InputError(
-                f"{path}: there is no such file, image {self.image_ids[index]} of {self.path}; data.train_images or "
-                "data.val_images names the folder of the images, from data.root"
+    root = Path(root)
+    path, folder = root / json, root / (images or "")
+    content = read_json(root, path)
+    category_ids = _categories(path, content["categories"])
+    found = _read_images(path, folder, content["images"])
+    objects = _read_annotations(path, found, category_ids, content["annotations"], drop_empty_boxes)
+    _warn_of_corners(path, found, objects)
+    names = {id: name for name, id in category_ids.items()}
+    starts = np.searchsorted(objects[:, 0], np.arange(len(found) + 1))
+    boxes, crowd = objects[:, 4:].astype(np.float32), objects[:, 2].astype(bool)
+    no_difficult = np.zeros(len(objects), dtype=bool)
+    records = []
+    for number, record in enumerate(found):
+        own = slice(starts[number], starts[number + 1])
+        of_objects = tuple(names[id] for id in objects[own, 1].astype(np.int64).tolist())
+        records.append(
+            replace(
+                record,
+                names=of_objects,
+                boxes=boxes[own],
+                difficult=no_difficult[own],
+                crowd=crowd[own],
+                areas=objects[own, 3],
             )
-        return path
-
-    def annotation_path(self, index: int) -> Path:
-        return self.path
-
-    def image(self, index: int) -> np.ndarray:
-        """(H, W, 3) uint8 RGB."""
-        return read_image(self.image_path(index), self.image_options)
-
-    def annotated_hw(self, index: int) -> tuple[int, int] | None:
-        """(H, W) of the image in the JSON file, or None."""
-        return self._image_hws[index]
-
-    def invalid_objects(self, index: int) -> Sequence[str]:
-        """Always empty: an invalid box is an error, unless `drop_empty_boxes` skips it."""
-        return ()
-
-    def ground_truth(self, index: int) -> GroundTruth:
-        mine = slice(self._starts[index], self._starts[index + 1])
-        return GroundTruth(
-            image_id=self.image_ids[index],
-            boxes=self._boxes[mine],
-            labels=self._labels[mine],
-            difficult=np.zeros(len(self._boxes[mine]), dtype=bool),
-            crowd=self._crowd[mine],
-            areas=self._areas[mine],
         )
+    name = f"{root.resolve().name}-{path.stem}"
+    named = check_classes(path, classes or sorted(category_ids))
+    return DetectionDataset(name, named, records, image_options, category_ids)
 
-    def _read_images(self, images: list[dict]) -> None:
-        named = [(f"images[{number}]", item) for number, item in enumerate(images)]
-        self.image_ids = [str(_get(self.path, what, item, "id", (int, str))) for what, item in named]
-        self._file_names = [_get(self.path, what, item, "file_name", str) for what, item in named]
-        self._image_hws = [_image_hw(item) for item in images]
-        twice = [id for id, count in Counter(self.image_ids).items() if count > 1]
-        if twice:
-            raise InputError(f"{self.path}: {len(twice)} image ids stand in it more than once: {first_few(twice)}")
-        if not images:
-            raise InputError(f"{self.path}: there are no images in it")
 
-    def _read_annotations(self, annotations: list[dict], drop_empty_boxes: bool) -> None:
-        """Fill the arrays of all objects, grouped by image."""
-        numbers = {id: number for number, id in enumerate(self.image_ids)}
-        names = {id: name for name, id in self.category_ids.items()}
-        rows, empty = [], []
-        for number, item in enumerate(annotations):
-            id = _get(self.path, f"annotations[{number}]", item, "id", (int, str))
-            what = f"annotation {id}"
-            image_id = str(_get(self.path, what, item, "image_id", (int, str)))
-            if image_id not in numbers:
-                raise InputError(f"{self.path}: {what} is of image_id {image_id}, and there is no such image in it")
-            category_id = _get(self.path, what, item, "category_id", int)
-            if category_id not in names:
-                raise InputError(
-                    f"{self.path}: {what} has the category_id {category_id}, which is not among `categories`: "
-                    f"{first_few(list(names), 20)}"
-                )
-            x, y, width, height = box = _box(self.path, what, item)
-            hw = self._image_hws[numbers[image_id]]
-            if width < 0 or height < 0:
-                raise InputError(
-                    f"{self.path}: {what} has the bbox {box} of negative size: it must be [x, y, width, height]"
-                )
-            if np.float32(x + width) <= np.float32(x) or np.float32(y + height) <= np.float32(y):
-                empty.append((id, box))
-                continue
-            if hw and (x >= hw[1] or y >= hw[0] or x + width <= 0 or y + height <= 0):
-                raise InputError(
-                    f"{self.path}: {what} has the bbox {box}, which lies outside image {image_id} of {hw[1]}x{hw[0]}"
-                )
-            area = item.get("area")
-            area = area if isinstance(area, int | float) and 0 <= area < LARGEST_PX**2 else width * height
-            rows.append((numbers[image_id], category_id, item.get("iscrowd") == 1, area, x, y, x + width, y + height))
-        if empty and not drop_empty_boxes:
-            shown = first_few([f"annotation {id} has the bbox {box}" for id, box in empty])
+def _read_images(path: Path, folder: Path, items: list[dict]) -> list[Record]:
+    """A record of each image, without its objects."""
+    records = []
+    for number, item in enumerate(items):
+        what = f"images[{number}]"
+        image_id, file = str(_get(path, what, item, "id", (int, str))), _get(path, what, item, "file_name", str)
+        records.append(Record(image_id, folder / file, path, annotated_hw=_image_hw(item)))
+    twice = [id for id, count in Counter(record.image_id for record in records).items() if count > 1]
+    if twice:
+        raise InputError(f"{path}: {len(twice)} image ids stand in it more than once: {first_few(twice)}")
+    if not items:
+        raise InputError(f"{path}: there are no images in it")
+    return records
+
+
+def _read_annotations(
+    path: Path, images: list[Record], category_ids: dict[str, int], annotations: list[dict], drop_empty_boxes: bool
+) -> np.ndarray:
+    """The objects as rows, grouped by image: index of the image, category id, crowd, area, x1, y1, x2, y2."""
+    numbers = {record.image_id: number for number, record in enumerate(images)}
+    names = {id: name for name, id in category_ids.items()}
+    rows, empty = [], []
+    for number, item in enumerate(annotations):
+        id = _get(path, f"annotations[{number}]", item, "id", (int, str))
+        what = f"annotation {id}"
+        image_id = str(_get(path, what, item, "image_id", (int, str)))
+        if image_id not in numbers:
+            raise InputError(f"{path}: {what} is of image_id {image_id}, and there is no such image in it")
+        category_id = _get(path, what, item, "category_id", int)
+        if category_id not in names:
             raise InputError(
-                f"{self.path}: {len(empty)} boxes without width or height: {shown}. Take them out of the file, or "
-                "skip them with data.drop_empty_boxes=true"
+                f"{path}: {what} has the category_id {category_id}, which is not among `categories`: "
+                f"{first_few(list(names), 20)}"
             )
-        if empty:
-            logger.info("%s: %d boxes without width or height are skipped", self.path, len(empty))
-        rows.sort(key=lambda row: row[0])  # stable: keeps the file order within an image
-        table = np.array(rows, dtype=np.float64).reshape(-1, 8)
-        self._starts = np.searchsorted(table[:, 0], np.arange(len(self.image_ids) + 1))
-        self._categories = table[:, 1].astype(np.int64)
-        self._crowd = table[:, 2].astype(bool)
-        self._areas = table[:, 3]
-        self._boxes = table[:, 4:].astype(np.float32)
-        self._warn_of_corners(table)
+        x, y, width, height = box = _box(path, what, item)
+        hw = images[numbers[image_id]].annotated_hw
+        if width < 0 or height < 0:
+            raise InputError(f"{path}: {what} has the bbox {box} of negative size: it must be [x, y, width, height]")
+        if np.float32(x + width) <= np.float32(x) or np.float32(y + height) <= np.float32(y):
+            empty.append((id, box))
+            continue
+        if hw and (x >= hw[1] or y >= hw[0] or x + width <= 0 or y + height <= 0):
+            raise InputError(
+                f"{path}: {what} has the bbox {box}, which lies outside image {image_id} of {hw[1]}x{hw[0]}"
+            )
+        area = item.get("area")
+        area = area if isinstance(area, int | float) and 0 <= area < LARGEST_PX**2 else width * height
+        rows.append((numbers[image_id], category_id, item.get("iscrowd") == 1, area, x, y, x + width, y + height))
+    if empty and not drop_empty_boxes:
+        shown = first_few([f"annotation {id} has the bbox {box}" for id, box in empty])
+        raise InputError(
+            f"{path}: {len(empty)} boxes without width or height: {shown}. Take them out of the file, or "
+            "skip them with data.drop_empty_boxes=true"
+        )
+    if empty:
+        logger.info("%s: %d boxes without width or height are skipped", path, len(empty))
+    rows.sort(key=lambda row: row[0])  # stable: keeps the file order within an image
+    return np.array(rows, dtype=np.float64).reshape(-1, 8)
 
-    def _warn_of_corners(self, table: np.ndarray) -> None:
-        """Log a warning if boxes seem to be given as corners: read as sizes, they extend beyond their images."""
-        hws = np.array([hw or (np.inf, np.inf) for hw in self._image_hws])[table[:, 0].astype(np.int64)]
-        outside = (table[:, 6] > hws[:, 1] + 2) | (table[:, 7] > hws[:, 0] + 2)
-        if len(outside) and outside.mean() > 0.2:
-            logger.warning(
-                "%s: %d of %d boxes reach out of their images: bbox must be [x, y, width, height], not two corners",
-                self.path, outside.sum(), len(outside),
-            )  # fmt: skip
 
-    def _label(self, classes: Sequence[str]) -> None:
-        self.classes = tuple(classes)
-        label = labels_by_name(self.classes, self.path)
-        ids, counts = np.unique(self._categories, return_counts=True)
-        objects = dict(zip(ids.tolist(), counts.tolist(), strict=True))
-        unknown = {name: objects[id] for name, id in self.category_ids.items() if name not in label and id in objects}
-        require_none_unknown(unknown, dict.fromkeys(unknown, self.path), self.classes)
-        label_of = {id: label.get(name, 0) for name, id in self.category_ids.items()}
-        self._labels = np.array([label_of[id] for id in self._categories.tolist()], dtype=np.int64)
+def _warn_of_corners(path: Path, images: list[Record], table: np.ndarray) -> None:
+    """Log a warning if boxes seem to be given as corners: read as sizes, they extend beyond their images."""
+    hws = np.array([record.annotated_hw or (np.inf, np.inf) for record in images])[table[:, 0].astype(np.int64)]
+    outside = (table[:, 6] > hws[:, 1] + 2) | (table[:, 7] > hws[:, 0] + 2)
+    if len(outside) and outside.mean() > 0.2:
+        logger.warning(
+            "%s: %d of %d boxes reach out of their images: bbox must be [x, y, width, height], not two corners",
+            path, outside.sum(), len(outside),
+        )  # fmt: skip
 
 
 def read_json(root: Path, path: Path) -> dict:

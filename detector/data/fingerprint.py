@@ -4,7 +4,8 @@ import hashlib
 from collections.abc import Sequence
 
 from detector.data.check import Checked
-from detector.data.loader import DetectionDataset, Proposals
+from detector.data.dataset import DetectionDataset
+from detector.data.loader import Proposals
 
 
 def dataset_fingerprints(part: str, checked: Checked, proposals: Proposals) -> dict[str, str]:

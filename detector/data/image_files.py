@@ -5,59 +5,17 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
-from detector.data.image import UPRIGHT_IMAGES, ImageOptions, read_image
+from detector.data.dataset import DetectionDataset, Record
+from detector.data.image import UPRIGHT_IMAGES, ImageOptions
 from detector.errors import InputError
-from detector.structures import GroundTruth
 
 
-class ImageFiles:
-    """Images by id, without annotations. A DetectionDataset without objects."""
-
-    def __init__(
-        self, paths: Mapping[str, Path], classes: Sequence[str], image_options: ImageOptions = UPRIGHT_IMAGES
-    ) -> None:
-        self.image_ids = list(paths)
-        self.classes = tuple(classes)
-        self.image_options = image_options
-        self._paths = paths
-
-    def with_classes(self, classes: Sequence[str]) -> "ImageFiles":
-        return ImageFiles(self._paths, classes, self.image_options)
-
-    @property
-    def name(self) -> str:
-        return "images"
-
-    def __len__(self) -> int:
-        return len(self.image_ids)
-
-    def image(self, index: int) -> np.ndarray:
-        return read_image(self.image_path(index), self.image_options)
-
-    def image_path(self, index: int) -> Path:
-        return self._paths[self.image_ids[index]]
-
-    def annotation_path(self, index: int) -> Path:
-        """The image itself, as there is no annotation."""
-        return self.image_path(index)
-
-    def annotated_hw(self, index: int) -> None:
-        """None, as there is no annotation."""
-
-    def invalid_objects(self, index: int) -> Sequence[str]:
-        return ()
-
-    def ground_truth(self, index: int) -> GroundTruth:
-        return GroundTruth(
-            image_id=self.image_ids[index],
-            boxes=np.zeros((0, 4), dtype=np.float32),
-            labels=np.zeros(0, dtype=np.int64),
-            difficult=np.zeros(0, dtype=bool),
-            crowd=np.zeros(0, dtype=bool),
-            areas=np.zeros(0),
-        )
+def image_dataset(
+    paths: Mapping[str, Path], classes: Sequence[str], image_options: ImageOptions = UPRIGHT_IMAGES
+) -> DetectionDataset:
+    """A data set of images by id, without annotations."""
+    records = [Record(image_id, path, path) for image_id, path in paths.items()]
+    return DetectionDataset("images", tuple(classes), records, image_options)
 
 
 def find_files(where: str) -> dict[str, Path]:

@@ -5,9 +5,8 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Protocol
 
 import cv2
@@ -15,12 +14,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from detector.data.image import ImageOptions
+from detector.data.dataset import DetectionDataset
 from detector.data.proposal_selection import Selection, select_proposals
 from detector.data.transforms import Augment, Resize
 from detector.errors import InputError, RunFailure
 from detector.runtime.seeds import Stream, seed_of
-from detector.structures import Batch, GroundTruth, Sample
+from detector.structures import Batch, Sample
 
 FIRST_2000 = Selection()
 # Padding has the mean colour, which the network subtracts: it is zero after normalization.
@@ -29,25 +28,6 @@ PADDING_RGB = (124, 116, 104)
 MIN_SIDE_PX = 32
 # Proposals with at least this fraction of their area in a crowd are not used (py-faster-rcnn and Detectron: 0.7).
 CROWD_IOA_THRESHOLD = 0.7
-
-
-class DetectionDataset(Protocol):
-    """Interface of a data set of images with ground truth."""
-
-    image_ids: list[str]
-    classes: tuple[str, ...]
-    image_options: ImageOptions  # how the image files are decoded
-
-    @property
-    def name(self) -> str: ...
-    def __len__(self) -> int: ...
-    def with_classes(self, classes: Sequence[str]) -> "DetectionDataset": ...
-    def image(self, index: int) -> np.ndarray: ...
-    def image_path(self, index: int) -> Path: ...
-    def annotation_path(self, index: int) -> Path: ...
-    def annotated_hw(self, index: int) -> tuple[int, int] | None: ...  # image size in the annotation, if given
-    def invalid_objects(self, index: int) -> Sequence[str]: ...  # messages on objects not in the ground truth
-    def ground_truth(self, index: int) -> GroundTruth: ...
 
 
 class Proposals(Protocol):

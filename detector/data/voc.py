@@ -1,11 +1,9 @@
 """Data sets in VOC layout: JPEGImages/, Annotations/*.xml, ImageSets/Main/*.txt under one root."""
 
-import copy
 import logging
 import re
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 from xml.etree.ElementTree import Element, ParseError
@@ -14,11 +12,11 @@ from xml.sax.saxutils import escape
 import numpy as np
 from defusedxml import DefusedXmlException
 
-from detector.data.classes import labels_by_name, require_none_unknown
-from detector.data.image import UPRIGHT_IMAGES, ImageOptions, read_image
+from detector.data.classes import check_classes
+from detector.data.dataset import DetectionDataset, Record
+from detector.data.image import UPRIGHT_IMAGES, ImageOptions
 from detector.data.safe_xml import parse_xml
 from detector.errors import InputError, first_few
-from detector.structures import GroundTruth
 
 logger = logging.getLogger(__name__)
 
@@ -27,128 +25,59 @@ MAX_NAME_BYTES = 250  # of an image, without suffix; file systems allow 255 with
 MAX_XML_BYTES = 10_000_000  # real files have a few thousand; parsing takes many times the file size in memory
 
 
-@dataclass(frozen=True)
-class Annotation:
-    """Content of one XML file. VOC files have 1-based inclusive boxes; `boxes` here are in continuous pixels."""
-
-    path: Path
-    names: tuple[str, ...]  # class of each object
-    boxes: np.ndarray  # (G, 4) float32
-    difficult: np.ndarray  # (G,) bool
-    image_hw: tuple[int, int] | None  # image size in the file, if given
-    invalid_objects: tuple[str, ...] = ()  # messages on objects without a class or a box, which are not included above
-
-
 class _NoObject(Exception):
     """An <object> without a class or a box."""
 
 
-class VocDataset:
+def read_voc(
+    root: str | Path,
+    split: str,
+    classes: Sequence[str] | None = None,
+    image_options: ImageOptions = UPRIGHT_IMAGES,
+) -> DetectionDataset:
     """Images with their ground truth, in the order of a split file.
 
-    `classes` are the labels 1..K; without them, all names in the annotations, sorted. All annotations are read in the
-    constructor; images are read one at a time.
+    `classes` are the labels 1..K; without them, all names in the annotations, sorted.
 
     Raises InputError for a missing root or split, an empty split, a duplicate id, a missing XML file, or an object of
-    a class that is not among `classes`. An invalid annotation raises when its ground truth is read, so that a few bad
-    ones can be listed (see check.py) and skipped.
+    a class that is not among `classes`. An invalid annotation is kept in its record, so that a few bad ones can be
+    listed (see check.py) and skipped.
     """
-
-    def __init__(
-        self,
-        root: str | Path,
-        split: str,
-        classes: Sequence[str] | None = None,
-        image_options: ImageOptions = UPRIGHT_IMAGES,
-    ) -> None:
-        self.root = Path(root)
-        self.split = split
-        self.image_options = image_options
-        self.image_ids = read_split(self.root, split)
-        missing = [id for index, id in enumerate(self.image_ids) if not self.annotation_path(index).is_file()]
-        if missing:
-            raise InputError(
-                f"{self.root / 'Annotations'}: {len(missing)} of the {len(self.image_ids)} images of split '{split}' "
-                f"have no XML file: {first_few(missing)}. An image without objects needs one too, without <object>."
-            )
-        self._annotations = [_read_or_error(self.annotation_path(index)) for index in range(len(self))]
-        self._files: dict[Path, dict[str, list[str]]] = {}
-        self.classes: tuple[str, ...] = ()
-        self._label(
-            classes or sorted({name for a in self._annotations if isinstance(a, Annotation) for name in a.names})
+    root = Path(root)
+    image_ids = read_split(root, split)
+    missing = [id for id in image_ids if not _annotation_path(root, id).is_file()]
+    if missing:
+        raise InputError(
+            f"{root / 'Annotations'}: {len(missing)} of the {len(image_ids)} images of split '{split}' have no XML "
+            f"file: {first_few(missing)}. An image without objects needs one too, without <object>."
         )
+    files: dict[Path, dict[str, list[str]]] = {}  # by folder and stem
+    records = []
+    for image_id in image_ids:
+        image, annotation = _image_path(root, image_id, split, files), _annotation_path(root, image_id)
+        try:
+            records.append(replace(read_annotation(annotation), image_id=image_id, image=image))
+        except InputError as error:
+            records.append(Record(image_id, image, annotation, invalid=error))
+    name = f"{root.resolve().name}-{quote(split, safe='')}"
+    named = check_classes(root, classes or sorted({name for record in records for name in record.names}))
+    return DetectionDataset(name, named, records, image_options)
 
-    def with_classes(self, classes: Sequence[str]) -> "VocDataset":
-        """The same data with these labels."""
-        other = copy.copy(self)
-        other._label(classes)
-        return other
 
-    def __len__(self) -> int:
-        return len(self.image_ids)
+def _annotation_path(root: Path, image_id: str) -> Path:
+    return root / "Annotations" / f"{image_id}.xml"
 
-    @property
-    def name(self) -> str:
-        return f"{self.root.resolve().name}-{quote(self.split, safe='')}"  # used in file names
 
-    def image_path(self, index: int) -> Path:
-        """The image file: the id with any common suffix, in any case. Raises InputError unless there is exactly one."""
-        image_id = self.image_ids[index]
-        wanted = self.root / "JPEGImages" / image_id  # an id can contain a folder
-        if wanted.parent not in self._files:
-            self._files[wanted.parent] = _images_by_stem(wanted.parent)
-        found = self._files[wanted.parent].get(wanted.name, [])
-        if len(found) != 1:
-            problem = f"more than one: {first_few(sorted(found))}" if found else "none"
-            raise InputError(
-                f"{wanted.parent}: image '{image_id}' of split '{self.split}' needs one file, there is {problem}"
-            )
+def _image_path(root: Path, image_id: str, split: str, files: dict[Path, dict[str, list[str]]]) -> Path | InputError:
+    """The image file: the id with any common suffix, in any case; an error unless there is exactly one."""
+    wanted = root / "JPEGImages" / image_id  # an id can contain a folder
+    if wanted.parent not in files:
+        files[wanted.parent] = _images_by_stem(wanted.parent)
+    found = files[wanted.parent].get(wanted.name, [])
+    if len(found) == 1:
         return wanted.parent / found[0]
-
-    def annotation_path(self, index: int) -> Path:
-        return self.root / "Annotations" / f"{self.image_ids[index]}.xml"
-
-    def image(self, index: int) -> np.ndarray:
-        """(H, W, 3) uint8 RGB."""
-        return read_image(self.image_path(index), self.image_options)
-
-    def annotated_hw(self, index: int) -> tuple[int, int] | None:
-        """(H, W) of the image in the annotation, or None."""
-        return self._annotation(index).image_hw
-
-    def invalid_objects(self, index: int) -> Sequence[str]:
-        """One message per object of the annotation that is not in the ground truth."""
-        return self._annotation(index).invalid_objects
-
-    def ground_truth(self, index: int) -> GroundTruth:
-        """Ground truth of one image. Raises InputError if the annotation is invalid."""
-        annotation = self._annotation(index)
-        return GroundTruth(
-            image_id=self.image_ids[index],
-            boxes=annotation.boxes,
-            labels=np.array([self._labels[name] for name in annotation.names], dtype=np.int64),
-            difficult=annotation.difficult,
-            crowd=np.zeros(len(annotation.boxes), dtype=bool),
-            areas=np.prod(annotation.boxes[:, 2:] - annotation.boxes[:, :2], axis=1, dtype=np.float64),
-        )
-
-    def _annotation(self, index: int) -> Annotation:
-        annotation = self._annotations[index]
-        if isinstance(annotation, InputError):
-            raise annotation
-        return annotation
-
-    def _label(self, classes: Sequence[str]) -> None:
-        self.classes = tuple(classes)
-        self._labels = labels_by_name(self.classes, self.root)
-        unknown: Counter[str] = Counter()
-        first: dict[str, Path] = {}
-        for annotation in self._annotations:
-            if isinstance(annotation, Annotation):
-                for name in {*annotation.names} - self._labels.keys():
-                    unknown[name] += annotation.names.count(name)
-                    first.setdefault(name, annotation.path)
-        require_none_unknown(unknown, first, self.classes)
+    problem = f"more than one: {first_few(sorted(found))}" if found else "none"
+    return InputError(f"{wanted.parent}: image '{image_id}' of split '{split}' needs one file, there is {problem}")
 
 
 def _images_by_stem(folder: Path) -> dict[str, list[str]]:
@@ -158,13 +87,6 @@ def _images_by_stem(folder: Path) -> dict[str, list[str]]:
         if path.suffix.lower() in IMAGE_SUFFIXES:
             files.setdefault(path.stem, []).append(path.name)
     return files
-
-
-def _read_or_error(path: Path) -> Annotation | InputError:
-    try:
-        return read_annotation(path)
-    except InputError as error:
-        return error
 
 
 def read_split(root: Path, split: str) -> list[str]:
@@ -200,12 +122,12 @@ def read_split(root: Path, split: str) -> list[str]:
     return ids
 
 
-def read_annotation(path: Path) -> Annotation:
-    """Read one VOC XML file. 1 is subtracted from x1 and y1 only (1-based inclusive to continuous pixels).
+def read_annotation(path: Path) -> Record:
+    """Read one VOC XML file; the record has no image yet.
 
-    An object without a class, or without four numbers that enclose a pixel, is skipped and listed in
-    `invalid_objects`. Raises InputError if the file is not XML, not an annotation, too large, or has an object with
-    swapped corners.
+    1 is subtracted from x1 and y1 only (1-based inclusive to continuous pixels). An object without a class, or without
+    four numbers that enclose a pixel, is left out and listed in `skipped`. Raises InputError if the file is not XML,
+    not an annotation, too large, or has an object with swapped corners.
     """
     try:
         if path.stat().st_size > MAX_XML_BYTES:
@@ -226,13 +148,18 @@ def read_annotation(path: Path) -> Annotation:
         names.append(name)
         boxes.append(box)
         difficult.append((item.findtext("difficult") or "").strip() == "1")  # some tools write "Unspecified"
-    return Annotation(
-        path=path,
+    corners = np.array(boxes, dtype=np.float32).reshape(-1, 4)
+    return Record(
+        image_id=path.stem,
+        image=InputError(f"{path}: read without its image"),
+        annotation=path,
         names=tuple(names),
-        boxes=np.array(boxes, dtype=np.float32).reshape(-1, 4),
+        boxes=corners,
         difficult=np.array(difficult, dtype=bool),
-        image_hw=_image_hw(path, root.find("size")),
-        invalid_objects=tuple(invalid),
+        crowd=np.zeros(len(corners), dtype=bool),
+        areas=np.prod(corners[:, 2:] - corners[:, :2], axis=1, dtype=np.float64),
+        annotated_hw=_image_hw(path, root.find("size")),
+        skipped=tuple(invalid),
     )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from detector.boxes import box_iou
-from detector.data.loader import DetectionDataset
+from detector.data.dataset import DetectionDataset
 from detector.errors import InputError
 from detector.proposals.formats.records import ORDERS, PIXEL_ORIGINS, BoxFormat, RawProposals
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from detector.data.dataset import DetectionDataset
 from detector.data.image import read_image_hw
-from detector.data.loader import DetectionDataset
 from detector.data.proposal_selection import first_of_equals
 from detector.proposals.store import FileProposals, ProposalStore
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from detector.data.dataset import DetectionDataset
 from detector.data.image import read_image_hw
-from detector.data.loader import DetectionDataset
 from detector.errors import InputError, first_few
 from detector.proposals.box_format import require_box_format
 from detector.proposals.formats import coco_json, mat, pickles, tables

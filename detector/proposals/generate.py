@@ -14,9 +14,8 @@ import numpy as np
 from tqdm import tqdm
 
 from detector.data.check import proposal_recall
-from detector.data.loader import DetectionDataset
+from detector.data.dataset import DetectionDataset
 from detector.data.proposal_selection import first_of_equals
-from detector.data.subset import Subset
 from detector.errors import InputError, first_few
 from detector.proposals.box_format import LOW_RECALL, OtherOrder, require_box_format
 from detector.proposals.formats.records import ImageProposals
@@ -124,7 +123,7 @@ def generate_proposals(
     if shard is not None:
         number, count = shard
         generator |= {"shard": [number, count], "data_set": _digest_of_ids(reader.image_ids)}
-        reader = Subset(reader, range(number - 1, len(reader), count))
+        reader = reader.subset(range(number - 1, len(reader), count))
     parts = path.with_name(path.name + ".unfinished")
     fingerprints = parts / "fingerprints"
     with locked(path.with_name(path.name + ".lock")):

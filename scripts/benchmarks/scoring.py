@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from detector.data.voc import VocDataset
+from detector.data.voc import read_voc
 from detector.evaluation.coco_ap import score_coco
 from detector.evaluation.error_analysis import error_costs, find_errors
 from detector.evaluation.matching import match
@@ -88,7 +88,7 @@ def measure(root: Path, coco: bool) -> dict[str, list[float]]:
         seconds[stage] = [time.perf_counter() - start, time.process_time() - start_cpu]
         return result
 
-    reader = timed("read annotations", VocDataset, root, "test")
+    reader = timed("read annotations", read_voc, root, "test")
     truths = [reader.ground_truth(index) for index in range(len(reader))]
     detections = timed("read result files", read_result_files, root / "results", reader.image_ids, reader.classes)
     matches = timed("match", match, truths, detections, len(reader.classes))

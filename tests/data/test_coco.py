@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from detector.data.check import check_data
-from detector.data.coco import CocoDataset
+from detector.data.coco import read_coco
 from detector.errors import InputError
 
 
@@ -36,7 +36,7 @@ def write(root: Path, data: object) -> Path:
 
 
 def test_a_data_set_is_read(tmp_path):
-    reader = CocoDataset(write(tmp_path, content()), "train.json", "images")
+    reader = read_coco(write(tmp_path, content()), "train.json", "images")
     assert (reader.image_ids, reader.classes) == (["900", "7"], ("cat", "dog", "toothbrush"))
     assert reader.category_ids == {"dog": 18, "cat": 3, "toothbrush": 90}
     assert reader.name == f"{tmp_path.name}-train"
@@ -98,7 +98,7 @@ def test_errors_name_the_file_the_annotation_and_the_value(tmp_path, spoil, says
     data = content()
     spoil(data)
     with pytest.raises(InputError, match=rf"train\.json: .*{says}"):
-        CocoDataset(write(tmp_path, data), "train.json", "images")
+        read_coco(write(tmp_path, data), "train.json", "images")
 
 
 def test_sizes_beyond_any_image_are_not_taken(tmp_path):
@@ -106,8 +106,8 @@ def test_sizes_beyond_any_image_are_not_taken(tmp_path):
     data["images"][1]["height"] = 10**400
     for item in data["annotations"]:
         item["area"] = 10**400
-    reader = CocoDataset(write(tmp_path, data), "train.json", "images")
-    assert reader.annotated_hw(1) is None
+    reader = read_coco(write(tmp_path, data), "train.json", "images")
+    assert reader.records[1].annotated_hw is None
     for index in range(len(reader)):
         truth = reader.ground_truth(index)
         np.testing.assert_allclose(truth.areas, np.prod(truth.boxes[:, 2:] - truth.boxes[:, :2], axis=1))
@@ -118,19 +118,19 @@ def test_what_is_no_annotation_file(tmp_path, text):
     root = write(tmp_path, "")
     (root / "train.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(InputError, match=r"train\.json: (broken JSON|not a COCO annotation file)"):
-        CocoDataset(root, "train.json")
+        read_coco(root, "train.json")
 
 
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(InputError, match=r"data\.root: there is no folder .*nowhere"):
-        CocoDataset(tmp_path / "nowhere", "train.json")
+        read_coco(tmp_path / "nowhere", "train.json")
     root = write(tmp_path, content())
     with pytest.raises(InputError, match=r"val\.json: there is no such file; .* has train\.json"):
-        CocoDataset(root, "val.json")
+        read_coco(root, "val.json")
     with pytest.raises(InputError, match=r"two\.jpg: .* image 900 .*data\.train_images or data\.val_images"):
-        CocoDataset(root, "train.json").image(0)
+        read_coco(root, "train.json").image(0)
     Image.new("RGB", (40, 60)).save(root / "images/one.png")
-    [(kind, text)] = [bad for bad in check_data(CocoDataset(root, "train.json", "images")).bad if "one.png" in bad[1]]
+    [(kind, text)] = [bad for bad in check_data(read_coco(root, "train.json", "images")).bad if "one.png" in bad[1]]
     assert kind == "misannotated"
     assert "train.json: is for an image of 60x40, but" in text
 
@@ -139,21 +139,21 @@ def test_empty_boxes_can_be_dropped(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     data = content()
     data["annotations"][0]["bbox"] = [10, 10, 0, 5]
-    reader = CocoDataset(write(tmp_path, data), "train.json", drop_empty_boxes=True)
+    reader = read_coco(write(tmp_path, data), "train.json", drop_empty_boxes=True)
     assert reader.ground_truth(1).labels.tolist() == [1]
     assert "1 boxes without width or height are skipped" in caplog.text
 
 
 def test_corners_in_place_of_sizes_are_noticed(tmp_path, caplog):
-    CocoDataset(write(tmp_path, content()), "train.json")
+    read_coco(write(tmp_path, content()), "train.json")
     assert not caplog.text
     data = content()
     for item in data["annotations"]:
         item["bbox"] = [40, 20, 60, 40]
-    CocoDataset(write(tmp_path, data), "train.json")
+    read_coco(write(tmp_path, data), "train.json")
     assert "3 of 3 boxes reach out of their images: bbox must be [x, y, width, height]" in caplog.text
 
 
 def test_an_object_of_a_class_that_was_not_asked_for(tmp_path):
     with pytest.raises(InputError, match=r"train\.json: unknown class 'cat' \(did you mean 'cats'\?\), 2 objects"):
-        CocoDataset(write(tmp_path, content()), "train.json", classes=["cats", "dog"])
+        read_coco(write(tmp_path, content()), "train.json", classes=["cats", "dog"])

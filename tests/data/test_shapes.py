@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from detector.data import shapes
-from detector.data.shapes import CLASSES, ShapesDataset, draw_scene
-from detector.data.voc import VocDataset
+from detector.data.shapes import CLASSES, draw_scene, read_shapes
+from detector.data.voc import read_voc
 from detector.errors import InputError
 
 
@@ -31,16 +31,16 @@ def test_objects_lie_in_the_image_and_look_their_part():
 
 def test_the_data_set_is_made_once_and_only_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(shapes, "COUNTS", {"train": 3, "test": 2})
-    reader = ShapesDataset(tmp_path / "shapes", "train")
-    assert (len(reader), len(ShapesDataset(tmp_path / "shapes", "test"))) == (3, 2)
+    reader = read_shapes(tmp_path / "shapes", "train")
+    assert (len(reader), len(read_shapes(tmp_path / "shapes", "test"))) == (3, 2)
     assert set(reader.classes) <= set(CLASSES)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
-    ShapesDataset(tmp_path / "shapes", "train")
+    read_shapes(tmp_path / "shapes", "train")
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     assert [path.name for path in tmp_path.iterdir()] == ["shapes"]
     monkeypatch.setattr(shapes, "VERSION", "2")
     with pytest.raises(InputError, match=r"not the shapes of this version \(2\): delete"):
-        ShapesDataset(tmp_path / "shapes", "train")
+        read_shapes(tmp_path / "shapes", "train")
 
 
 def test_nothing_is_left_of_what_could_not_be_made_whole(tmp_path, monkeypatch):
@@ -49,7 +49,7 @@ def test_nothing_is_left_of_what_could_not_be_made_whole(tmp_path, monkeypatch):
 
     monkeypatch.setattr(shapes, "annotation_xml", full)
     with pytest.raises(OSError, match="No space left"):
-        ShapesDataset(tmp_path / "shapes", "train")
+        read_shapes(tmp_path / "shapes", "train")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -57,7 +57,7 @@ def test_annotations_match_the_drawing(tmp_path, monkeypatch):
     monkeypatch.setattr(shapes, "COUNTS", {"train": 4})
     root = tmp_path / "shapes"
     shapes.generate_shapes(root)
-    reader = VocDataset(root, "train")
+    reader = read_voc(root, "train")
     for number in range(4):
         image, objects = draw_scene(np.random.default_rng([shapes.SEED, 0, number]))
         truth = reader.ground_truth(number)

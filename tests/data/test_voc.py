@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from detector.data.voc import VocDataset, read_annotation
+from detector.data.voc import read_annotation, read_voc
 from detector.errors import InputError
 from tests.conftest import write_xml
 
@@ -16,7 +16,7 @@ def test_boxes_lose_1_from_the_upper_left_corner_only(tmp_path):
 
 def test_a_data_set(make_voc):
     root = make_voc({"train": {"b": [("dog", 1, 1, 20, 20)], "a": [], "c": [("cat", 5, 5, 9, 9, 1)]}})
-    reader = VocDataset(root, "train")
+    reader = read_voc(root, "train")
     assert reader.image_ids == ["b", "a", "c"]
     assert reader.classes == ("cat", "dog")
     assert [reader.ground_truth(i).labels.tolist() for i in range(3)] == [[2], [], [1]]
@@ -31,23 +31,23 @@ def test_a_data_set(make_voc):
 def test_a_split_file_may_hold_a_second_column(make_voc):
     root = make_voc({"train": {"a": [("cat", 1, 1, 2, 2)]}})
     (root / "ImageSets/Main/cat_train.txt").write_text("a  1\n\n")
-    assert VocDataset(root, "cat_train").image_ids == ["a"]
+    assert read_voc(root, "cat_train").image_ids == ["a"]
 
 
 def test_a_split_file_from_anywhere(make_voc):
     root = make_voc({"train": {"IMG 1": [("cat", 1, 1, 2, 2)], "b.c": []}})
     (root / "ImageSets/Main/odd.txt").write_bytes(b"\xef\xbb\xbfIMG 1\r\nb.c\r\n")
-    assert VocDataset(root, "odd").image_ids == ["IMG 1", "b.c"]
-    assert VocDataset(root, "odd").image(1).shape == (40, 60, 3)
+    assert read_voc(root, "odd").image_ids == ["IMG 1", "b.c"]
+    assert read_voc(root, "odd").image(1).shape == (40, 60, 3)
     (root / "ImageSets/Main/odd.txt").write_bytes(b"\xff\xfea")
     with pytest.raises(InputError, match=r"odd\.txt: not UTF-8 text"):
-        VocDataset(root, "odd")
+        read_voc(root, "odd")
 
 
 @pytest.mark.parametrize("name", ["a/b", "..\\b", "x" * 101])
 def test_a_class_that_is_no_file_name_is_refused(make_voc, name):
     with pytest.raises(InputError, match="cannot be a class"):
-        VocDataset(make_voc({"train": {"a": [(name, 1, 1, 2, 2)]}}), "train")
+        read_voc(make_voc({"train": {"a": [(name, 1, 1, 2, 2)]}}), "train")
 
 
 def test_errors_of_a_data_set_name_what_is_wrong(make_voc, tmp_path):
@@ -56,7 +56,7 @@ def test_errors_of_a_data_set_name_what_is_wrong(make_voc, tmp_path):
 
     def fails(says: str, split: str = "train", classes=None, where=root) -> None:
         with pytest.raises(InputError, match=says):
-            VocDataset(where, split, classes)
+            read_voc(where, split, classes)
 
     fails("there is no folder .*nowhere", where=tmp_path / "nowhere")
     fails("not in VOC layout", where=root / "JPEGImages")
@@ -64,11 +64,11 @@ def test_errors_of_a_data_set_name_what_is_wrong(make_voc, tmp_path):
     (main / "empty.txt").write_text("\n")
     fails("empty.txt: the split has no images", split="empty")
     (main / "none.txt").write_text("b\n")
-    assert VocDataset(root, "none").classes == ()
+    assert read_voc(root, "none").classes == ()
     fails("names a class twice", classes=["cat", "cat"])
 
 
 def test_real_annotations(shared):
-    reader = VocDataset(shared / "data/bccd", "trainval")
+    reader = read_voc(shared / "data/bccd", "trainval")
     assert (len(reader), reader.classes) == (292, ("Platelets", "RBC", "WBC"))
     assert reader.image(0).shape == (480, 640, 3)

@@ -7,7 +7,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detector.data.voc import VocDataset
+from detector.data.voc import read_voc
 from detector.evaluation.coco_ap import NAMES, score_coco
 from detector.structures import Detections
 from tests.conftest import ground_truth
@@ -53,7 +53,7 @@ def without_classes(scores: dict) -> dict:
 
 def test_bccd_has_pycocotools_own_numbers(shared, tmp_path):
     """Detections made of the ground truth: jittered, twice, some of another class; some objects are crowds."""
-    reader, generator = VocDataset(shared / "data/bccd", "test"), np.random.default_rng(0)
+    reader, generator = read_voc(shared / "data/bccd", "test"), np.random.default_rng(0)
     truths, detections = [], []
     for index in range(len(reader)):
         truth = reader.ground_truth(index)

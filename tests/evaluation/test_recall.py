@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from detector.data.voc import VocDataset
+from detector.data.voc import read_voc
 from detector.evaluation.recall import recall_table, score_recall, write_recall_plot
 from detector.proposals.store import open_proposals
 from tests.conftest import ground_truth
@@ -83,7 +83,7 @@ def test_the_table_and_the_plot(result, tmp_path):
 
 def test_published_recall_of_the_boxes_of_bccd(shared):
     root = shared / "data/bccd"
-    reader, proposals = VocDataset(root, "test"), open_proposals(root / "selective_search/bccd_test.mat")
+    reader, proposals = read_voc(root, "test"), open_proposals(root / "selective_search/bccd_test.mat")
     truths = [reader.ground_truth(index) for index in range(len(reader))]
     groups = score_recall(truths, [proposals[id] for id in reader.image_ids], reader.classes)["groups"]
     at = {name: (round(r[0], 3), round(r[4], 3)) for name in reader.classes for r in [groups[name]["recall"]["all"]]}

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from detector.data.voc import VocDataset
+from detector.data.voc import read_voc
 from detector.evaluation.matching import match
 from detector.evaluation.results import read_result_files
 from detector.evaluation.voc_ap import area_ap, eleven_point_ap, score_sizes, score_voc
@@ -230,7 +230,7 @@ def test_matching_in_parts_changes_nothing(monkeypatch):
 def test_the_published_evaluator_s_values(shared: Path):
     root = shared / "golden/voc_eval"
     expected = json.loads((root / "expected_ap.json").read_text())
-    reader = VocDataset(root, "test").with_classes(tuple(expected["area@0.5"]))
+    reader = read_voc(root, "test").with_classes(tuple(expected["area@0.5"]))
     truths = [reader.ground_truth(index) for index in range(len(reader))]
     detections = read_result_files(root / "results", reader.image_ids, reader.classes)
     metrics, _ = score(truths, detections, reader.classes, [0.5, 0.7], devkit=True)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from detector.data.voc import VocDataset
+from detector.data.voc import read_voc
 from detector.proposals.store import write_store
 from tests.helpers.processes import start_program
 
@@ -35,7 +35,7 @@ def tiny(small_shapes, tmp_path_factory) -> list[str]:
     """The settings of the run, whose proposals are random boxes."""
     folder, settings = tmp_path_factory.mktemp("proposals"), [*TINY, f"data.root={small_shapes}"]
     for split, part in (("train", "train"), ("test", "val")):
-        reader, generator = VocDataset(small_shapes, split), np.random.default_rng(0)
+        reader, generator = read_voc(small_shapes, split), np.random.default_rng(0)
         corners = [generator.uniform(0, 150, (40, 2)) for _ in reader.image_ids]
         boxes = [np.concatenate([xy, xy + generator.uniform(20, 120, (40, 2))], axis=1) for xy in corners]
         hws = [reader.image(index).shape[:2] for index in range(len(reader))]

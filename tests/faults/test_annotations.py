@@ -22,9 +22,10 @@ from detector.data.check import (
     require_readable,
     warn_leakage,
 )
+from detector.data.dataset import DetectionDataset
 from detector.data.loader import TransformedDataset
 from detector.data.transforms import Resize
-from detector.data.voc import VocDataset, read_annotation
+from detector.data.voc import read_annotation, read_voc
 from detector.errors import InputError
 from detector.evaluation.matching import match
 from detector.evaluation.voc_ap import score_voc
@@ -37,7 +38,7 @@ CAT = ("cat", 1, 1, 20, 20)
 
 def checked_of(make_voc, *objects: tuple) -> Checked:
     """A data set of one image (60x40) with these objects, looked at."""
-    return check_data(VocDataset(make_voc({"train": {"a": list(objects)}}), "train"))
+    return check_data(read_voc(make_voc({"train": {"a": list(objects)}}), "train"))
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def test_case_35_an_object_that_says_too_little_is_left_out_and_named(tmp_path, 
     (tmp_path / "a.xml").write_text(text)
     annotation = read_annotation(tmp_path / "a.xml")
     assert (annotation.names, annotation.boxes.tolist()) == (("cat", "dog"), [[0, 0, 20, 20], [2, 2, 9, 9]])
-    assert annotation.invalid_objects == (f"{tmp_path}/a.xml: {says}",)
+    assert annotation.skipped == (f"{tmp_path}/a.xml: {says}",)
 
 
 @pytest.mark.parametrize("text", ["wide", "(88, 100)", "nan", "inf", "1e400", ""])
@@ -114,7 +115,7 @@ def test_case_39_files_that_count_from_1_give_no_note(make_voc):
 
 def test_case_40_unknown_classes_are_named_with_what_was_meant(make_voc):
     root = make_voc({"train": {"a": [CAT, ("Aero Plane", 1, 1, 2, 2)], "b": [("Aero Plane", 1, 1, 2, 2)]}})
-    reader = VocDataset(root, "train")
+    reader = read_voc(root, "train")
     with pytest.raises(InputError, match="2 classes in the annotations are not among cats, aeroplane") as error:
         reader.with_classes(["cats", "aeroplane"])
     assert f"{root}/Annotations/a.xml: unknown class 'Aero Plane' (did you mean 'aeroplane'?), 2 obj" in str(
@@ -162,19 +163,19 @@ def test_case_41_difficult_is_1_only_where_it_says_so(tmp_path):
 
 def test_case_42_images_without_objects_are_background_and_counted(make_voc):
     root = make_voc({"train": {"a": [], "b": [CAT], "c": []}})
-    checked = check_data(VocDataset(root, "train"))
+    checked = check_data(read_voc(root, "train"))
     assert len(checked.reader) == 3
     assert "3 images found, 0 missing, 2 empty, 0 corrupt" in checked.summary()
     assert checked.details() == []
 
 
 def test_a_data_set_without_any_object_is_noticed(make_voc):
-    checked = check_data(VocDataset(make_voc({"train": {"a": [], "b": []}}), "train"))
+    checked = check_data(read_voc(make_voc({"train": {"a": [], "b": []}}), "train"))
     assert checked.details() == ["no image has an object: there is nothing to learn here, and nothing to find"]
 
 
 def test_case_42_a_class_with_only_difficult_objects_has_no_score(make_voc):
-    reader = VocDataset(make_voc({"train": {"a": [(*CAT, 1), ("dog", 1, 1, 9, 9)]}}), "train")
+    reader = read_voc(make_voc({"train": {"a": [(*CAT, 1), ("dog", 1, 1, 9, 9)]}}), "train")
     metrics, _ = score_voc(match([reader.ground_truth(0)], [], 2), reader.classes)
     assert metrics["area@0.50"] == {"AP": {"cat": None, "dog": 0.0}, "mAP": 0.0}
 
@@ -218,20 +219,20 @@ def test_case_44_ids_without_a_file_are_counted_and_named(make_voc):
     with pytest.raises(
         InputError, match="6 of the 7 images of split 'more' have no XML file: x1, x2, x3, x4, x5 and 1"
     ):
-        VocDataset(root, "more")
+        read_voc(root, "more")
 
 
 def test_case_45_an_id_twice_is_an_error(make_voc):
     root = make_voc({"train": {"a": [CAT], "b": []}})
     (root / "ImageSets/Main/twice.txt").write_text("a\nb\na\n")
     with pytest.raises(InputError, match="1 images stand in it more than once: a"):
-        VocDataset(root, "twice")
+        read_voc(root, "twice")
 
 
 def test_case_45_images_to_train_on_among_those_to_validate_are_noticed_under_any_name(make_voc, caplog):
     root = make_voc({"train": {"a": [CAT]}, "val": {"b": [], "c": []}})
     Image.effect_noise((60, 40), 50).save(root / "JPEGImages/b.jpg")
-    train, val = (check_data(VocDataset(root, split)) for split in ("train", "val"))
+    train, val = (check_data(read_voc(root, split)) for split in ("train", "val"))
     assert warn_leakage(train, val) == ["c"]
     assert "1 of the 2 images of set-val are in set-train too, so scores will be optimistic: c" in caplog.text
 
@@ -245,7 +246,7 @@ def one_in_four(make_voc):
 
 def test_a_few_bad_images_are_left_out_of_training_and_too_many_are_an_error(one_in_four, caplog):
     caplog.set_level("INFO")
-    reader = VocDataset(one_in_four, "train", ["cat"])
+    reader = read_voc(one_in_four, "train", ["cat"])
     checked = accept(check_data(reader), max_bad_fraction=0.25)
     assert checked.reader.image_ids == ["a", "c", "d"]
     assert checked.image_hws == [(40, 60)] * 3
@@ -260,22 +261,22 @@ def test_a_few_bad_images_are_left_out_of_training_and_too_many_are_an_error(one
 
 def test_a_score_needs_every_image_and_every_object(one_in_four):
     with pytest.raises(InputError, match=r"A score needs every image(.|\n)*b\.xml: broken XML"):
-        require_all_valid(check_data(VocDataset(one_in_four, "train")))
+        require_all_valid(check_data(read_voc(one_in_four, "train")))
     with pytest.raises(InputError, match=r"b\.xml: broken XML"):
-        require_readable(VocDataset(one_in_four, "train"))
+        require_readable(read_voc(one_in_four, "train"))
     write_xml(one_in_four / "Annotations/b.xml", [CAT, ("cat", 1, 1, "wide", 9)])
     for look in (lambda reader: require_all_valid(check_data(reader)), require_readable):
         with pytest.raises(InputError, match=r"b\.xml: object 2: <xmax> must be a number"):
-            look(VocDataset(one_in_four, "train"))
+            look(read_voc(one_in_four, "train"))
     write_xml(one_in_four / "Annotations/b.xml", [("cat", 50, 30, 75, 40)])  # a box is scored as it stands
-    assert require_all_valid(check_data(VocDataset(one_in_four, "train"))).reader.image_ids == list("abcd")
+    assert require_all_valid(check_data(read_voc(one_in_four, "train"))).reader.image_ids == list("abcd")
 
 
 def test_nothing_but_bad_images_is_an_error_at_any_limit(make_voc):
     root = make_voc({"train": {"a": [CAT]}})
     (root / "JPEGImages/a.jpg").write_bytes(b"")
     with pytest.raises(InputError, match="1 of 1 images"):
-        accept(check_data(VocDataset(root, "train")), max_bad_fraction=1.0)
+        accept(check_data(read_voc(root, "train")), max_bad_fraction=1.0)
 
 
 def test_the_first_20_problems_are_written_out(make_voc):
@@ -293,7 +294,7 @@ def test_sound_images_are_decoded_once_and_known_by_their_contents(make_voc, mon
 
     def again() -> list[str]:
         decoded.clear()
-        assert check_data(VocDataset(root, "train")).image_hws == [(40, 60)] * 2
+        assert check_data(read_voc(root, "train")).image_hws == [(40, 60)] * 2
         return sorted(decoded)
 
     Image.effect_noise((60, 40), 50).save(root / "JPEGImages/b.jpg")
@@ -327,7 +328,7 @@ def test_the_processes_of_a_run_decode_an_image_once_together(make_voc, monkeypa
 
     monkeypatch.setattr(check, "read_image", read)
     with ThreadPoolExecutor(2) as processes:
-        both = list(processes.map(check_data, [VocDataset(root, "train")] * 2))
+        both = list(processes.map(check_data, [read_voc(root, "train")] * 2))
     assert [checked.image_hws for checked in both] == [[(40, 60)]] * 2
     assert decoded == ["a"]
     assert not list(cache_folder().glob("*.lock"))
@@ -371,8 +372,8 @@ def test_an_image_whose_path_cannot_be_asked_for_is_missing(make_voc, monkeypatc
     def refused(*_):
         raise OSError(13, "Permission denied")
 
-    reader = VocDataset(make_voc({"train": {"a": [CAT]}}), "train")
-    monkeypatch.setattr(VocDataset, "image_path", refused)
+    reader = read_voc(make_voc({"train": {"a": [CAT]}}), "train")
+    monkeypatch.setattr(DetectionDataset, "image_path", refused)
     assert check_data(reader).bad == [("missing", "a: cannot be read: Permission denied")]
 
 
@@ -381,7 +382,7 @@ def test_an_image_id_that_is_no_name_of_a_file(make_voc, name):
     root = make_voc({"train": {"a": [CAT]}})
     (root / "ImageSets/Main/train.txt").write_text(f"{name}\n")
     with pytest.raises(InputError, match=r"train\.txt: .* cannot be an image id"):
-        VocDataset(root, "train")
+        read_voc(root, "train")
 
 
 def test_the_command_reads_coco_s_empty_boxes_and_images_as_training_does(make_coco, tmp_path, monkeypatch, capsys):

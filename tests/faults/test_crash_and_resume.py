@@ -22,14 +22,14 @@ from PIL import Image
 import train
 from detector.data.check import check_data
 from detector.data.fingerprint import fingerprint_data, fingerprint_proposals
-from detector.data.joined import JoinedProposals
 from detector.data.loader import TrainBatchSampler, TransformedDataset, train_loader
 from detector.data.transforms import Augment, Resize
-from detector.data.voc import VocDataset
+from detector.data.voc import read_voc
 from detector.errors import InputError, RunFailure, Stopped
 from detector.evaluation.report import write_report
 from detector.inference.predict import evaluate
 from detector.proposals.formats.records import ImageProposals
+from detector.proposals.joined import JoinedProposals
 from detector.proposals.store import open_proposals, stream_store
 from detector.runtime.files import replace
 from detector.runtime.signals import SAME_REQUEST_S, StopRequest
@@ -310,7 +310,7 @@ def test_case_08_a_folder_that_cannot_be_written_any_more_is_never_called_saved(
 def test_case_09_batches_after_a_resume_do_not_depend_on_the_workers(small_shapes):
     import albumentations as A
 
-    reader = VocDataset(small_shapes, "train")
+    reader = read_voc(small_shapes, "train")
     boxes = {image_id: np.zeros((0, 4), np.float32) for image_id in reader.image_ids}
     samples = TransformedDataset(reader, boxes, Resize(64, 96), Augment([A.HorizontalFlip(p=0.5)]), seed=3)
 
@@ -388,7 +388,7 @@ def test_case_13_other_data_or_proposals_are_refused(spoilt, make_voc):
     images = {"a": [("cat", 1, 1, 20, 20)], "b": []}
 
     def fingerprint_of(root: Path) -> str:
-        reader = VocDataset(root, "train")
+        reader = read_voc(root, "train")
         return fingerprint_data(reader, check_data(reader).digests)
 
     one, moved = make_voc({"train": images}, "one"), make_voc({"train": images}, "moved")

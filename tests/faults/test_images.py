@@ -12,7 +12,7 @@ from detector.data.check import check_data
 from detector.data.image import ImageOptions, read_image, read_image_hw
 from detector.data.loader import TransformedDataset, collate
 from detector.data.transforms import Resize
-from detector.data.voc import VocDataset
+from detector.data.voc import read_voc
 from detector.errors import InputError
 from detector.models import build_model
 
@@ -23,7 +23,7 @@ def save(tmp_path, image: Image.Image, name: str, **options) -> np.ndarray:
 
 
 def bad_of(root) -> list[tuple[str, str]]:
-    return check_data(VocDataset(root, "train")).bad
+    return check_data(read_voc(root, "train")).bad
 
 
 def test_case_25_a_truncated_jpeg_is_found_by_decoding_it_in_full(make_voc):
@@ -158,7 +158,7 @@ def test_case_29_annotated_without_exif_is_an_error_with_a_way_out(make_voc):
     assert "a.xml: is for an image of 60x40, but" in text
     assert "is 40x60 once it is turned upright" in text
     assert "annotated without EXIF. With data.exif=ignore" in text
-    reader = VocDataset(root, "train", image_options=ImageOptions(exif="ignore"))
+    reader = read_voc(root, "train", image_options=ImageOptions(exif="ignore"))
     assert check_data(reader).image_hws == [(40, 60)]
     assert reader.image(0).shape == (40, 60, 3)
 
@@ -206,7 +206,7 @@ def test_case_33_the_thinnest_image_has_a_feature_cell(make_voc, size):
     (root / "Annotations/a.xml").write_text("<annotation></annotation>")
     Image.new("RGB", size, (90, 90, 90)).save(root / "JPEGImages/a.jpg")
     whole = np.array([[0, 0, size[0], size[1]]], np.float32)
-    samples = TransformedDataset(VocDataset(root, "train"), {"a": whole}, Resize(96, 160))
+    samples = TransformedDataset(read_voc(root, "train"), {"a": whole}, Resize(96, 160))
     batch = collate([samples[0, 0]])
     x1, y1, x2, y2 = batch.proposals[0][0].tolist()
     model = build_model("resnet18", "fc", num_classes=1, hidden=8).eval()
@@ -222,7 +222,7 @@ def test_case_34_images_are_found_by_their_stem_whatever_the_name(make_voc):
     (root / "JPEGImages/b.c.jpg").rename(root / "JPEGImages/b.c.JPEG")
     (root / "JPEGImages/IMG 1.jpg").rename(root / "elsewhere")
     (root / "JPEGImages/IMG 1.Jpg").symlink_to(root / "elsewhere")
-    reader = VocDataset(root, "train")
+    reader = read_voc(root, "train")
     assert [reader.image_path(index).name for index in range(3)] == ["IMG 1.Jpg", "größe-日本.jpg", "b.c.JPEG"]
     assert all(reader.image(index).shape == (40, 60, 3) for index in range(3))
 
@@ -233,4 +233,4 @@ def test_case_34_two_images_of_one_stem_are_an_error(make_voc):
     with pytest.raises(
         InputError, match=r"image 'a' of split 'train' needs one file, there is more than one: a\.jpg, a"
     ):
-        VocDataset(root, "train").image_path(0)
+        read_voc(root, "train").image_path(0)

@@ -25,7 +25,7 @@ from detector import app, scoring
 from detector.boxes import BoxCoder
 from detector.data.loader import TrainBatchSampler, TransformedDataset, eval_loader, explain_workers, train_loader
 from detector.data.transforms import Resize
-from detector.data.voc import VocDataset
+from detector.data.voc import read_voc
 from detector.errors import InputError, RunFailure, Stopped
 from detector.evaluation.matching import match
 from detector.evaluation.voc_ap import score_voc
@@ -94,7 +94,7 @@ def tiny_model() -> FastRCNN:
 
 
 def six_images(root: Path) -> TransformedDataset:
-    return TransformedDataset(VocDataset(root, "train", ["cat", "dog"]), Boxes(), Resize(40, 60))
+    return TransformedDataset(read_voc(root, "train", ["cat", "dog"]), Boxes(), Resize(40, 60))
 
 
 @pytest.fixture
@@ -482,8 +482,8 @@ def test_case_51_a_batch_that_a_dead_worker_did_not_send_is_explained_too():
 
 
 def test_case_51_wrong_input_met_by_a_worker_is_one_line_with_the_file(small_shapes, tmp_path):
-    samples = TransformedDataset(VocDataset(small_shapes, "train"), Boxes(), Resize(40, 60))
-    samples.reader.image = BrokenImage()
+    samples = TransformedDataset(read_voc(small_shapes, "train"), Boxes(), Resize(40, 60))
+    object.__setattr__(samples.reader, "image", BrokenImage())
     with pytest.raises(InputError, match=r"^x\.jpg: damaged image$"), explain_workers([]):
         list(eval_loader(samples, workers=1))
     with pytest.raises(InputError, match=r"^of this process:\n  in two lines$"), explain_workers([]):
@@ -701,7 +701,7 @@ def test_case_57_right_settings_pass(ended, arguments):
 
 def test_case_57_a_data_set_of_evaluation_is_none_to_train_on(settings):
     with pytest.raises(
-        InputError, match=r"data\.reader is not given: must be a data set's class: give data=voc data\.root=DIR"
+        InputError, match=r"data\.reader is not given: must be the name of a layout: give data=voc data\.root=DIR"
     ):
         settings("train", "~data")
 

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from detector.data.check import check_proposals
+from detector.data.dataset import DetectionDataset
 from detector.data.image import ImageOptions
 from detector.data.loader import TransformedDataset
 from detector.data.proposal_selection import Selection, select_proposals
 from detector.data.transforms import Resize
-from detector.data.voc import VocDataset
+from detector.data.voc import read_voc
 from detector.errors import InputError
 from detector.proposals.generate import proposals_for, store_path
 from detector.proposals.store import ProposalStore, open_proposals, require_images, write_store
@@ -26,8 +27,8 @@ def store(path, **boxes) -> ProposalStore:
 
 
 @pytest.fixture
-def reader(make_voc) -> VocDataset:
-    return VocDataset(make_voc({"train": {"a": [("cat", 1, 1, 20, 20)], "b": []}}), "train")
+def reader(make_voc) -> DetectionDataset:
+    return read_voc(make_voc({"train": {"a": [("cat", 1, 1, 20, 20)], "b": []}}), "train")
 
 
 def test_case_46_missing_images_are_counted_and_named_with_the_command_that_makes_them(tmp_path, reader):
@@ -92,7 +93,7 @@ def test_case_50_a_store_that_is_replaced_while_it_is_read_stays_what_it_was(tmp
 def test_exif_is_part_of_what_kept_proposals_are_named_after(make_voc, tmp_path):
     root = make_voc({"train": {"a": []}})
     names = {
-        store_path(tmp_path, VocDataset(root, "train", image_options=ImageOptions(exif=exif)), "fast").name
+        store_path(tmp_path, read_voc(root, "train", image_options=ImageOptions(exif=exif)), "fast").name
         for exif in ("apply", "ignore")
     }
     assert len(names) == 2

@@ -22,7 +22,7 @@ import evaluate
 import train
 from detector import app, builders
 from detector.data.check import cache_folder, check_data
-from detector.data.voc import VocDataset, read_annotation
+from detector.data.voc import read_annotation, read_voc
 from detector.errors import InputError
 from detector.models import build_model
 from detector.models.weights import load_weights
@@ -155,7 +155,7 @@ def evaluated(settings, content: dict, here: Path, *overrides: str, **data) -> N
     ],
 )
 def test_a_checkpoint_can_only_name_a_data_set_as_its_reader(settings, content, here, reader):
-    with pytest.raises(InputError, match=f"data.reader={reader}: must be a data set's class"):
+    with pytest.raises(InputError, match=f"data.reader={reader}: must be the name of a layout"):
         evaluated(settings, content, here, reader=reader)
 
 
@@ -163,7 +163,7 @@ def test_a_checkpoint_cannot_have_a_data_set_made(settings, content, here):
     with pytest.raises(
         InputError, match=r"was trained on data\.root=.*planted, which is not here .*name one with data=voc"
     ):
-        evaluated(settings, content, here, reader="detector.data.shapes.ShapesDataset", root=f"{here}/planted")
+        evaluated(settings, content, here, reader="shapes", root=f"{here}/planted")
     assert not (here / "planted").exists()
 
 
@@ -464,12 +464,12 @@ def test_100_mb_of_xml_are_refused_unread(tmp_path):
 def test_elements_nested_deep_are_no_objects(tmp_path):
     (tmp_path / "a.xml").write_text("<annotation>" + "<object>" * 100_000 + "</object>" * 100_000 + "</annotation>")
     annotation = read_annotation(tmp_path / "a.xml")
-    assert (annotation.names, len(annotation.invalid_objects)) == ((), 1)
+    assert (annotation.names, len(annotation.skipped)) == ((), 1)
 
 
 def test_a_class_that_is_a_path_is_refused(make_voc):
     with pytest.raises(InputError, match="cannot be a class"):
-        VocDataset(make_voc({"train": {"a": [("../../x", 1, 1, 2, 2)]}}), "train")
+        read_voc(make_voc({"train": {"a": [("../../x", 1, 1, 2, 2)]}}), "train")
 
 
 def test_a_packed_checkpoint_is_refused_before_it_is_unpacked(tmp_path, content):
@@ -488,7 +488,7 @@ def test_a_split_cannot_name_a_place_to_write_to(make_voc, tmp_path):
     root = make_voc({"train": {"a": [("cat", 1, 1, 20, 20)]}}, name="climbs")
     (tmp_path / "notes.txt").write_text("a\n")
     up = os.path.relpath(tmp_path / "notes", root / "ImageSets/Main")
-    reader = VocDataset(root, up)
+    reader = read_voc(root, up)
     assert "/" not in reader.name
     check_data(reader)
     assert [path.parent for path in cache_folder().rglob("climbs-*notes*")] == [cache_folder()]
@@ -515,10 +515,10 @@ def test_object_arrays_given_as_proposals_run_nothing(here):
 
 def test_a_pickle_given_as_the_cache_is_ignored(here, make_voc):
     root = make_voc({"train": {"a": [("cat", 1, 1, 2, 2)]}}, name="poisoned")
-    check_data(VocDataset(root, "train"))
+    check_data(read_voc(root, "train"))
     [cache] = cache_folder().glob("poisoned-train-*.json")
     cache.write_bytes(pickle.dumps(Payload()))
-    assert check_data(VocDataset(root, "train")).image_hws == [(40, 60)]
+    assert check_data(read_voc(root, "train")).image_hws == [(40, 60)]
     assert not (here / "stolen").exists()
 
 
@@ -531,7 +531,7 @@ def test_only_common_image_formats_are_decoded(make_voc, suffix):
         (root / "JPEGImages/a.jpg").write_bytes(starts[suffix])
     else:
         Image.new("RGB", (16, 16)).save(root / "JPEGImages/a.jpg", format={"ico": "ICO"}.get(suffix, suffix.upper()))
-    [(kind, text)] = check_data(VocDataset(root, "train")).bad
+    [(kind, text)] = check_data(read_voc(root, "train")).bad
     assert (kind, "not an image (readable are JPEG, PNG, WEBP, BMP, TIFF)" in text) == ("corrupt", True)
 
 

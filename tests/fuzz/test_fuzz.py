@@ -27,7 +27,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from detector import builders, scoring
-from detector.data.coco import CocoDataset
+from detector.data.coco import read_coco
 from detector.data.transforms import Augment
 from detector.data.voc import read_annotation
 from detector.errors import InputError
@@ -219,7 +219,7 @@ def test_coco_annotations(tmp_path):
     }
 
     def read(path: Path) -> None:
-        reader = CocoDataset(path.parent, path.name)
+        reader = read_coco(path.parent, path.name)
         for index in range(len(reader)):
             truth = reader.ground_truth(index)
             assert np.isfinite(truth.boxes).all()

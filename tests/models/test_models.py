@@ -121,7 +121,7 @@ def test_two_images_are_overfitted(small_shapes, tmp_path):
     """With true boxes among the RoIs, the network learns two images by heart: every box right, none too many."""
     from detector.data.loader import TrainBatchSampler, TransformedDataset, eval_loader, train_loader
     from detector.data.transforms import Resize
-    from detector.data.voc import VocDataset
+    from detector.data.voc import read_voc
     from detector.evaluation.matching import match
     from detector.evaluation.voc_ap import score_voc
     from detector.inference.postprocess import Postprocess
@@ -133,7 +133,7 @@ def test_two_images_are_overfitted(small_shapes, tmp_path):
 
     root = shutil.copytree(small_shapes, tmp_path / "data")
     (root / "ImageSets/Main/two.txt").write_text("train_0\ntrain_1\n")
-    reader = VocDataset(root, "two")
+    reader = read_voc(root, "two")
     truths = [reader.ground_truth(index) for index in range(2)]
     grid = torch.cartesian_prod(*[torch.arange(0, 300, 30.0)] * 2)
     everywhere = torch.cat([torch.cat([grid, grid + size], dim=1) for size in (40, 80)]).numpy()

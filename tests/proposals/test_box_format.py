@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import scipy.io
 
-from detector.data.voc import VocDataset
+from detector.data.dataset import DetectionDataset
+from detector.data.voc import read_voc
 from detector.errors import InputError
 from detector.proposals.box_format import OtherOrder, measure_match, require_box_format
 from detector.proposals.convert import WRITERS, convert
@@ -14,7 +15,7 @@ HW = (40, 60)  # of make_voc's images
 
 
 @pytest.fixture
-def reader(make_voc) -> VocDataset:
+def reader(make_voc) -> DetectionDataset:
     """Eight images with three objects each, some at the borders."""
     random = np.random.default_rng(0)
     images = {}
@@ -22,7 +23,7 @@ def reader(make_voc) -> VocDataset:
         x1, y1 = random.integers(1, 35, 3), random.integers(1, 20, 3)
         x2, y2 = x1 + random.integers(8, 25, 3), y1 + random.integers(8, 20, 3)
         images[f"i{number}"] = [("cat", *map(int, box)) for box in np.stack([x1, y1, x2, y2], axis=1)]
-    return VocDataset(make_voc({"train": images}), "train")
+    return read_voc(make_voc({"train": images}), "train")
 
 
 @pytest.fixture
@@ -107,7 +108,7 @@ def test_converting_with_a_data_set_tries_the_declaration(reader, boxes, tmp_pat
 
 def test_proposals_of_another_split_are_named_as_such(reader, boxes, make_voc, tmp_path, caplog):
     WRITERS["voc-mat"](tmp_path / "p.mat", [ImageProposals(id, item) for id, item in boxes.items()])
-    other = VocDataset(make_voc({"val": {"i1": [("cat", 1, 1, 9, 9)], "j1": [], "j2": []}}, "other"), "val")
+    other = read_voc(make_voc({"val": {"i1": [("cat", 1, 1, 9, 9)], "j1": [], "j2": []}}, "other"), "val")
     with pytest.raises(InputError, match=r"no proposals for 2 of the 3 images of other-val: j1, j2\. .* another split"):
         convert(tmp_path / "p.mat", "voc-mat", tmp_path / "out.npz", "npz", reader=other)
     assert not (tmp_path / "out.npz").exists()
@@ -171,7 +172,7 @@ def test_a_store_in_another_order_beyond_doubt_is_an_error_that_says_how_to_mend
 def test_boxes_in_another_order_are_not_said_to_be_of_another_size(make_voc):
     """Though stretched they touch the far borders and find every object too."""
     objects = [("cat", 6, 6, 50, 25), ("cat", 1, 1, 45, 20), ("cat", 9, 9, 55, 28)]
-    reader = VocDataset(make_voc({"train": {f"i{number}": objects for number in range(20)}}), "train")
+    reader = read_voc(make_voc({"train": {f"i{number}": objects for number in range(20)}}), "train")
     boxes = {id: reader.ground_truth(index).boxes for index, id in enumerate(reader.image_ids)}
     raw = RawProposals("p.x", None, {id: item[:, [1, 0, 3, 2]] for id, item in boxes.items()})
     with pytest.raises(OtherOrder, match="fit images and objects better as y1 x1 y2 x2, from 0"):
@@ -180,7 +181,7 @@ def test_boxes_in_another_order_are_not_said_to_be_of_another_size(make_voc):
 
 def test_real_boxes_in_each_layout(shared):
     root = shared / "data/bccd"
-    reader = VocDataset(root, "test")
+    reader = read_voc(root, "test")
     raw = open_proposals(root / "selective_search/bccd_test.mat").raw
     hws = [(480, 640)] * len(reader)
     require_box_format(raw, reader, hws, raw.box_format)

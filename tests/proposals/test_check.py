@@ -1,13 +1,13 @@
 import numpy as np
 
-from detector.data.voc import VocDataset
+from detector.data.voc import read_voc
 from detector.proposals.check import FAULTS, fault_table, find_faults
 from detector.proposals.formats.records import ImageProposals
 from detector.proposals.store import ProposalStore, stream_store
 
 
 def test_each_fault_is_found_where_it_is(make_voc, tmp_path):
-    reader = VocDataset(make_voc({"train": {id: [] for id in ("gone", "good", "bad", "small", "none")}}), "train")
+    reader = read_voc(make_voc({"train": {id: [] for id in ("gone", "good", "bad", "small", "none")}}), "train")
     nan, inf = np.nan, np.inf
     bad = [
         [0, 0, 60, 40],

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from detector.data.check import check_data, proposal_recall
-from detector.data.voc import VocDataset
+from detector.data.dataset import DetectionDataset
+from detector.data.voc import read_voc
 from detector.errors import InputError
 from detector.proposals import generate
 from detector.proposals.formats.records import ImageProposals
@@ -24,8 +25,8 @@ from tests.conftest import REPOSITORY
 
 
 @pytest.fixture
-def reader(small_shapes) -> VocDataset:
-    return VocDataset(small_shapes, "train")
+def reader(small_shapes) -> DetectionDataset:
+    return read_voc(small_shapes, "train")
 
 
 def test_generated_proposals_find_the_objects(reader, tmp_path):
@@ -52,7 +53,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(reader, tmp_path, mo
     with pytest.raises(KeyboardInterrupt):
         generate_proposals(reader, tmp_path / "p.safetensors", "single", workers=1)
     assert not (tmp_path / "p.safetensors").exists()
-    for other, mode in ((reader, "fast"), (VocDataset(reader.root, "test"), "single")):
+    for other, mode in ((reader, "fast"), (read_voc(reader.image_path(0).parents[1], "test"), "single")):
         with pytest.raises(InputError, match="begun for other images or another mode; delete it"):
             generate_proposals(other, tmp_path / "p.safetensors", mode, workers=1)
     generate_proposals(reader, tmp_path / "p.safetensors", "single", workers=1)
@@ -132,7 +133,7 @@ def test_shards_merged_are_the_store_of_one_run(reader, small_shapes, tmp_path):
 
     generate_proposals(reader, three, "single", 2, shard=(2, 3))
     other_data, other_mode = tmp_path / "data.safetensors", tmp_path / "mode.safetensors"
-    generate_proposals(VocDataset(small_shapes, "test"), other_data, "single", 2, shard=(2, 2))
+    generate_proposals(read_voc(small_shapes, "test"), other_data, "single", 2, shard=(2, 2))
     generate_proposals(reader, other_mode, "fast", 2, shard=(2, 2))
     digest = ProposalStore(one).generator | {"shard": [1, 1]}
     stream_store(tmp_path / "half.safetensors", [ImageProposals("train_0", np.ones((1, 4)))], digest)
@@ -158,7 +159,7 @@ def test_unreadable_images_are_named_up_to_a_fraction(make_voc, tmp_path, caplog
     root = make_voc({"train": {name: [] for name in "abcd"}})
     cut = root / "JPEGImages/b.jpg"
     cut.write_bytes(cut.read_bytes()[:-50])
-    reader = VocDataset(root, "train")
+    reader = read_voc(root, "train")
     with pytest.raises(InputError, match=r"fraction 0\.24 of its 4 images .*: b: damaged .*\(--max-bad-fraction\)"):
         generate_proposals(reader, tmp_path / "p.safetensors", "single", 1, max_bad_fraction=0.24)
     generate_proposals(reader, tmp_path / "p.safetensors", "single", 1, max_bad_fraction=0.25)
@@ -181,7 +182,7 @@ def test_unreadable_images_are_named_up_to_a_fraction(make_voc, tmp_path, caplog
 def test_the_limit_of_unreadable_images_holds_for_a_resumed_call(make_voc, tmp_path, monkeypatch):
     root = make_voc({"train": {name: [] for name in "ab"}})
     (root / "JPEGImages/a.jpg").write_bytes(b"")
-    reader = VocDataset(root, "train")
+    reader = read_voc(root, "train")
 
     def stop(*arguments, **options):
         raise KeyboardInterrupt
@@ -196,15 +197,15 @@ def test_the_limit_of_unreadable_images_holds_for_a_resumed_call(make_voc, tmp_p
 def test_a_missing_image_counts_as_unreadable(make_voc, tmp_path):
     root = make_voc({"train": {name: [] for name in "ab"}})
     (root / "JPEGImages/a.jpg").unlink()
-    reader = VocDataset(root, "train")
+    reader = read_voc(root, "train")
     generate_proposals(reader, tmp_path / "p.safetensors", "single", 1, max_bad_fraction=0.5)
     assert list(ProposalStore(tmp_path / "p.safetensors").unreadable) == ["a"]
 
 
 def test_an_image_with_next_to_nothing_to_see_gets_a_grid(make_voc, small_shapes, tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    reader = VocDataset(make_voc({"train": {"gray": [], "grey": []}}), "train")
-    reader_of_scenes = VocDataset(small_shapes, "train")
+    reader = read_voc(make_voc({"train": {"gray": [], "grey": []}}), "train")
+    reader_of_scenes = read_voc(small_shapes, "train")
     generate_proposals(reader_of_scenes, tmp_path / "scenes.safetensors", "single", workers=1)
     assert "grid" not in caplog.text
     generate_proposals(reader, tmp_path / "p.safetensors", "single", workers=1)
@@ -239,10 +240,10 @@ def test_the_kept_file_is_made_once_and_named_after_all_it_depends_on(reader, sm
     assert len(proposals_for(reader, hws, None, "single", tmp_path)) == 6
     assert path.stat().st_mtime_ns == made
     names = {path.name, store_path(tmp_path, reader, "fast").name}
-    names.add(store_path(tmp_path, VocDataset(small_shapes, "test"), "single").name)
-    one = VocDataset(make_voc({"train": {"a": [("cat", 1, 1, 9, 9)]}}, "one"), "train")
+    names.add(store_path(tmp_path, read_voc(small_shapes, "test"), "single").name)
+    one = read_voc(make_voc({"train": {"a": [("cat", 1, 1, 9, 9)]}}, "one"), "train")
     names.add(store_path(tmp_path, one, "single").name)
-    path = one.root / "JPEGImages/a.jpg"
+    path = one.image_path(0)
     data = bytearray(path.read_bytes())
     data[-10] ^= 1  # another picture, in a file of the same size
     path.write_bytes(data)
@@ -268,7 +269,7 @@ DIFFICULT = ("cat", 5, 5, 30, 30, 1)  # not asked for
 
 def test_recall_of_literal_boxes(make_voc):
     root = make_voc({"train": {"a": [("cat", 1, 1, 10, 10), ("cat", 21, 21, 30, 30)], "b": [DIFFICULT]}})
-    reader = VocDataset(root, "train")
+    reader = read_voc(root, "train")
     proposals = {"a": np.array([[0, 0, 10, 5], [20, 20, 30, 24.9]], np.float32), "b": np.zeros((0, 4), np.float32)}
     assert proposal_recall(reader, proposals, [0, 1]) == 0.5
     assert proposal_recall(reader, proposals, [0], iou=0.4) == 1.0

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detector.data.voc import VocDataset
+from detector.data.voc import read_voc
 from detector.errors import InputError
 from detector.proposals.formats.records import ImageProposals
 from detector.proposals.generate import proposals_for
@@ -54,7 +54,7 @@ def test_from_shards_to_a_table(call, small_shapes, tmp_path):
 
 
 def test_check_says_by_its_status_that_it_found_something(call, small_shapes, tmp_path):
-    reader = VocDataset(small_shapes, "test")
+    reader = read_voc(small_shapes, "test")
     stream_store(tmp_path / "p.safetensors", [ImageProposals(id, np.zeros((1, 4))) for id in reader.image_ids], {})
     status, printed, _ = call("check", tmp_path / "p.safetensors", "--data", small_shapes, "--split", "test")
     assert status == 1
@@ -78,13 +78,13 @@ def test_images_are_read_as_training_is_to_read_them(call, small_shapes, tmp_pat
         exif[0x0112] = 3  # upside down: the size stays
         Image.open(path).save(path, exif=exif)
     stores, data = {}, ("--data", root, "--split", "test")
-    first = VocDataset(root, "test").image_ids[0]
+    first = read_voc(root, "test").image_ids[0]
     for exif in ("apply", "ignore"):
         path = tmp_path / f"{exif}.safetensors"
         assert call("generate", *data, "--out", path, "--mode", "single", "--exif", exif)[0] == 0
         stores[exif] = ProposalStore(path)
     assert not np.array_equal(stores["apply"][first], stores["ignore"][first])
-    reader = VocDataset(root, "test")
+    reader = read_voc(root, "test")
     with pytest.raises(InputError, match=r"ignore\.safetensors: was made with --exif ignore, but data\.exif is apply"):
         proposals_for(reader, [stores["apply"].image_hw(id) for id in reader.image_ids],
                       str(tmp_path / "ignore.safetensors"), "single", tmp_path)  # fmt: skip

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from detector.data.check import proposal_recall
 from detector.data.proposal_selection import Selection, select_proposals
-from detector.data.voc import VocDataset
+from detector.data.voc import read_voc
 from detector.errors import InputError
 from detector.proposals.formats.records import ImageProposals
 from detector.proposals.store import ProposalStore, open_proposals, require_images, stream_store
@@ -111,7 +111,7 @@ def test_missing_images_and_other_sizes_are_errors(store):
 def test_the_released_format_on_real_data(shared):
     """Boxes in another order or of other images would not find the objects."""
     root = shared / "data/bccd"
-    reader = VocDataset(root, "test")
+    reader = read_voc(root, "test")
     proposals = open_proposals(root / "selective_search/bccd_test.mat")
     assert proposal_recall(reader, proposals, range(len(reader))) == pytest.approx(0.868, abs=0.005)
 

@@ -29,7 +29,7 @@ import detector.scoring  # noqa: F401  train.py imports late what is imported he
 import train
 from detector.app import run_program
 from detector.data.shapes import annotation_xml, draw_scene
-from detector.data.voc import VocDataset
+from detector.data.voc import read_voc
 from detector.proposals.store import write_store
 from detector.runtime.files import UNFINISHED
 from detector.settings import TrainSettings
@@ -55,7 +55,7 @@ def make_data(root: Path) -> list[str]:
             (root / f"Annotations/{split}_{seed}.xml").write_text(
                 annotation_xml(f"{split}_{seed}", image.shape, objects)
             )
-        reader, generator = VocDataset(root, split), np.random.default_rng(0)
+        reader, generator = read_voc(root, split), np.random.default_rng(0)
         corners = [generator.uniform(0, 150, (40, 2)) for _ in seeds]
         boxes = [np.concatenate([xy, xy + generator.uniform(20, 120, (40, 2))], axis=1) for xy in corners]
         hws = [reader.image(index).shape[:2] for index in range(len(reader))]
