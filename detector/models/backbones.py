@@ -35,12 +35,12 @@ class ResNetBody(Backbone):
 
     stride = 16
 
-    def __init__(self, depth: int, frozen_norm: bool) -> None:
+    def __init__(self, name: str, frozen_norm: bool) -> None:
         super().__init__()
-        net = resnet(depth, frozen_norm)
+        net = resnet(name, frozen_norm)
         self.stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
         self.layer1, self.layer2, self.layer3 = net.layer1, net.layer2, net.layer3
-        self.out_channels = {18: 256, 50: 1024}[depth]
+        self.out_channels = net.layer4[0].conv1.in_channels  # what the next stage takes
         self.stages = [self.stem, self.layer1, self.layer2, self.layer3]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -49,10 +49,9 @@ class ResNetBody(Backbone):
         return images
 
 
-def resnet(depth: int, frozen_norm: bool) -> models.ResNet:
-    """torchvision's ResNet of this depth. `frozen_norm`: batch norm keeps the loaded statistics.
+def resnet(name: str, frozen_norm: bool) -> models.ResNet:
+    """torchvision's ResNet of this name. `frozen_norm`: batch norm keeps the loaded statistics.
 
     Batches of two images are too small to estimate batch statistics, so pretrained ones are kept.
     """
-    make = {18: models.resnet18, 50: models.resnet50}[depth]
-    return make(norm_layer=FrozenBatchNorm2d if frozen_norm else nn.BatchNorm2d)
+    return models.get_model(name, norm_layer=FrozenBatchNorm2d if frozen_norm else nn.BatchNorm2d)

@@ -4,6 +4,7 @@ from detector.errors import InputError
 from detector.models.backbones import Backbone, ResNetBody, VGG16Body
 from detector.models.fast_rcnn import FastRCNN
 from detector.models.heads import FcHead, Head, Res5Head
+from detector.roi_pool import RoIPool
 
 
 def build_model(
@@ -16,15 +17,14 @@ def build_model(
     pretrained: bool = False,
     frozen_stages: int | None = None,
 ) -> FastRCNN:
-    """Build an untrained `vgg16`, `resnet18` or `resnet50` with the head `fc` or `res5`.
+    """Build an untrained network: `backbone` is vgg16 or the name of a ResNet of torchvision, `head` fc or res5.
 
     pretrained: weights will be loaded, so batch norm is frozen, and so are the first two stages unless `frozen_stages`
         is given (VGG16: conv1 and conv2, as in section 4.5 of the paper; ResNet: stem, layer1).
     """
-    depth = {"vgg16": 0, "resnet18": 18, "resnet50": 50}[backbone]
     if backbone == "vgg16" and head == "res5":
         raise InputError("model.head=res5 is the last stage of a ResNet; vgg16 takes model.head=fc")
-    body: Backbone = ResNetBody(depth, frozen_norm=pretrained) if depth else VGG16Body()
+    body: Backbone = VGG16Body() if backbone == "vgg16" else ResNetBody(backbone, frozen_norm=pretrained)
     if frozen_stages is None:
         frozen_stages = 2 if pretrained else 0
     if frozen_stages and not pretrained:
@@ -34,7 +34,7 @@ def build_model(
     for stage in body.stages[:frozen_stages]:
         stage.requires_grad_(False)
     if head == "res5":
-        top: Head = Res5Head(depth, frozen_norm=pretrained)
+        top: Head = Res5Head(backbone, frozen_norm=pretrained)
     else:
         top = FcHead(body.out_channels, pool_size, hidden, dropout)
-    return FastRCNN(body, top, num_classes, pool_size)
+    return FastRCNN(body, RoIPool(pool_size, spatial_scale=1 / body.stride), top, num_classes)

@@ -5,7 +5,6 @@ from torch import Tensor, nn
 
 from detector.models.backbones import Backbone
 from detector.models.heads import Head
-from detector.roi_pool import RoIPool
 
 
 class FastRCNN(nn.Module):
@@ -14,10 +13,10 @@ class FastRCNN(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: Backbone, head: Head, num_classes: int, pool_size: int = 7) -> None:
+    def __init__(self, backbone: Backbone, roi_pool: nn.Module, head: Head, num_classes: int) -> None:
         super().__init__()
         self.backbone = backbone
-        self.roi_pool = RoIPool(pool_size, spatial_scale=1 / backbone.stride)
+        self.roi_pool = roi_pool  # (features, rois) -> (R, C, h, w)
         self.head = head
         self.cls_score = nn.Linear(head.out_features, num_classes + 1)
         self.bbox_pred = nn.Linear(head.out_features, num_classes * 4)
@@ -31,6 +30,6 @@ class FastRCNN(nn.Module):
     def forward(self, images: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
         """images (B, 3, H, W) uint8, rois (R, 5) in their frame -> class_logits (R, K+1), deltas (R, K, 4)."""
         features = self.backbone((images - self.mean) / self.std)  # (B, C, H/stride, W/stride)
-        pooled = self.roi_pool(features, rois)  # (R, C, pool_size, pool_size)
+        pooled = self.roi_pool(features, rois)  # (R, C, h, w)
         hidden = self.head(pooled)  # (R, out_features)
         return self.cls_score(hidden), self.bbox_pred(hidden).unflatten(1, (-1, 4))

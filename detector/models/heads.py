@@ -43,10 +43,11 @@ class FcHead(Head):
 class Res5Head(Head):
     """The last stage of a ResNet, `layer4`, on each pooled map, then the mean over its cells."""
 
-    def __init__(self, depth: int, frozen_norm: bool) -> None:
+    def __init__(self, backbone: str, frozen_norm: bool) -> None:
         super().__init__()
-        self.layer4 = resnet(depth, frozen_norm).layer4
-        self.out_features = {18: 512, 50: 2048}[depth]
+        net = resnet(backbone, frozen_norm)
+        self.layer4 = net.layer4
+        self.out_features = net.fc.in_features
 
     def forward(self, pooled: Tensor) -> Tensor:
         return self.layer4(pooled).mean(dim=(2, 3))

@@ -16,13 +16,6 @@ from detector.errors import InputError, first_few
 
 logger = logging.getLogger(__name__)
 
-IMAGENET = {
-    "vgg16": models.VGG16_Weights.IMAGENET1K_V1,
-    "resnet18": models.ResNet18_Weights.IMAGENET1K_V1,
-    "resnet50": models.ResNet50_Weights.IMAGENET1K_V1,
-}
-
-
 OUTPUT_LAYERS = ("cls_score.", "bbox_pred.")
 FC6_WEIGHT, FC6_INPUTS = "head.fc6.weight", 512 * 7 * 7  # of VGG16
 # Prefixes of torchvision's classification networks -> prefixes of this program's model.
@@ -125,8 +118,13 @@ def require_stored(path: Path) -> None:
                     raise ValueError(f"{member.filename} is packed")
 
 
+def imagenet_url(backbone: str) -> str:
+    """Where torchvision's first ImageNet weights of this network are."""
+    return models.get_model_weights(backbone)["IMAGENET1K_V1"].url
+
+
 def _imagenet_state(backbone: str) -> dict:
-    url = IMAGENET[backbone].url
+    url = imagenet_url(backbone)
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     try:
         return torch.hub.load_state_dict_from_url(

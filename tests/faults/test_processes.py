@@ -34,6 +34,7 @@ from detector.inference.predict import DetectorConfig, evaluate
 from detector.models.backbones import Backbone
 from detector.models.fast_rcnn import FastRCNN
 from detector.models.heads import FcHead
+from detector.roi_pool import RoIPool
 from detector.runtime import distributed
 from detector.runtime.device import resolve_compute, resolve_device
 from detector.runtime.distributed import (
@@ -90,7 +91,7 @@ class TinyBody(Backbone):
 
 def tiny_model() -> FastRCNN:
     torch.manual_seed(3)
-    return FastRCNN(TinyBody(), FcHead(4, 2, hidden=8), num_classes=2, pool_size=2)
+    return FastRCNN(TinyBody(), RoIPool(2, spatial_scale=1 / 16), FcHead(4, 2, hidden=8), num_classes=2)
 
 
 def six_images(root: Path) -> TransformedDataset:

@@ -2,7 +2,6 @@ import functools
 import hashlib
 import http.server
 import threading
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -159,7 +158,7 @@ def test_imagenet_weights_are_fetched_once_and_checked(server, tmp_path, monkeyp
     digest = hashlib.sha256((web / "net.pth").read_bytes()).hexdigest()[:8]
     name = f"resnet18-{digest}.pth"
     (web / "net.pth").rename(web / name)
-    monkeypatch.setitem(weights.IMAGENET, "resnet18", SimpleNamespace(url=f"{url}/{name}"))
+    monkeypatch.setattr(weights, "imagenet_url", lambda backbone: f"{url}/{name}")
     model = build_model("resnet18", "fc", num_classes=2, hidden=8, pretrained=True)
     load_weights(model, "resnet18", "imagenet", CLASSES)
     assert torch.equal(model.backbone.stem[0].weight, net.conv1.weight)
@@ -172,7 +171,7 @@ def test_imagenet_weights_are_fetched_once_and_checked(server, tmp_path, monkeyp
 
 def test_without_a_network_the_error_says_which_file_to_put_where(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
-    monkeypatch.setitem(weights.IMAGENET, "vgg16", SimpleNamespace(url="http://127.0.0.1:9/vgg16-12345678.pth"))
+    monkeypatch.setattr(weights, "imagenet_url", lambda backbone: "http://127.0.0.1:9/vgg16-12345678.pth")
     model = build_model("vgg16", "fc", num_classes=2, hidden=8, pretrained=True)
     with pytest.raises(InputError, match=r"127.0.0.1:9/vgg16-12345678.pth cannot be fetched .*home/hub/checkpoints"):
         load_weights(model, "vgg16", "imagenet", CLASSES)
