@@ -15,7 +15,8 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from detector.errors import InputError
 from detector.schema import Settings, fields, no_such_setting
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+# In a checkout configs/ is beside detector/, in a wheel inside it.
+CONFIGS = next(path / "configs" for path in Path(__file__).resolve().parents[:2] if (path / "configs").is_dir())
 # Hydra's own settings that the command line of a sweep may set; a file may set none.
 OF_SWEEPS = re.compile(r"hydra[./](launcher|sweeper|sweep|verbose)\b")
 

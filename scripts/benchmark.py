@@ -9,10 +9,7 @@ docstring line is its help. BENCHMARKS.md keeps measured tables, with the machin
 
 import argparse
 import importlib
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 def main() -> None:

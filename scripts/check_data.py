@@ -12,8 +12,6 @@ import sys
 from itertools import chain
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from detector.data.check import Checked, check_data, check_proposals, proposal_recall, warn_leakage
 from detector.data.classes import require_unlike
 from detector.data.coco import read_coco

@@ -28,8 +28,6 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from detector import builders
 from detector.data.dataset import DetectionDataset
 from detector.data.image_files import find_files, image_dataset

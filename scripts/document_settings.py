@@ -3,10 +3,7 @@
 python scripts/document_settings.py
 """
 
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import yaml
 from pydantic.fields import FieldInfo

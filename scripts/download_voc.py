@@ -14,8 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from detector.data.download import download, require_safe_tar, unpack
 from detector.runtime.exits import exit_status
 from detector.runtime.files import write_atomically

@@ -4,7 +4,6 @@ python scripts/draw_selective_search.py PHOTOGRAPH docs/images/selective_search.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import matplotlib
@@ -15,8 +14,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from detector.selective_search import selective_search
 from detector.selective_search.colour import LEVEL, smooth, to_space

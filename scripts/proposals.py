@@ -18,8 +18,6 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from detector.data.coco import read_coco
 from detector.data.command_line import add_image_options, image_options
 from detector.data.dataset import DetectionDataset

@@ -311,7 +311,7 @@ def test_damaged_exports_are_named(exported):
 
 FOREIGN = {"_target_": "os.system", "command": "touch stolen"}
 WRITES = {"_target_": "detector.training.tracking.Tracker", "folder": "stolen"}
-MAKES = {"_target_": "detector.data.shapes.ShapesDataset", "root": "stolen", "split": "train"}
+MAKES = {"_target_": "detector.training.checkpoint.Checkpoints", "folder": "stolen"}
 
 
 @pytest.mark.parametrize("item", [FOREIGN, WRITES, MAKES])

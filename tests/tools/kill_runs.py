@@ -23,8 +23,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 import detector.scoring  # noqa: F401  train.py imports late what is imported here once, before the forks
 import train
 from detector.app import run_program
