@@ -107,8 +107,7 @@ def _report(
     truths = [reader.ground_truth(index) for index in range(len(reader))]
     source = source | {"data": reader.name, "images": len(reader)}
     metrics = write_report(
-        folder, truths, detections, reader.classes, **given.metric.model_dump(), losses=losses, source=source,
-        image=reader.image,
+        folder, truths, detections, reader.classes, given.metric, losses, source, reader.image
     )  # fmt: skip
     print(summary(metrics))
     logger.info("%d images of %s; the report is in %s", len(reader), reader.name, folder / "report.html")

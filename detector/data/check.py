@@ -21,7 +21,7 @@ import torch
 from PIL import __version__ as PILLOW
 from tqdm import tqdm
 
-from detector.boxes import box_iou
+from detector.boxes import box_iou, clip_array
 from detector.data.dataset import DetectionDataset
 from detector.data.image import read_image, stored_hw
 from detector.data.loader import Proposals
@@ -153,7 +153,7 @@ def check_proposals(proposals: Proposals, image_ids: Sequence[str], image_hws: S
     for image_id, (height, width) in zip(image_ids, image_hws, strict=True):
         boxes = np.asarray(proposals[image_id])
         finite = np.isfinite(boxes).all(axis=1)
-        cut = np.clip(boxes, 0, [width, height, width, height])
+        cut = clip_array(boxes, (height, width))
         usable = finite & (cut[:, 2:] > cut[:, :2]).all(axis=1)
         total += len(boxes)
         not_numbers += int((~finite).sum())

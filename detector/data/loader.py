@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from detector.boxes import clip_array
 from detector.data.dataset import DetectionDataset
 from detector.data.proposal_selection import Selection, select_proposals
 from detector.data.transforms import Augment, Resize
@@ -106,8 +107,7 @@ class TransformedDataset(Dataset):
 
 def _cut(boxes: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Boxes (N, 4) clipped to the image, and a mask (N,) of those with an area left."""
-    limits = np.array([shape[1], shape[0]] * 2, dtype=np.float32)
-    boxes = np.clip(boxes, 0, limits)
+    boxes = clip_array(boxes, shape)
     return boxes, np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
 
 

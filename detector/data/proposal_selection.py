@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from detector.boxes import clip_array
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -26,8 +28,7 @@ def select_proposals(
     boxes, scores = boxes[finite], None if scores is None else scores[finite]
     if selection.by_score and scores is not None:
         boxes = boxes[np.argsort(-scores, kind="stable")]
-    height, width = image_hw
-    boxes = np.clip(boxes, 0, np.array([width, height, width, height], dtype=np.float32))
+    boxes = clip_array(boxes, image_hw)
     sides = boxes[:, 2:] - boxes[:, :2]
     boxes = boxes[np.all((sides > 0) & (sides >= selection.min_side_px), axis=1)]
     if selection.unique:

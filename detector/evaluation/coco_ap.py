@@ -8,6 +8,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from detector.boxes import to_xywh
 from detector.structures import Detections, GroundTruth
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")  # pycocotools' order
@@ -68,8 +69,7 @@ def _defined(value: float) -> float | None:
 
 
 def _xywh(boxes: np.ndarray) -> list[list[float]]:
-    boxes = boxes.astype(np.float64)
-    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()
+    return to_xywh(boxes.astype(np.float64)).tolist()
 
 
 def _coco(truths: Sequence[GroundTruth], annotations: list[dict], classes: Sequence[str]) -> COCO:

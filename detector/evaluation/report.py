@@ -14,6 +14,7 @@ from detector.evaluation.pictures import draw_errors
 from detector.evaluation.plots import plot_errors, plot_precision_recall
 from detector.evaluation.voc_ap import score_sizes, score_voc
 from detector.runtime.files import write_atomically
+from detector.settings import Metric
 from detector.structures import Detections, GroundTruth
 
 
@@ -22,35 +23,31 @@ def write_report(
     truths: Sequence[GroundTruth],
     detections: Sequence[Detections],
     classes: Sequence[str],
-    iou_thresholds: Sequence[float],
-    devkit: bool,
-    main: str | None = None,
-    coco: bool = False,
+    metric: Metric,
     losses: dict[str, float] | None = None,
     source: dict | None = None,
     image: Callable[[int], np.ndarray] | None = None,
 ) -> dict:
     """Write `metrics.json`, `precision_recall/` and `errors.png` into `folder`; with `image`, `report.html` too.
 
-    main: the metric that decides which checkpoint is best, such as "area@0.75" or "coco"; None: 11point at the first
-        IoU threshold. coco: also score by COCO's rules.
     image: returns the image (H, W, 3) uint8 of a ground truth by index, for the pictures of the report.
 
     Returns the metrics: `main` (name and value), `voc` from `score_voc`, `coco` from `score_coco`, `sizes` from
     `score_sizes` and `errors` by kind (count and cost in mAP), both at `overlap`, the first IoU threshold; `loss` and
     `source`, the data and model that were scored, if given.
     """
+    iou_thresholds, devkit = metric.iou_thresholds, metric.devkit
     matches = match(truths, detections, len(classes))
     voc, curves = score_voc(matches, classes, iou_thresholds, devkit)
     errors = find_errors(matches, iou_thresholds[0], devkit)
     costs = error_costs(matches, errors)
     metrics: dict = {"main": {}, "voc": voc}
-    if coco:
+    if metric.coco:
         metrics["coco"] = score_coco(truths, detections, classes)
     metrics["overlap"] = iou_thresholds[0]
     metrics["sizes"] = score_sizes(matches, classes, iou_thresholds[0], devkit)
     metrics["errors"] = {kind: {"count": len(errors.of_kind(kind)), "cost": costs[kind]} for kind in KINDS}
-    main = main or f"11point@{iou_thresholds[0]:.2f}"
+    main = metric.main or f"11point@{iou_thresholds[0]:.2f}"
     metrics["main"] = {"metric": main, "value": metrics["coco"]["AP"] if main == "coco" else voc[main]["mAP"]}
     metrics |= ({"loss": losses} if losses else {}) | ({"source": source} if source else {})
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from detector.boxes import to_xywh
 from detector.errors import InputError, first_few
 from detector.runtime.files import write_atomically
 from detector.structures import Detections
@@ -143,7 +144,7 @@ def write_coco_results(
     rows = []
     for item in detections:
         boxes = item.boxes.astype(np.float64)
-        xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).round(5).tolist()
+        xywh = to_xywh(boxes).round(5).tolist()
         image_id = int(item.image_id) if re.fullmatch("0|[1-9][0-9]*", item.image_id) else item.image_id
         for label, score, bbox in zip(item.labels.tolist(), item.scores.tolist(), xywh, strict=True):
             name = classes[label - 1]

@@ -260,8 +260,7 @@ class Trainer:
         source = {"iteration": iteration, "data": reader.name, "images": len(reader)}
         image = reader.image if iteration == self.settings.train.iterations else None  # report.html at the end
         metrics = write_report(
-            self.folder, truths, detections, self.components.classes, **self.settings.metric.model_dump(),
-            losses=losses, source=source, image=image,
+            self.folder, truths, detections, self.components.classes, self.settings.metric, losses, source, image
         )  # fmt: skip
         logger.info("evaluation at iteration %d\n%s", iteration, ap_table(metrics))
         tracker.metrics(iteration, metrics)

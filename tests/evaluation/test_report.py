@@ -9,6 +9,7 @@ from detector.errors import InputError
 from detector.evaluation.error_analysis import KINDS
 from detector.evaluation.report import write_report
 from detector.evaluation.tables import ap_table, summary
+from detector.settings import Metric
 from tests.conftest import ground_truth
 from tests.evaluation.test_voc_ap import found
 
@@ -29,7 +30,9 @@ def gray(index: int) -> np.ndarray:
 
 
 def test_metrics_and_plots(tmp_path):
-    metrics = write_report(tmp_path, TRUTHS, FOUND, CLASSES, [0.5, 0.9], False, coco=True, losses={"cls": 1.0})
+    metrics = write_report(
+        tmp_path, TRUTHS, FOUND, CLASSES, Metric(iou_thresholds=(0.5, 0.9), coco=True), losses={"cls": 1.0}
+    )
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     assert metrics["main"] == {"metric": "11point@0.50", "value": metrics["voc"]["11point@0.50"]["mAP"]}
     assert metrics["voc"]["area@0.50"]["AP"] == {EVIL: 0.5, "dog": 0.0, "unicorn": None}
@@ -48,12 +51,12 @@ def test_metrics_and_plots(tmp_path):
 @pytest.mark.parametrize("main", ["area@0.75", "11point@0.50:0.95", "coco"])
 def test_the_main_metric(tmp_path, main):
     truths, detections = [ground_truth("a", (1, 0, 0, 10, 10))], [found("a", (1, 0.9, 0, 0, 10, 8))]
-    metrics = write_report(tmp_path, truths, detections, ["cat"], [0.75], False, main=main, coco=True)
+    metrics = write_report(tmp_path, truths, detections, ["cat"], Metric(iou_thresholds=(0.75,), main=main, coco=True))
     assert metrics["main"] == {"metric": main, "value": pytest.approx(1.0 if main == "area@0.75" else 0.7)}
 
 
 def test_the_tables(tmp_path):
-    metrics = write_report(tmp_path, TRUTHS, FOUND, CLASSES, [0.5], False, coco=True)
+    metrics = write_report(tmp_path, TRUTHS, FOUND, CLASSES, Metric(coco=True))
     head, *rows, mean = [line.split("  ") for line in ap_table(metrics).splitlines()]
     assert [cell for cell in head if cell.strip()][-1].strip() == "coco"
     assert (rows[-1][0], rows[-1][-1].strip()) == ("unicorn", "no object")
@@ -78,7 +81,7 @@ class Page(HTMLParser):
 
 
 def test_the_page_holds_all_and_asks_for_nothing(tmp_path):
-    write_report(tmp_path, TRUTHS, FOUND, CLASSES, [0.5], False, coco=True, source={"data": "<set>"}, image=gray)
+    write_report(tmp_path, TRUTHS, FOUND, CLASSES, Metric(coco=True), source={"data": "<set>"}, image=gray)
     text = (tmp_path / "report.html").read_text()
     page = Page(text)
     assert "script" not in page.tags
@@ -95,7 +98,7 @@ def test_scores_need_no_images(tmp_path):
     def gone(index: int) -> np.ndarray:
         raise InputError("no <image>")
 
-    write_report(tmp_path, TRUTHS, FOUND, CLASSES, [0.5], False, image=gone)
+    write_report(tmp_path, TRUTHS, FOUND, CLASSES, Metric(), image=gone)
     text = (tmp_path / "report.html").read_text()
     assert Page(text).tags.count("img") == 3
     assert "0.80, IoU 1.00 with dog (no &lt;image&gt;)" in text
