@@ -32,6 +32,7 @@ RECIPES = {
     "sgd-lr-0.005": ["optimizer=sgd", "optimizer.lr=0.005"],
     "photometric": ["augment=photometric"],
     "scale": ["augment=scale"],
+    "uniform-foreground": ["roi.balance_objects=false"],
     "background-from-0.1": ["roi.background_iou_low=0.1"],
 }
 VAL_PART = 4  # one in VAL_PART images of trainval is for validation

@@ -1,13 +1,10 @@
-"""Cases 51 to 58 of FAULTS.md, and several processes as one run."""
+"""Cases 52 to 54 and 58 of FAULTS.md: several processes as one run, devices, and one writer for a folder."""
 
 import contextlib
-import importlib
 import itertools
 import json
 import logging
 import os
-import re
-import runpy
 import shutil
 import signal
 import subprocess
@@ -17,13 +14,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 import train
 from detector import app, scoring
 from detector.boxes import BoxCoder
-from detector.data.loader import TrainBatchSampler, TransformedDataset, eval_loader, explain_workers, train_loader
+from detector.data.loader import TrainBatchSampler, TransformedDataset, eval_loader, train_loader
 from detector.data.transforms import Resize
 from detector.data.voc import read_voc
 from detector.errors import InputError, RunFailure, Stopped
@@ -46,7 +42,6 @@ from detector.runtime.distributed import (
     shared_errors,
     wrap_ddp,
 )
-from detector.runtime.exits import exit_status
 from detector.runtime.logs import log_to_file
 from detector.runtime.ranks import RankInfo, rank_info
 from detector.runtime.signals import StopRequest
@@ -55,25 +50,15 @@ from detector.training.engine import TrainingConfig, training_steps
 from detector.training.losses import multi_task_loss
 from detector.training.run_folder import FolderLock
 from detector.training.targets import Sampling
-from detector.training.tracking import Tracker
 from tests.conftest import REPOSITORY
-from tests.faults.conftest import wait_for
+from tests.faults.conftest import Boxes, wait_for
 from tests.helpers.processes import FORKS, children, start_ranks
 
 COMPUTE = resolve_compute("cpu", "float32")
+
 TRAINING = TrainingConfig(Sampling(rois_per_image=8), BoxCoder(), seed=0, max_grad_norm=0.5)
+
 DETECTOR = DetectorConfig(BoxCoder(), Postprocess(0.01, 0.3, 20))
-
-
-class Boxes(dict):
-    """The same proposals for every image; the last image has none."""
-
-    def __missing__(self, image_id):
-        if image_id.endswith("5"):
-            return torch.zeros(0, 4).numpy()
-        x, y = torch.meshgrid(torch.arange(0, 40, 5.0), torch.arange(0, 20, 5.0), indexing="ij")
-        corners = torch.stack([x, y], dim=-1).reshape(-1, 2)
-        return torch.cat([corners, corners + 20], dim=1).numpy()
 
 
 class TinyBody(Backbone):
@@ -327,114 +312,6 @@ def score_checkpoint(folder: Path, settings: EvaluateSettings) -> None:
     scoring.score_checkpoint(settings)
 
 
-@pytest.mark.parametrize(
-    ("error", "says"),
-    [
-        (OSError(28, "No space left", "out/a.json"), "the disk is full: [Errno 28] No space left: 'out/a.json'"),
-        (PermissionError(13, "Denied", "a"), "a file cannot be read or written: [Errno 13] Denied: 'a'"),
-    ],
-)
-def test_case_07_a_full_disk_is_one_line_wherever_it_is_met(monkeypatch, capsys, error, says):
-    def full(settings: EvaluateSettings | None = None) -> None:
-        raise error
-
-    monkeypatch.setattr(sys, "argv", ["evaluate.py"])
-    with pytest.raises(SystemExit, match="1"):
-        app.run_program(full, "evaluate", EvaluateSettings)
-    assert capsys.readouterr().err == f"error: {says}\n"
-    assert exit_status(full, "") == 1
-    assert capsys.readouterr().err == f"error: {says}\n"
-
-
-def test_each_run_of_a_sweep_has_its_own_log(tmp_path, monkeypatch):
-    def main(settings: TrainSettings) -> None:
-        logging.getLogger("run").info("before there is a file, of seed %d", settings.seed)
-        log_to_file(tmp_path / f"{settings.seed}.log")
-        logging.getLogger("run").info("of seed %d", settings.seed)
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(logging, "raiseExceptions", True)
-    monkeypatch.setattr(logging.getLogger(), "handlers", [])
-    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=1,2", "data=shapes"])
-    app.run_program(main, "train", TrainSettings)
-    for seed, log in ((1, tmp_path / "1.log"), (2, tmp_path / "2.log")):
-        lines = [line.split(" ", 1)[1] for line in log.read_text().splitlines() if "of seed" in line]
-        assert lines == [f"before there is a file, of seed {seed}", f"of seed {seed}"]
-
-
-@pytest.mark.parametrize(("error", "status"), [(InputError("seed=2: bad"), 2), (RunFailure("seed=2: no luck"), 1)])
-def test_a_run_of_a_sweep_that_fails_does_not_take_the_others_with_it(tmp_path, monkeypatch, capsys, error, status):
-    begun = []
-
-    def main(settings: TrainSettings) -> None:
-        begun.append(settings.seed)
-        if settings.seed == 2:
-            raise error
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(logging.getLogger(), "handlers", [])
-    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=1,2,3", "data=shapes"])
-    with pytest.raises(SystemExit) as end:
-        app.run_program(main, "train", TrainSettings)
-    assert (begun, end.value.code) == ([1, 2, 3], status)
-    assert capsys.readouterr().err == f"error: {error}\nerror: 1 runs of the sweep failed; what each said is above\n"
-
-
-@pytest.mark.parametrize("program", ["train", "evaluate"])
-def test_a_process_that_a_launcher_starts_can_import_the_program(program, monkeypatch):
-    """Launchers such as submitit's hand it over by name; what is defined in `__main__` they cannot."""
-    handed = []
-    monkeypatch.setattr(app, "run_program", lambda main, name, schema: handed.append((main, name)))
-    runpy.run_path(str(REPOSITORY / f"{program}.py"), run_name="__main__")
-    assert handed == [(importlib.import_module(program).main, program)]
-    assert handed[0][0].__module__ == program
-
-
-@pytest.mark.parametrize(
-    "defect", [FileNotFoundError(2, "no file", "x"), PermissionError(1, "kill"), BrokenPipeError(32, "a worker's")]
-)
-def test_a_script_s_own_defect_is_shown_whole(defect):
-    def script() -> int:
-        raise defect
-
-    with pytest.raises(type(defect)):
-        exit_status(script, "")
-
-
-BUFFERED = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
-RUNS = {
-    "script": "import sys; from detector.runtime.exits import exit_status; sys.exit(exit_status(lambda: {}, ''))",
-    "program": "from detector.app import run_program; from detector.settings import EvaluateSettings; "
-    "run_program(lambda config: {}, 'evaluate', EvaluateSettings)",
-}
-
-
-@pytest.mark.parametrize(
-    ("kind", "status", "prints"),
-    [
-        ("script", 0, "print('x')"),  # was done when nobody read it
-        *(("script", 1, text) for text in ("print('x' * 100_000)", "print('x', flush=True)")),
-        *(("program", 0, text) for text in ("print('x' * 100_000)", "__import__('logging').warning('x')")),
-    ],
-)
-def test_a_program_whose_reader_ends_says_nothing(kind, status, prints):
-    code = [sys.executable, "-c", RUNS[kind].format(prints)]
-    with subprocess.Popen(code, stdout=-1, stderr=-1, cwd=REPOSITORY, env=BUFFERED) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.close()
-        assert process.stderr.read() == b""
-    assert process.returncode == status
-
-
-def test_case_07_a_script_that_prints_to_a_full_disk():
-    with open("/dev/full", "w") as full:
-        command = [sys.executable, "-c", RUNS["script"].format("print('x')")]
-        result = subprocess.run(command, stdout=full, stderr=-1, cwd=REPOSITORY, env=BUFFERED, text=True)
-    says = "error: the disk is full: [Errno 28] No space left on device\n"
-    assert (result.returncode, result.stderr) == (1, says)
-
-
 def test_an_invalid_timeout_of_an_evaluation_is_named(settings):
     with pytest.raises(InputError, match="distributed.timeout_s=abc: must be an integer above 0"):
         settings("evaluate", "checkpoint=x.pt", "distributed.timeout_s=abc")
@@ -454,55 +331,6 @@ def environment(pid: int) -> bytes:
     with contextlib.suppress(OSError):  # it has ended
         return Path(f"/proc/{pid}/environ").read_bytes()
     return b""
-
-
-def test_case_51_a_data_worker_that_dies_is_explained(begin, tmp_path):
-    run = begin("workers=1", "train.iterations=500")
-    wait_for(lambda: (tmp_path / "run/metrics.jsonl").is_file() and (tmp_path / "run/metrics.jsonl").read_text())
-    workers = children(run.pid)
-    assert workers
-    os.kill(workers[0], signal.SIGKILL)
-    run.join(60)
-    assert run.exitcode == 1
-    log = (tmp_path / "log").read_text()
-    assert "error: a process that reads images died (" in log
-    assert "--shm-size" in log
-    assert "The last images that arrived: train_" in log
-    assert "Traceback" not in log
-
-
-def test_case_51_a_batch_that_a_dead_worker_did_not_send_is_explained_too():
-    with pytest.raises(RunFailure, match=r"died \(Connection reset"), explain_workers([]):
-        raise ConnectionResetError("Connection reset by peer")
-    died = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
-    with pytest.raises(RunFailure, match=r"died \(DataLoader worker \(pid 7\)"), explain_workers([]):
-        raise SystemError("a function returned a result with an exception set") from died
-    for error in RuntimeError("another matter"), SystemError("another matter"):
-        with pytest.raises(type(error), match="another matter"), explain_workers([]):
-            raise error
-
-
-def test_case_51_wrong_input_met_by_a_worker_is_one_line_with_the_file(small_shapes, tmp_path):
-    samples = TransformedDataset(read_voc(small_shapes, "train"), Boxes(), Resize(40, 60))
-    object.__setattr__(samples.reader, "image", BrokenImage())
-    with pytest.raises(InputError, match=r"^x\.jpg: damaged image$"), explain_workers([]):
-        list(eval_loader(samples, workers=1))
-    with pytest.raises(InputError, match=r"^of this process:\n  in two lines$"), explain_workers([]):
-        raise InputError("of this process:\n  in two lines")
-
-
-class BrokenImage:
-    def __call__(self, index):
-        raise InputError("x.jpg: damaged image")
-
-
-def test_killed_runs_leave_no_process_behind(begin, tmp_path):
-    run = begin("workers=2", "train.iterations=500")
-    wait_for(lambda: (tmp_path / "run/metrics.jsonl").is_file() and (tmp_path / "run/metrics.jsonl").read_text())
-    wait_for(lambda: len(children(run.pid)) >= 2)
-    workers = children(run.pid)
-    run.kill()
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), 30)
 
 
 def hold(folder: Path, held) -> None:
@@ -525,186 +353,6 @@ def test_case_54_two_runs_in_one_folder(whole, settings, tiny, tmp_path):
     other.join()
     with FolderLock() as lock:  # the lock ended with the process
         lock.take(tmp_path / "run")
-
-
-def test_case_55_when_tensorboard_cannot_write_the_run_goes_on(tmp_path, caplog):
-    tracker = Tracker(tmp_path)
-    tracker.scalars(1, {"train/loss": 0.5})
-
-    def fails(*arguments):
-        raise OSError(28, "No space left on device")
-
-    tracker.writer.add_scalar = fails
-    for iteration in (2, 3):
-        tracker.scalars(iteration, {"train/loss": 0.25})
-    tracker.text("config", "a")
-    tracker.close()
-    assert caplog.text.count("no more TensorBoard events: [Errno 28] No space left") == 1
-    assert [json.loads(line)["iteration"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [
-        1,
-        2,
-        3,
-    ]
-
-
-FULL_DISK = """
-import resource, sys, time, threading
-from pathlib import Path
-from detector.training.tracking import Tracker
-tracker = Tracker(Path(sys.argv[1]))
-for iteration in range(1, 31):
-    tracker.scalars(iteration, {f"train/loss{number}": 0.5 for number in range(20)})
-    if iteration == 10:
-        tracker.flush()
-        end = (Path(sys.argv[1]) / "metrics.jsonl").stat().st_size
-        resource.setrlimit(resource.RLIMIT_FSIZE, (end + 100, resource.RLIM_INFINITY))
-    if iteration == 15:
-        tracker.writer and tracker.writer.flush()
-        time.sleep(0.5)  # TensorBoard's thread meets the limit, and the next write hears of it
-    if iteration == 20:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-tracker.close()
-threading.Thread(target=lambda: 1 / 0).start()
-"""
-
-
-def test_case_55_on_a_disk_that_is_full_for_a_while_no_line_is_half_and_no_traceback_shown(tmp_path):
-    command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
-    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    lines = [json.loads(line)["iteration"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert lines == [*range(1, 11), *range(21, 31)]
-    assert result.stderr.count("no more TensorBoard events: [Errno 27] File too large") == 1
-    assert result.stderr.count("metrics.jsonl cannot be written") == 1
-    assert result.stderr.count("Traceback") == 1  # of another thread
-    assert "ZeroDivisionError" in result.stderr
-
-
-def test_case_55_at_the_start_it_is_an_error(tmp_path):
-    (tmp_path / "run").write_text("")
-    with pytest.raises(InputError, match=r"run\.dir: .*/run cannot be written"):
-        Tracker(tmp_path / "run")
-
-
-def test_case_55_metrics_that_cannot_be_written_are_one_warning(tmp_path, caplog):
-    tracker = Tracker(tmp_path)
-    tracker.lines.close()
-    tracker.lines = open("/dev/full", "ab", buffering=0)  # noqa: SIM115
-    for iteration in (1, 2):
-        tracker.scalars(iteration, {"train/loss": 0.5})
-    tracker.close()
-    assert caplog.text.count("metrics.jsonl cannot be written") == 1
-    assert len(EventAccumulator(str(tmp_path)).Reload().Scalars("train/loss")) == 2
-
-
-def test_case_56_curves_go_on_without_overlap(tmp_path):
-    for start, value in ((0, 1.0), (2, 2.0)):
-        tracker = Tracker(tmp_path, start)
-        for iteration in range(start + 1, start + 4):
-            tracker.scalars(iteration, {"train/loss": value})
-        tracker.close()
-        time.sleep(1.1)  # the names of event files count seconds
-    scalars = EventAccumulator(str(tmp_path)).Reload().Scalars("train/loss")
-    assert [(event.step, event.value) for event in scalars] == [(1, 1), (2, 1), (3, 2), (4, 2), (5, 2)]
-
-
-@pytest.fixture
-def ended(tmp_path, monkeypatch, capsys):
-    """Call train.py with these arguments but an empty main: (its status, its stderr). files/ has settings."""
-    files = tmp_path / "files/experiment"
-    files.mkdir(parents=True)
-    (files / "broken.yaml").write_text("train: [\n")
-    (files / "nowhere.yaml").write_text("train:\n  iterations: 5\n")
-    (files / "choice.yaml").write_text("# @package _global_\ndefaults:\n  - override /model: resnet19\n")
-    (files / "group.yaml").write_text("# @package _global_\ndefaults:\n  - override /modell: resnet18\n")
-    (files / "latin.yaml").write_bytes("# größe\n".encode("latin-1"))
-    (files / "number.yaml").write_text("defaults: 5\n")
-    (files / "deep.yaml").write_text("x: " + "[" * 2000)
-    (files / "right.yaml").write_text("# @package _global_\ntrain:\n  iterations: 5\n")
-    monkeypatch.chdir(tmp_path)
-
-    def end(arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["train.py", *arguments.split()])
-        try:
-            app.run_program(lambda settings: None, "train", TrainSettings)
-        except SystemExit as error:
-            return int(error.code or 0), capsys.readouterr().err
-        return 0, capsys.readouterr().err
-
-    return end
-
-
-@pytest.mark.parametrize("options", ["", "-m ", "--config-dir files ", "--cfg job "])
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        ("train.iteration=3", r"^error: train\.iteration: no such setting; did you mean train\.iterations\? "),
-        ("optimiser.lr=1", r"^error: optimiser\.lr: no such setting; did you mean optimizer\.lr\? "),
-        ("frobnicate=1", "^error: frobnicate: no such setting"),
-        ("model=resnet19", "resnet19.*Available options in 'model': resnet18 resnet50 vgg16$"),
-        ("train.iterations", "train.iterations"),
-    ],
-)
-def test_case_57_a_mistyped_setting_is_one_line_with_the_nearest(ended, options, arguments, says):
-    status, error = ended(options + arguments)
-    assert (status, error.count("\n")) == (2, 1), error
-    assert re.search(says, error), error
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        ("--config-dir files experiment=broken", 'files/experiment/broken.yaml", line 2'),
-        ("--config-dir files experiment=nowhere data=shapes", "must begin with the line `# @package _global_`"),
-        ("--config-dir files experiment=choice", "Could not find 'model/resnet19'"),
-        ("--config-dir files experiment=group", "In 'experiment/group': Could not override 'modell'"),
-        ("--config-dir filez experiment=right", "--config-dir: filez: no such folder"),
-        ("data=shapes --frobnicate seed=1", "--frobnicate"),
-        ("--config-name nothing", "--config-name"),
-        ("data=voc", "data.root: must be given: data.root="),
-        ("seed=1,2", "Ambiguous value"),
-        ("experiment=null", "NoneType"),
-        ("data.classes=[größe]", "put names with other letters in quotes, as in 'data.classes=["),
-        ("hydra.mode=FOO", "FOO"),
-        ("--config-dir files experiment=latin", "a file of settings is not in UTF-8"),
-        ("--config-dir files experiment=number", "defaults"),
-        ("--config-dir files experiment=deep", "recursion"),
-    ],
-)
-def test_settings_that_cannot_be_read_are_one_line(ended, arguments, says):
-    status, error = ended(arguments)
-    assert (status, error.count("\n")) == (2, 1), error
-    assert error.startswith("error: ")
-    assert says in error
-
-
-@pytest.mark.parametrize(
-    "value", ["/data/josé", "日本", "it's", 'q"q', "a&b", "#1", "d(1)", "a=b", "a[1]", "a{b", "~t", "plain"]
-)
-def test_a_path_may_hold_what_hydra_cannot_read(tmp_path, monkeypatch, value):
-    got = []
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train.py", "--config-dir", ".", "data=voc", f"data.root={value}", "seed=1"])
-    app.run_program(got.append, "train", TrainSettings)
-    assert (got[0].data.root, got[0].seed) == (value, 1)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        "data=voc data.root=x model=vgg16 experiment=paper +optimizer.nesterov=true train.iterations=3",
-        "--config-dir files data=shapes experiment=right",
-    ],
-)
-def test_case_57_right_settings_pass(ended, arguments):
-    assert ended(arguments) == (0, "")
-
-
-def test_case_57_a_data_set_of_evaluation_is_none_to_train_on(settings):
-    with pytest.raises(
-        InputError, match=r"data\.reader is not given: must be the name of a layout: give data=voc data\.root=DIR"
-    ):
-        settings("train", "~data")
 
 
 def test_case_58_a_device_that_is_not_there(monkeypatch):

@@ -1,0 +1,63 @@
+"""Case 51 of FAULTS.md: data workers that die, and what killed runs leave behind."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from detector.data.loader import TransformedDataset, eval_loader, explain_workers
+from detector.data.transforms import Resize
+from detector.data.voc import read_voc
+from detector.errors import InputError, RunFailure
+from tests.faults.conftest import Boxes, wait_for
+from tests.helpers.processes import children
+
+
+def test_case_51_a_data_worker_that_dies_is_explained(begin, tmp_path):
+    run = begin("workers=1", "train.iterations=500")
+    wait_for(lambda: (tmp_path / "run/metrics.jsonl").is_file() and (tmp_path / "run/metrics.jsonl").read_text())
+    workers = children(run.pid)
+    assert workers
+    os.kill(workers[0], signal.SIGKILL)
+    run.join(60)
+    assert run.exitcode == 1
+    log = (tmp_path / "log").read_text()
+    assert "error: a process that reads images died (" in log
+    assert "--shm-size" in log
+    assert "The last images that arrived: train_" in log
+    assert "Traceback" not in log
+
+
+def test_case_51_a_batch_that_a_dead_worker_did_not_send_is_explained_too():
+    with pytest.raises(RunFailure, match=r"died \(Connection reset"), explain_workers([]):
+        raise ConnectionResetError("Connection reset by peer")
+    died = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+    with pytest.raises(RunFailure, match=r"died \(DataLoader worker \(pid 7\)"), explain_workers([]):
+        raise SystemError("a function returned a result with an exception set") from died
+    for error in RuntimeError("another matter"), SystemError("another matter"):
+        with pytest.raises(type(error), match="another matter"), explain_workers([]):
+            raise error
+
+
+def test_case_51_wrong_input_met_by_a_worker_is_one_line_with_the_file(small_shapes, tmp_path):
+    samples = TransformedDataset(read_voc(small_shapes, "train"), Boxes(), Resize(40, 60))
+    object.__setattr__(samples.reader, "image", BrokenImage())
+    with pytest.raises(InputError, match=r"^x\.jpg: damaged image$"), explain_workers([]):
+        list(eval_loader(samples, workers=1))
+    with pytest.raises(InputError, match=r"^of this process:\n  in two lines$"), explain_workers([]):
+        raise InputError("of this process:\n  in two lines")
+
+
+class BrokenImage:
+    def __call__(self, index):
+        raise InputError("x.jpg: damaged image")
+
+
+def test_killed_runs_leave_no_process_behind(begin, tmp_path):
+    run = begin("workers=2", "train.iterations=500")
+    wait_for(lambda: (tmp_path / "run/metrics.jsonl").is_file() and (tmp_path / "run/metrics.jsonl").read_text())
+    wait_for(lambda: len(children(run.pid)) >= 2)
+    workers = children(run.pid)
+    run.kill()
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), 30)
