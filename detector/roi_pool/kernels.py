@@ -1,5 +1,10 @@
-"""RoI pooling on the CPU: the functions compiled by numba. They are in one file, since numba recompiles functions
-cached on disk when their own file changes, but not when a file that they import functions from changes.
+"""RoI pooling on the CPU: the functions compiled by numba, in two halves.
+
+The first half has four vector operations that numba cannot express (`_max_window`, `_copy_cells`, `_move_sums`,
+`_add_gradients`) and an atomic counter, written in LLVM's intermediate representation; tests/roi_pool/test_kernels.py
+compares each with a few lines of numpy. The second half has the loops that use them: start reading at `pool` and
+`scatter`. Both are in one file, since numba recompiles functions cached on disk when their own file changes, but not
+when a file that they import functions from changes.
 
 Maps are channels last, (H,W,C), and pooled one block of channels at a time: a copy of that block of the whole map
 stays in the processor cache while all RoIs read it.
@@ -26,6 +31,9 @@ SUMMED_CHANNELS = 64
 _CELLS_AHEAD, _BINS_AHEAD = 16, 8
 
 _INT32, _INT64 = ir.IntType(32), ir.IntType(64)
+
+
+# --- vector operations, in LLVM's intermediate representation
 
 
 @intrinsic
@@ -248,6 +256,9 @@ def _take(typing: Any, taken: Any) -> Any:
         return builder.atomic_rmw("add", data, _INT64(1), "monotonic")
 
     return types.int64(taken), codegen
+
+
+# --- loops
 
 
 @njit(nogil=True, cache=True)
