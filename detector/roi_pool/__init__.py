@@ -2,8 +2,8 @@
 
 `roi_pool` and `RoIPool` are the layer. The implementations are `reference.py` (the specification in a few lines of
 torch, for any device), `cpu.py` (numba) and `cuda.py` (Triton), registered in `ops.py` as one torch operator.
-`deepsense.py` has the interface of the TensorFlow op behind "Region of Interest Pooling Explained". The example below
-is from that article: an 8x8 map, one region (columns 0 to 6, rows 3 to 7), pooled to 2x2.
+The example below is from "Region of Interest Pooling Explained" (docs/roi_pooling.md has the interface of the
+TensorFlow op behind it): an 8x8 map, one region (columns 0 to 6, rows 3 to 7), pooled to 2x2.
 
 >>> import torch
 >>> features = torch.tensor([[[

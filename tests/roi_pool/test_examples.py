@@ -8,7 +8,7 @@ import torchvision
 
 import detector.roi_pool
 from detector.roi_pool import RoIPool, roi_pool
-from detector.roi_pool.deepsense import roi_pooling
+from tests.conftest import REPOSITORY
 
 # "Region of Interest Pooling Explained", its 8x8 map row by row.
 ARTICLE = torch.tensor(
@@ -49,7 +49,17 @@ def test_article_region_over_the_edge_of_the_map():
     assert torch.equal(pooled, torch.tensor([[[[0.96, 0.0], [0.96, 0.0]]]]))
 
 
-def test_deepsense_published_example():
+@pytest.fixture
+def roi_pooling():
+    """The function in the documentation that has the interface of deepsense-ai's TensorFlow op."""
+    page = (REPOSITORY / "docs/roi_pooling.md").read_text()
+    [example] = [block for block in page.split("```python\n")[1:] if "def roi_pooling(" in block]
+    names: dict = {}
+    exec(example.partition("```")[0], names)
+    return names["roi_pooling"]
+
+
+def test_deepsense_published_example(roi_pooling):
     # Input and printed output of the minimal example in deepsense-ai's roi-pooling repository.
     feature_map = torch.tensor([[1.0, 2, 4, 4], [3, 4, 1, 2], [6, 2, 1, 7], [1, 3, 2, 8]]).view(1, 4, 4, 1)
     rois = torch.tensor([[0, 0, 0, 1, 3], [0, 2, 2, 3, 3], [0, 1, 0, 3, 2]], dtype=torch.int32)
@@ -57,7 +67,7 @@ def test_deepsense_published_example():
     assert pooled.tolist() == [[[[3, 4], [6, 3]]], [[[1, 7], [2, 8]]], [[[4, 4], [4, 7]]]]
 
 
-def test_deepsense_gradient_is_right_for_several_channels():
+def test_deepsense_gradient_is_right_for_several_channels(roi_pooling):
     feature_map = torch.tensor([[[1.0, 9], [2, 8]], [[3, 7], [4, 6]]]).view(1, 2, 2, 2).requires_grad_()
     roi_pooling(feature_map, torch.tensor([[0, 0, 0, 1, 1]]), 1, 1).sum().backward()
     assert feature_map.grad.tolist() == [[[[0, 1], [0, 0]], [[0, 0], [1, 0]]]]
