@@ -25,6 +25,6 @@ def main(settings: EvaluateSettings) -> float | None:
 
 
 if __name__ == "__main__":
-    from evaluate import main  # by the name under which a process that Hydra's launchers start can import it
+    from evaluate import main  # see train.py
 
-    run_program(main, "evaluate", EvaluateSettings)
+    run_program(main, "evaluate", EvaluateSettings)  # configs/evaluate.yaml

@@ -29,6 +29,7 @@ from detector.models.weights import load_weights
 from detector.proposals.generate import proposals_for, store_path
 from detector.proposals.joined import JoinedProposals
 from detector.runtime.device import Compute, resolve_compute
+from detector.runtime.distributed import shared_errors
 from detector.schema import LAYOUT, parse, walk
 from detector.settings import CommonSettings, Data, EvaluateSettings, Model, TrainSettings
 from detector.training.checkpoint import load_state
@@ -42,7 +43,7 @@ from detector.training.trainer import TrainingComponents
 
 logger = logging.getLogger(__name__)
 
-NOT_SETTINGS = ("root", "classes", "image_options")  # arguments of a reader that the program gives
+NOT_SETTINGS = ("root", "classes", "image_options")  # arguments of a reader that are no settings of a layout
 
 
 def build_compute(settings: CommonSettings | EvaluateSettings) -> Compute:
@@ -133,26 +134,26 @@ def _reader_arguments(data: Data, part: str) -> dict[str, str]:
     return {f"{part}_{name}" if f"{part}_{name}" in Data.model_fields else name: name for name in names}
 
 
-def resolve_classes(data: Data, *readers: DetectionDataset, more: Collection[str] = ()) -> tuple[str, ...]:
+def resolve_classes(data: Data, *datasets: DetectionDataset, more: Collection[str] = ()) -> tuple[str, ...]:
     """`data.classes`, else all names in these data sets and in `more`, without `data.exclude_classes`.
 
     `more` are the classes of result files. Without `data.classes`, raises InputError for names that differ only in
     case or spaces.
     """
-    require_known_exclusions(data, *readers, more=more)
-    names = data.classes or sorted({*more}.union(*(reader.classes for reader in readers)))
+    require_known_exclusions(data, *datasets, more=more)
+    names = data.classes or sorted({*more}.union(*(dataset.classes for dataset in datasets)))
     chosen = tuple(name for name in names if name not in (data.exclude_classes or ()))
     if not data.classes:
-        where = ", ".join(reader.name for reader in readers)
+        where = ", ".join(dataset.name for dataset in datasets)
         require_unlike(chosen, f"{where} and the files of detections" if more else where)
     return chosen
 
 
-def require_known_exclusions(data: Data, *readers: DetectionDataset, more: Collection[str] = ()) -> None:
+def require_known_exclusions(data: Data, *datasets: DetectionDataset, more: Collection[str] = ()) -> None:
     """Raise InputError for a name of `data.exclude_classes` that is neither in these data sets nor in `more`."""
     known = {*more, *(data.classes or ())}
-    for reader in readers:
-        known |= {*reader.classes, *reader.excluded}
+    for dataset in datasets:
+        known |= {*dataset.classes, *dataset.excluded}
     require_known(data.exclude_classes or (), known)
 
 
@@ -161,22 +162,22 @@ def image_options(data: Data) -> ImageOptions:
     return ImageOptions(exif=data.exif, max_pixels=data.max_image_pixels)
 
 
-def check(data: Data, reader: DetectionDataset, part: str) -> Checked:
+def check(data: Data, dataset: DetectionDataset, part: str) -> Checked:
     """Validate every image and annotation: a few bad ones are left out of `train`; none may be bad in `val`."""
-    checked = check_data(reader)
+    checked = check_data(dataset)
     return accept(checked, data.max_bad_fraction) if part == "train" else require_all_valid(checked)
 
 
 def build_transformed_dataset(settings: CommonSettings, checked: Checked, part: str) -> TransformedDataset:
     """TransformedDataset of the part `train` (augmented) or `val`, with their proposals."""
-    reader, image_hws = checked.reader, checked.image_hws
-    proposals = build_proposals(settings, reader, image_hws, part)
-    logger.info("%s: %s", reader.name, check_proposals(proposals, reader.image_ids, image_hws))
-    return transformed_dataset_with(settings, reader, proposals, part)
+    dataset, image_hws = checked.dataset, checked.image_hws
+    proposals = build_proposals(settings, dataset, image_hws, part)
+    logger.info("%s: %s", dataset.name, check_proposals(proposals, dataset.image_ids, image_hws))
+    return transformed_dataset_with(settings, dataset, proposals, part)
 
 
 def transformed_dataset_with(
-    settings: CommonSettings, reader: DetectionDataset, proposals: Proposals, part: str
+    settings: CommonSettings, dataset: DetectionDataset, proposals: Proposals, part: str
 ) -> TransformedDataset:
     """TransformedDataset of the part with these proposals, which are not validated."""
     data, augment = settings.data, None
@@ -184,7 +185,7 @@ def transformed_dataset_with(
         augment = Augment(build_transforms(settings.augment.transforms))
     limit = data.train_max_proposals if part == "train" else data.val_max_proposals
     return TransformedDataset(
-        reader,
+        dataset,
         proposals,
         Resize(data.short_side_px, data.max_side_px),
         augment,
@@ -208,14 +209,14 @@ def build_transforms(items: Sequence[dict]) -> list:
 
 
 def build_proposals(
-    settings: CommonSettings, reader: DetectionDataset, image_hws: Sequence[tuple[int, int]], part: str
+    settings: CommonSettings, dataset: DetectionDataset, image_hws: Sequence[tuple[int, int]], part: str
 ) -> Proposals:
     """Proposals from one file, or for each part of a joined data set from its own file or by selective search."""
     files = settings.data.train_proposals if part == "train" else settings.data.val_proposals
     mode, folder = settings.proposals.mode, Path(settings.proposals.folder or ".")
-    parts = split_into_parts(reader)
+    parts = split_into_parts(dataset)
     if not isinstance(files, tuple) and (files or len(parts) == 1):
-        return proposals_for(reader, image_hws, files, mode, folder)
+        return proposals_for(dataset, image_hws, files, mode, folder)
     files = files or (None,) * len(parts)
     if len(files) != len(parts):
         raise InputError(
@@ -226,13 +227,13 @@ def build_proposals(
         if positions:
             proposals = proposals_for(single, [image_hws[position] for position in positions], file, mode, folder)
             ids = zip(positions, single.image_ids, strict=True)
-            sources |= {reader.image_ids[position]: (proposals, own_id) for position, own_id in ids}
+            sources |= {dataset.image_ids[position]: (proposals, own_id) for position, own_id in ids}
     return JoinedProposals(sources)
 
 
-def kept_proposals(reader: DetectionDataset, folder: Path, mode: str) -> list[str | None]:
-    """For each data set joined in `reader`, the file of generated proposals in `folder`, None where there is none."""
-    paths = [store_path(folder, single, mode) for single, _ in split_into_parts(reader)]
+def kept_proposals(dataset: DetectionDataset, folder: Path, mode: str) -> list[str | None]:
+    """For each data set joined in `dataset`, the file of generated proposals in `folder`, None where there is none."""
+    paths = [store_path(folder, single, mode) for single, _ in split_into_parts(dataset)]
     return [str(path) if path.is_file() else None for path in paths]
 
 
@@ -293,6 +294,7 @@ def build_optimizer(settings: TrainSettings, model: FastRCNN) -> tuple[torch.opt
     return optimizer, build(schedule, ("detector.training.schedules.",), iterations=settings.train.iterations)
 
 
+@shared_errors()
 def build_training(settings: TrainSettings, checkpoint: dict | None) -> TrainingComponents:
     """Build the components of a run, cheap checks first, and load the state of the checkpoint, if there is one.
 

@@ -46,7 +46,7 @@ class Policy:
 
 
 FIXED = Policy("fixed when a run resumes")
-PER_INVOCATION = Policy("may differ when a run resumes")
+PER_INVOCATION = Policy("not compared when a run resumes")
 AS_TRAINED = Policy("in evaluation as in training unless given, for any data set")
 LAYOUT = Policy("of some layouts of data sets only")
 MACHINE = Policy("names a path of this machine: null in exported weights")

@@ -54,18 +54,18 @@ def score_checkpoint(given: EvaluateSettings) -> float | None:
         trained = trained_settings(checkpoint)
         _require_trained_classes(given, checkpoint["classes"])
         settings = with_training_settings(given, trained)
-        reader = builders.build_dataset(settings.data, "val")
+        dataset = builders.build_dataset(settings.data, "val")
         learned = [*checkpoint["classes"], *(trained.data.exclude_classes or ())]
-        builders.require_known_exclusions(settings.data, reader, more=learned)
-        reader = reader.with_classes(checkpoint["classes"])
+        builders.require_known_exclusions(settings.data, dataset, more=learned)
+        dataset = dataset.with_classes(checkpoint["classes"])
         if given.out is None:
             require_writable("out", _run_of(given.checkpoint))
-        checked = builders.check(settings.data, reader, "val")
+        checked = builders.check(settings.data, dataset, "val")
         if settings.data.val_proposals is None:  # reads those made in training, saves new ones here
             folder = Path(trained.proposals.folder or "")
-            kept = builders.kept_proposals(reader, folder, settings.proposals.mode)
+            kept = builders.kept_proposals(dataset, folder, settings.proposals.mode)
             settings = _with_data(settings, val_proposals=kept if any(kept) else None)
-        model = builders.build_trained_model(settings.model, checkpoint["model"], len(reader.classes))
+        model = builders.build_trained_model(settings.model, checkpoint["model"], len(dataset.classes))
         compute = builders.build_compute(settings)
         compute.place(model)
         samples = builders.build_transformed_dataset(settings, checked, "val")
@@ -77,26 +77,26 @@ def score_checkpoint(given: EvaluateSettings) -> float | None:
         )  # fmt: skip
     if not is_main():
         return None
-    folder = Path(given.out) if given.out else make_new_folder(_run_of(given.checkpoint), f"evaluate-{reader.name}")
-    write_coco_results(folder / "detections.json", detections, reader.classes, category_ids(reader, reader.classes))
-    detections = round_trip_results(folder / "detections", detections, reader.classes, settings.metric.devkit)
+    folder = Path(given.out) if given.out else make_new_folder(_run_of(given.checkpoint), f"evaluate-{dataset.name}")
+    write_coco_results(folder / "detections.json", detections, dataset.classes, category_ids(dataset, dataset.classes))
+    detections = round_trip_results(folder / "detections", detections, dataset.classes, settings.metric.devkit)
     source = {"checkpoint": given.checkpoint, "iteration": checkpoint["iteration"]}
-    return _report(given, settings, folder, reader, detections, source, losses)
+    return _report(given, settings, folder, dataset, detections, source, losses)
 
 
 def score_saved(given: EvaluateSettings) -> float | None:
     """Score saved detections and write the report."""
-    reader, detections = read_detections(given)
-    require_readable(reader)
+    dataset, detections = read_detections(given)
+    require_readable(dataset)
     folder = Path(given.out) if given.out else make_run_folder(None)
-    return _report(given, given, folder, reader, detections, {"detections": given.detections})
+    return _report(given, given, folder, dataset, detections, {"detections": given.detections})
 
 
 def _report(
     given: EvaluateSettings,
     settings: Settings,
     folder: Path,
-    reader: DetectionDataset,
+    dataset: DetectionDataset,
     detections: Sequence[Detections],
     source: dict,
     losses: dict[str, float] | None = None,
@@ -104,13 +104,13 @@ def _report(
     """Score the detections, one item per image, and write report, metrics and settings to the folder."""
     text = yaml.safe_dump(given.plain() | settings.plain(), sort_keys=False)
     write_atomically(folder / "config.yaml", text.encode())
-    truths = [reader.ground_truth(index) for index in range(len(reader))]
-    source = source | {"data": reader.name, "images": len(reader)}
+    truths = [dataset.ground_truth(index) for index in range(len(dataset))]
+    source = source | {"data": dataset.name, "images": len(dataset)}
     metrics = write_report(
-        folder, truths, detections, reader.classes, given.metric, losses, source, reader.image
+        folder, truths, detections, dataset.classes, given.metric, losses, source, dataset.image
     )  # fmt: skip
     print(summary(metrics))
-    logger.info("%d images of %s; the report is in %s", len(reader), reader.name, folder / "report.html")
+    logger.info("%d images of %s; the report is in %s", len(dataset), dataset.name, folder / "report.html")
     return metrics["main"]["value"]
 
 
@@ -188,38 +188,38 @@ def read_detections(given: EvaluateSettings) -> tuple[DetectionDataset, list[Det
     data = parse(Data, {"root": None} | _given(given.data))
     whole, path = builders.read_dataset(data, "val"), Path(given.detections)
     known_ids = whole.image_ids  # data.max_images removes images, not their detections
-    reader = builders.restricted(whole, data)
+    dataset = builders.restricted(whole, data)
     if path.suffix == ".json":
-        classes = builders.resolve_classes(data, reader)
-        every = data.classes or sorted({*reader.classes, *(data.exclude_classes or ())})
-        ids = category_ids(reader, every)  # excluding a class does not renumber the others
-        reader = reader.with_classes(classes)
-        detections = read_coco_results(path, reader.image_ids, reader.classes, ids, known_ids)
+        classes = builders.resolve_classes(data, dataset)
+        every = data.classes or sorted({*dataset.classes, *(data.exclude_classes or ())})
+        ids = category_ids(dataset, every)  # excluding a class does not renumber the others
+        dataset = dataset.with_classes(classes)
+        detections = read_coco_results(path, dataset.image_ids, dataset.classes, ids, known_ids)
     else:
-        reader = _with_classes_of_files(data, reader, path)
-        detections = read_result_files(path, reader.image_ids, reader.classes, known_ids)
+        dataset = _with_classes_of_files(data, dataset, path)
+        detections = read_result_files(path, dataset.image_ids, dataset.classes, known_ids)
     if _given(given.detect):
         detections = [postprocess_again(item, **given.detect.model_dump()) for item in detections]
-    return reader, detections
+    return dataset, detections
 
 
-def _with_classes_of_files(data: Data, reader: DetectionDataset, folder: Path) -> DetectionDataset:
+def _with_classes_of_files(data: Data, dataset: DetectionDataset, folder: Path) -> DetectionDataset:
     """The data set with the requested classes, or all that have objects or a result file."""
     with_file = result_classes(folder)
-    if not {*reader.classes} & {*with_file}:
+    if not {*dataset.classes} & {*with_file}:
         raise InputError(
             f"detections: {folder} has files of {', '.join(with_file)}, "
-            f"but the data set has {', '.join(reader.classes)}"
+            f"but the data set has {', '.join(dataset.classes)}"
         )
-    reader = reader.with_classes(builders.resolve_classes(data, reader, more=with_file))
-    without = sorted({*reader.classes} - {*with_file})
+    dataset = dataset.with_classes(builders.resolve_classes(data, dataset, more=with_file))
+    without = sorted({*dataset.classes} - {*with_file})
     if without:
         logger.warning("no result file, so no detection, of %s", ", ".join(without))
-    return reader
+    return dataset
 
 
-def category_ids(reader: DetectionDataset, classes: Sequence[str]) -> dict[str, int]:
+def category_ids(dataset: DetectionDataset, classes: Sequence[str]) -> dict[str, int]:
     """Category ids for COCO results: those of a COCO data set; other classes are numbered after these, from 1."""
-    own = reader.category_ids
+    own = dataset.category_ids
     others = [name for name in classes if name not in own]
     return {**own} | {name: number for number, name in enumerate(others, start=max(own.values(), default=0) + 1)}

@@ -26,10 +26,10 @@ from detector.schema import (
 T = TypeVar("T")
 Tuple = Annotated[tuple[T, ...], Field(strict=False)]  # a list in a file
 
-PositiveInt = Annotated[int, Field(ge=1, le=2**31), Wanted("an integer above 0")]
+PositiveInt = Annotated[int, Field(ge=1, le=2**63 - 1), Wanted("an integer above 0")]
 NonNegativeInt = Annotated[int, Field(ge=0, le=2**63 - 1), Wanted("an integer, 0 or more")]
 PositiveFloat = Annotated[float, Field(gt=0), Wanted("a number above 0")]
-NonNegativeFloat = Annotated[float, Field(ge=0, lt=1e30), Wanted("a number, 0 or more")]
+NonNegativeFloat = Annotated[float, Field(ge=0), Wanted("a number, 0 or more")]
 Ratio = Annotated[float, Field(ge=0, le=1), Wanted("a number from 0 to 1")]
 Decay = Annotated[float, Field(ge=0, lt=1), Wanted("a number from 0 to below 1")]
 # A checkpoint may be untrusted: the limits of sizes bound the memory that it can ask for.
@@ -132,7 +132,7 @@ class RoISampling(Settings):
     rois_per_image: PositiveInt = 64
     """RoIs sampled from each image."""
     foreground_fraction: Ratio = 0.25
-    """At most this part is foreground."""
+    """At most this fraction is foreground."""
     foreground_iou: Ratio = 0.5
     """Minimum IoU of a foreground RoI with an object."""
     background_iou_low: Ratio = 0.0
@@ -239,7 +239,7 @@ class Optimizer(Settings):
     """An optimizer of torch.optim; a class other than those below takes its arguments as extra settings."""
 
     lr: PositiveFloat | None = None
-    """Base learning rate; null, with SGD and AdamW: proportional to the batch size (docs/recipes.md)."""
+    """Base learning rate; null: SGD proportional to the batch size, AdamW to its square root (docs/recipes.md)."""
     weight_decay: NonNegativeFloat = 0.0
     """Of weights, not of biases."""
     bias_lr_factor: PositiveFloat = 1.0

@@ -51,23 +51,23 @@ def check(arguments: argparse.Namespace) -> bool:
             raise InputError(f"{option}: {len(given)} for {len(names)}, {', '.join(names)}")
     valid, sets = True, []
     for number, name in enumerate(names):
-        reader: DetectionDataset
+        dataset: DetectionDataset
         if arguments.splits:
-            reader = read_voc(arguments.data, name, arguments.classes, options)
+            dataset = read_voc(arguments.data, name, arguments.classes, options)
         else:
             folder = arguments.images[number] if arguments.images else None
-            reader = read_coco(
+            dataset = read_coco(
                 arguments.data, name, folder, arguments.drop_empty_boxes, arguments.classes, image_options=options
             )
-        checked = check_data(reader)
+        checked = check_data(dataset)
         sets.append(checked)
-        print("\n  ".join([checked.summary(), f"classes: {', '.join(reader.classes)}", *checked.details()]))
+        print("\n  ".join([checked.summary(), f"classes: {', '.join(dataset.classes)}", *checked.details()]))
         valid &= not (checked.bad or checked.details())
         if arguments.proposals:
             valid &= check_file(checked, arguments.proposals[number])
     try:
         if not arguments.classes:
-            require_unlike({*chain(*(checked.reader.classes for checked in sets))}, str(arguments.data))
+            require_unlike({*chain(*(checked.dataset.classes for checked in sets))}, str(arguments.data))
     except InputError as error:
         print(error)
         valid = False
@@ -80,16 +80,16 @@ def check(arguments: argparse.Namespace) -> bool:
 
 def check_file(checked: Checked, path: str) -> bool:
     """Print the findings on the proposals of a split; returns whether they can be used for it."""
-    reader, proposals = checked.reader, open_proposals(path)
+    dataset, proposals = checked.dataset, open_proposals(path)
     try:
-        require_images(proposals, reader.image_ids, checked.image_hws)
-        require_exif(proposals, reader.image_options.exif)
+        require_images(proposals, dataset.image_ids, checked.image_hws)
+        require_exif(proposals, dataset.image_options.exif)
     except InputError as error:
         print(f"  {error}")
         return False
-    recall = proposal_recall(reader, proposals, range(len(reader)))
+    recall = proposal_recall(dataset, proposals, range(len(dataset)))
     print(
-        f"  {path}: {check_proposals(proposals, reader.image_ids, checked.image_hws)}; recall {recall:.3f} at IoU 0.5"
+        f"  {path}: {check_proposals(proposals, dataset.image_ids, checked.image_hws)}; recall {recall:.3f} at IoU 0.5"
     )
     return True
 

@@ -15,12 +15,12 @@ PAGE = Path(__file__).resolve().parents[1] / "docs/settings.md"
 INTRODUCTION = """# Settings
 
 Every setting of `train.py`, then those of `evaluate.py`: its type and range, its default, its meaning, and when it is
-fixed. `python train.py --help` prints the current values. This page is made from `detector/settings.py` by
-`python scripts/document_settings.py`.
+fixed. A setting that is not fixed may change when a run resumes; the change is logged. `python train.py --help` prints
+the current values. This page is made from `detector/settings.py` by `python scripts/document_settings.py`.
 
 Set one on the command line (`train.iterations=4000`), or many in a file `configs/experiment/NAME.yaml`
-(`experiment=NAME`). A dash in place of a default means that the chosen file in `configs/` gives the value, as
-`optimizer=adamw` does.
+(`experiment=NAME`). Defaults include those of `configs/train.yaml`; a dash means that the chosen file in
+`configs/` gives the value, as `optimizer=adamw` does.
 """
 
 

@@ -140,8 +140,8 @@ def generate(options: argparse.Namespace) -> None:
         raise InputError(f"--workers: {options.workers} must be 1 or more")
     if not 0 <= options.max_bad_fraction <= 1:
         raise InputError(f"--max-bad-fraction: {options.max_bad_fraction} must be from 0 to 1")
-    reader = build_dataset(options, image_options(options))
-    generate_proposals(reader, options.out, options.mode, options.workers, options.shard, options.max_bad_fraction)
+    dataset = build_dataset(options, image_options(options))
+    generate_proposals(dataset, options.out, options.mode, options.workers, options.shard, options.max_bad_fraction)
     print(summary(ProposalStore(options.out)))
 
 
@@ -162,10 +162,10 @@ def run_convert(options: argparse.Namespace) -> None:
     if options.target_format == "store":
         require_new("the file to write", options.target, ".safetensors")
     require_new("the file to write", options.target)
-    reader = build_dataset(options, image_options(options)) if options.data else None
+    dataset = build_dataset(options, image_options(options)) if options.data else None
     num_images, num_boxes = convert(
         options.source, options.source_format, options.target, options.target_format,
-        options.order, options.base, reader, options.i_trust_this_file,
+        options.order, options.base, dataset, options.i_trust_this_file,
     )  # fmt: skip
     print(f"{options.target}: {num_boxes} boxes of {num_images} images")
 
@@ -186,12 +186,12 @@ def recall(options: argparse.Namespace) -> None:
     for name in ("json", "plot"):
         if getattr(options, name):
             require_new(f"--{name}", getattr(options, name), ".png" if name == "plot" else "")
-    reader, proposals = build_dataset(options), open_proposals(options.file)
-    require_present(proposals, reader.image_ids)
+    dataset, proposals = build_dataset(options), open_proposals(options.file)
+    require_present(proposals, dataset.image_ids)
     result = score_recall(
-        (reader.ground_truth(index) for index in range(len(reader))),
-        (proposals[image_id] for image_id in reader.image_ids),
-        reader.classes,
+        (dataset.ground_truth(index) for index in range(len(dataset))),
+        (proposals[image_id] for image_id in dataset.image_ids),
+        dataset.classes,
     )
     print(recall_table(result))
     if options.json:

@@ -99,8 +99,8 @@ def test_it_finds_what_evaluate_finds(checkpoint, small_shapes, settings, tmp_pa
         for line in (tmp_path / f"scored/detections/comp4_det_test_{name}.txt").read_text().splitlines():
             image_id, score, x1, y1, x2, y2 = line.split()
             expected.add((image_id, name, round(float(score), 3), *(round(float(v)) for v in (x1, y1, x2, y2))))
-    reader = read_voc(small_shapes, "test")
-    generate.generate_proposals(reader, tmp_path / "file.safetensors", "single", workers=1)
+    dataset = read_voc(small_shapes, "test")
+    generate.generate_proposals(dataset, tmp_path / "file.safetensors", "single", workers=1)
     assert len(expected) > 30
     pattern = small_shapes / "JPEGImages/test_*.jpg"
     for out, options in (("searched", []), ("given", ["--proposals", f"{tmp_path}/file.safetensors"])):
@@ -156,8 +156,8 @@ def test_one_image_is_searched_on_all_cores_and_many_beside_each_other(checkpoin
 
 def test_a_plain_image_has_the_boxes_of_a_grid_too(tmp_path):
     Image.new("RGB", (60, 40), (90, 90, 90)).save(tmp_path / "plain.png")
-    reader = image_dataset(find_files(f"{tmp_path}/plain.png"), ["cat"])
-    boxes = detect.Searched(reader, "fast", 1)[reader.image_ids[0]]
+    dataset = image_dataset(find_files(f"{tmp_path}/plain.png"), ["cat"])
+    boxes = detect.Searched(dataset, "fast", 1)[dataset.image_ids[0]]
     assert len(boxes) >= generate.MIN_BOXES
     assert generate.grid_boxes((40, 60)).tolist()[-1] in boxes.tolist()
 

@@ -395,10 +395,10 @@ def test_checkpoints_between_evaluations(settings, common, tmp_path, monkeypatch
 def test_given_proposals_are_the_ones_that_are_used(small_shapes, settings, common, tmp_path):
     """Without a single box near an object, nothing can be found."""
     for split in ("train", "test"):
-        reader = read_voc(small_shapes, split)
-        hws = [reader.image(index).shape[:2] for index in range(len(reader))]
-        corners = [np.array([[0, 0, 4, 4], [4, 0, 8, 4]])] * len(reader)
-        write_store(tmp_path / f"{split}.safetensors", reader.image_ids, corners, hws, {})
+        dataset = read_voc(small_shapes, split)
+        hws = [dataset.image(index).shape[:2] for index in range(len(dataset))]
+        corners = [np.array([[0, 0, 4, 4], [4, 0, 8, 4]])] * len(dataset)
+        write_store(tmp_path / f"{split}.safetensors", dataset.image_ids, corners, hws, {})
     files = [f"data.train_proposals={tmp_path}/train.safetensors", f"data.val_proposals={tmp_path}/test.safetensors"]
     train.main(settings("train", *common, *files, f"run.dir={tmp_path}/run"))
     detections = (tmp_path / "run/detections/comp4_det_test_ball.txt").read_text().splitlines()
@@ -489,13 +489,13 @@ def test_data_in_coco_layout_trains_and_is_scored(settings, common, small_shapes
             evaluate.main(settings("evaluate", checkpoint, override))
 
 
-def write_as_coco(reader: DetectionDataset, path: Path) -> None:
+def write_as_coco(dataset: DetectionDataset, path: Path) -> None:
     content: dict = {"images": [], "annotations": []}
-    content["categories"] = [{"id": 7 * label, "name": name} for label, name in enumerate(reader.classes, start=1)]
-    for index, image_id in enumerate(reader.image_ids):
-        height, width = reader.image(index).shape[:2]
+    content["categories"] = [{"id": 7 * label, "name": name} for label, name in enumerate(dataset.classes, start=1)]
+    for index, image_id in enumerate(dataset.image_ids):
+        height, width = dataset.image(index).shape[:2]
         content["images"] += [{"id": index, "file_name": f"{image_id}.jpg", "height": height, "width": width}]
-        truth = reader.ground_truth(index)
+        truth = dataset.ground_truth(index)
         for (x1, y1, x2, y2), label in zip(truth.boxes.tolist(), truth.labels.tolist(), strict=True):
             box = {"id": len(content["annotations"]), "bbox": [x1, y1, x2 - x1, y2 - y1]}
             content["annotations"] += [box | {"image_id": index, "category_id": 7 * label, "iscrowd": 0}]
@@ -512,8 +512,8 @@ def test_classes_keep_their_category_ids(settings, make_coco, make_voc, tmp_path
     box = {"bbox": [0, 0, 9, 9], "score": 0.5, "image_id": "a"}
     (tmp_path / "d.json").write_text(json.dumps([box | {"category_id": 1}, box | {"category_id": 2, "score": 0.25}]))
     where = [f"detections={tmp_path}/d.json", "data=voc", f"data.root={root}"]
-    reader, detections = scoring.read_detections(settings("evaluate", *where, "data.exclude_classes=[cat]"))
-    assert (reader.classes, detections[0].labels.tolist(), detections[0].scores.tolist()) == (("dog",), [1], [0.25])
+    dataset, detections = scoring.read_detections(settings("evaluate", *where, "data.exclude_classes=[cat]"))
+    assert (dataset.classes, detections[0].labels.tolist(), detections[0].scores.tolist()) == (("dog",), [1], [0.25])
     with pytest.raises(InputError, match="data.max_images=0: must be"):
         scoring.read_detections(settings("evaluate", *where, "data.max_images=0"))
 

@@ -60,9 +60,9 @@ def test_every_data_set_is_read_from_its_root(settings, make_voc, choice):
     root = make_voc({split: {split: [("cat", 1, 1, 9, 9)]} for split in ("train", "trainval", "test")})
     (root / "version").write_text(VERSION)
     config = settings("train", f"data={choice}", f"data.root={root}", "data.classes=[cat]")
-    reader = builders.build_dataset(config.data, "train")
-    assert isinstance(reader, DetectionDataset)
-    assert reader.image_ids == [config.data.train_split]
+    dataset = builders.build_dataset(config.data, "train")
+    assert isinstance(dataset, DetectionDataset)
+    assert dataset.image_ids == [config.data.train_split]
     assert builders.build_dataset(config.data, "val").image_ids == ["test"]
 
 
@@ -87,9 +87,9 @@ def test_data_sets_are_joined(settings, make_voc, make_coco):
     coco = "{reader: coco, root: coco, train_json: both.json, train_images: images}"
     parts = f"data.parts=[{{root: kit/VOC2012, train_split: train}}, {coco}, {{root: kit/VOC2007}}]"
     mixed = settings("train", "data=joined", f"data.root={root}", parts, "data.val_split=trainval").data
-    reader = builders.build_dataset(mixed, "train")
-    assert (reader.image_ids, reader.classes) == (["2012_train", "1", "2007_trainval"], ("cat", "cow"))
-    assert reader.image(1).shape == (40, 60, 3)
+    dataset = builders.build_dataset(mixed, "train")
+    assert (dataset.image_ids, dataset.classes) == (["2012_train", "1", "2007_trainval"], ("cat", "cow"))
+    assert dataset.image(1).shape == (40, 60, 3)
     assert builders.build_dataset(mixed, "val").image_ids == ["2012_trainval", "2007_trainval"]
     mistyped = mixed.with_values(parts=[{"train_splt": "train"}])
     with pytest.raises(InputError, match="has train_splt; what voc takes is reader, root, train_split, val"):
@@ -145,12 +145,12 @@ def test_proposals_of_each_part(settings, make_voc, make_proposals, tmp_path):
         return settings("train", *where, parts, f"data.train_proposals=[{','.join(names)}]")
 
     config = with_files(*files)
-    reader = builders.build_dataset(config.data, "train")
-    for some in (reader, reader.subset([1, 0])):
+    dataset = builders.build_dataset(config.data, "train")
+    for some in (dataset, dataset.subset([1, 0])):
         samples = builders.build_transformed_dataset(config, builders.check(config.data, some, "train"), "train")
         found = {image_id: samples.proposals[image_id].tolist() for image_id in some.image_ids}
         assert found == {"1-one-train/a": [[0, 0, 9, 9]], "2-two-train/a": [[1, 1, 5, 5]]}
-    checked = builders.check(config.data, reader, "train")
+    checked = builders.check(config.data, dataset, "train")
     samples = builders.build_transformed_dataset(with_files(files[0], "null"), checked, "train")
     assert len(samples.proposals["2-two-train/a"]) > 0
     assert [path.name[:10] for path in (tmp_path / "kept").glob("*.safetensors")] == ["two-train-"]
@@ -175,8 +175,8 @@ def test_settings_decide_which_proposals_are_used(settings, make_voc, tmp_path, 
     config = settings(
         "train", "data=voc", f"data.root={root}", f"data.val_proposals={tmp_path}/p.safetensors", override
     )
-    reader = builders.build_dataset(config.data, "val")
-    samples = builders.build_transformed_dataset(config, builders.check(config.data, reader, "val"), "val")
+    dataset = builders.build_dataset(config.data, "val")
+    samples = builders.build_transformed_dataset(config, builders.check(config.data, dataset, "val"), "val")
     assert samples.original(0).proposals.tolist() == left
 
 
@@ -184,8 +184,8 @@ def test_how_images_are_read_is_a_setting(settings, make_voc):
     root = make_voc({"train": {"a": [("cat", 1, 1, 9, 9)]}})
     where = ["data=voc", f"data.root={root}", "data.train_split=train"]
     config = settings("train", *where, "data.exif=ignore", "data.max_image_pixels=77")
-    reader = builders.build_dataset(config.data, "train")
-    assert reader.image_options == ImageOptions(exif="ignore", max_pixels=77)
+    dataset = builders.build_dataset(config.data, "train")
+    assert dataset.image_options == ImageOptions(exif="ignore", max_pixels=77)
 
 
 def test_build_passes_settings_on():

@@ -37,10 +37,10 @@ VERSION = 1  # of the validity rules
 
 @dataclass(frozen=True)
 class Checked:
-    """A validated data set and the problems found. `reader` no longer has the images that cannot be used."""
+    """A validated data set and the problems found. `dataset` no longer has the images that cannot be used."""
 
-    reader: DetectionDataset
-    image_hws: list[tuple[int, int]]  # of the images of `reader`
+    dataset: DetectionDataset
+    image_hws: list[tuple[int, int]]  # of the images of `dataset`
     digests: list[str]  # of the contents of their files
     found: int  # images with a file, usable or not
     empty: int  # images without an object: background
@@ -53,7 +53,7 @@ class Checked:
         kinds, repairs = Counter(kind for kind, _ in self.bad), Counter(how for how, _ in self.repairs)
         how = ", ".join(f"{count} {what}" for what, count in sorted(repairs.items()))
         return (
-            f"{self.reader.name}: {self.found} images found, {kinds['missing']} missing, {self.empty} empty, "
+            f"{self.dataset.name}: {self.found} images found, {kinds['missing']} missing, {self.empty} empty, "
             f"{kinds['corrupt']} corrupt, {kinds['misannotated']} misannotated, {len(self.repairs)} objects repaired"
             + (f" ({how})" if how else "")
         )
@@ -65,28 +65,28 @@ class Checked:
         return lines[:SHOWN] + more + self.notes
 
 
-def check_data(reader: DetectionDataset) -> Checked:
+def check_data(dataset: DetectionDataset) -> Checked:
     """Validate every image and annotation of a data set. The caller decides which problems are errors."""
-    folder = hashlib.sha256(str(reader.records[0].annotation.resolve().parent).encode()).hexdigest()[:8]
-    cache = cache_folder() / f"{reader.name}-{folder}.json"
-    made_by = [VERSION, PILLOW, *astuple(reader.image_options)]
+    folder = hashlib.sha256(str(dataset.records[0].annotation.resolve().parent).encode()).hexdigest()[:8]
+    cache = cache_folder() / f"{dataset.name}-{folder}.json"
+    made_by = [VERSION, PILLOW, *astuple(dataset.image_options)]
     with _one_after_the_other(cache):
         known = _read_cache(cache, made_by)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            looked = pool.map(functools.partial(_look, reader, known), range(len(reader)))
-            results = list(tqdm(looked, total=len(reader), unit="image", desc="check", leave=False, disable=None))
+            looked = pool.map(functools.partial(_look, dataset, known), range(len(dataset)))
+            results = list(tqdm(looked, total=len(dataset), unit="image", desc="check", leave=False, disable=None))
         sound = {look.digest: look.image_hw for look in results if look.image_hw}
         if sound != known:
             _write_cache(cache, made_by, sound)
     good = [index for index, look in enumerate(results) if look.problem is None]
     empty = sum(len(results[index].corners) == 0 for index in good)
     notes = _counted_from_0(
-        look for index, look in enumerate(results) if reader.records[index].annotation.suffix == ".xml"
+        look for index, look in enumerate(results) if dataset.records[index].annotation.suffix == ".xml"
     )
     if good and empty == len(good):
         notes.append("no image has an object: there is nothing to learn here, and nothing to find")
     return Checked(
-        reader=reader if len(good) == len(reader) else reader.subset(good),
+        dataset=dataset if len(good) == len(dataset) else dataset.subset(good),
         image_hws=[hw for look in results if look.problem is None and (hw := look.image_hw)],
         digests=[results[index].digest for index in good],
         found=sum(bool(look.digest) for look in results),
@@ -99,16 +99,16 @@ def check_data(reader: DetectionDataset) -> Checked:
 
 def accept(checked: Checked, max_bad_fraction: float) -> Checked:
     """Log the result; raise InputError if more than this fraction of the images cannot be used."""
-    total = len(checked.bad) + len(checked.reader)
+    total = len(checked.bad) + len(checked.dataset)
     logger.info("%s", checked.summary())
-    if len(checked.bad) > max_bad_fraction * total or not len(checked.reader):
+    if len(checked.bad) > max_bad_fraction * total or not len(checked.dataset):
         raise InputError(
-            f"{len(checked.bad)} of {total} images of {checked.reader.name} cannot be used, more than "
+            f"{len(checked.bad)} of {total} images of {checked.dataset.name} cannot be used, more than "
             f"data.max_bad_fraction={max_bad_fraction:g} allows; fix them or remove them from the split:\n  "
             + "\n  ".join(checked.details())
         )
     for line in checked.details():
-        logger.warning("%s: %s", checked.reader.name, line)
+        logger.warning("%s: %s", checked.dataset.name, line)
     return checked
 
 
@@ -123,14 +123,14 @@ def require_all_valid(checked: Checked) -> Checked:
     return accept(checked, 0)
 
 
-def require_readable(reader: DetectionDataset) -> None:
+def require_readable(dataset: DetectionDataset) -> None:
     """Raise InputError if an annotation or an object cannot be used. For a score that needs no images."""
     problems: list[str] = []
-    for record in reader.records:
+    for record in dataset.records:
         problems += [str(record.invalid)] if record.invalid else record.skipped
     if problems:
         raise InputError(
-            f"{len(problems)} objects or annotations of {reader.name} cannot be used, and a score needs all:\n  "
+            f"{len(problems)} objects or annotations of {dataset.name} cannot be used, and a score needs all:\n  "
             + "\n  ".join(problems[:SHOWN])
         )
 
@@ -138,11 +138,11 @@ def require_readable(reader: DetectionDataset) -> None:
 def warn_leakage(train: Checked, val: Checked) -> list[str]:
     """Log a warning if `val` contains images of `train`, by file contents; return their ids in `val`."""
     seen = {*train.digests}
-    both = [id for id, digest in zip(val.reader.image_ids, val.digests, strict=True) if digest in seen]
+    both = [id for id, digest in zip(val.dataset.image_ids, val.digests, strict=True) if digest in seen]
     if both:
         logger.warning(
             "%d of the %d images of %s are in %s too, so scores will be optimistic: %s",
-            len(both), len(val.reader), val.reader.name, train.reader.name, first_few(both),
+            len(both), len(val.dataset), val.dataset.name, train.dataset.name, first_few(both),
         )  # fmt: skip
     return both
 
@@ -165,14 +165,14 @@ def check_proposals(proposals: Proposals, image_ids: Sequence[str], image_hws: S
     )
 
 
-def proposal_recall(reader: DetectionDataset, proposals: Proposals, indices: Sequence[int], iou: float = 0.5) -> float:
+def proposal_recall(dataset: DetectionDataset, proposals: Proposals, indices: Sequence[int], iou: float = 0.5) -> float:
     """Fraction of the objects in these images that a proposal covers with an IoU of at least `iou`; 1 without objects.
 
     Difficult objects and crowds are not counted, as in evaluation/recall.py.
     """
     found = total = 0
     for index in indices:
-        truth = reader.ground_truth(index)
+        truth = dataset.ground_truth(index)
         boxes = torch.from_numpy(proposals[truth.image_id])
         objects = torch.from_numpy(truth.boxes[~truth.crowd & ~truth.difficult])
         total += len(objects)
@@ -192,21 +192,21 @@ class _Look:
     repairs: list[tuple[str, str]] = field(default_factory=list)
 
 
-def _look(reader: DetectionDataset, known: dict[str, tuple[int, int]], index: int) -> _Look:
-    look, stage, path = _Look(), "missing", Path(reader.image_ids[index])
+def _look(dataset: DetectionDataset, known: dict[str, tuple[int, int]], index: int) -> _Look:
+    look, stage, path = _Look(), "missing", Path(dataset.image_ids[index])
     try:
-        path = reader.image_path(index)
+        path = dataset.image_path(index)
         look.digest = digest_of(path)
         stage = "corrupt"
         look.image_hw = known.get(look.digest)
         if look.image_hw is None:
-            height, width = read_image(path, reader.image_options).shape[:2]
+            height, width = read_image(path, dataset.image_options).shape[:2]
             look.image_hw = height, width
         stage = "misannotated"
-        _require_size(reader, index, look.image_hw)
-        boxes = reader.ground_truth(index).boxes
+        _require_size(dataset, index, look.image_hw)
+        boxes = dataset.ground_truth(index).boxes
         look.corners = boxes[:, :2]
-        record = reader.records[index]
+        record = dataset.records[index]
         look.repairs += [("skipped", text) for text in record.skipped]
         look.repairs += _repairs(boxes, look.image_hw, record.annotation)
     except InputError as error:
@@ -216,13 +216,13 @@ def _look(reader: DetectionDataset, known: dict[str, tuple[int, int]], index: in
     return look
 
 
-def _require_size(reader: DetectionDataset, index: int, image_hw: tuple[int, int]) -> None:
-    annotation, annotated = reader.records[index].annotation, reader.records[index].annotated_hw
-    path = reader.image_path(index)
+def _require_size(dataset: DetectionDataset, index: int, image_hw: tuple[int, int]) -> None:
+    annotation, annotated = dataset.records[index].annotation, dataset.records[index].annotated_hw
+    path = dataset.image_path(index)
     if annotated in (None, image_hw):
         return
     sizes = f"is for an image of {annotated[1]}x{annotated[0]}, but {path} is {image_hw[1]}x{image_hw[0]}"
-    if reader.image_options.exif == "apply" and stored_hw(path) == annotated:
+    if dataset.image_options.exif == "apply" and stored_hw(path) == annotated:
         raise InputError(
             f"{annotation}: {sizes} once it is turned upright as its EXIF says: it was annotated "
             "without EXIF. With data.exif=ignore images are used as they are stored"

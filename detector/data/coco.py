@@ -1,4 +1,4 @@
-"""Data sets in COCO format: one JSON file of images, categories and annotations, and a folder of images."""
+"""Data sets in COCO layout: one JSON file of images, categories and annotations, and a folder of images."""
 
 import json
 import logging

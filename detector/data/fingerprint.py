@@ -10,18 +10,18 @@ from detector.data.loader import Proposals
 
 def dataset_fingerprints(part: str, checked: Checked, proposals: Proposals) -> dict[str, str]:
     """Fingerprints of the data and of the proposals, under names such as `training data`."""
-    reader = checked.reader
+    dataset = checked.dataset
     return {
-        f"{part} data": fingerprint_data(reader, checked.digests),
-        f"{part} proposals": fingerprint_proposals(proposals, reader.image_ids),
+        f"{part} data": fingerprint_data(dataset, checked.digests),
+        f"{part} proposals": fingerprint_proposals(proposals, dataset.image_ids),
     }
 
 
-def fingerprint_data(reader: DetectionDataset, image_digests: Sequence[str]) -> str:
+def fingerprint_data(dataset: DetectionDataset, image_digests: Sequence[str]) -> str:
     """Digest of image ids, image file digests and all objects; independent of the folder."""
     digest = hashlib.sha256()
-    for index, (image_id, image_digest) in enumerate(zip(reader.image_ids, image_digests, strict=True)):
-        truth = reader.ground_truth(index)
+    for index, (image_id, image_digest) in enumerate(zip(dataset.image_ids, image_digests, strict=True)):
+        truth = dataset.ground_truth(index)
         digest.update(f"{image_id} {image_digest} {len(truth.boxes)}\n".encode())
         for values in (truth.boxes, truth.labels, truth.difficult, truth.crowd):
             digest.update(values.tobytes())

@@ -52,7 +52,7 @@ class TransformedDataset(Dataset):
 
     def __init__(
         self,
-        reader: DetectionDataset,
+        dataset: DetectionDataset,
         proposals: Proposals,
         resize: Resize,
         augment: Augment | None = None,
@@ -61,7 +61,7 @@ class TransformedDataset(Dataset):
         use_difficult: bool = True,
         crowd_ioa_threshold: float | None = None,
     ) -> None:
-        self.reader = reader
+        self.dataset = dataset
         self.proposals = proposals
         self.resize = resize
         self.augment = augment
@@ -80,12 +80,12 @@ class TransformedDataset(Dataset):
         except InputError:
             raise
         except Exception as error:  # a worker can only pass on exceptions that are built from a single string
-            path = self.reader.image_path(index)
+            path = self.dataset.image_path(index)
             raise RuntimeError(f"{path}: no sample can be built from it: {type(error).__name__}: {error}") from error
 
     def original(self, index: int) -> Sample:
         """The sample in the original frame."""
-        image, truth = self.reader.image(index), self.reader.ground_truth(index)
+        image, truth = self.dataset.image(index), self.dataset.ground_truth(index)
         gt_boxes, inside = _cut(truth.boxes, image.shape)
         crowds = gt_boxes[inside & truth.crowd]
         inside &= ~truth.crowd
@@ -190,7 +190,7 @@ def eval_loader(samples: TransformedDataset, workers: int, rank: int = 0, proces
 
     With n `processes`, each has every n-th image, starting at its `rank`.
     """
-    return _loader(samples, [[(index, index)] for index in range(rank, len(samples.reader), processes)], workers)
+    return _loader(samples, [[(index, index)] for index in range(rank, len(samples.dataset), processes)], workers)
 
 
 @contextmanager

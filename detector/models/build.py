@@ -22,9 +22,10 @@ def build_model(
     pretrained: weights will be loaded, so batch norm is frozen, and so are the first two stages unless `frozen_stages`
         is given (VGG16: conv1 and conv2, as in section 4.5 of the paper; ResNet: stem, layer1).
     """
-    if backbone == "vgg16" and head == "res5":
-        raise InputError("model.head=res5 is the last stage of a ResNet; vgg16 takes model.head=fc")
-    body: Backbone = VGG16Body() if backbone == "vgg16" else ResNetBody(backbone, frozen_norm=pretrained)
+    is_resnet = backbone.startswith("resnet")
+    if head == "res5" and not is_resnet:
+        raise InputError(f"model.head=res5 is the last stage of a ResNet; {backbone} takes model.head=fc")
+    body: Backbone = ResNetBody(backbone, frozen_norm=pretrained) if is_resnet else VGG16Body()
     if frozen_stages is None:
         frozen_stages = 2 if pretrained else 0
     if frozen_stages and not pretrained:

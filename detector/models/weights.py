@@ -18,8 +18,8 @@ logger = logging.getLogger(__name__)
 
 OUTPUT_LAYERS = ("cls_score.", "bbox_pred.")
 FC6_WEIGHT, FC6_INPUTS = "head.fc6.weight", 512 * 7 * 7  # of VGG16
-# Prefixes of torchvision's classification networks -> prefixes of this program's model.
 CLASSIFIER_SHAPES = {"classifier.0.weight": (4096, FC6_INPUTS), "classifier.3.weight": (4096, 4096)}  # of VGG16
+# Prefixes of torchvision's classification networks -> prefixes of this program's model.
 TORCHVISION_PREFIXES = {
     "conv1.": "backbone.stem.0.",
     "bn1.": "backbone.stem.1.",

@@ -80,16 +80,16 @@ def measure_match(
 
 
 def require_box_format(
-    raw: RawProposals, reader: DetectionDataset, image_hws: Sequence[tuple[int, int]], declared: BoxFormat | None
+    raw: RawProposals, dataset: DetectionDataset, image_hws: Sequence[tuple[int, int]], declared: BoxFormat | None
 ) -> None:
     """Raise InputError, with the score of every box format, unless `declared` is the best on a sample of the images.
 
     Also raises if nothing is declared, if the boxes match better when stretched to the size of their images, and if
     they find hardly any objects. An order that is certainly wrong raises OtherOrder. `image_hws` are the sizes of the
-    images of `reader`, which must all be in the file.
+    images of `dataset`, which must all be in the file.
     """
-    sample = np.unique(np.linspace(0, len(reader) - 1, SAMPLE_SIZE).astype(int)).tolist()
-    truths = [reader.ground_truth(index) for index in sample]
+    sample = np.unique(np.linspace(0, len(dataset) - 1, SAMPLE_SIZE).astype(int)).tolist()
+    truths = [dataset.ground_truth(index) for index in sample]
     gt_boxes = [truth.boxes[~truth.crowd] for truth in truths]
     hws = [image_hws[index] for index in sample]
     rows = [raw.rows[truth.image_id][:, :4] for truth in truths]

@@ -21,15 +21,15 @@ FAULTS = {
 }
 
 
-def find_faults(proposals: ProposalStore | FileProposals, reader: DetectionDataset) -> dict[str, dict[str, int]]:
+def find_faults(proposals: ProposalStore | FileProposals, dataset: DetectionDataset) -> dict[str, dict[str, int]]:
     """Number of faults by kind (see FAULTS) and image id, for the images that have them."""
     faults: dict[str, dict[str, int]] = {kind: {} for kind in FAULTS}
-    faults["extra"] = dict.fromkeys(sorted({*proposals.image_ids} - {*reader.image_ids}), 1)
-    for index, image_id in enumerate(reader.image_ids):
+    faults["extra"] = dict.fromkeys(sorted({*proposals.image_ids} - {*dataset.image_ids}), 1)
+    for index, image_id in enumerate(dataset.image_ids):
         if image_id not in proposals:
             faults["missing"][image_id] = 1
             continue
-        image_hw = read_image_hw(reader.image_path(index), reader.image_options)
+        image_hw = read_image_hw(dataset.image_path(index), dataset.image_options)
         found = _box_faults(proposals[image_id], image_hw)
         found["other size"] = int(proposals.image_hw(image_id) not in (None, image_hw))
         for kind, count in found.items():

@@ -48,7 +48,7 @@ def convert(
     target_format: str,
     order: str | None = None,
     pixel_origin: str | None = None,
-    reader: DetectionDataset | None = None,
+    dataset: DetectionDataset | None = None,
     trusted: bool = False,
 ) -> tuple[int, int]:
     """Write the proposals in `source` to `target`; returns the numbers of images and boxes.
@@ -69,8 +69,8 @@ def convert(
     order = order or (stated.order if stated else raw.order)
     pixel_origin = pixel_origin or (stated.pixel_origin if stated else None)
     box_format = BoxFormat(order, pixel_origin) if order and pixel_origin else None
-    if reader is not None:
-        images = _of_data_set(raw, box_format, reader)
+    if dataset is not None:
+        images = _of_data_set(raw, box_format, dataset)
     elif box_format is not None:
         images = (_image(raw, box_format, id) for id in raw.rows)
     else:
@@ -79,7 +79,7 @@ def convert(
             f"{source}: the file does not say what its numbers mean: give {lacks}; with --data and --split each "
             "possibility is tried on the objects there"
         )
-    num_images = len(raw.rows) if reader is None else len(reader)
+    num_images = len(raw.rows) if dataset is None else len(dataset)
     num_boxes = 0
 
     def counted() -> Iterator[ImageProposals]:
@@ -97,24 +97,26 @@ def convert(
     return num_images, num_boxes
 
 
-def _of_data_set(raw: RawProposals, box_format: BoxFormat | None, reader: DetectionDataset) -> Iterator[ImageProposals]:
-    wanted = set(reader.image_ids)
-    missing = [id for id in reader.image_ids if id not in raw.rows]
+def _of_data_set(
+    raw: RawProposals, box_format: BoxFormat | None, dataset: DetectionDataset
+) -> Iterator[ImageProposals]:
+    wanted = set(dataset.image_ids)
+    missing = [id for id in dataset.image_ids if id not in raw.rows]
     if missing:
         raise InputError(
-            f"{raw.path}: no proposals for {len(missing)} of the {len(reader)} images of {reader.name}: "
+            f"{raw.path}: no proposals for {len(missing)} of the {len(dataset)} images of {dataset.name}: "
             f"{first_few(missing)}. It has {len(raw.rows)} images: {first_few(list(raw.rows))}. Is it the file of "
             "another split?"
         )
     extra = sum(id not in wanted for id in raw.rows)
     if extra:
-        logger.info("%d images of %s are not in %s and are skipped", extra, raw.path, reader.name)
-    image_hws = [read_image_hw(reader.image_path(index), reader.image_options) for index in range(len(reader))]
-    require_box_format(raw, reader, image_hws, box_format)
+        logger.info("%d images of %s are not in %s and are skipped", extra, raw.path, dataset.name)
+    image_hws = [read_image_hw(dataset.image_path(index), dataset.image_options) for index in range(len(dataset))]
+    require_box_format(raw, dataset, image_hws, box_format)
     assert box_format is not None  # require_box_format raises otherwise
     return (
-        _image(raw, box_format, id, image_hws[index], reader.image_path(index))
-        for index, id in enumerate(reader.image_ids)
+        _image(raw, box_format, id, image_hws[index], dataset.image_path(index))
+        for index, id in enumerate(dataset.image_ids)
     )
 
 

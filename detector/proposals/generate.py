@@ -43,7 +43,7 @@ LOG_EVERY_S = 30  # without a terminal for a progress bar
 
 
 def proposals_for(
-    reader: DetectionDataset, image_hws: Sequence[tuple[int, int]], file: str | None, mode: str, folder: Path
+    dataset: DetectionDataset, image_hws: Sequence[tuple[int, int]], file: str | None, mode: str, folder: Path
 ) -> ProposalStore | FileProposals:
     """Proposals of a data set: those of `file`, or of selective search, generated once and kept in `folder`.
 
@@ -53,27 +53,27 @@ def proposals_for(
     for every file.
     """
     if file is None:
-        path = store_path(folder, reader, mode)
-        generate_proposals(reader, path, mode, workers=os.cpu_count() or 1)
+        path = store_path(folder, dataset, mode)
+        generate_proposals(dataset, path, mode, workers=os.cpu_count() or 1)
     else:
         path = Path(file)
     proposals = open_proposals(path)
-    require_images(proposals, reader.image_ids, image_hws)
-    require_exif(proposals, reader.image_options.exif)
+    require_images(proposals, dataset.image_ids, image_hws)
+    require_exif(proposals, dataset.image_options.exif)
     if isinstance(proposals, FileProposals):
-        require_box_format(proposals.raw, reader, image_hws, proposals.box_format)
+        require_box_format(proposals.raw, dataset, image_hws, proposals.box_format)
     elif file is not None:
         try:
-            require_box_format(proposals.raw, reader, image_hws, proposals.raw.box_format)
+            require_box_format(proposals.raw, dataset, image_hws, proposals.raw.box_format)
         except OtherOrder:
             raise
         except InputError as error:  # the boxes can be poor on purpose, and in the format that the store declares
-            if any(proposals.image_hw(image_id) is None for image_id in reader.image_ids):
+            if any(proposals.image_hw(image_id) is None for image_id in dataset.image_ids):
                 logger.warning("%s", error)
-    checked = range(0, len(reader), max(len(reader) // 200, 1))
-    recall = proposal_recall(reader, proposals, checked)
+    checked = range(0, len(dataset), max(len(dataset) // 200, 1))
+    recall = proposal_recall(dataset, proposals, checked)
     logger.info(
-        "proposals of %s from %s: recall %.3f at IoU 0.5, of %d images", reader.name, path, recall, len(checked)
+        "proposals of %s from %s: recall %.3f at IoU 0.5, of %d images", dataset.name, path, recall, len(checked)
     )
     if recall < LOW_RECALL:
         logger.warning(
@@ -82,18 +82,18 @@ def proposals_for(
     return proposals
 
 
-def store_path(folder: Path, reader: DetectionDataset, mode: str) -> Path:
+def store_path(folder: Path, dataset: DetectionDataset, mode: str) -> Path:
     """Path of the proposals of this data set and mode; the name depends on everything that determines the boxes."""
-    return folder / f"{reader.name}-{mode}-{fingerprint(reader, mode)[:12]}.safetensors"
+    return folder / f"{dataset.name}-{mode}-{fingerprint(dataset, mode)[:12]}.safetensors"
 
 
-def fingerprint(reader: DetectionDataset, mode: str) -> str:
+def fingerprint(dataset: DetectionDataset, mode: str) -> str:
     """Digest of image ids, image file contents, mode and algorithm version."""
-    exif = "" if reader.image_options.exif == "apply" else " exif ignored"
+    exif = "" if dataset.image_options.exif == "apply" else " exif ignored"
     digest = hashlib.sha256(f"{mode} {SEED} {VERSION}{exif}".encode())
-    for index, image_id in enumerate(reader.image_ids):
+    for index, image_id in enumerate(dataset.image_ids):
         try:
-            content = digest_of(reader.image_path(index))
+            content = digest_of(dataset.image_path(index))
         except (InputError, OSError):  # `_search` decides whether there are too many of these
             content = "unreadable"
         digest.update(f"{image_id} {content}\n".encode())
@@ -101,7 +101,7 @@ def fingerprint(reader: DetectionDataset, mode: str) -> str:
 
 
 def generate_proposals(
-    reader: DetectionDataset,
+    dataset: DetectionDataset,
     path: Path,
     mode: str,
     workers: int,
@@ -119,29 +119,29 @@ def generate_proposals(
     one works and the others wait for it.
     """
     generator: dict = {"name": "selective search", "mode": mode, "seed": SEED, "version": VERSION}
-    generator["exif"] = reader.image_options.exif
+    generator["exif"] = dataset.image_options.exif
     if shard is not None:
         number, count = shard
-        generator |= {"shard": [number, count], "data_set": _digest_of_ids(reader.image_ids)}
-        reader = reader.subset(range(number - 1, len(reader), count))
+        generator |= {"shard": [number, count], "data_set": _digest_of_ids(dataset.image_ids)}
+        dataset = dataset.subset(range(number - 1, len(dataset), count))
     parts = path.with_name(path.name + ".unfinished")
     fingerprints = parts / "fingerprints"
     with locked(path.with_name(path.name + ".lock")):
         if path.is_file():
             shutil.rmtree(parts, ignore_errors=True)  # left by a process that was killed at the very end
             return
-        expected = fingerprint(reader, mode)
+        expected = fingerprint(dataset, mode)
         if fingerprints.is_file() and fingerprints.read_text() != expected:
             raise InputError(f"{parts}: was begun for other images or another mode; delete it to start again")
         write_atomically(fingerprints, expected.encode())
-        left = [index for index in range(len(reader)) if not _part(parts, index, reader).is_file()]
-        counts = f"{len(left)} of {len(reader)} images left"
+        left = [index for index in range(len(dataset)) if not _part(parts, index, dataset).is_file()]
+        counts = f"{len(left)} of {len(dataset)} images left"
         logger.info("selective search (%s), %s, %d threads -> %s", mode, counts, workers, path)
-        _search(reader, left, parts, mode, workers, max_bad_fraction)
-        if unreadable := _read_reasons(reader, parts):
+        _search(dataset, left, parts, mode, workers, max_bad_fraction)
+        if unreadable := _read_reasons(dataset, parts):
             generator["unreadable"] = unreadable
         with_grid: list[str] = []
-        stream_store(parts / "store", _read_parts(reader, parts, with_grid), generator)
+        stream_store(parts / "store", _read_parts(dataset, parts, with_grid), generator)
         os.replace(parts / "store", path)
         shutil.rmtree(parts)
     if with_grid:
@@ -228,34 +228,34 @@ def _digest_of_ids(image_ids: Sequence[str]) -> str:
 
 
 def _search(
-    reader: DetectionDataset, indices: list[int], parts: Path, mode: str, workers: int, max_bad_fraction: float
+    dataset: DetectionDataset, indices: list[int], parts: Path, mode: str, workers: int, max_bad_fraction: float
 ) -> None:
-    unreadable = _read_reasons(reader, parts)  # of an interrupted run
+    unreadable = _read_reasons(dataset, parts)  # of an interrupted run
 
     def require_few_unreadable() -> None:
-        if len(unreadable) > max_bad_fraction * len(reader):
+        if len(unreadable) > max_bad_fraction * len(dataset):
             reasons = [f"{image_id}: {reason}" for image_id, reason in unreadable.items()]
             raise InputError(
-                f"{reader.name}: more than the fraction {max_bad_fraction:g} of its {len(reader)} images cannot be "
+                f"{dataset.name}: more than the fraction {max_bad_fraction:g} of its {len(dataset)} images cannot be "
                 f"read: {first_few(reasons)}. Repair them, remove them from the split, or allow a larger fraction "
                 f"(--max-bad-fraction). After a change of the images, delete {parts}"
             )
 
     def search(index: int) -> None:
         try:
-            image = reader.image(index)
+            image = dataset.image(index)
         except (InputError, OSError) as error:
             reason = str(error).partition(": ")[2] or str(error)  # without the path, which differs between machines
-            unreadable[reader.image_ids[index]] = reason
+            unreadable[dataset.image_ids[index]] = reason
             require_few_unreadable()
             data = io.BytesIO()
             np.savez(data, boxes=np.zeros((0, 4), np.float32), image_hw=(0, 0), with_grid=False, reason=reason)
-            write_atomically(_part(parts, index, reader), data.getvalue())
+            write_atomically(_part(parts, index, dataset), data.getvalue())
             return
         boxes, with_grid = search_image(image, mode, threads=1)
         data = io.BytesIO()
         np.savez(data, boxes=boxes, image_hw=image.shape[:2], with_grid=with_grid)
-        write_atomically(_part(parts, index, reader), data.getvalue())
+        write_atomically(_part(parts, index, dataset), data.getvalue())
 
     require_few_unreadable()
     with ThreadPoolExecutor(workers) as pool:
@@ -273,21 +273,21 @@ def _search(
             raise
 
 
-def _read_parts(reader: DetectionDataset, parts: Path, with_grid: list[str]) -> Iterator[ImageProposals]:
+def _read_parts(dataset: DetectionDataset, parts: Path, with_grid: list[str]) -> Iterator[ImageProposals]:
     """Proposals found, image by image; the ids of images with a grid are appended to `with_grid`."""
-    for index, image_id in enumerate(reader.image_ids):
-        with np.load(_part(parts, index, reader)) as part:
+    for index, image_id in enumerate(dataset.image_ids):
+        with np.load(_part(parts, index, dataset)) as part:
             height, width = part["image_hw"].tolist()
             if part["with_grid"]:
                 with_grid.append(image_id)
             yield ImageProposals(image_id, part["boxes"], image_hw=(height, width))
 
 
-def _read_reasons(reader: DetectionDataset, parts: Path) -> dict[str, str]:
+def _read_reasons(dataset: DetectionDataset, parts: Path) -> dict[str, str]:
     """Reasons why processed images could not be read, by id."""
     reasons = {}
-    for index, image_id in enumerate(reader.image_ids):
-        path = _part(parts, index, reader)
+    for index, image_id in enumerate(dataset.image_ids):
+        path = _part(parts, index, dataset)
         if path.is_file():
             with np.load(path) as part:
                 if "reason" in part:
@@ -295,6 +295,6 @@ def _read_reasons(reader: DetectionDataset, parts: Path) -> dict[str, str]:
     return reasons
 
 
-def _part(parts: Path, index: int, reader: DetectionDataset) -> Path:
+def _part(parts: Path, index: int, dataset: DetectionDataset) -> Path:
     """File of the boxes of one image; ids can contain any character, so the name is a digest."""
-    return parts / f"{hashlib.sha256(reader.image_ids[index].encode()).hexdigest()[:24]}.npz"
+    return parts / f"{hashlib.sha256(dataset.image_ids[index].encode()).hexdigest()[:24]}.npz"

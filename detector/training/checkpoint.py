@@ -132,7 +132,7 @@ def _digest(path: Path) -> str:
             piece = file.read(min(left, 2**20))
             digest.update(piece)
             left -= len(piece) or left
-    digest.update(bytes(2))
+    digest.update(bytes(2))  # the length of the comment, which was 0
     return digest.hexdigest()
 
 

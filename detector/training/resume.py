@@ -34,6 +34,7 @@ class Run:
         """The iteration after which training starts."""
         return self.checkpoint["iteration"] if self.checkpoint else 0
 
+    @shared_errors()
     def is_complete(self, settings: TrainSettings) -> bool:
         """Whether nothing is left to do. Raises InputError if the settings are those of another run."""
         checkpoint = self.checkpoint

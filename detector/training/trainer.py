@@ -88,7 +88,7 @@ class Trainer:
         self.divergence = DivergenceDetector()
         share = (rank_info().rank, rank_info().world_size)
         order = TrainBatchSampler(
-            len(components.train_samples.reader), settings.train.images_per_batch, settings.train.iterations,
+            len(components.train_samples.dataset), settings.train.images_per_batch, settings.train.iterations,
             settings.seed, run.start, *share,
         )  # fmt: skip
         self.train_batches = train_loader(components.train_samples, order, settings.workers)
@@ -99,7 +99,7 @@ class Trainer:
         parts = self.components
         logger.info(
             "%d images to train on, %d to validate, classes: %s",
-            len(parts.train_samples.reader), len(parts.val_samples.reader), ", ".join(parts.classes),
+            len(parts.train_samples.dataset), len(parts.val_samples.dataset), ", ".join(parts.classes),
         )  # fmt: skip
         logger.info(
             "on %s in %s, learning rate %g -> %s",
@@ -255,17 +255,17 @@ class Trainer:
         detections = round_trip_results(
             self.folder / "detections", detections, self.components.classes, self.settings.metric.devkit
         )
-        reader = self.components.val_samples.reader
-        truths = [reader.ground_truth(index) for index in range(len(reader))]
-        source = {"iteration": iteration, "data": reader.name, "images": len(reader)}
-        image = reader.image if iteration == self.settings.train.iterations else None  # report.html at the end
+        dataset = self.components.val_samples.dataset
+        truths = [dataset.ground_truth(index) for index in range(len(dataset))]
+        source = {"iteration": iteration, "data": dataset.name, "images": len(dataset)}
+        image = dataset.image if iteration == self.settings.train.iterations else None  # report.html at the end
         metrics = write_report(
             self.folder, truths, detections, self.components.classes, self.settings.metric, losses, source, image
         )  # fmt: skip
         logger.info("evaluation at iteration %d\n%s", iteration, ap_table(metrics))
         tracker.metrics(iteration, metrics)
-        for index in range(0, len(reader), max(len(reader) // NUM_PICTURES, 1))[:NUM_PICTURES]:
-            picture = draw_detections(reader.image(index), truths[index], detections[index], self.components.classes)
+        for index in range(0, len(dataset), max(len(dataset) // NUM_PICTURES, 1))[:NUM_PICTURES]:
+            picture = draw_detections(dataset.image(index), truths[index], detections[index], self.components.classes)
             tracker.image(iteration, f"val/{truths[index].image_id}", picture)
         name, score = metrics["main"]["metric"], metrics["main"]["value"]
         self.score = score

@@ -88,19 +88,19 @@ def measure(root: Path, coco: bool) -> dict[str, list[float]]:
         seconds[stage] = [time.perf_counter() - start, time.process_time() - start_cpu]
         return result
 
-    reader = timed("read annotations", read_voc, root, "test")
-    truths = [reader.ground_truth(index) for index in range(len(reader))]
-    detections = timed("read result files", read_result_files, root / "results", reader.image_ids, reader.classes)
-    matches = timed("match", match, truths, detections, len(reader.classes))
-    timed("VOC AP", score_voc, matches, reader.classes)
-    timed("AP by size", score_sizes, matches, reader.classes, 0.5)
+    dataset = timed("read annotations", read_voc, root, "test")
+    truths = [dataset.ground_truth(index) for index in range(len(dataset))]
+    detections = timed("read result files", read_result_files, root / "results", dataset.image_ids, dataset.classes)
+    matches = timed("match", match, truths, detections, len(dataset.classes))
+    timed("VOC AP", score_voc, matches, dataset.classes)
+    timed("AP by size", score_sizes, matches, dataset.classes, 0.5)
     timed("errors by kind", lambda: error_costs(matches, find_errors(matches)))
     ours = [area_ap(curve) for curve in matches.curves(0.5)]
     peak = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
-    plain = timed("plain evaluator", plain_evaluator, root / "results", truths, reader.classes)
+    plain = timed("plain evaluator", plain_evaluator, root / "results", truths, dataset.classes)
     np.testing.assert_allclose(plain, ours, atol=1e-9)
     if coco:
-        timed("COCO", score_coco, truths, detections, reader.classes)
+        timed("COCO", score_coco, truths, detections, dataset.classes)
     return seconds | {PEAK: [int(peak[1]) / 1024 if peak else float("nan")]}
 
 

@@ -36,20 +36,20 @@ def write(root: Path, data: object) -> Path:
 
 
 def test_a_data_set_is_read(tmp_path):
-    reader = read_coco(write(tmp_path, content()), "train.json", "images")
-    assert (reader.image_ids, reader.classes) == (["900", "7"], ("cat", "dog", "toothbrush"))
-    assert reader.category_ids == {"dog": 18, "cat": 3, "toothbrush": 90}
-    assert reader.name == f"{tmp_path.name}-train"
-    crowd, objects = reader.ground_truth(0), reader.ground_truth(1)
+    dataset = read_coco(write(tmp_path, content()), "train.json", "images")
+    assert (dataset.image_ids, dataset.classes) == (["900", "7"], ("cat", "dog", "toothbrush"))
+    assert dataset.category_ids == {"dog": 18, "cat": 3, "toothbrush": 90}
+    assert dataset.name == f"{tmp_path.name}-train"
+    crowd, objects = dataset.ground_truth(0), dataset.ground_truth(1)
     assert (crowd.crowd.tolist(), crowd.boxes.tolist(), crowd.areas.tolist()) == ([True], [[0, 0, 60, 40]], [2400])
     assert (objects.image_id, objects.labels.tolist(), objects.crowd.tolist()) == ("7", [2, 1], [False, False])
     assert objects.boxes.tolist() == [[10.5, 0, 30.5, 5.25], [1, 2, 4, 6]]
     assert objects.boxes.dtype == np.float32
     assert objects.areas.tolist() == [44.5, 12]
     assert not objects.difficult.any()
-    assert (reader.image(0).max(), reader.image(1).min()) == (0, 255)
-    other = reader.with_classes(["dog", "cat"])  # no object is a toothbrush
-    assert (other.ground_truth(1).labels.tolist(), reader.ground_truth(1).labels.tolist()) == ([1, 2], [2, 1])
+    assert (dataset.image(0).max(), dataset.image(1).min()) == (0, 255)
+    other = dataset.with_classes(["dog", "cat"])  # no object is a toothbrush
+    assert (other.ground_truth(1).labels.tolist(), dataset.ground_truth(1).labels.tolist()) == ([1, 2], [2, 1])
 
 
 def without(key: str):
@@ -106,10 +106,10 @@ def test_sizes_beyond_any_image_are_not_taken(tmp_path):
     data["images"][1]["height"] = 10**400
     for item in data["annotations"]:
         item["area"] = 10**400
-    reader = read_coco(write(tmp_path, data), "train.json", "images")
-    assert reader.records[1].annotated_hw is None
-    for index in range(len(reader)):
-        truth = reader.ground_truth(index)
+    dataset = read_coco(write(tmp_path, data), "train.json", "images")
+    assert dataset.records[1].annotated_hw is None
+    for index in range(len(dataset)):
+        truth = dataset.ground_truth(index)
         np.testing.assert_allclose(truth.areas, np.prod(truth.boxes[:, 2:] - truth.boxes[:, :2], axis=1))
 
 
@@ -139,8 +139,8 @@ def test_empty_boxes_can_be_dropped(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     data = content()
     data["annotations"][0]["bbox"] = [10, 10, 0, 5]
-    reader = read_coco(write(tmp_path, data), "train.json", drop_empty_boxes=True)
-    assert reader.ground_truth(1).labels.tolist() == [1]
+    dataset = read_coco(write(tmp_path, data), "train.json", drop_empty_boxes=True)
+    assert dataset.ground_truth(1).labels.tolist() == [1]
     assert "1 boxes without width or height are skipped" in caplog.text
 
 

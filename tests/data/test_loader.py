@@ -58,18 +58,18 @@ def test_scores_decide_where_they_are_asked_for(samples):
 
 def test_difficult_objects_can_be_left_out(make_voc):
     root = make_voc({"train": {"a": [("cat", 1, 1, 20, 20, 1), ("dog", 5, 5, 30, 30)]}})
-    reader = read_voc(root, "train")
-    assert TransformedDataset(reader, AllOver(), Resize()).original(0).gt_labels.tolist() == [1, 2]
-    assert TransformedDataset(reader, AllOver(), Resize(), use_difficult=False).original(0).gt_labels.tolist() == [2]
+    dataset = read_voc(root, "train")
+    assert TransformedDataset(dataset, AllOver(), Resize()).original(0).gt_labels.tolist() == [1, 2]
+    assert TransformedDataset(dataset, AllOver(), Resize(), use_difficult=False).original(0).gt_labels.tolist() == [2]
 
 
 def test_crowds_are_no_objects_and_what_lies_in_them_is_not_trained_on(make_coco):
     root = make_coco({"train": {"a": [("cat", 0, 0, 5, 5), ("cat", 10, 10, 20, 20, 1)]}})
     boxes = np.array([[10, 10, 20, 20], [6, 10, 16, 20], [7.5, 10, 17.5, 20], [0, 0, 60, 40], [9, 9, 9, 9]], np.float32)
-    reader, proposals = read_coco(root, "train.json", "images"), {"1": boxes}
-    scored = TransformedDataset(reader, proposals, Resize()).original(0)
+    dataset, proposals = read_coco(root, "train.json", "images"), {"1": boxes}
+    scored = TransformedDataset(dataset, proposals, Resize()).original(0)
     assert (scored.gt_boxes.tolist(), len(scored.proposals)) == ([[0, 0, 5, 5]], 4)
-    trained = TransformedDataset(reader, proposals, Resize(), crowd_ioa_threshold=0.7).original(0)
+    trained = TransformedDataset(dataset, proposals, Resize(), crowd_ioa_threshold=0.7).original(0)
     assert (trained.gt_boxes.tolist(), trained.proposals.tolist()) == ([[0, 0, 5, 5]], boxes[[1, 3]].tolist())
 
 
@@ -133,7 +133,7 @@ def contents(loader):
 
 def test_batches_do_not_depend_on_the_number_of_workers(samples):
     """albumentations 2.0.8 by itself repeats the same draws in each worker and epoch."""
-    order = TrainBatchSampler(len(samples.reader), images_per_batch=2, iterations=9, seed=3)
+    order = TrainBatchSampler(len(samples.dataset), images_per_batch=2, iterations=9, seed=3)
     alone, together = contents(train_loader(samples, order, 0)), contents(train_loader(samples, order, 2))
     assert alone == together
     by_image = {}
@@ -144,9 +144,9 @@ def test_batches_do_not_depend_on_the_number_of_workers(samples):
 
 def test_scale_jitter_is_not_undone_by_resizing(small_shapes):
     halve = Augment([A.RandomScale(scale_limit=(-0.5, -0.5), p=1.0)])
-    reader = read_voc(small_shapes, "train")
-    sample, _ = TransformedDataset(reader, AllOver(), Resize(128, 256), halve)[0, 0]
-    whole, _ = TransformedDataset(reader, AllOver(), Resize(128, 256))[0, 0]
+    dataset = read_voc(small_shapes, "train")
+    sample, _ = TransformedDataset(dataset, AllOver(), Resize(128, 256), halve)[0, 0]
+    whole, _ = TransformedDataset(dataset, AllOver(), Resize(128, 256))[0, 0]
     assert min(sample.image.shape[:2]) == 64
     np.testing.assert_allclose(sample.gt_boxes, whole.gt_boxes / 2, atol=0.5)
     np.testing.assert_allclose(sample.proposals, whole.proposals / 2, atol=0.5)

@@ -31,9 +31,9 @@ def test_objects_lie_in_the_image_and_look_their_part():
 
 def test_the_data_set_is_made_once_and_only_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(shapes, "COUNTS", {"train": 3, "test": 2})
-    reader = read_shapes(tmp_path / "shapes", "train")
-    assert (len(reader), len(read_shapes(tmp_path / "shapes", "test"))) == (3, 2)
-    assert set(reader.classes) <= set(CLASSES)
+    dataset = read_shapes(tmp_path / "shapes", "train")
+    assert (len(dataset), len(read_shapes(tmp_path / "shapes", "test"))) == (3, 2)
+    assert set(dataset.classes) <= set(CLASSES)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     read_shapes(tmp_path / "shapes", "train")
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
@@ -57,11 +57,11 @@ def test_annotations_match_the_drawing(tmp_path, monkeypatch):
     monkeypatch.setattr(shapes, "COUNTS", {"train": 4})
     root = tmp_path / "shapes"
     shapes.generate_shapes(root)
-    reader = read_voc(root, "train")
+    dataset = read_voc(root, "train")
     for number in range(4):
         image, objects = draw_scene(np.random.default_rng([shapes.SEED, 0, number]))
-        truth = reader.ground_truth(number)
+        truth = dataset.ground_truth(number)
         assert truth.boxes.tolist() == [list(map(float, item["box"])) for item in objects]
-        assert [reader.classes[label - 1] for label in truth.labels] == [item["name"] for item in objects]
+        assert [dataset.classes[label - 1] for label in truth.labels] == [item["name"] for item in objects]
         assert truth.difficult.tolist() == [item["difficult"] for item in objects]
-        assert np.abs(reader.image(number).astype(int) - image).mean() < 12  # but for JPEG
+        assert np.abs(dataset.image(number).astype(int) - image).mean() < 12  # but for JPEG

@@ -16,16 +16,16 @@ def test_boxes_lose_1_from_the_upper_left_corner_only(tmp_path):
 
 def test_a_data_set(make_voc):
     root = make_voc({"train": {"b": [("dog", 1, 1, 20, 20)], "a": [], "c": [("cat", 5, 5, 9, 9, 1)]}})
-    reader = read_voc(root, "train")
-    assert reader.image_ids == ["b", "a", "c"]
-    assert reader.classes == ("cat", "dog")
-    assert [reader.ground_truth(i).labels.tolist() for i in range(3)] == [[2], [], [1]]
-    assert reader.ground_truth(1).boxes.shape == (0, 4)
-    assert reader.image(0).shape == (40, 60, 3)
-    assert reader.name == "set-train"
-    other = reader.with_classes(["dog", "bird", "cat"])
+    dataset = read_voc(root, "train")
+    assert dataset.image_ids == ["b", "a", "c"]
+    assert dataset.classes == ("cat", "dog")
+    assert [dataset.ground_truth(i).labels.tolist() for i in range(3)] == [[2], [], [1]]
+    assert dataset.ground_truth(1).boxes.shape == (0, 4)
+    assert dataset.image(0).shape == (40, 60, 3)
+    assert dataset.name == "set-train"
+    other = dataset.with_classes(["dog", "bird", "cat"])
     assert [other.ground_truth(i).labels.tolist() for i in range(3)] == [[1], [], [3]]
-    assert reader.ground_truth(0).labels.tolist() == [2]
+    assert dataset.ground_truth(0).labels.tolist() == [2]
 
 
 def test_a_split_file_may_hold_a_second_column(make_voc):
@@ -69,6 +69,6 @@ def test_errors_of_a_data_set_name_what_is_wrong(make_voc, tmp_path):
 
 
 def test_real_annotations(shared):
-    reader = read_voc(shared / "data/bccd", "trainval")
-    assert (len(reader), reader.classes) == (292, ("Platelets", "RBC", "WBC"))
-    assert reader.image(0).shape == (480, 640, 3)
+    dataset = read_voc(shared / "data/bccd", "trainval")
+    assert (len(dataset), dataset.classes) == (292, ("Platelets", "RBC", "WBC"))
+    assert dataset.image(0).shape == (480, 640, 3)

@@ -53,10 +53,10 @@ def without_classes(scores: dict) -> dict:
 
 def test_bccd_has_pycocotools_own_numbers(shared, tmp_path):
     """Detections made of the ground truth: jittered, twice, some of another class; some objects are crowds."""
-    reader, generator = read_voc(shared / "data/bccd", "test"), np.random.default_rng(0)
+    dataset, generator = read_voc(shared / "data/bccd", "test"), np.random.default_rng(0)
     truths, detections = [], []
-    for index in range(len(reader)):
-        truth = reader.ground_truth(index)
+    for index in range(len(dataset)):
+        truth = dataset.ground_truth(index)
         rows = zip(truth.labels, *truth.boxes.T, [False] * len(truth.labels), strict=True)
         truths.append(ground_truth(truth.image_id, *((*row, generator.random() < 0.1) for row in rows)))
         boxes = np.repeat(truth.boxes, 2, axis=0)
@@ -65,7 +65,7 @@ def test_bccd_has_pycocotools_own_numbers(shared, tmp_path):
             generator.random(len(boxes)) < 0.8, np.repeat(truth.labels, 2), generator.integers(1, 4, len(boxes))
         )
         detections.append(Detections(truth.image_id, boxes, labels, generator.random(len(boxes)).astype(np.float32)))
-    scores = score_coco(truths, detections, reader.classes)
+    scores = score_coco(truths, detections, dataset.classes)
     assert without_classes(scores) == pytest.approx(plain_pycocotools(tmp_path, truths, detections, 3), abs=1e-9)
     assert 0.1 < scores["AP"] < 0.9
     assert scores["AP"] == pytest.approx(np.mean(list(scores["classes"].values())))

@@ -83,8 +83,8 @@ def test_the_table_and_the_plot(result, tmp_path):
 
 def test_published_recall_of_the_boxes_of_bccd(shared):
     root = shared / "data/bccd"
-    reader, proposals = read_voc(root, "test"), open_proposals(root / "selective_search/bccd_test.mat")
-    truths = [reader.ground_truth(index) for index in range(len(reader))]
-    groups = score_recall(truths, [proposals[id] for id in reader.image_ids], reader.classes)["groups"]
-    at = {name: (round(r[0], 3), round(r[4], 3)) for name in reader.classes for r in [groups[name]["recall"]["all"]]}
+    dataset, proposals = read_voc(root, "test"), open_proposals(root / "selective_search/bccd_test.mat")
+    truths = [dataset.ground_truth(index) for index in range(len(dataset))]
+    groups = score_recall(truths, [proposals[id] for id in dataset.image_ids], dataset.classes)["groups"]
+    at = {name: (round(r[0], 3), round(r[4], 3)) for name in dataset.classes for r in [groups[name]["recall"]["all"]]}
     assert at == {"WBC": (1.000, 0.845), "RBC": (0.857, 0.522), "Platelets": (0.913, 0.348)}

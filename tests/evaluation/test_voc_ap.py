@@ -230,10 +230,10 @@ def test_matching_in_parts_changes_nothing(monkeypatch):
 def test_the_published_evaluator_s_values(shared: Path):
     root = shared / "golden/voc_eval"
     expected = json.loads((root / "expected_ap.json").read_text())
-    reader = read_voc(root, "test").with_classes(tuple(expected["area@0.5"]))
-    truths = [reader.ground_truth(index) for index in range(len(reader))]
-    detections = read_result_files(root / "results", reader.image_ids, reader.classes)
-    metrics, _ = score(truths, detections, reader.classes, [0.5, 0.7], devkit=True)
+    dataset = read_voc(root, "test").with_classes(tuple(expected["area@0.5"]))
+    truths = [dataset.ground_truth(index) for index in range(len(dataset))]
+    detections = read_result_files(root / "results", dataset.image_ids, dataset.classes)
+    metrics, _ = score(truths, detections, dataset.classes, [0.5, 0.7], devkit=True)
     for key, values in expected.items():
         metric, overlap = key.removeprefix("voc07_").split("@")
         assert metrics[f"{metric}@{float(overlap):.2f}"]["AP"] == pytest.approx(values, abs=1e-6)

@@ -46,11 +46,11 @@ def tiny(small_shapes, tmp_path_factory) -> list[str]:
     """The settings of the run, whose proposals are random boxes."""
     folder, settings = tmp_path_factory.mktemp("proposals"), [*TINY, f"data.root={small_shapes}"]
     for split, part in (("train", "train"), ("test", "val")):
-        reader, generator = read_voc(small_shapes, split), np.random.default_rng(0)
-        corners = [generator.uniform(0, 150, (40, 2)) for _ in reader.image_ids]
+        dataset, generator = read_voc(small_shapes, split), np.random.default_rng(0)
+        corners = [generator.uniform(0, 150, (40, 2)) for _ in dataset.image_ids]
         boxes = [np.concatenate([xy, xy + generator.uniform(20, 120, (40, 2))], axis=1) for xy in corners]
-        hws = [reader.image(index).shape[:2] for index in range(len(reader))]
-        write_store(folder / f"{split}.safetensors", reader.image_ids, boxes, hws, {})
+        hws = [dataset.image(index).shape[:2] for index in range(len(dataset))]
+        write_store(folder / f"{split}.safetensors", dataset.image_ids, boxes, hws, {})
         settings.append(f"data.{part}_proposals={folder}/{split}.safetensors")
     return [*settings, f"proposals.folder={folder}"]
 

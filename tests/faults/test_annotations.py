@@ -64,7 +64,7 @@ def test_case_35_a_coordinate_must_be_a_number(make_voc, text):
     assert checked.repairs[0][0] == "skipped"
     assert f"a.xml: object 2: <xmax> must be a number, it is {text!r}" in checked.repairs[0][1]
     assert "1 objects repaired (1 skipped)" in checked.summary()
-    assert checked.reader.ground_truth(0).boxes.tolist() == [[0, 0, 20, 20]]
+    assert checked.dataset.ground_truth(0).boxes.tolist() == [[0, 0, 20, 20]]
 
 
 def test_case_36_fractions_are_kept(tmp_path):
@@ -80,7 +80,7 @@ def test_case_37_swapped_corners_are_no_annotation(make_voc):
 
 def test_case_37_a_box_without_a_pixel_is_left_out(make_voc):
     checked = checked_of(make_voc, ("cat", 8, 12, 8, 12), ("cat", 9, 5, 8, 9))
-    assert checked.reader.ground_truth(0).boxes.tolist() == [[7, 11, 8, 12]]  # one pixel is one
+    assert checked.dataset.ground_truth(0).boxes.tolist() == [[7, 11, 8, 12]]  # one pixel is one
     assert "object 2 holds no pixel: xmin 9 ymin 5 xmax 8 ymax 9" in checked.repairs[0][1]
 
 
@@ -93,13 +93,13 @@ def test_case_38_boxes_that_reach_out_are_cut_and_those_outside_left_out(make_vo
     assert "a.xml: box 3 x from 60 to 70, y from 0 to 9 in an image of 60x40: lies outside its image" in outside
     details = "\n".join(checked.details())
     assert (hardly in details, much in details, outside in details) == (False, True, True)
-    samples = TransformedDataset(checked.reader, {"a": np.zeros((0, 4), np.float32)}, Resize(40, 60))
+    samples = TransformedDataset(checked.dataset, {"a": np.zeros((0, 4), np.float32)}, Resize(40, 60))
     assert samples.original(0).gt_boxes.tolist() == [[49, 29, 60, 40], [49, 29, 60, 40]]
 
 
 def test_case_39_zeros_are_kept_as_signed_numbers_and_noticed(make_voc):
     checked = checked_of(make_voc, ("cat", 0, 0, 20, 20), ("cat", 5, 5, 9, 9))
-    assert checked.reader.ground_truth(0).boxes.tolist() == [[-1, -1, 20, 20], [4, 4, 9, 9]]
+    assert checked.dataset.ground_truth(0).boxes.tolist() == [[-1, -1, 20, 20], [4, 4, 9, 9]]
     [note] = checked.notes
     assert note.startswith("1 objects have xmin or ymin 0, so these files seem to count pixels from 0; they are read")
 
@@ -115,9 +115,9 @@ def test_case_39_files_that_count_from_1_give_no_note(make_voc):
 
 def test_case_40_unknown_classes_are_named_with_what_was_meant(make_voc):
     root = make_voc({"train": {"a": [CAT, ("Aero Plane", 1, 1, 2, 2)], "b": [("Aero Plane", 1, 1, 2, 2)]}})
-    reader = read_voc(root, "train")
+    dataset = read_voc(root, "train")
     with pytest.raises(InputError, match="2 classes in the annotations are not among cats, aeroplane") as error:
-        reader.with_classes(["cats", "aeroplane"])
+        dataset.with_classes(["cats", "aeroplane"])
     assert f"{root}/Annotations/a.xml: unknown class 'Aero Plane' (did you mean 'aeroplane'?), 2 obj" in str(
         error.value
     )
@@ -132,9 +132,9 @@ def test_case_40_names_that_differ_in_case_or_spaces_alone_are_no_classes_of_the
     def classes(*overrides: str, more: tuple = ()) -> tuple[str, ...]:
         config = settings("train", "data=voc", f"data.root={root}", "data.train_split=train", "data.val_split=val",
                           *overrides)  # fmt: skip
-        readers = [builders.build_dataset(config.data, part) for part in ("train", "val")]
-        chosen = builders.resolve_classes(config.data, *readers, more=more)
-        assert [reader.with_classes(chosen).classes for reader in readers] == [chosen] * 2  # each object has a label
+        datasets = [builders.build_dataset(config.data, part) for part in ("train", "val")]
+        chosen = builders.resolve_classes(config.data, *datasets, more=more)
+        assert [dataset.with_classes(chosen).classes for dataset in datasets] == [chosen] * 2  # each object has a label
         return chosen
 
     with pytest.raises(InputError) as error:
@@ -164,7 +164,7 @@ def test_case_41_difficult_is_1_only_where_it_says_so(tmp_path):
 def test_case_42_images_without_objects_are_background_and_counted(make_voc):
     root = make_voc({"train": {"a": [], "b": [CAT], "c": []}})
     checked = check_data(read_voc(root, "train"))
-    assert len(checked.reader) == 3
+    assert len(checked.dataset) == 3
     assert "3 images found, 0 missing, 2 empty, 0 corrupt" in checked.summary()
     assert checked.details() == []
 
@@ -175,8 +175,8 @@ def test_a_data_set_without_any_object_is_noticed(make_voc):
 
 
 def test_case_42_a_class_with_only_difficult_objects_has_no_score(make_voc):
-    reader = read_voc(make_voc({"train": {"a": [(*CAT, 1), ("dog", 1, 1, 9, 9)]}}), "train")
-    metrics, _ = score_voc(match([reader.ground_truth(0)], [], 2), reader.classes)
+    dataset = read_voc(make_voc({"train": {"a": [(*CAT, 1), ("dog", 1, 1, 9, 9)]}}), "train")
+    metrics, _ = score_voc(match([dataset.ground_truth(0)], [], 2), dataset.classes)
     assert metrics["area@0.50"] == {"AP": {"cat": None, "dog": 0.0}, "mAP": 0.0}
 
 
@@ -246,14 +246,14 @@ def one_in_four(make_voc):
 
 def test_a_few_bad_images_are_left_out_of_training_and_too_many_are_an_error(one_in_four, caplog):
     caplog.set_level("INFO")
-    reader = read_voc(one_in_four, "train", ["cat"])
-    checked = accept(check_data(reader), max_bad_fraction=0.25)
-    assert checked.reader.image_ids == ["a", "c", "d"]
+    dataset = read_voc(one_in_four, "train", ["cat"])
+    checked = accept(check_data(dataset), max_bad_fraction=0.25)
+    assert checked.dataset.image_ids == ["a", "c", "d"]
     assert checked.image_hws == [(40, 60)] * 3
     assert "set-train: 4 images found, 0 missing, 0 empty, 0 corrupt, 1 misannotated, 0 objects repaired" in caplog.text
     assert "misannotated: " in caplog.text
     with pytest.raises(InputError, match=r"1 of 4 images .* data\.max_bad_fraction=0\.24 allows(.|\n)*b\.xml: broken"):
-        accept(check_data(reader), max_bad_fraction=0.24)
+        accept(check_data(dataset), max_bad_fraction=0.24)
     assert [path.read_text() for path in one_in_four.rglob("b.xml")] == [
         "<annotation>"
     ]  # nothing of the user's changed
@@ -265,11 +265,11 @@ def test_a_score_needs_every_image_and_every_object(one_in_four):
     with pytest.raises(InputError, match=r"b\.xml: broken XML"):
         require_readable(read_voc(one_in_four, "train"))
     write_xml(one_in_four / "Annotations/b.xml", [CAT, ("cat", 1, 1, "wide", 9)])
-    for look in (lambda reader: require_all_valid(check_data(reader)), require_readable):
+    for look in (lambda dataset: require_all_valid(check_data(dataset)), require_readable):
         with pytest.raises(InputError, match=r"b\.xml: object 2: <xmax> must be a number"):
             look(read_voc(one_in_four, "train"))
     write_xml(one_in_four / "Annotations/b.xml", [("cat", 50, 30, 75, 40)])  # a box is scored as it stands
-    assert require_all_valid(check_data(read_voc(one_in_four, "train"))).reader.image_ids == list("abcd")
+    assert require_all_valid(check_data(read_voc(one_in_four, "train"))).dataset.image_ids == list("abcd")
 
 
 def test_nothing_but_bad_images_is_an_error_at_any_limit(make_voc):
@@ -372,9 +372,9 @@ def test_an_image_whose_path_cannot_be_asked_for_is_missing(make_voc, monkeypatc
     def refused(*_):
         raise OSError(13, "Permission denied")
 
-    reader = read_voc(make_voc({"train": {"a": [CAT]}}), "train")
+    dataset = read_voc(make_voc({"train": {"a": [CAT]}}), "train")
     monkeypatch.setattr(DetectionDataset, "image_path", refused)
-    assert check_data(reader).bad == [("missing", "a: cannot be read: Permission denied")]
+    assert check_data(dataset).bad == [("missing", "a: cannot be read: Permission denied")]
 
 
 @pytest.mark.parametrize("name", ["x" * 251, "folder/" + "x" * 251, "a\0b"])

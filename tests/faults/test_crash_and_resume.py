@@ -310,9 +310,9 @@ def test_case_08_a_folder_that_cannot_be_written_any_more_is_never_called_saved(
 def test_case_09_batches_after_a_resume_do_not_depend_on_the_workers(small_shapes):
     import albumentations as A
 
-    reader = read_voc(small_shapes, "train")
-    boxes = {image_id: np.zeros((0, 4), np.float32) for image_id in reader.image_ids}
-    samples = TransformedDataset(reader, boxes, Resize(64, 96), Augment([A.HorizontalFlip(p=0.5)]), seed=3)
+    dataset = read_voc(small_shapes, "train")
+    boxes = {image_id: np.zeros((0, 4), np.float32) for image_id in dataset.image_ids}
+    samples = TransformedDataset(dataset, boxes, Resize(64, 96), Augment([A.HorizontalFlip(p=0.5)]), seed=3)
 
     def batches(start: int, workers: int) -> list:
         loader = train_loader(samples, TrainBatchSampler(6, 2, 9, seed=3, start=start), workers)
@@ -388,8 +388,8 @@ def test_case_13_other_data_or_proposals_are_refused(spoilt, make_voc):
     images = {"a": [("cat", 1, 1, 20, 20)], "b": []}
 
     def fingerprint_of(root: Path) -> str:
-        reader = read_voc(root, "train")
-        return fingerprint_data(reader, check_data(reader).digests)
+        dataset = read_voc(root, "train")
+        return fingerprint_data(dataset, check_data(dataset).digests)
 
     one, moved = make_voc({"train": images}, "one"), make_voc({"train": images}, "moved")
     assert fingerprint_of(one) == fingerprint_of(moved)

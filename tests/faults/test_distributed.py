@@ -105,8 +105,8 @@ def score(root: Path, model: FastRCNN) -> dict:
     here, samples = rank_info(), six_images(root)
     detections, losses = evaluate(model, eval_loader(samples, 0, here.rank, here.world_size), DETECTOR, COMPUTE,
                                   TRAINING.sample_targets, multi_task_loss)  # fmt: skip
-    truths = [samples.reader.ground_truth(index) for index in range(6)]
-    assert [item.image_id for item in detections] == samples.reader.image_ids
+    truths = [samples.dataset.ground_truth(index) for index in range(6)]
+    assert [item.image_id for item in detections] == samples.dataset.image_ids
     return score_voc(match(truths, detections, 2), ("cat", "dog"), [0.5])[0] | {"losses": losses}
 
 

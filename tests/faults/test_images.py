@@ -158,9 +158,9 @@ def test_case_29_annotated_without_exif_is_an_error_with_a_way_out(make_voc):
     assert "a.xml: is for an image of 60x40, but" in text
     assert "is 40x60 once it is turned upright" in text
     assert "annotated without EXIF. With data.exif=ignore" in text
-    reader = read_voc(root, "train", image_options=ImageOptions(exif="ignore"))
-    assert check_data(reader).image_hws == [(40, 60)]
-    assert reader.image(0).shape == (40, 60, 3)
+    dataset = read_voc(root, "train", image_options=ImageOptions(exif="ignore"))
+    assert check_data(dataset).image_hws == [(40, 60)]
+    assert dataset.image(0).shape == (40, 60, 3)
 
 
 @pytest.mark.parametrize(
@@ -222,9 +222,9 @@ def test_case_34_images_are_found_by_their_stem_whatever_the_name(make_voc):
     (root / "JPEGImages/b.c.jpg").rename(root / "JPEGImages/b.c.JPEG")
     (root / "JPEGImages/IMG 1.jpg").rename(root / "elsewhere")
     (root / "JPEGImages/IMG 1.Jpg").symlink_to(root / "elsewhere")
-    reader = read_voc(root, "train")
-    assert [reader.image_path(index).name for index in range(3)] == ["IMG 1.Jpg", "größe-日本.jpg", "b.c.JPEG"]
-    assert all(reader.image(index).shape == (40, 60, 3) for index in range(3))
+    dataset = read_voc(root, "train")
+    assert [dataset.image_path(index).name for index in range(3)] == ["IMG 1.Jpg", "größe-日本.jpg", "b.c.JPEG"]
+    assert all(dataset.image(index).shape == (40, 60, 3) for index in range(3))
 
 
 def test_case_34_two_images_of_one_stem_are_an_error(make_voc):

@@ -27,17 +27,17 @@ def store(path, **boxes) -> ProposalStore:
 
 
 @pytest.fixture
-def reader(make_voc) -> DetectionDataset:
+def dataset(make_voc) -> DetectionDataset:
     return read_voc(make_voc({"train": {"a": [("cat", 1, 1, 20, 20)], "b": []}}), "train")
 
 
-def test_case_46_missing_images_are_counted_and_named_with_the_command_that_makes_them(tmp_path, reader):
+def test_case_46_missing_images_are_counted_and_named_with_the_command_that_makes_them(tmp_path, dataset):
     proposals = store(tmp_path / "p.safetensors", a=[[0, 0, 9, 9]])
     with pytest.raises(InputError, match=r"no proposals for 1 of 2 images: b(.|\n)*scripts/proposals\.py generate"):
-        require_images(proposals, reader.image_ids, [HW] * 2)
+        require_images(proposals, dataset.image_ids, [HW] * 2)
 
 
-def test_case_47_what_is_no_box_is_left_out_and_counted(tmp_path, reader):
+def test_case_47_what_is_no_box_is_left_out_and_counted(tmp_path, dataset):
     nan, inf = float("nan"), float("inf")
     bad = [[0, 0, nan, 9], [0, 0, inf, 9], [9, 9, 4, 12], [5, 5, 5, 9], [70, 1, 99, 9], [-9, -9, -1, -1]]
     proposals = store(tmp_path / "p.safetensors", a=[*bad, [-5, 3, 999, 9], [1, 2, 3, 4]], b=[])
@@ -45,7 +45,7 @@ def test_case_47_what_is_no_box_is_left_out_and_counted(tmp_path, reader):
         "8 proposals of 2 images, 4 per image; skipped: 2 not numbers, 4 without area in their image; "
         "1 images have none"
     )
-    samples = TransformedDataset(reader, proposals, Resize(40, 60))
+    samples = TransformedDataset(dataset, proposals, Resize(40, 60))
     assert samples.original(0).proposals.tolist() == [[0, 3, 60, 9], [1, 2, 3, 4]]
     assert samples.original(1).proposals.shape == (0, 4)  # the last image of the file
 
@@ -57,21 +57,21 @@ def test_case_47_scores_go_with_their_boxes():
     assert used.tolist() == [[5, 6, 7, 8], [1, 2, 3, 4]]
 
 
-def test_case_48_boxes_made_on_another_size_are_an_error(tmp_path, reader):
+def test_case_48_boxes_made_on_another_size_are_an_error(tmp_path, dataset):
     proposals = store(tmp_path / "p.safetensors", a=[[0, 0, 9, 9]], b=[[0, 0, 9, 9]])
     with pytest.raises(InputError, match=r"the proposals of b were made on .*\(40, 60\), but it has \(80, 120\)"):
         require_images(proposals, ["a", "b"], [HW, (80, 120)])
 
 
-def test_case_49_boxes_are_matched_by_image_id_never_by_position(tmp_path, reader):
+def test_case_49_boxes_are_matched_by_image_id_never_by_position(tmp_path, dataset):
     proposals = store(tmp_path / "p.safetensors", b=[[1, 1, 5, 5]], a=[[0, 0, 20, 20]])
-    samples = TransformedDataset(reader, proposals, Resize(40, 60))
+    samples = TransformedDataset(dataset, proposals, Resize(40, 60))
     assert [samples.original(index).proposals.tolist() for index in range(2)] == [[[0, 0, 20, 20]], [[1, 1, 5, 5]]]
 
 
-def test_case_49_boxes_of_other_images_are_noticed_by_their_recall(tmp_path, reader, caplog):
+def test_case_49_boxes_of_other_images_are_noticed_by_their_recall(tmp_path, dataset, caplog):
     store(tmp_path / "p.safetensors", a=[[30, 20, 60, 40]], b=[])
-    proposals_for(reader, [HW] * 2, str(tmp_path / "p.safetensors"), "fast", tmp_path)
+    proposals_for(dataset, [HW] * 2, str(tmp_path / "p.safetensors"), "fast", tmp_path)
     assert "hardly any object has a proposal: are these boxes of other images, or in another order?" in caplog.text
 
 

@@ -488,9 +488,9 @@ def test_a_split_cannot_name_a_place_to_write_to(make_voc, tmp_path):
     root = make_voc({"train": {"a": [("cat", 1, 1, 20, 20)]}}, name="climbs")
     (tmp_path / "notes.txt").write_text("a\n")
     up = os.path.relpath(tmp_path / "notes", root / "ImageSets/Main")
-    reader = read_voc(root, up)
-    assert "/" not in reader.name
-    check_data(reader)
+    dataset = read_voc(root, up)
+    assert "/" not in dataset.name
+    check_data(dataset)
     assert [path.parent for path in cache_folder().rglob("climbs-*notes*")] == [cache_folder()]
     assert sorted(path.name for path in tmp_path.glob("notes*")) == ["notes.txt"]
 

@@ -219,9 +219,9 @@ def test_coco_annotations(tmp_path):
     }
 
     def read(path: Path) -> None:
-        reader = read_coco(path.parent, path.name)
-        for index in range(len(reader)):
-            truth = reader.ground_truth(index)
+        dataset = read_coco(path.parent, path.name)
+        for index in range(len(dataset)):
+            truth = dataset.ground_truth(index)
             assert np.isfinite(truth.boxes).all()
             assert len(truth.boxes) == len(truth.labels) == len(truth.areas)
 

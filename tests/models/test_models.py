@@ -133,15 +133,15 @@ def test_two_images_are_overfitted(small_shapes, tmp_path):
 
     root = shutil.copytree(small_shapes, tmp_path / "data")
     (root / "ImageSets/Main/two.txt").write_text("train_0\ntrain_1\n")
-    reader = read_voc(root, "two")
-    truths = [reader.ground_truth(index) for index in range(2)]
+    dataset = read_voc(root, "two")
+    truths = [dataset.ground_truth(index) for index in range(2)]
     grid = torch.cartesian_prod(*[torch.arange(0, 300, 30.0)] * 2)
     everywhere = torch.cat([torch.cat([grid, grid + size], dim=1) for size in (40, 80)]).numpy()
     proposals = {
         t.image_id: torch.cat([torch.from_numpy(t.boxes), torch.from_numpy(everywhere)]).numpy() for t in truths
     }
-    samples = TransformedDataset(reader, proposals, Resize(160, 300))
-    model = build_model("resnet18", "fc", num_classes=len(reader.classes), hidden=128)
+    samples = TransformedDataset(dataset, proposals, Resize(160, 300))
+    model = build_model("resnet18", "fc", num_classes=len(dataset.classes), hidden=128)
     compute = resolve_compute("cpu", "float32")
     compute.place(model)
     config, detector = TrainingConfig(Sampling(), BoxCoder(), seed=0), DetectorConfig(BoxCoder(), Postprocess())
@@ -153,7 +153,7 @@ def test_two_images_are_overfitted(small_shapes, tmp_path):
     detections, val_losses = evaluate(
         model, eval_loader(samples, 0), detector, compute, config.sample_targets, multi_task_loss
     )
-    metrics, _ = score_voc(match(truths, detections, len(reader.classes)), reader.classes)
+    metrics, _ = score_voc(match(truths, detections, len(dataset.classes)), dataset.classes)
     assert losses[-1] < 0.2 * losses[0]
     assert metrics["area@0.50"]["mAP"] == 1.0
     assert val_losses["cls"] < 0.3

@@ -15,7 +15,7 @@ HW = (40, 60)  # of make_voc's images
 
 
 @pytest.fixture
-def reader(make_voc) -> DetectionDataset:
+def dataset(make_voc) -> DetectionDataset:
     """Eight images with three objects each, some at the borders."""
     random = np.random.default_rng(0)
     images = {}
@@ -27,13 +27,13 @@ def reader(make_voc) -> DetectionDataset:
 
 
 @pytest.fixture
-def boxes(reader) -> dict[str, np.ndarray]:
+def boxes(dataset) -> dict[str, np.ndarray]:
     """Proposals as they come from segments: the objects, and boxes that end at borders."""
     random, found = np.random.default_rng(1), {}
-    for index, image_id in enumerate(reader.image_ids):
+    for index, image_id in enumerate(dataset.image_ids):
         low = random.integers(0, 30, (40, 2)) * (random.random((40, 2)) < 0.8)
         high = np.minimum(low + random.integers(5, 40, (40, 2)), [60, 40])
-        found[image_id] = np.concatenate([reader.ground_truth(index).boxes, np.concatenate([low, high], axis=1)])
+        found[image_id] = np.concatenate([dataset.ground_truth(index).boxes, np.concatenate([low, high], axis=1)])
     return {image_id: item.astype(np.float32) for image_id, item in found.items()}
 
 
@@ -47,14 +47,14 @@ ALL = [BoxFormat(order, origin) for order in ("xyxy", "yxyx", "xywh") for origin
 
 
 @pytest.mark.parametrize("true", ALL, ids=str)
-def test_the_right_layout_fits_and_no_other(reader, boxes, true):
+def test_the_right_layout_fits_and_no_other(dataset, boxes, true):
     raw = raw_file(boxes, true)
     for declared in ALL:
         if declared == true:
-            require_box_format(raw, reader, [HW] * 8, declared)
+            require_box_format(raw, dataset, [HW] * 8, declared)
             continue
         with pytest.raises(InputError) as error:
-            require_box_format(raw, reader, [HW] * 8, declared)
+            require_box_format(raw, dataset, [HW] * 8, declared)
         message = str(error.value)
         assert f"p.x: its boxes were taken for {declared}, but fit images and objects better as {true}" in message
         assert f"convert them with --order {true.order} --base {true.pixel_origin}" in message
@@ -63,24 +63,24 @@ def test_the_right_layout_fits_and_no_other(reader, boxes, true):
         assert len(table) == 8
 
 
-def test_what_was_not_declared_is_asked_for_with_the_scores(reader, boxes):
+def test_what_was_not_declared_is_asked_for_with_the_scores(dataset, boxes):
     with pytest.raises(
         InputError, match=r"neither their order nor base\); say it with --order yxyx --base 1 if(.|\n)*score"
     ):
-        require_box_format(raw_file(boxes, BoxFormat("yxyx", "1")), reader, [HW] * 8, None)
+        require_box_format(raw_file(boxes, BoxFormat("yxyx", "1")), dataset, [HW] * 8, None)
 
 
 @pytest.mark.parametrize("scale", [0.5, 0.9, 1.1, 2])
-def test_boxes_made_on_images_of_another_size(reader, boxes, scale):
+def test_boxes_made_on_images_of_another_size(dataset, boxes, scale):
     raw = raw_file({image_id: item * scale for image_id, item in boxes.items()}, BoxFormat("xyxy", "0"))
     with pytest.raises(InputError, match=r"made on images of another size(.|\n)*--base 0, stretched  "):
-        require_box_format(raw, reader, [HW] * 8, BoxFormat("xyxy", "0"))
+        require_box_format(raw, dataset, [HW] * 8, BoxFormat("xyxy", "0"))
 
 
-def test_boxes_of_other_images_under_the_same_names(reader, boxes):
+def test_boxes_of_other_images_under_the_same_names(dataset, boxes):
     few = {image_id: np.array([[0, 0, 3, 4], [50, 30, 60, 40]], np.float32) for image_id in boxes}
     with pytest.raises(InputError, match="hardly any object has a proposal(.|\n)*0 of 24"):
-        require_box_format(raw_file(few, BoxFormat("xyxy", "0")), reader, [HW] * 8, BoxFormat("xyxy", "0"))
+        require_box_format(raw_file(few, BoxFormat("xyxy", "0")), dataset, [HW] * 8, BoxFormat("xyxy", "0"))
 
 
 def test_the_parts_of_a_fit():
@@ -91,30 +91,30 @@ def test_the_parts_of_a_fit():
     assert match.recall == 0.5
 
 
-def test_converting_with_a_data_set_tries_the_declaration(reader, boxes, tmp_path):
+def test_converting_with_a_data_set_tries_the_declaration(dataset, boxes, tmp_path):
     images = [ImageProposals(id, item) for id, item in boxes.items()]
     WRITERS["voc-mat"](tmp_path / "p.mat", images)
     WRITERS["npz"](tmp_path / "p.npz", images)
     out = tmp_path / "p.safetensors"
     with pytest.raises(InputError, match="fit images and objects better as y1 x1 y2 x2, from 1"):
-        convert(tmp_path / "p.mat", "voc-mat", out, "store", order="xyxy", reader=reader)
+        convert(tmp_path / "p.mat", "voc-mat", out, "store", order="xyxy", dataset=dataset)
     with pytest.raises(InputError, match=r"does not say what its numbers mean(.|\n)*with --order xyxy --base 0"):
-        convert(tmp_path / "p.npz", "npz", out, "store", reader=reader)
-    assert convert(tmp_path / "p.mat", "voc-mat", out, "store", reader=reader)[0] == 8
+        convert(tmp_path / "p.npz", "npz", out, "store", dataset=dataset)
+    assert convert(tmp_path / "p.mat", "voc-mat", out, "store", dataset=dataset)[0] == 8
     store = ProposalStore(out)
     assert store.image_hw("i3") == HW
     assert store["i3"].tolist() == boxes["i3"].tolist()
 
 
-def test_proposals_of_another_split_are_named_as_such(reader, boxes, make_voc, tmp_path, caplog):
+def test_proposals_of_another_split_are_named_as_such(dataset, boxes, make_voc, tmp_path, caplog):
     WRITERS["voc-mat"](tmp_path / "p.mat", [ImageProposals(id, item) for id, item in boxes.items()])
     other = read_voc(make_voc({"val": {"i1": [("cat", 1, 1, 9, 9)], "j1": [], "j2": []}}, "other"), "val")
     with pytest.raises(InputError, match=r"no proposals for 2 of the 3 images of other-val: j1, j2\. .* another split"):
-        convert(tmp_path / "p.mat", "voc-mat", tmp_path / "out.npz", "npz", reader=other)
+        convert(tmp_path / "p.mat", "voc-mat", tmp_path / "out.npz", "npz", dataset=other)
     assert not (tmp_path / "out.npz").exists()
 
 
-def test_training_refuses_a_mat_that_does_not_fit(reader, boxes, tmp_path):
+def test_training_refuses_a_mat_that_does_not_fit(dataset, boxes, tmp_path):
     cells, ids = np.empty(8, dtype=object), np.empty(8, dtype=object)
 
     def write(box_format, scale=1.0):
@@ -123,7 +123,7 @@ def test_training_refuses_a_mat_that_does_not_fit(reader, boxes, tmp_path):
         scipy.io.savemat(tmp_path / "p.mat", {"boxes": cells, "images": ids})
 
     def use():
-        return proposals_for(reader, [HW] * 8, str(tmp_path / "p.mat"), "fast", tmp_path)
+        return proposals_for(dataset, [HW] * 8, str(tmp_path / "p.mat"), "fast", tmp_path)
 
     write(BoxFormat("yxyx", "1"))
     assert use()["i1"].tolist() == boxes["i1"].tolist()
@@ -136,34 +136,34 @@ def test_training_refuses_a_mat_that_does_not_fit(reader, boxes, tmp_path):
         use()
 
 
-def test_a_store_that_knows_no_sizes_is_warned_of(reader, boxes, tmp_path, caplog):
+def test_a_store_that_knows_no_sizes_is_warned_of(dataset, boxes, tmp_path, caplog):
     """It was declared once, and there must be a way to use boxes that fit badly for good reasons."""
     images = [ImageProposals(id, item[:, [1, 0, 3, 2]]) for id, item in boxes.items()]
     WRITERS["store"](tmp_path / "p.safetensors", images)
-    proposals_for(reader, [HW] * 8, str(tmp_path / "p.safetensors"), "fast", tmp_path)
+    proposals_for(dataset, [HW] * 8, str(tmp_path / "p.safetensors"), "fast", tmp_path)
     assert "fit images and objects better as y1 x1 y2 x2, from 0" in caplog.text
     caplog.clear()
     WRITERS["store"](tmp_path / "q.safetensors", [ImageProposals(i.image_id, i.boxes, None, HW) for i in images])
-    proposals_for(reader, [HW] * 8, str(tmp_path / "q.safetensors"), "fast", tmp_path)
+    proposals_for(dataset, [HW] * 8, str(tmp_path / "q.safetensors"), "fast", tmp_path)
     assert "better" not in caplog.text
 
 
 @pytest.mark.parametrize("image_hw", [None, HW])
 @pytest.mark.parametrize("order", ["yxyx", "xywh"])
 def test_a_store_in_another_order_beyond_doubt_is_an_error_that_says_how_to_mend_it(
-    reader, tmp_path, monkeypatch, order, image_hw
+    dataset, tmp_path, monkeypatch, order, image_hw
 ):
     true, wrong, mended = BoxFormat(order, "0"), tmp_path / "p.safetensors", tmp_path / "mended.safetensors"
-    objects = {id: reader.ground_truth(index).boxes for index, id in enumerate(reader.image_ids)}
+    objects = {id: dataset.ground_truth(index).boxes for index, id in enumerate(dataset.image_ids)}
     numbers = {id: true.from_boxes(item).astype(np.float32) for id, item in objects.items()}
     WRITERS["store"](wrong, [ImageProposals(id, item, None, image_hw) for id, item in numbers.items()])
 
     def use(path):
-        return proposals_for(reader, [HW] * 8, str(path), "fast", tmp_path)
+        return proposals_for(dataset, [HW] * 8, str(path), "fast", tmp_path)
 
     with pytest.raises(OtherOrder, match=rf"p\.safetensors: .*convert them with --order {order} --base 0:"):
         use(wrong)
-    convert(wrong, "store", mended, "store", order=order, pixel_origin="0", reader=reader)
+    convert(wrong, "store", mended, "store", order=order, pixel_origin="0", dataset=dataset)
     assert use(mended)["i1"].tolist() == objects["i1"].tolist()
     monkeypatch.setattr("detector.proposals.box_format.SURE_COUNT", 25)  # there are 24 objects
     use(wrong)
@@ -172,19 +172,19 @@ def test_a_store_in_another_order_beyond_doubt_is_an_error_that_says_how_to_mend
 def test_boxes_in_another_order_are_not_said_to_be_of_another_size(make_voc):
     """Though stretched they touch the far borders and find every object too."""
     objects = [("cat", 6, 6, 50, 25), ("cat", 1, 1, 45, 20), ("cat", 9, 9, 55, 28)]
-    reader = read_voc(make_voc({"train": {f"i{number}": objects for number in range(20)}}), "train")
-    boxes = {id: reader.ground_truth(index).boxes for index, id in enumerate(reader.image_ids)}
+    dataset = read_voc(make_voc({"train": {f"i{number}": objects for number in range(20)}}), "train")
+    boxes = {id: dataset.ground_truth(index).boxes for index, id in enumerate(dataset.image_ids)}
     raw = RawProposals("p.x", None, {id: item[:, [1, 0, 3, 2]] for id, item in boxes.items()})
     with pytest.raises(OtherOrder, match="fit images and objects better as y1 x1 y2 x2, from 0"):
-        require_box_format(raw, reader, [HW] * 20, BoxFormat("xyxy", "0"))
+        require_box_format(raw, dataset, [HW] * 20, BoxFormat("xyxy", "0"))
 
 
 def test_real_boxes_in_each_layout(shared):
     root = shared / "data/bccd"
-    reader = read_voc(root, "test")
+    dataset = read_voc(root, "test")
     raw = open_proposals(root / "selective_search/bccd_test.mat").raw
-    hws = [(480, 640)] * len(reader)
-    require_box_format(raw, reader, hws, raw.box_format)
+    hws = [(480, 640)] * len(dataset)
+    require_box_format(raw, dataset, hws, raw.box_format)
     for box_format in (
         BoxFormat("xyxy", "1"),
         BoxFormat("yxyx", "0"),
@@ -192,9 +192,9 @@ def test_real_boxes_in_each_layout(shared):
         BoxFormat("xywh", "1"),
     ):
         with pytest.raises(InputError, match="better as y1 x1 y2 x2, from 1") as error:
-            require_box_format(raw, reader, hws, box_format)
+            require_box_format(raw, dataset, hws, box_format)
         assert isinstance(error.value, OtherOrder) == (box_format.order != "yxyx")
-    other = raw.rows[reader.image_ids[0]]
-    one_for_all = RawProposals(raw.path, raw.box_format, dict.fromkeys(reader.image_ids, other[:100]))
+    other = raw.rows[dataset.image_ids[0]]
+    one_for_all = RawProposals(raw.path, raw.box_format, dict.fromkeys(dataset.image_ids, other[:100]))
     with pytest.raises(InputError, match="hardly any object"):
-        require_box_format(one_for_all, reader, hws, raw.box_format)
+        require_box_format(one_for_all, dataset, hws, raw.box_format)

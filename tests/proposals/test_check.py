@@ -7,7 +7,7 @@ from detector.proposals.store import ProposalStore, stream_store
 
 
 def test_each_fault_is_found_where_it_is(make_voc, tmp_path):
-    reader = read_voc(make_voc({"train": {id: [] for id in ("gone", "good", "bad", "small", "none")}}), "train")
+    dataset = read_voc(make_voc({"train": {id: [] for id in ("gone", "good", "bad", "small", "none")}}), "train")
     nan, inf = np.nan, np.inf
     bad = [
         [0, 0, 60, 40],
@@ -24,7 +24,7 @@ def test_each_fault_is_found_where_it_is(make_voc, tmp_path):
         ImageProposals("other", np.ones((1, 4)), None, (40, 60)),
     ]  # fmt: skip
     stream_store(tmp_path / "p.safetensors", images, {})
-    faults = find_faults(ProposalStore(tmp_path / "p.safetensors"), reader)
+    faults = find_faults(ProposalStore(tmp_path / "p.safetensors"), dataset)
     assert faults == {
         "missing": {"gone": 1},
         "extra": {"other": 1},

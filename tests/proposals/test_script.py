@@ -54,8 +54,8 @@ def test_from_shards_to_a_table(call, small_shapes, tmp_path):
 
 
 def test_check_says_by_its_status_that_it_found_something(call, small_shapes, tmp_path):
-    reader = read_voc(small_shapes, "test")
-    stream_store(tmp_path / "p.safetensors", [ImageProposals(id, np.zeros((1, 4))) for id in reader.image_ids], {})
+    dataset = read_voc(small_shapes, "test")
+    stream_store(tmp_path / "p.safetensors", [ImageProposals(id, np.zeros((1, 4))) for id in dataset.image_ids], {})
     status, printed, _ = call("check", tmp_path / "p.safetensors", "--data", small_shapes, "--split", "test")
     assert status == 1
     assert "degenerate             3        3" in printed
@@ -84,9 +84,9 @@ def test_images_are_read_as_training_is_to_read_them(call, small_shapes, tmp_pat
         assert call("generate", *data, "--out", path, "--mode", "single", "--exif", exif)[0] == 0
         stores[exif] = ProposalStore(path)
     assert not np.array_equal(stores["apply"][first], stores["ignore"][first])
-    reader = read_voc(root, "test")
+    dataset = read_voc(root, "test")
     with pytest.raises(InputError, match=r"ignore\.safetensors: was made with --exif ignore, but data\.exif is apply"):
-        proposals_for(reader, [stores["apply"].image_hw(id) for id in reader.image_ids],
+        proposals_for(dataset, [stores["apply"].image_hw(id) for id in dataset.image_ids],
                       str(tmp_path / "ignore.safetensors"), "single", tmp_path)  # fmt: skip
     status, _, errors = call("generate", *data, "--out", tmp_path / "q.safetensors", "--max-image-pixels", "1000")
     assert (status, "1000" in errors) == (2, True), errors

@@ -111,9 +111,9 @@ def test_missing_images_and_other_sizes_are_errors(store):
 def test_the_released_format_on_real_data(shared):
     """Boxes in another order or of other images would not find the objects."""
     root = shared / "data/bccd"
-    reader = read_voc(root, "test")
+    dataset = read_voc(root, "test")
     proposals = open_proposals(root / "selective_search/bccd_test.mat")
-    assert proposal_recall(reader, proposals, range(len(reader))) == pytest.approx(0.868, abs=0.005)
+    assert proposal_recall(dataset, proposals, range(len(dataset))) == pytest.approx(0.868, abs=0.005)
 
 
 MANY = np.array([[0, 0, 9, 3], [-5, 5, 20, 70], [0, 0, 9, 3], [9, 9, 9, 12], [70, 1, 80, 9], [1, 1, 7, 7]], np.float32)

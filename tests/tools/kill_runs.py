@@ -53,12 +53,12 @@ def make_data(root: Path) -> list[str]:
             (root / f"Annotations/{split}_{seed}.xml").write_text(
                 annotation_xml(f"{split}_{seed}", image.shape, objects)
             )
-        reader, generator = read_voc(root, split), np.random.default_rng(0)
+        dataset, generator = read_voc(root, split), np.random.default_rng(0)
         corners = [generator.uniform(0, 150, (40, 2)) for _ in seeds]
         boxes = [np.concatenate([xy, xy + generator.uniform(20, 120, (40, 2))], axis=1) for xy in corners]
-        hws = [reader.image(index).shape[:2] for index in range(len(reader))]
+        hws = [dataset.image(index).shape[:2] for index in range(len(dataset))]
         part = "train" if split == "train" else "val"
-        write_store(root.parent / f"{split}.safetensors", reader.image_ids, boxes, hws, {})
+        write_store(root.parent / f"{split}.safetensors", dataset.image_ids, boxes, hws, {})
         settings.append(f"data.{part}_proposals={root.parent}/{split}.safetensors")
     return settings
 
