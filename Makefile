@@ -1,5 +1,6 @@
 # make demo   set up, then train and evaluate on a generated data set
-# make test   set up, then run the test suite
+# make test   set up, then run the test suite without what is slow
+# make test-all  set up, then run all tests: also kill loops, long fuzzing, many processes
 # make lint   ruff (check and format) and mypy
 # make setup  only set up: .venv with the pinned requirements
 # make lock   update requirements.txt from the ranges in pyproject.toml
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test lint setup lock
+.PHONY: demo test test-all lint setup lock
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -20,6 +21,9 @@ demo: setup
 	@echo "The run is in runs/demo. To view it: $(BIN)/tensorboard --logdir runs"
 
 test: setup
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: setup
 	$(BIN)/python -m pytest
 
 lint: setup

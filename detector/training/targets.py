@@ -23,9 +23,8 @@ class Sampling:
     proposal in that range samples its background from all proposals below `background_iou_high` instead, so that it
     still contributes background.
 
-    The paper samples uniformly from the foreground proposals. Large objects then take nearly all of it: on BCCD a white
-    blood cell has 23 in the median, a platelet 2. With `balance_objects` the objects of an image have equal shares, as
-    far as their proposals go.
+    The paper samples uniformly from the foreground proposals, of which large objects have most. With
+    `balance_objects` the objects of an image have equal shares, as far as their proposals go.
     """
 
     rois_per_image: int = 64
@@ -60,7 +59,8 @@ def sample_rois(
     foreground = torch.nonzero(best_iou >= sampling.foreground_iou).flatten()
     foreground = sample(foreground, len(foreground))
     if sampling.balance_objects and len(foreground):
-        foreground = _take_turns(foreground, match)
+        order = torch.randperm(len(gt_boxes), generator=generator)
+        foreground = _take_turns(foreground, match, order)
     foreground = foreground[:count]
     below = best_iou < sampling.background_iou_high
     background = torch.nonzero(below & (best_iou >= sampling.background_iou_low)).flatten()
@@ -76,11 +76,14 @@ def sample_rois(
     return boxes[keep], labels, matched
 
 
-def _take_turns(candidates: Tensor, match: Tensor) -> Tensor:
-    """Reorder candidates (F,): the first of each object that `match` names, then the second of each, and so on."""
-    owners = torch.nn.functional.one_hot(match[candidates])  # (F, G)
+def _take_turns(candidates: Tensor, match: Tensor, order: Tensor) -> Tensor:
+    """Reorder candidates (F,): the first of each object that `match` names, then the second of each, and so on.
+
+    In each turn the objects come in this order, a permutation (G,): the last turn may be cut short.
+    """
+    owners = torch.nn.functional.one_hot(match[candidates], len(order))  # (F, G)
     turns = (owners.cumsum(dim=0) * owners).sum(dim=1)  # 1 for the first candidate of its object, 2 for the second
-    return candidates[turns.argsort(stable=True)]
+    return candidates[(turns * len(order) + order[match[candidates]]).argsort()]
 
 
 def make_targets(batch: Batch, sampling: Sampling, coder: BoxCoder, seed: int) -> RoiTargets:

@@ -73,6 +73,18 @@ def test_objects_have_equal_shares_of_the_foreground():
     assert labels.bincount(minlength=4)[1] > 10
 
 
+def test_many_objects_have_equal_chances_of_the_foreground():
+    """32 objects for 16 places; half of them have 40 proposals, half one."""
+    gt_boxes = torch.arange(32.0)[:, None] * 100 + torch.tensor([0.0, 0.0, 10.0, 10.0])
+    near = gt_boxes.repeat_interleave(torch.tensor([40, 1] * 16), dim=0)
+    arguments = (near + torch.rand(len(near), 1) * 0.1, gt_boxes, torch.arange(32) % 2 + 1)
+    sampling, counts = Sampling(rois_per_image=64, balance_objects=True), torch.zeros(3)
+    for seed in range(100):
+        counts += sample_rois(*arguments, sampling, generator(seed))[1].bincount(minlength=3)
+    assert counts[1:].sum() == 1600
+    assert 0.45 < counts[1] / counts[1:].sum() < 0.55
+
+
 def test_foreground_is_limited_to_its_fraction_and_background_fills_the_rest():
     many = GT[:1].repeat(50, 1) + torch.rand(50, 1) * 0.1
     background = torch.tensor([[0.0, 0.0, 10.0, 3.0]]).repeat(100, 1) + torch.rand(100, 1) * 0.1
