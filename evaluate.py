@@ -3,6 +3,8 @@
 configs/evaluate.yaml has examples; docs/settings.md lists the settings.
 """
 
+from pathlib import Path
+
 from detector.app import run_program
 from detector.errors import InputError
 from detector.settings import EvaluateSettings
@@ -15,9 +17,11 @@ def main(settings: EvaluateSettings) -> float | None:
     # Imported here: invalid settings end the program before torch is imported, which takes seconds.
     from detector.runtime.distributed import process_group
     from detector.runtime.ranks import is_main
-    from detector.scoring import require_free, score_checkpoint, score_saved
+    from detector.scoring import score_checkpoint, score_saved
+    from detector.training.run_folder import require_new
 
-    require_free(settings.out)
+    if settings.out is not None:
+        require_new("out", Path(settings.out))
     if settings.checkpoint is None:
         return score_saved(settings) if is_main() else None
     with process_group(settings.distributed.timeout_s):

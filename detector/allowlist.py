@@ -8,10 +8,8 @@ from typing import Any
 
 from detector.errors import InputError
 
-ALLOWED = ("detector.", "torch.optim.", "albumentations.")
 
-
-def build(settings: Mapping, packages: tuple[str, ...] = ALLOWED, /, **more: Any) -> Any:
+def build(settings: Mapping, packages: tuple[str, ...], /, **more: Any) -> Any:
     """Instantiate the class that `_target_` names, with the other settings and `more` as its arguments.
 
     `packages`: where the class may come from, as narrow as the use allows. Raises InputError for anything but a class

@@ -4,6 +4,7 @@ Settings are composed with Hydra's Compose API, which instantiates nothing that 
 torch is imported. Only a sweep (-m) is run by Hydra itself, after all its choices have been composed and validated.
 """
 
+import itertools
 import math
 import os
 import re
@@ -18,7 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from detector.compose import CONFIGS, compose, in_words, plain, quoted, search_path
+from detector.compose import CONFIGS, choosable_groups, compose, in_words, plain, quoted, search_path
 from detector.errors import InputError
 from detector.runtime.exits import FAILED, WRONG_INPUT, exit_status, stdout_closed
 from detector.runtime.logs import set_up_logging
@@ -43,6 +44,8 @@ def run_program(program: Program, name: str, schema: type[Schema]) -> None:
 def _start(program: Program, name: str, schema: type[Schema]) -> int:
     ConfigStore.instance().store(f"{name}_settings", defaults(schema))
     arguments = _parser(name).parse_intermixed_args()
+    if arguments.multirun and (arguments.help or arguments.cfg):
+        raise InputError("--multirun cannot be combined with --help or --cfg")
     if arguments.multirun:
         return _sweep(program, name, schema, arguments)
     overrides = [quoted(override) for override in arguments.overrides]
@@ -60,7 +63,7 @@ def _start(program: Program, name: str, schema: type[Schema]) -> int:
 
 
 def _parser(name: str) -> ArgumentParser:
-    groups = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir())
+    groups = choosable_groups(name)
     choices = [f"{group}={'|'.join(sorted(path.stem for path in (CONFIGS / group).iterdir()))}" for group in groups]
     parser = _Parser(
         f"{name}.py", "%(prog)s [OPTION ...] [GROUP=CHOICE ...] [SETTING=VALUE ...]", add_help=False,
@@ -92,7 +95,7 @@ def _run(program: Program, settings: Settings) -> float | None:
 
 
 def _sweep(program: Program, name: str, schema: type[Settings], arguments: Namespace) -> int:
-    """Compose and validate every choice, then let Hydra run them. Returns the exit status of the first failed run."""
+    """Compose and validate every run, then let Hydra start them. Returns the exit status of the first failed run."""
     for overrides in _jobs(arguments.overrides):
         parse(schema, plain(compose(schema, arguments, overrides, name)))
     failed: list[int] = []
@@ -101,9 +104,12 @@ def _sweep(program: Program, name: str, schema: type[Settings], arguments: Names
     def job(config: DictConfig) -> float:
         """One run; if it fails, its score is NaN, and the others go on."""
         scores: list[float | None] = []
-        status = exit_status(
-            lambda: scores.append(_run(program, parse(schema, plain(config)))), "what was saved before is kept"
-        )
+        try:
+            status = exit_status(
+                lambda: scores.append(_run(program, parse(schema, plain(config)))), "what was saved before is kept"
+            )
+        except SystemExit as end:  # of a process other than the first: its error is printed by that one
+            status = end.code if isinstance(end.code, int) else FAILED
         # From a process that a launcher started, only the exit status reports the failure.
         if status and (os.getpid() != started_in or status not in (FAILED, WRONG_INPUT)):
             sys.exit(status)
@@ -114,21 +120,24 @@ def _sweep(program: Program, name: str, schema: type[Settings], arguments: Names
     sys.argv[1:] = ["-m", *search_path(arguments), *arguments.overrides]
     hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(job)()
     if failed:
-        print(f"error: {len(failed)} runs of the sweep failed; what each said is above", file=sys.stderr)
+        print(f"error: {len(failed)} run(s) of the sweep failed; see the errors above", file=sys.stderr)
     return failed[0] if failed else 0
 
 
 def _jobs(overrides: list[str]) -> Iterator[list[str]]:
-    """Overrides of runs that together have every choice of a sweep; those that only a sweeper makes are left out."""
+    """The overrides of each run of a sweep; values that only a sweeper chooses, as of an interval, are left out."""
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
+        choices = [
+            [f"{item.get_key_element()}={value}" for value in item.sweep_string_iterator()]
+            for item in parsed
+            if item.is_choice_sweep() or item.is_range_sweep()
+        ]
     except HydraException as error:
-        raise InputError(in_words(str(error))) from None
-    choices = [
-        [f"{item.get_key_element()}={value}" for value in item.sweep_string_iterator()]
-        for item in parsed
-        if item.is_choice_sweep() or item.is_range_sweep()
-    ]
+        message = in_words(str(error))
+        if "ConfigLoader is not set" in message:
+            message = "glob(...) is not supported: list the choices, KEY=A,B"
+        raise InputError(message) from None
     fixed = [str(item.input_line) for item in parsed if not item.is_sweep_override()]
-    for number in range(max(map(len, choices), default=1)):
-        yield fixed + [options[min(number, len(options) - 1)] for options in choices]
+    for combination in itertools.product(*choices):
+        yield [*fixed, *combination]

@@ -3,7 +3,7 @@
 Data, model and the rest receive only the values that they need.
 """
 
-import importlib
+import importlib.util
 import inspect
 import logging
 from collections.abc import Callable, Collection, Sequence
@@ -60,14 +60,14 @@ def read_dataset(data: Data, part: str) -> DetectionDataset:
     """All images and classes of the part `train` or `val`."""
     if data.root is None:
         raise InputError("data.root: must be given: data.root=DIR")
+    sources = _sources(data)
     if data.parts is None:
-        _require_taken(data)
-    sources = [data] if data.parts is None else [_part_of(data, own) for own in data.parts]
+        require_taken(data, [item.key for item in walk(data) if LAYOUT in item.policies and item.value is not None])
     found = [dataset for dataset in (_read_single(source, part) for source in sources) if dataset is not None]
     if not found:
         keys = {next(iter(_reader_arguments(source, part))) for source in sources} or {"parts"}
         raise InputError(
-            f"data: nothing says which images there are to {'train on' if part == 'train' else 'score'}: "
+            f"data: no images to {'train on' if part == 'train' else 'score'} are selected: "
             f"give data.{' or data.'.join(sorted(keys))}"
         )
     return found[0] if len(found) == 1 else join(found)
@@ -80,6 +80,11 @@ def restricted(dataset: DetectionDataset, data: Data) -> DetectionDataset:
         logger.info("data.max_images: the first %d of the %d images of %s", limit, len(dataset), dataset.name)
         dataset = dataset.subset(range(limit))
     return dataset.without_classes(data.exclude_classes) if data.exclude_classes else dataset
+
+
+def _sources(data: Data) -> list[Data]:
+    """The settings of each data set that is joined, of which there is usually one."""
+    return [data] if data.parts is None else [_part_of(data, own) for own in data.parts]
 
 
 def _part_of(data: Data, own: dict) -> Data:
@@ -98,13 +103,14 @@ def _part_of(data: Data, own: dict) -> Data:
     return settings.with_values(root=str(Path(data.root or "", root)), parts=None)
 
 
-def _require_taken(data: Data) -> None:
-    """Raise InputError for a setting of another layout."""
-    taken = {*_reader_arguments(data, "train"), *_reader_arguments(data, "val")}
-    for item in walk(data):
-        if LAYOUT in item.policies and item.value is not None and item.key not in taken:
+def require_taken(data: Data, keys: Collection[str]) -> None:
+    """Raise InputError for one of these settings of layouts that no layout of the data set has."""
+    sources = _sources(data)
+    taken = {key for source in sources for part in ("train", "val") for key in _reader_arguments(source, part)}
+    for key in keys:
+        if key not in taken:
             raise InputError(
-                f"data.{item.key}={item.value}: the layout {data.reader} does not take it; it takes "
+                f"data.{key}={getattr(data, key)}: not a setting of data.reader={sources[0].reader}, which has "
                 f"{', '.join(sorted(taken))}"
             )
 
@@ -119,13 +125,12 @@ def _read_single(data: Data, part: str) -> DetectionDataset | None:
 
 
 def _reader(data: Data) -> Callable[..., DetectionDataset]:
-    """The function that reads the layout. A config may be untrusted: only a module of detector/data/ can have it."""
-    try:
-        return getattr(importlib.import_module(f"detector.data.{data.reader}"), f"read_{data.reader}")
-    except (ImportError, AttributeError):
-        raise InputError(
-            f"data.reader={data.reader}: detector/data/ has no reader of this name: give data=voc data.root=DIR"
-        ) from None
+    """The function that reads the layout. A config may be untrusted: only modules of detector/data/ can have it."""
+    module = f"detector.data.{data.reader}"
+    found = importlib.util.find_spec(module) and getattr(importlib.import_module(module), f"read_{data.reader}", None)
+    if not found or "root" not in inspect.signature(found).parameters:  # such as read_image in image.py
+        raise InputError(f"data.reader={data.reader}: there is no such layout: give data=voc data.root=DIR")
+    return found
 
 
 def _reader_arguments(data: Data, part: str) -> dict[str, str]:
@@ -301,7 +306,9 @@ def build_training(settings: TrainSettings, checkpoint: dict | None) -> Training
     Raises InputError for components that do not fit together, or that make it another run than the checkpoint's.
     """
     data = settings.data
-    require_writable("proposals.folder", Path(settings.proposals.folder or "."))
+    if settings.proposals.folder is None:
+        raise InputError("proposals.folder=None: must be the name of a folder")
+    require_writable("proposals.folder", Path(settings.proposals.folder))
     compute = build_compute(settings)
     train_set, val_set = build_dataset(data, "train"), build_dataset(data, "val")
     classes = resolve_classes(data, train_set, val_set)

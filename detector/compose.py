@@ -1,5 +1,6 @@
 """From configs/ and the command line to plain settings, with Hydra's Compose API."""
 
+import functools
 import re
 from argparse import Namespace
 from contextlib import suppress
@@ -27,15 +28,17 @@ def compose(schema: type[Settings], arguments: Namespace, overrides: list[str], 
     A file may be untrusted, and in a sweep Hydra instantiates what its own settings name.
     """
 
+    OmegaConf.clear_resolver("oc.env")  # settings are saved and shared; the environment must not be
     of_sweep = [item for item in overrides if OF_SWEEPS.match(item) and "_target_" not in item]
     try:
         with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
             search = search_path(arguments)
             config = hydra.compose(name, search + overrides, return_hydra_config=True)
-            expected = _of_hydra(hydra.compose(name, of_sweep, return_hydra_config=True))
-            expected["searchpath"] = _of_hydra(hydra.compose(name, search, return_hydra_config=True))["searchpath"]
+            expected = _expected(name, tuple(of_sweep), tuple(search))
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError, OSError) as error:
         message = in_words(f"{error} {error.__cause__ or ''}")
+        if "Got NoneType" in message:
+            message = f"{' '.join(overrides)}: a group takes the name of one of its files; leave it out for its default"
         if isinstance(error, UnicodeDecodeError):
             message = f"a file of settings is not in UTF-8: {message}"
         if unknown := re.match(r"Could not override '([^']+)'", message):
@@ -50,6 +53,20 @@ def compose(schema: type[Settings], arguments: Namespace, overrides: list[str], 
     OmegaConf.set_struct(config, False)
     del config["hydra"]
     return config
+
+
+@functools.cache
+def _expected(name: str, of_sweep: tuple[str, ...], search: tuple[str, ...]) -> dict:
+    """Hydra's own settings as the program's files and the command line have them."""
+    found = _of_hydra(hydra.compose(name, [*of_sweep], return_hydra_config=True))
+    found["searchpath"] = _of_hydra(hydra.compose(name, [*search], return_hydra_config=True))["searchpath"]
+    return found
+
+
+def choosable_groups(name: str) -> list[str]:
+    """The groups of settings for which configs/`name`.yaml has a choice."""
+    defaults = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["defaults"]
+    return [key for item in defaults if isinstance(item, dict) for key in item if not key.startswith("override")]
 
 
 def search_path(arguments: Namespace) -> list[str]:
@@ -74,7 +91,7 @@ def _of_hydra(config: DictConfig) -> dict:
 
 def plain(config: DictConfig) -> dict:
     """Nested dicts and lists, interpolations resolved. Raises InputError for a value that is missing or not found."""
-    OmegaConf.clear_resolver("oc.env")  # settings are saved and shared; the environment must not be
+    OmegaConf.clear_resolver("oc.env")  # as in `compose`: this may be a process that a launcher started
     try:
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:

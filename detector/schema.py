@@ -32,8 +32,8 @@ class Settings(BaseModel):
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What the valid values of a setting are, for messages and documentation."""
+class Valid:
+    """The valid values of a setting in words, for messages and documentation."""
 
     text: str
 
@@ -47,17 +47,16 @@ class Policy:
 
 FIXED = Policy("fixed when a run resumes")
 PER_INVOCATION = Policy("not compared when a run resumes")
-AS_TRAINED = Policy("in evaluation as in training unless given, for any data set")
+AS_TRAINED = Policy("evaluation uses the value of training unless given")
 LAYOUT = Policy("of some layouts of data sets only")
 MACHINE = Policy("names a path of this machine: null in exported weights")
 
 
 class Setting(NamedTuple):
-    """One setting: its dotted name, its value, its field, and the policies of the field and its groups."""
+    """One setting: its dotted name, its value, and the policies of it and its groups."""
 
     key: str
     value: Any
-    field: FieldInfo
     policies: frozenset[Policy]
 
 
@@ -69,9 +68,9 @@ def walk(group: Settings, prefix: str = "", inherited: frozenset[Policy] = froze
         if isinstance(value, Settings):
             yield from walk(value, f"{key}.", policies)
         else:
-            yield Setting(key, value, field, policies)
+            yield Setting(key, value, policies)
     for name, value in (group.model_extra or {}).items():
-        yield Setting(prefix + name, value, FieldInfo(), inherited)
+        yield Setting(prefix + name, value, inherited)
 
 
 def flatten(group: Settings) -> dict[str, str | int | float | bool]:
@@ -117,7 +116,7 @@ def describe(schema: type[Settings], values: Any, prefix: str = "") -> str:
 
 def meaning(field: FieldInfo) -> str:
     """The description of a setting, on one line."""
-    return " ".join((field.description or "the class").split())
+    return " ".join((field.description or "import path of the class").split())
 
 
 def nullable(schema: type[Settings], name: str) -> type[Settings]:
@@ -134,7 +133,7 @@ def nullable(schema: type[Settings], name: str) -> type[Settings]:
 
 def valid_values(annotation: Any, metadata: Collection = ()) -> str:
     """The valid values of a type in words, such as `null or an integer above 0`."""
-    if wanted := [item.text for item in metadata if isinstance(item, Wanted)]:
+    if wanted := [item.text for item in metadata if isinstance(item, Valid)]:
         return wanted[-1]
     if get_origin(annotation) is Annotated:
         return valid_values(get_args(annotation)[0], annotation.__metadata__)
@@ -142,7 +141,7 @@ def valid_values(annotation: Any, metadata: Collection = ()) -> str:
         kinds = sorted(get_args(annotation), key=lambda kind: kind is not NoneType)  # null first
         return " or ".join(dict.fromkeys(valid_values(kind) for kind in kinds)).replace("null or null", "null")
     if get_origin(annotation) is Literal:
-        return " or ".join(map(str, get_args(annotation)))
+        return ", ".join(map(str, get_args(annotation)[:-1])) + f" or {get_args(annotation)[-1]}"
     names = {NoneType: "null", bool: "true or false", int: "an integer", float: "a number", str: "a string"}
     return names.get(annotation) or "a group of settings"
 

@@ -25,24 +25,19 @@ from detector.inference.predict import evaluate
 from detector.runtime.distributed import shared_errors
 from detector.runtime.files import write_atomically
 from detector.runtime.ranks import is_main, rank_info
-from detector.schema import AS_TRAINED, Settings, parse
+from detector.schema import AS_TRAINED, LAYOUT, Settings, parse
 from detector.settings import CommonSettings, Data, EvaluateSettings
 from detector.structures import Detections
 from detector.training.checkpoint import load_checkpoint, trained_settings
 from detector.training.losses import multi_task_loss
-from detector.training.run_folder import make_new_folder, make_run_folder, require_new, require_writable
+from detector.training.run_folder import make_new_folder, make_run_folder, require_writable
 
 logger = logging.getLogger(__name__)
 
 # Settings of an evaluation that default to the values of training for any data set, and those that select images.
 AS_IN_TRAINING = {name for name, field in Data.model_fields.items() if AS_TRAINED in field.metadata}
+NEW_PROPOSALS = EvaluateSettings().proposals.folder
 WHICH_IMAGES = {"root", "val_split", "val_json", "val_images"}
-
-
-def require_free(out: str | None) -> None:
-    """Raise InputError if the folder for the report is not empty or cannot be written to."""
-    if out is not None:
-        require_new("out", Path(out))
 
 
 def score_checkpoint(given: EvaluateSettings) -> float | None:
@@ -125,9 +120,15 @@ def with_training_settings(given: EvaluateSettings, trained: CommonSettings) -> 
         raise InputError(f"{given.checkpoint}: {lacks}: name one with data=voc data.root=DIR")
     if "reader" not in data:  # the data set of training, perhaps another folder or split of it
         _require_selectable(data, trained.data)
+        for part in data.get("parts") or trained.data.parts or ():
+            place = Path(data.get("root") or root or "", str(part.get("root") or ""))
+            if not place.is_dir():
+                raise InputError(f"{given.checkpoint}: was trained on {place} too, which is not here ({Path.cwd()})")
         if data.keys() & WHICH_IMAGES:
             data = {"val_proposals": None} | data  # the proposals of training are for other images
+        keys = [key for key in data if LAYOUT in Data.model_fields[key].metadata]
         data = trained.data.plain() | data
+        builders.require_taken(parse(Data, data), keys)
     else:
         as_trained = {key: value for key, value in trained.data.plain().items() if key in AS_IN_TRAINING}
         data = {"root": None} | as_trained | data
@@ -138,7 +139,7 @@ def with_training_settings(given: EvaluateSettings, trained: CommonSettings) -> 
         workers=given.workers,
         metric=given.metric.plain(),
         detect=trained.detect.plain() | _given(given.detect),
-        proposals=trained.proposals.plain() | _given(given.proposals),
+        proposals=trained.proposals.plain() | {"folder": NEW_PROPOSALS} | _given(given.proposals),
     )
 
 

@@ -18,7 +18,7 @@ from detector.schema import (
     MACHINE,
     PER_INVOCATION,
     Settings,
-    Wanted,
+    Valid,
     nullable,
     valid_values,
 )
@@ -26,30 +26,30 @@ from detector.schema import (
 T = TypeVar("T")
 Tuple = Annotated[tuple[T, ...], Field(strict=False)]  # a list in a file
 
-PositiveInt = Annotated[int, Field(ge=1, le=2**63 - 1), Wanted("an integer above 0")]
-NonNegativeInt = Annotated[int, Field(ge=0, le=2**63 - 1), Wanted("an integer, 0 or more")]
-PositiveFloat = Annotated[float, Field(gt=0), Wanted("a number above 0")]
-NonNegativeFloat = Annotated[float, Field(ge=0), Wanted("a number, 0 or more")]
-Ratio = Annotated[float, Field(ge=0, le=1), Wanted("a number from 0 to 1")]
-Decay = Annotated[float, Field(ge=0, lt=1), Wanted("a number from 0 to below 1")]
+PositiveInt = Annotated[int, Field(ge=1, le=2**63 - 1), Valid("an integer above 0")]
+NonNegativeInt = Annotated[int, Field(ge=0, le=2**63 - 1), Valid("an integer, 0 or more")]
+PositiveFloat = Annotated[float, Field(gt=0), Valid("a number above 0")]
+NonNegativeFloat = Annotated[float, Field(ge=0), Valid("a number, 0 or more")]
+Ratio = Annotated[float, Field(ge=0, le=1), Valid("a number from 0 to 1")]
+Decay = Annotated[float, Field(ge=0, lt=1), Valid("a number from 0 to below 1")]
 # A checkpoint may be untrusted: the limits of sizes bound the memory that it can ask for.
-SidePx = Annotated[int, Field(ge=1, le=20_000), Wanted("an integer from 1 to 20000")]
-Text = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\x00]*$"), Wanted("a string")]
-Names = Annotated[Tuple[Text], Field(max_length=10_000), Wanted("a list of names, such as [cat,dog]")]
-PartFiles = Annotated[Tuple[Text | None], Wanted("a list of files, or null, one for each data set that is joined")]
+SidePx = Annotated[int, Field(ge=1, le=20_000), Valid("an integer from 1 to 20000")]
+Text = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\x00]*$"), Valid("a string")]
+Names = Annotated[Tuple[Text], Field(max_length=10_000), Valid("a list of names, such as [cat,dog]")]
+PartFiles = Annotated[Tuple[Text | None], Valid("a list of files, or null, one for each data set that is joined")]
 Proposals = Annotated[
     Text | PartFiles | None,
-    Wanted(f"null, the name of a file, or {valid_values(PartFiles)}"),
+    Valid(f"null, the name of a file, or {valid_values(PartFiles)}"),
 ]
-FileName = Annotated[Text, Wanted("the name of a file")]
-FolderName = Annotated[Text, Wanted("the name of a folder")]
+FileName = Annotated[Text, Valid("the name of a file")]
+FolderName = Annotated[Text, Valid("the name of a folder")]
 
 
 class Data(Settings):
     """The data set, its proposals, and how images are read and scaled."""
 
     reader: Annotated[
-        str, StringConstraints(pattern=r"^[a-z0-9_]+$"), Wanted("the name of a layout: give data=voc data.root=DIR")
+        str, StringConstraints(pattern=r"^[a-z0-9_]+$"), Valid("voc, coco or shapes: give data=voc data.root=DIR")
     ]
     """The layout: the module of detector/data/ that reads it, such as voc or coco."""
     root: Annotated[FolderName | None, MACHINE]
@@ -57,20 +57,20 @@ class Data(Settings):
     train_split: Annotated[Text | None, LAYOUT] = None
     """VOC layout: the file ImageSets/Main/SPLIT.txt lists the images to train on."""
     val_split: Annotated[Text | None, LAYOUT] = None
-    """VOC layout: the same for validation."""
+    """VOC layout: the file ImageSets/Main/SPLIT.txt lists the images to validate on."""
     train_json: Annotated[Text | None, LAYOUT] = None
     """COCO layout: annotation file to train on, relative to the root."""
     val_json: Annotated[Text | None, LAYOUT] = None
-    """COCO layout: the same for validation."""
+    """COCO layout: annotation file to validate on, relative to the root."""
     train_images: Annotated[Text | None, LAYOUT] = None
     """COCO layout: folder of the images, relative to the root; null: the root."""
     val_images: Annotated[Text | None, LAYOUT] = None
-    """COCO layout: the same for validation."""
+    """COCO layout: folder of the images to validate on, relative to the root; null: the root."""
     drop_empty_boxes: Annotated[bool | None, LAYOUT] = None
     """COCO layout: true ignores boxes without width or height."""
     parts: Annotated[
         Annotated[tuple[dict[str, bool | Text | None], ...], Field(strict=False)] | None,
-        Wanted("null or a list of data sets, such as [{root: /data/a}, {root: /data/b}]"),
+        Valid("null or a list of data sets, such as [{root: /data/a}, {root: /data/b}]"),
     ] = None
     """Data sets to join; each has its own reader, root and splits, and takes the rest from here."""
     classes: Annotated[Names, Field(min_length=1)] | None = None
@@ -88,23 +88,23 @@ class Data(Settings):
     train_proposals: Annotated[Proposals, MACHINE] = None
     """A .safetensors store or a release's .mat (docs/proposals.md); null: selective search, run once."""
     val_proposals: Annotated[Proposals, MACHINE] = None
-    """The same for validation."""
+    """Proposals of the images to validate on, as data.train_proposals."""
     proposals_by_score: Annotated[bool, AS_TRAINED] = False
     """true: highest score first, if the file has scores; false: the order of the file."""
-    min_proposal_px: Annotated[float, Field(ge=0), Wanted("a number of pixels, 0 or more"), AS_TRAINED] = 0.0
+    min_proposal_px: Annotated[float, Field(ge=0), Valid("a number of pixels, 0 or more"), AS_TRAINED] = 0.0
     """Proposals with a shorter side, in the original image, are removed."""
     unique_proposals: Annotated[bool, AS_TRAINED] = True
     """Of identical proposals of an image, use one."""
     train_max_proposals: PositiveInt = 2000
     """Per image, the first of those left; generated ones come best first, near duplicates last."""
     val_max_proposals: Annotated[PositiveInt, AS_TRAINED] = 4000
-    """The same for validation; more raise recall: fast selective search gives about 3000."""
+    """Per image to validate on; more raise recall: fast selective search gives about 3000."""
     use_difficult: bool = True
     """Train on objects marked difficult."""
     short_side_px: Annotated[SidePx, AS_TRAINED] = 600
     """Images are scaled so that the short side has this length."""
     max_side_px: Annotated[SidePx, AS_TRAINED] = 1000
-    """Unless the long side would exceed this."""
+    """Maximum length of the long side: larger images are scaled down further."""
 
 
 class Model(Settings):
@@ -114,13 +114,13 @@ class Model(Settings):
     """Convolutional network, up to stride 16."""
     head: Literal["fc", "res5"] = "fc"
     """fc: two fully connected layers; res5: the ResNet's layer4."""
-    weights: Annotated[Text | None, Wanted("null or imagenet, or the name of a file")] = None
+    weights: Annotated[Text | None, Valid("null or imagenet, or the name of a file")] = None
     """imagenet, null (from scratch), or a file: torchvision's state dict or a checkpoint."""
     frozen_stages: NonNegativeInt | None = None
     """Stages that do not learn, counted from the image; null: 2 with weights, else none."""
-    pool_size: Annotated[int, Field(ge=1, le=100), Wanted("an integer from 1 to 100")] = 7
+    pool_size: Annotated[int, Field(ge=1, le=100), Valid("an integer from 1 to 100")] = 7
     """Height and width of a pooled RoI, in cells."""
-    hidden: Annotated[int, Field(ge=1, le=1_000_000), Wanted("an integer from 1 to 1000000")] = 1024
+    hidden: Annotated[int, Field(ge=1, le=1_000_000), Valid("an integer from 1 to 1000000")] = 1024
     """Units of each fully connected layer."""
     dropout: Ratio = 0.0
     """Probability after each fully connected layer."""
@@ -136,14 +136,15 @@ class RoISampling(Settings):
     foreground_iou: Ratio = 0.5
     """Minimum IoU of a foreground RoI with an object."""
     background_iou_low: Ratio = 0.0
-    """Minimum highest IoU of a background RoI (paper: 0.1); an image without any in [low, high) uses all below high."""
+    """A background RoI has a maximum IoU with the objects of at least this (paper: 0.1); an image without such a
+    proposal samples from all below background_iou_high."""
     background_iou_high: Ratio = 0.5
-    """Upper limit of the same."""
+    """A background RoI has a maximum IoU with the objects below this."""
     balance_objects: bool = False
     """true: the objects of an image have equal shares of the foreground, as far as their proposals go; false (the
     paper): it is uniform over all foreground proposals, of which large objects have most."""
     delta_std: Annotated[
-        Tuple[PositiveFloat], Field(min_length=4, max_length=4), Wanted("four numbers above 0"), FIXED
+        Tuple[PositiveFloat], Field(min_length=4, max_length=4), Valid("four numbers above 0"), FIXED
     ] = (0.1, 0.1, 0.2, 0.2)
     """Box targets (dx, dy, dw, dh) are divided by these."""
 
@@ -174,7 +175,7 @@ class Metric(Settings):
     iou_thresholds: Annotated[
         Tuple[Annotated[float, Field(gt=0, le=1)]],
         Field(min_length=1),
-        Wanted("a list of numbers above 0 and up to 1, such as [0.5,0.7]"),
+        Valid("a list of numbers above 0 and up to 1, such as [0.5,0.7]"),
         FIXED,
     ] = (0.5,)
     """mAP is given at each, and as the mean over 0.50:0.95."""
@@ -219,13 +220,13 @@ class Distributed(Settings):
 class CommonSettings(Settings):
     """What training and evaluation have in common. A checkpoint contains these."""
 
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1), Wanted("an integer from 0 to 2^63 - 1"), FIXED] = 0
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1), Valid("an integer from 0 to 2^63 - 1"), FIXED] = 0
     """Of image order, augmentation, RoI sampling, initial weights and dropout."""
-    device: Annotated[str, Wanted("auto, cpu, cuda or cuda:N")] = "auto"
+    device: Annotated[str, Valid("auto, cpu, cuda or cuda:N")] = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     """auto: bfloat16 where the hardware multiplies it natively."""
-    workers: Annotated[int, Field(ge=0, le=1000), Wanted("an integer from 0 to 1000")] = 2
+    workers: Annotated[int, Field(ge=0, le=1000), Valid("an integer from 0 to 1000")] = 2
     """Processes that read and augment images, for each training process; 0: the process does it itself."""
     data: Data
     model: Annotated[Model, FIXED]
@@ -241,7 +242,7 @@ class Optimizer(Settings):
     lr: PositiveFloat | None = None
     """Base learning rate; null: SGD proportional to the batch size, AdamW to its square root (docs/recipes.md)."""
     weight_decay: NonNegativeFloat = 0.0
-    """Of weights, not of biases."""
+    """Weight decay; not applied to biases."""
     bias_lr_factor: PositiveFloat = 1.0
     """The learning rate of biases is multiplied by this."""
     max_grad_norm: PositiveFloat | None = None
@@ -264,7 +265,7 @@ class AdamW(Optimizer):
     """Adam with decoupled weight decay."""
 
     target: Annotated[Literal["torch.optim.AdamW"], FIXED] = Field(alias="_target_")
-    betas: Annotated[Tuple[Decay], Field(min_length=2, max_length=2), Wanted("two numbers from 0 to below 1")] = (
+    betas: Annotated[Tuple[Decay], Field(min_length=2, max_length=2), Valid("two numbers from 0 to below 1")] = (
         0.9,
         0.999,
     )
@@ -281,16 +282,35 @@ class OtherOptimizer(Optimizer, extra="allow"):
     target: Annotated[Text, FIXED] = Field(alias="_target_")
 
 
-class Schedule(Settings, extra="allow"):
-    """A class of detector/training/schedules.py; further settings are its arguments."""
+class Schedule(Settings):
+    """Linear warm-up of the learning rate, then the schedule."""
 
-    target: Text = Field(alias="_target_")
     warmup_iterations: NonNegativeInt = 0
     """Iterations during which the rate rises linearly."""
     warmup_factor: Ratio = 1.0
-    """The rate begins at this part of the base rate."""
-    steps: Annotated[Tuple[Ratio] | None, Wanted("a list of fractions of the run, such as [0.75]")] = None
-    """Step schedule: the rate drops at these fractions of the run."""
+    """The rate begins at this fraction of the base rate."""
+
+
+class Cosine(Schedule):
+    """Half a cosine down to 0 at the last iteration."""
+
+    target: Literal["detector.training.schedules.Cosine"] = Field(alias="_target_")
+
+
+class Step(Schedule):
+    """The rate is multiplied by a factor at each step: the paper's schedule."""
+
+    target: Literal["detector.training.schedules.Step"] = Field(alias="_target_")
+    steps: Annotated[Tuple[Ratio], Valid("a list of fractions of the run, such as [0.75]")]
+    """Fractions of the run at which the rate drops."""
+    gamma: PositiveFloat
+    """Factor at each step."""
+
+
+class OtherSchedule(Schedule, extra="allow"):
+    """Another class of detector/training/schedules.py; further settings are its arguments."""
+
+    target: Text = Field(alias="_target_")
 
 
 class Augment(Settings):
@@ -298,7 +318,7 @@ class Augment(Settings):
 
     transforms: Annotated[
         Annotated[tuple[dict[str, Any], ...], Field(strict=False)],
-        Wanted("a list of transforms, each with its _target_"),
+        Valid("a list of transforms, each with its _target_"),
     ] = ()
     """Classes of albumentations with their arguments, applied to image, objects and proposals together."""
 
@@ -311,43 +331,54 @@ class Run(Settings):
 
 
 class Training(Settings):
-    """Length and rhythm of a run."""
+    """Length of a run, and intervals between evaluations, checkpoints and log entries."""
 
     iterations: PositiveInt = 500
     """Optimizer steps."""
     images_per_batch: Annotated[PositiveInt, FIXED] = 4
-    """Over all processes."""
+    """Images per optimizer step, in all processes together."""
     eval_every: PositiveInt = 250
     """Iterations between evaluations; there is one at the end too."""
     checkpoint_every: PositiveInt = 250
     """Iterations between checkpoints; one is written at the end and when a signal stops the run, too."""
     log_every: PositiveInt = 10
     """Iterations between the lines of metrics.jsonl and points in TensorBoard."""
-    ema: Annotated[Annotated[float, Field(gt=0, lt=1), Wanted("a number between 0 and 1")] | None, FIXED] = None
+    ema: Annotated[Annotated[float, Field(gt=0, lt=1), Valid("a number between 0 and 1")] | None, FIXED] = None
     """Decay, such as 0.99, of a moving average of the weights, which evaluation, best.pt and exports then use."""
 
 
-def _kind_of_optimizer(value: Any) -> str:
+def _class_name(value: Any) -> str:
+    """The name of the class in `_target_`, if it has settings of its own here."""
     target = value.get("_target_") if isinstance(value, Mapping) else getattr(value, "target", None)
-    return {"torch.optim.SGD": "SGD", "torch.optim.AdamW": "AdamW"}.get(str(target), "other")
+    typed = (
+        "torch.optim.SGD",
+        "torch.optim.AdamW",
+        "detector.training.schedules.Cosine",
+        "detector.training.schedules.Step",
+    )
+    return str(target).rpartition(".")[2] if target in typed else "other"
 
 
 AnyOptimizer = Annotated[
     Annotated[Sgd, Tag("SGD")] | Annotated[AdamW, Tag("AdamW")] | Annotated[OtherOptimizer, Tag("other")],
-    Discriminator(_kind_of_optimizer),
+    Discriminator(_class_name),
+]
+AnySchedule = Annotated[
+    Annotated[Cosine, Tag("Cosine")] | Annotated[Step, Tag("Step")] | Annotated[OtherSchedule, Tag("other")],
+    Discriminator(_class_name),
 ]
 
 
 class TrainSettings(CommonSettings):
     """The settings of train.py."""
 
-    resume: Annotated[str | None, Wanted("null, auto or a file RUN/checkpoints/*.pt"), PER_INVOCATION, MACHINE] = None
+    resume: Annotated[str | None, Valid("null, auto or a file RUN/checkpoints/*.pt"), PER_INVOCATION, MACHINE] = None
     """auto: resume the run in run.dir, or begin it; or a file RUN/checkpoints/*.pt."""
     run: Annotated[Run, PER_INVOCATION] = Run()
     distributed: Distributed = Distributed()
     train: Training = Training()
     optimizer: AnyOptimizer
-    schedule: Schedule
+    schedule: AnySchedule
     augment: Augment = Augment()
 
 
@@ -371,11 +402,11 @@ class EvaluateSettings(Settings):
     out: FolderName | None = None
     """New folder for report, numbers, detections and curves; null: RUN/evaluate-DATA (-2, -3 ...)."""
     distributed: Distributed = Distributed()
-    device: Annotated[str, Wanted("auto, cpu, cuda or cuda:N")] = "auto"
+    device: Annotated[str, Valid("auto, cpu, cuda or cuda:N")] = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1."""
     precision: Literal["auto", "bfloat16", "float32"] | None = None
     """auto: bfloat16 where the hardware multiplies it natively; null: as in training."""
-    workers: Annotated[int, Field(ge=0, le=1000), Wanted("an integer from 0 to 1000")] = 2
+    workers: Annotated[int, Field(ge=0, le=1000), Valid("an integer from 0 to 1000")] = 2
     """Processes that read images; 0: the process does it itself."""
     data: GivenData = GivenData.model_construct()
     """The data set of training, or another. Null: as in training."""

@@ -35,10 +35,10 @@ def settings_page() -> str:
     """The page, in Markdown."""
     train = "\n".join(_sections(TrainSettings, ""))
     evaluate = "\n".join(_sections(EvaluateSettings, "", nested=False))
-    below = (
-        "\n`data`, `detect` and `proposals` have the settings above, all null: the value of training. `metric` and "
-        "`distributed` are as above, with `metric.coco` true.\n"
-    )
+    below = """
+`data`, `detect` and `proposals` have the settings above, null by default, which takes the value of training;
+`proposals.folder` is always that of the evaluation. `metric` and `distributed` are as above, but `metric.coco` is true.
+"""
     return f"{INTRODUCTION}\n## train.py\n\n{train}\n\n## evaluate.py\n\n{evaluate}\n{below}"
 
 

@@ -51,7 +51,7 @@ def export_torchvision(arguments: argparse.Namespace) -> None:
     if arguments.out.suffix not in (".pth", ".pt"):
         raise InputError(f"--out: {arguments.out} must end in .pth or .pt")
     if arguments.out.exists():
-        raise InputError(f"--out: {arguments.out} is there already, and nothing is overwritten: name another file")
+        raise InputError(f"--out: {arguments.out} already exists and is not overwritten: name another file")
     require_writable("--out", arguments.out.parent)
     state = to_torchvision(load_checkpoint(arguments.checkpoint)["model"])
     data = io.BytesIO()

@@ -122,7 +122,7 @@ def require_new(name: str, path: Path, suffix: str = "") -> None:
     if path.suffix != suffix and suffix:
         raise InputError(f"{name}: {path} must end in {suffix}")
     if path.exists():
-        raise InputError(f"{name}: {path} is there already, and nothing is overwritten")
+        raise InputError(f"{name}: {path} already exists and is not overwritten")
     require_writable(name, path.parent)
 
 

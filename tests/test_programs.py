@@ -483,7 +483,7 @@ def test_data_in_coco_layout_trains_and_is_scored(settings, common, small_shapes
             assert again["voc"]["area@0.50"]["AP"][name] == pytest.approx(metrics["voc"]["area@0.50"]["AP"][name])
     for override, says in (
         ("data.exclude_classes=[bal]", r"no class 'bal' \(did you mean 'ball'\?\)"),
-        ("data.val_split=test", r"data\.val_split=test: the layout coco does not take it; it takes drop_empty_boxes"),
+        ("data.val_split=test", r"data\.val_split=test: not a setting of data.reader=coco, which has drop_empty_boxes"),
     ):
         with pytest.raises(InputError, match=says):
             evaluate.main(settings("evaluate", checkpoint, override))

@@ -15,12 +15,13 @@ from detector.data.shapes import VERSION
 from detector.errors import InputError
 from detector.proposals.formats.records import ImageProposals
 from detector.proposals.store import stream_store
-from detector.schema import fields, flatten, no_such_setting, parse
-from detector.settings import CommonSettings, Metric, TrainSettings
+from detector.schema import AS_TRAINED, fields, flatten, no_such_setting, parse
+from detector.settings import CommonSettings, Data, Metric, TrainSettings
 from detector.training.optimizers import default_rate
 from scripts.document_settings import PAGE, settings_page
 from tests.conftest import REPOSITORY
 
+ALLOWED = ("detector.", "torch.optim.", "albumentations.")
 CHOICES = sorted(
     f"{path.parent.name}={path.stem}"
     for path in (REPOSITORY / "configs").glob("*/*.yaml")
@@ -36,7 +37,7 @@ def test_every_config_makes_its_parts(settings, choice):
     assert optimizer.param_groups[0]["lr"] > 0
     assert schedule(config.train.iterations // 2) > 0
     for item in config.augment.transforms:
-        assert isinstance(build(item), albumentations.BasicTransform)
+        assert isinstance(build(item, ALLOWED), albumentations.BasicTransform)
     assert builders.build_training_config(config).coder.std == config.roi.delta_std
 
 
@@ -95,20 +96,20 @@ def test_data_sets_are_joined(settings, make_voc, make_coco):
     with pytest.raises(InputError, match="has train_splt; what voc takes is reader, root, train_split, val"):
         builders.build_dataset(mistyped, "train")
     unscored = usual.with_values(parts=[part | {"val_split": None} for part in usual.parts])
-    with pytest.raises(InputError, match="nothing says which images there are to score"):
+    with pytest.raises(InputError, match="no images to score are selected"):
         builders.build_dataset(unscored, "val")
-    with pytest.raises(InputError, match=r"nothing says which images there are to train on: give data\.parts"):
+    with pytest.raises(InputError, match=r"no images to train on are selected: give data\.parts"):
         builders.build_dataset(settings("train", "data=joined").data, "train")
     for reader in ("os.system", None):
         other = mixed.with_values(parts=[{"reader": reader}])
-        with pytest.raises(InputError, match=rf"data\.parts: .*: reader={reader}: must be the name of a layout"):
+        with pytest.raises(InputError, match=rf"data\.parts: .*: reader={reader}: must be voc, coco or shapes"):
             builders.build_dataset(other, "train")
 
 
 def test_settings_of_another_layout_are_refused(settings, make_voc):
     root = make_voc({"trainval": {"a": []}})
     config = settings("train", "data=voc", f"data.root={root}", "data.train_json=a.json")
-    with pytest.raises(InputError, match=r"data\.train_json=a\.json: the layout voc does not take it; it takes"):
+    with pytest.raises(InputError, match=r"data\.train_json=a\.json: not a setting of data.reader=voc, which has"):
         builders.build_dataset(config.data, "train")
 
 
@@ -189,11 +190,11 @@ def test_how_images_are_read_is_a_setting(settings, make_voc):
 
 
 def test_build_passes_settings_on():
-    flip = build({"_target_": "albumentations.HorizontalFlip", "p": 0.25})
+    flip = build({"_target_": "albumentations.HorizontalFlip", "p": 0.25}, ALLOWED)
     assert isinstance(flip, albumentations.HorizontalFlip)
     assert flip.p == 0.25
     weight = torch.nn.Parameter(torch.zeros(1))
-    assert build({"_target_": "torch.optim.SGD", "lr": 0.1}, params=[weight]).defaults["lr"] == 0.1
+    assert build({"_target_": "torch.optim.SGD", "lr": 0.1}, ALLOWED, params=[weight]).defaults["lr"] == 0.1
 
 
 @pytest.mark.parametrize(
@@ -216,17 +217,17 @@ def test_build_passes_settings_on():
 )
 def test_only_classes_of_the_allowed_packages_are_made(target):
     with pytest.raises(InputError, match="_target_"):
-        build({"_target_": target, "p": 1})
+        build({"_target_": target, "p": 1}, ALLOWED)
 
 
 def test_a_text_in_place_of_a_flag_is_not_taken_for_true():
     with pytest.raises(InputError, match="nesterov=no must be true or false"):
-        build({"_target_": "torch.optim.SGD", "nesterov": "no"}, params=[torch.nn.Parameter(torch.zeros(1))])
+        build({"_target_": "torch.optim.SGD", "nesterov": "no"}, ALLOWED, params=[torch.nn.Parameter(torch.zeros(1))])
 
 
 def test_a_wrong_argument_is_an_input_error():
     with pytest.raises(InputError, match=r"torch\.optim\.SGD does not take \{'learning': 1\}"):
-        build({"_target_": "torch.optim.SGD", "learning": 1}, params=[torch.nn.Parameter(torch.zeros(1))])
+        build({"_target_": "torch.optim.SGD", "learning": 1}, ALLOWED, params=[torch.nn.Parameter(torch.zeros(1))])
 
 
 @pytest.mark.parametrize(
@@ -234,12 +235,12 @@ def test_a_wrong_argument_is_an_input_error():
     [
         ("train.iterations=0", "train.iterations=0: must be an integer above 0"),
         ("train.iterations=many", "train.iterations=many: must be an integer above 0"),
-        ("~model.backbone", "model.backbone is not given: must be vgg16 or resnet18 or resnet50"),
+        ("~model.backbone", "model.backbone is not given: must be vgg16, resnet18 or resnet50"),
         ("train=5", "train=5: must be a group of settings"),
         ("train.images_per_batch=2.5", "train.images_per_batch=2.5"),
         ("train.eval_every=true", "train.eval_every=True"),
         ("seed=-1", "seed=-1"),
-        ("precision=float8", "precision=float8: must be auto or bfloat16 or float32"),
+        ("precision=float8", "precision=float8: must be auto, bfloat16 or float32"),
         ("roi.foreground_fraction=1.5", "roi.foreground_fraction=1.5: must be a number from 0 to 1"),
         ("roi.background_iou_low=0.6", "needs background_iou_low < background_iou_high <= foreground_iou"),
         ("roi.delta_std=[1,2]", r"roi.delta_std=\[1, 2\]: must be four numbers"),
@@ -349,6 +350,14 @@ def test_settings_survive_being_written_and_read(settings):
         typed = settings(program, *overrides)
         assert parse(type(typed), json.loads(json.dumps(typed.plain()))) == typed
         assert pickle.loads(pickle.dumps(typed)) == typed
+
+
+def test_a_data_set_for_an_evaluation_sets_nothing_that_is_taken_from_training(settings):
+    for choice in ("voc", "shapes", "coco", "joined"):
+        data = settings("evaluate", f"data={choice}", "data.root=x").data
+        assert [
+            key for key, field in Data.model_fields.items() if AS_TRAINED in field.metadata and getattr(data, key)
+        ] == []
 
 
 @pytest.mark.parametrize("key", ["train.ema", "optimizer.max_grad_norm", "data.exif", "detect", "roi.delta_std"])

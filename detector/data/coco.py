@@ -79,7 +79,7 @@ def _read_images(path: Path, folder: Path, items: list[dict]) -> list[Record]:
         records.append(Record(image_id, folder / file, path, annotated_hw=_image_hw(item)))
     twice = [id for id, count in Counter(record.image_id for record in records).items() if count > 1]
     if twice:
-        raise InputError(f"{path}: {len(twice)} image ids stand in it more than once: {first_few(twice)}")
+        raise InputError(f"{path}: {len(twice)} image ids are listed more than once: {first_few(twice)}")
     if not items:
         raise InputError(f"{path}: there are no images in it")
     return records
@@ -144,10 +144,10 @@ def _warn_of_corners(path: Path, images: list[Record], table: np.ndarray) -> Non
 def read_json(root: Path, path: Path) -> dict:
     """Content of a COCO annotation file. Raises InputError unless it has the three lists of objects."""
     if not root.is_dir():
-        raise InputError(f"data.root: there is no folder {root} (here is {Path.cwd()})")
+        raise InputError(f"data.root: there is no folder {root} (current directory: {Path.cwd()})")
     if not path.is_file():
         there = sorted(str(file.relative_to(root)) for file in [*root.glob("*.json"), *root.glob("*/*.json")])
-        raise InputError(f"{path}: there is no such file; of .json files {root} has {first_few(there) or 'none'}")
+        raise InputError(f"{path}: file not found; the .json files in {root} are {first_few(there) or 'none'}")
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:

@@ -34,6 +34,6 @@ def find_files(where: str) -> dict[str, Path]:
         found = sorted(Path(name) for name in glob.glob(where, recursive=True) if Path(name).is_file())
     if not found:
         hint = f"; its subfolders are not searched, but those of '{where}/**/*' are" if path.is_dir() else ""
-        raise InputError(f"{where}: there is no file (here is {Path.cwd()}){hint}")
+        raise InputError(f"{where}: there is no file (current directory: {Path.cwd()}){hint}")
     common = Path(os.path.commonpath([file.parent for file in found]))
     return {file.relative_to(common).as_posix(): file for file in found}

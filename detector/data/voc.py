@@ -96,7 +96,7 @@ def read_split(root: Path, split: str) -> list[str]:
     """
     folder = root / "ImageSets" / "Main"
     if not root.is_dir():
-        raise InputError(f"data.root: there is no folder {root} (here is {Path.cwd()})")
+        raise InputError(f"data.root: there is no folder {root} (current directory: {Path.cwd()})")
     if not folder.is_dir():
         raise InputError(f"data.root: {root} is not in VOC layout: it has no folder ImageSets/Main")
     path = folder / f"{split}.txt"
@@ -118,7 +118,7 @@ def read_split(root: Path, split: str) -> list[str]:
     seen: set[str] = set()
     twice = [id for id in ids if id in seen or seen.add(id)]  # type: ignore[func-returns-value]
     if twice:
-        raise InputError(f"{path}: {len(twice)} images stand in it more than once: {first_few(twice)}")
+        raise InputError(f"{path}: {len(twice)} images are listed more than once: {first_few(twice)}")
     return ids
 
 

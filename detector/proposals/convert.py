@@ -58,7 +58,7 @@ def convert(
     Raises InputError as the readers and `require_box_format` do, and if the box format is unknown or the target exists.
     """
     if target.exists():
-        raise InputError(f"{target} is there already, and nothing is overwritten")
+        raise InputError(f"{target} already exists and is not overwritten")
     if source_format in pickles.READERS and not trusted:
         raise InputError(
             f"{source}: a pickle can run any program when it is read. If you know who made it, say so with "

@@ -34,12 +34,12 @@ from detector.settings import CommonSettings, TrainSettings
 
 logger = logging.getLogger(__name__)
 
-SHARED_FORMAT = "fast-rcnn weights 1"
+SHARED_FORMAT = "fast-rcnn weights 2"
 MAX_JSON_BYTES = 10_000_000
 # Settings of any group that name a path of this machine.
 MACHINE_SPECIFIC = {key.rpartition(".")[2] for key, field in fields(TrainSettings) if MACHINE in field.metadata}
 
-FORMAT = 1  # version of what a run resumes from; a checkpoint without one is older and has weights only
+FORMAT = 2  # version of checkpoints and their settings; earlier ones are not supported
 TO_EVALUATE = {"model", "config", "classes", "iteration"}
 TO_RESUME = TO_EVALUATE | {"optimizer", "evaluated", "best", "fingerprints", "processes"}
 KINDS_TO_RESUME = {"optimizer": dict, "evaluated": int, "best": int | float, "fingerprints": dict, "processes": int}
@@ -163,6 +163,11 @@ def load_checkpoint(path: Path) -> dict:
         content = {"model": content} | _read_json(path.with_suffix(".json"))
     if missing := TO_EVALUATE - content.keys():
         raise InputError(f"{path}: not a checkpoint of this program: it has no {', '.join(sorted(missing))}")
+    if content.get("format", FORMAT) in range(FORMAT):
+        raise InputError(
+            f"{path}: made by an earlier version of this program (format {content['format']}, not {FORMAT}): train "
+            f"again, or start from its weights: model.weights={path}"
+        )
     _check_content(path, content)
     return content
 
@@ -295,7 +300,7 @@ def save_weights(folder: Path, checkpoint: dict) -> None:
     weights, description = folder / "model.safetensors", folder / "model.json"
     for path in (weights, description):
         if path.exists():
-            raise InputError(f"{path} is there already, and nothing is overwritten: name another folder")
+            raise InputError(f"{path} already exists and is not overwritten: name another folder")
     config = _without_paths(checkpoint["config"])
     if checkpoint["config"]["model"]["weights"] is not None:  # null or not decides how the network is built
         config["model"]["weights"] = Path(checkpoint["config"]["model"]["weights"]).name
@@ -336,6 +341,6 @@ def _read_json(path: Path) -> dict:
         raise InputError(f"{path}: broken JSON: {error}") from None
     if not isinstance(about, dict) or about.get("format") != SHARED_FORMAT:
         raise InputError(
-            f"{path}: its format is not '{SHARED_FORMAT}': not written by this program's scripts/export.py"
+            f"{path}: its format is not '{SHARED_FORMAT}': not written by this version's scripts/export.py"
         )
     return {key: about[key] for key in ("config", "classes", "iteration") if key in about}

@@ -68,7 +68,7 @@ def test_a_run_of_a_sweep_that_fails_does_not_take_the_others_with_it(tmp_path, 
     with pytest.raises(SystemExit) as end:
         app.run_program(main, "train", TrainSettings)
     assert (begun, end.value.code) == ([1, 2, 3], status)
-    assert capsys.readouterr().err == f"error: {error}\nerror: 1 runs of the sweep failed; what each said is above\n"
+    assert capsys.readouterr().err == f"error: {error}\nerror: 1 run(s) of the sweep failed; see the errors above\n"
 
 
 @pytest.mark.parametrize("program", ["train", "evaluate"])
@@ -182,7 +182,9 @@ def test_case_57_a_mistyped_setting_is_one_line_with_the_nearest(ended, options,
         ("--config-name nothing", "--config-name"),
         ("data=voc", "data.root: must be given: data.root="),
         ("seed=1,2", "Ambiguous value"),
-        ("experiment=null", "NoneType"),
+        ("experiment=null", "a group takes the name of one of its files"),
+        ("-m --help", "--multirun cannot be combined with --help or --cfg"),
+        ("-m model=glob(*)", "list the choices"),
         ("data.classes=[größe]", "put names with other letters in quotes, as in 'data.classes=["),
         ("hydra.mode=FOO", "FOO"),
         ("--config-dir files experiment=latin", "a file of settings is not in UTF-8"),
@@ -211,7 +213,7 @@ def test_a_path_may_hold_what_hydra_cannot_read(tmp_path, monkeypatch, value):
 @pytest.mark.parametrize(
     "arguments",
     [
-        "data=voc data.root=x model=vgg16 experiment=paper +optimizer.nesterov=true train.iterations=3",
+        "data=voc data.root=x model=vgg16 experiment=paper optimizer=sgd optimizer.nesterov=true train.iterations=3",
         "--config-dir files data=shapes experiment=right",
     ],
 )
@@ -221,6 +223,6 @@ def test_case_57_right_settings_pass(ended, arguments):
 
 def test_case_57_a_data_set_of_evaluation_is_none_to_train_on(settings):
     with pytest.raises(
-        InputError, match=r"data\.reader is not given: must be the name of a layout: give data=voc data\.root=DIR"
+        InputError, match=r"data\.reader is not given: must be voc, coco or shapes: give data=voc data\.root=DIR"
     ):
         settings("train", "~data")

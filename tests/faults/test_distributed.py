@@ -19,6 +19,7 @@ from torch import nn
 import train
 from detector import app, scoring
 from detector.boxes import BoxCoder
+from detector.builders import build_training
 from detector.data.loader import TrainBatchSampler, TransformedDataset, eval_loader, train_loader
 from detector.data.transforms import Resize
 from detector.data.voc import read_voc
@@ -50,7 +51,7 @@ from detector.training.engine import TrainingConfig, training_steps
 from detector.training.losses import multi_task_loss
 from detector.training.run_folder import FolderLock
 from detector.training.targets import Sampling
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, compose_settings
 from tests.faults.conftest import Boxes, wait_for
 from tests.helpers.processes import FORKS, children, start_ranks
 
@@ -179,6 +180,22 @@ def test_case_53_several_processes_train_and_score_as_one(root, tmp_path, proces
             f"i{number}" in guilty for number in range(6)
         ]
         assert (tmp_path / "failure1").read_text() == "status 1"
+
+
+def fail_in_the_data(folder: Path) -> None:
+    """Every process meets the same error; the first one raises it, the others end with its status."""
+    main = rank_info().rank == 0
+    with pytest.raises(InputError if main else SystemExit, match="no folder /nowhere" if main else "2"):
+        build_training(compose_settings("train", "data=voc", "data.root=/nowhere"), None)
+    (folder / f"ended{rank_info().rank}").touch()
+
+
+def test_wrong_data_ends_all_processes_with_one_message(tmp_path):
+    for rank, process in enumerate(start_ranks(fail_in_the_data, 2, tmp_path)):
+        process.join(100)
+        assert (process.exitcode, (tmp_path / f"ended{rank}").exists()) == (0, True), (
+            tmp_path / f"rank{rank}.log"
+        ).read_text()
 
 
 def score_alone(folder: Path, root: Path) -> None:

@@ -152,10 +152,14 @@ def evaluated(settings, content: dict, here: Path, *overrides: str, **data) -> N
         "torch.optim.SGD",
         "albumentations.Compose",
         "detector.data.check.os",
+        "image",  # has read_image
+        "nowhere",
     ],
 )
 def test_a_checkpoint_can_only_name_a_data_set_as_its_reader(settings, content, here, reader):
-    with pytest.raises(InputError, match=f"data.reader={reader}: must be the name of a layout"):
+    with pytest.raises(
+        InputError, match=f"data.reader={reader}: (must be voc, coco or shapes|there is no such layout)"
+    ):
         evaluated(settings, content, here, reader=reader)
 
 
@@ -164,6 +168,9 @@ def test_a_checkpoint_cannot_have_a_data_set_made(settings, content, here):
         InputError, match=r"was trained on data\.root=.*planted, which is not here .*name one with data=voc"
     ):
         evaluated(settings, content, here, reader="shapes", root=f"{here}/planted")
+    parts = [{"reader": "shapes", "root": f"{here}/planted", "val_split": "test"}]
+    with pytest.raises(InputError, match=r"was trained on .*planted too, which is not here"):
+        evaluated(settings, content, here, root=str(here), parts=parts)
     assert not (here / "planted").exists()
 
 
@@ -263,7 +270,7 @@ def test_exported_weights_start_a_training(exported, content):
 
 def test_an_export_overwrites_nothing(exported, content):
     before = (exported / "model.json").read_bytes()
-    with pytest.raises(InputError, match=r"model\.safetensors is there already"):
+    with pytest.raises(InputError, match=r"model\.safetensors already exists"):
         save_weights(exported, content)
     assert (exported / "model.json").read_bytes() == before
 
@@ -353,6 +360,14 @@ def ended(here, monkeypatch, capsys):
     (here / "strange/hydra/launcher/evil.yaml").write_text(
         f"_target_: hydra._internal.core_plugins.basic_launcher.BasicLauncher\nx: {OPENS}\n"
     )
+    (here / "strange/model").mkdir()
+    (here / "strange/experiment/combined.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /model: m_${data}\n"
+    )
+    (here / "strange/model/m_shapes.yaml").write_text("backbone: resnet18\n")
+    (here / "strange/model/m_voc07.yaml").write_text(
+        "# @package _global_\nhydra:\n  job: {env_set: {HOME: stolen}}\nmodel: {backbone: resnet18}\n"
+    )
     own = (REPOSITORY / "configs/train.yaml").read_text()
     (here / "strange/primary.yaml").write_text(own.replace("hydra:", f"hydra:\n  {STRANGE['callbacks']}"))
 
@@ -376,6 +391,7 @@ def ended(here, monkeypatch, capsys):
         *((f"experiment={name}", f"hydra.{name}") for name in STRANGE),
         *((f"-m seed=1,2 experiment={name}", f"hydra.{name}") for name in STRANGE),
         ("-m experiment=paper,job_logging", "hydra.job_logging"),
+        ("-m experiment=combined,paper data=shapes,voc07", "hydra.job"),  # not in the first run, nor the last
         ("--config-name primary", "--config-name"),
         ("--config-name primary -m experiment=null,paper", "--config-name"),
         ("--help experiment=hydra_logging", "hydra.hydra_logging"),
@@ -419,7 +435,7 @@ def test_the_program_itself_refuses_the_config_file_of_a_stranger(here, ended, f
 @pytest.mark.parametrize(
     "setting",
     ["+data.note=${oc.env:SECRET}", "model.weights='${oc.decode:${oc.env:SECRET}}'", "experiment=secret",
-     "experiment=nested"],
+     "experiment=nested", "experiment=chosen"],
 )  # fmt: skip
 def test_settings_cannot_hold_what_is_in_the_environment(here, ended, monkeypatch, setting, flags):
     monkeypatch.setenv("SECRET", "planted")
@@ -427,9 +443,12 @@ def test_settings_cannot_hold_what_is_in_the_environment(here, ended, monkeypatc
     (here / "strange/experiment/nested.yaml").write_text(
         "# @package _global_\nrun:\n  kind: env\n  dir: ${oc.${run.kind}:SECRET}\n"
     )
+    (here / "strange/experiment/chosen.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /model: ${oc.env:SECRET}\n"
+    )
     status, error = ended(*flags, setting)
     assert (status, error.count("\n")) == (2, 1), error
-    assert "oc.env: settings do not read the environment; let the shell fill it in, key=$NAME" in error
+    assert "settings do not read the environment; let the shell fill it in, key=$NAME" in error
     assert "planted" not in error
     assert not (here / "done").exists()
 

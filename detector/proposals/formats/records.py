@@ -102,7 +102,7 @@ def require_distinct(path: Path, image_ids: Sequence[str]) -> None:
     seen: set[str] = set()
     twice = [id for id in image_ids if id in seen or seen.add(id)]  # type: ignore[func-returns-value]
     if twice:
-        raise InputError(f"{path}: {len(twice)} images stand in it more than once: {first_few(twice)}")
+        raise InputError(f"{path}: {len(twice)} images are listed more than once: {first_few(twice)}")
 
 
 def ranked(image: ImageProposals) -> np.ndarray:
