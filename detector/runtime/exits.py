@@ -14,6 +14,7 @@ from detector.runtime.ranks import is_main
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130  # exit statuses
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 PERMISSION_ERRNOS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
+NAME_ERRNOS = (errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def exit_status(program: Callable[[], int | None], if_interrupted: str) -> int:
@@ -24,6 +25,7 @@ def exit_status(program: Callable[[], int | None], if_interrupted: str) -> int:
     Ctrl-C leaves behind.
     """
     status = FAILED
+    _open_closed_streams()
     try:
         status = program() or 0
         sys.stdout.flush()
@@ -40,7 +42,7 @@ def exit_status(program: Callable[[], int | None], if_interrupted: str) -> int:
         if (told := _ending(error)) is None:
             raise
         message, status = told
-        if status == FAILED or is_main() or _are_connected():  # before that, all processes find the same error
+        if status == FAILED or _speaks():
             print(f"error: {message}", file=sys.stderr)
             _write_to_log_files(f"error: {message}")
         return status
@@ -56,18 +58,40 @@ def _ending(error: Exception) -> tuple[str, int] | None:
         return f"the disk is full: {error}", FAILED
     if isinstance(error, OSError) and error.errno in PERMISSION_ERRNOS and error.filename is not None:
         return f"a file cannot be read or written: {error}", FAILED
+    if isinstance(error, OSError) and error.errno in NAME_ERRNOS:
+        return f"a name that no file can have: {error!s:.200}", WRONG_INPUT
     return None
 
 
-def _are_connected() -> bool:
+def _speaks() -> bool:
+    """Whether this process prints wrong input: before the processes are connected, all find the same."""
     torch_distributed = sys.modules.get("torch.distributed")  # not loaded: no process is connected to others
-    return torch_distributed is not None and torch_distributed.is_initialized()
+    if torch_distributed is not None and torch_distributed.is_initialized():
+        return True
+    try:
+        return is_main()
+    except InputError:  # of the environment variables that say which process this is
+        return True
 
 
 def _write_to_log_files(message: str) -> None:
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):
             handler.emit(logging.makeLogRecord({"msg": message, "levelno": logging.ERROR}))
+
+
+def _open_closed_streams() -> None:
+    """Connect stdin, stdout and stderr to /dev/null where the caller closed them, as in `train.py >&-`.
+
+    Else the next file that is opened would have their number, and what is printed would go into it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def stdout_closed() -> bool:

@@ -3,6 +3,8 @@
 import os
 from dataclasses import dataclass
 
+from detector.errors import InputError
+
 
 @dataclass(frozen=True)
 class RankInfo:
@@ -15,12 +17,18 @@ class RankInfo:
 
 def rank_info() -> RankInfo:
     """The rank from the environment variables of torchrun, or else of srun."""
-    env = os.environ
-    if "RANK" in env and "WORLD_SIZE" in env:
-        return RankInfo(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0)))
-    if "SLURM_STEP_NUM_TASKS" in env:  # of the job step; SLURM_NTASKS is also set in a script without srun
-        return RankInfo(int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"]), int(env["SLURM_LOCALID"]))
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return RankInfo(_number("RANK"), _number("WORLD_SIZE"), _number("LOCAL_RANK", "0"))
+    if "SLURM_STEP_NUM_TASKS" in os.environ:  # of the job step; SLURM_NTASKS is also set in a script without srun
+        return RankInfo(_number("SLURM_PROCID"), _number("SLURM_STEP_NUM_TASKS"), _number("SLURM_LOCALID"))
     return RankInfo()
+
+
+def _number(variable: str, default: str = "") -> int:
+    text = os.environ.get(variable, default)
+    if not text.isdecimal():
+        raise InputError(f"the environment variable {variable}={text}: must be an integer, as torchrun or srun sets it")
+    return int(text)
 
 
 def is_main() -> bool:
