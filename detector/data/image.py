@@ -60,6 +60,8 @@ def read_image_hw(path: Path, options: ImageOptions = UPRIGHT_IMAGES) -> tuple[i
 @contextmanager
 def _opened(path: Path, options: ImageOptions) -> Iterator[Image.Image]:
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise InputError(f"{path}: not a regular file")  # reading a pipe or a device could take forever
         # Given a path, Pillow memory-maps an uncompressed TIFF by its size after rotation, which scrambles the rows.
         # Given a file object, it reads them.
         with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
@@ -76,7 +78,9 @@ def _opened(path: Path, options: ImageOptions) -> Iterator[Image.Image]:
         raise InputError(f"{path}: not an image (readable are {', '.join(FORMATS)}){_size_hint(path)}") from None
     except IsADirectoryError:
         raise InputError(f"{path}: a folder, not an image") from None
-    except (OSError, ValueError, SyntaxError, MemoryError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # Pillow's decoders raise errors of any kind for damaged files
         raise InputError(f"{path}: damaged image: {error}") from None
 
 

@@ -11,7 +11,10 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import BinaryIO, TextIO
+
+from detector.errors import InputError
 
 # Errors that corrupt bytes in a zip file cause; RuntimeError covers unknown compression methods and encryption.
 ZIP_DAMAGE = (OSError, ValueError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
@@ -42,6 +45,8 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
 def digest_of(path: Path) -> str:
     """SHA-256 of a file's contents, cached while the file is unchanged."""
     stat = path.stat()
+    if not (S_ISREG(stat.st_mode) or S_ISDIR(stat.st_mode)):  # reading a pipe or a device could take forever
+        raise InputError(f"{path}: not a regular file")
     known = stat.st_dev, stat.st_ino, stat.st_size, stat.st_ctime_ns  # ctime cannot be set back, unlike mtime
     if known not in _digests:
         with open(path, "rb") as file:

@@ -1,7 +1,9 @@
 """Images of every kind, and of none: the cases 25 to 34 of FAULTS.md."""
 
+import os
 import struct
 import zlib
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from detector.data.transforms import Resize
 from detector.data.voc import read_voc
 from detector.errors import InputError
 from detector.models import build_model
+from detector.runtime.files import digest_of
 
 
 def save(tmp_path, image: Image.Image, name: str, **options) -> np.ndarray:
@@ -234,3 +237,27 @@ def test_case_34_two_images_of_one_stem_are_an_error(make_voc):
         InputError, match=r"image 'a' of split 'train' needs one file, there is more than one: a\.jpg, a"
     ):
         read_voc(root, "train").image_path(0)
+
+
+def test_a_tiff_whose_tag_has_another_type_is_a_damaged_image(tmp_path):
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.tif")
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    failed = 0
+    for position in range(8, min(len(data), 200)):
+        (tmp_path / "b.tif").write_bytes(data[:position] + bytes([11]) + data[position + 1 :])
+        for read in (read_image, read_image_hw):
+            with suppress(InputError):
+                read(tmp_path / "b.tif")
+                failed -= 1
+            failed += 1
+    assert failed
+
+
+def test_a_pipe_or_a_device_is_no_image(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "endless.jpg").symlink_to("/dev/zero")
+    for name in ("pipe.jpg", "endless.jpg"):
+        with pytest.raises(InputError, match=rf"{name}: not a regular file"):
+            read_image(tmp_path / name)
+        with pytest.raises(InputError, match=rf"{name}: not a regular file"):
+            digest_of(tmp_path / name)

@@ -24,9 +24,8 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
 
 
-def test_a_checkpoint_holds_weights_settings_classes_and_iteration(tmp_path):
-    model = torch.nn.Linear(2, 3)
-    config = {"seed": 1, "data": {"classes": None}, "model": {}, "roi": {}, "detect": {}, "proposals": {}}
+def test_a_checkpoint_holds_weights_settings_classes_and_iteration(settings, tmp_path):
+    model, config = torch.nn.Linear(2, 3), settings("train").plain()
     Checkpoints(tmp_path / "c").save_last(
         {"model": model.state_dict(), "config": config, "classes": ["cat", "dog"], "iteration": 12}
     )
