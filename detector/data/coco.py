@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 
@@ -165,7 +166,9 @@ def _categories(path: Path, items: list[dict]) -> dict[str, int]:
     beyond = [id for id in ids if abs(id) > 2**53]
     if beyond:
         raise InputError(f"{path}: a category has the id {beyond[0]!s:.100}: it must fit into 53 bits")
-    names = [_get(path, f"categories[{number}]", item, "name", str) for number, item in enumerate(items)]
+    names = [
+        normalize("NFC", _get(path, f"categories[{number}]", item, "name", str)) for number, item in enumerate(items)
+    ]
     for what, values in (("id", ids), ("name", names)):
         twice = [value for value, count in Counter(values).items() if count > 1]
         if twice:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 
@@ -119,7 +120,7 @@ class DetectionDataset:
 
     def with_classes(self, classes: Sequence[str]) -> "DetectionDataset":
         """The same data with these labels."""
-        return replace(self, classes=tuple(classes))
+        return replace(self, classes=tuple(normalize("NFC", name) for name in classes))  # as the readers do
 
     def without_classes(self, excluded: Collection[str]) -> "DetectionDataset":
         """The same images without the objects of these classes."""

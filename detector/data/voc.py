@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from unicodedata import normalize
 from urllib.parse import quote
 from xml.etree.ElementTree import Element, ParseError
 from xml.sax.saxutils import escape
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MAX_NAME_BYTES = 250  # of an image, without suffix; file systems allow 255 with suffix
+DIFFICULT = ("1", "1.0", "true", "yes")  # as tools write it
 MAX_XML_BYTES = 10_000_000  # real files have a few thousand; parsing takes many times the file size in memory
 
 
@@ -108,7 +110,8 @@ def read_split(root: Path, split: str) -> list[str]:
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text: {error}") from None
     ids = [line.strip() for line in lines if line.strip()]
-    if all(re.search(r"\s(-1|0|1)$", id) for id in ids):
+    flagged = ids and all(re.search(r"\s(-1|0|1)$", id) for id in ids)
+    if flagged and not (root / "Annotations" / f"{ids[0]}.xml").is_file():  # an id may end in " 1" itself
         ids = [id.rsplit(maxsplit=1)[0] for id in ids]
     if not ids:
         raise InputError(f"{path}: the split has no images")
@@ -137,6 +140,9 @@ def read_annotation(path: Path) -> Record:
         raise InputError(f"{path}: broken XML: {error or type(error).__name__}") from None
     if root.tag != "annotation":
         raise InputError(f"{path}: its root is <{root.tag}>, not <annotation>: no VOC annotation file")
+    for item in root:
+        if item.tag != "object" and item.tag.lower() in ("object", "objects"):
+            raise InputError(f"{path}: <{item.tag}> is not VOC's <object>, so its objects would not be read")
     names, boxes, difficult, invalid = [], [], [], []
     for number, item in enumerate(root.findall("object"), start=1):  # a <part> inside an object is not an object
         what = f"{path}: object {number}"
@@ -147,7 +153,7 @@ def read_annotation(path: Path) -> Record:
             continue
         names.append(name)
         boxes.append(box)
-        difficult.append((item.findtext("difficult") or "").strip() == "1")  # some tools write "Unspecified"
+        difficult.append((item.findtext("difficult") or "").strip().lower() in DIFFICULT)  # others: "Unspecified"
     corners = np.array(boxes, dtype=np.float32).reshape(-1, 4)
     return Record(
         image_id=path.stem,
@@ -195,7 +201,7 @@ def _image_hw(path: Path, size: Element | None) -> tuple[int, int] | None:
 
 
 def _name(what: str, item: Element) -> str:
-    name = (item.findtext("name") or "").strip()
+    name = normalize("NFC", (item.findtext("name") or "").strip())
     if not name:
         raise _NoObject(f"{what} has no <name>")
     return name

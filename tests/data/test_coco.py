@@ -125,7 +125,7 @@ def test_missing_files_are_named(tmp_path):
     with pytest.raises(InputError, match=r"data\.root: there is no folder .*nowhere"):
         read_coco(tmp_path / "nowhere", "train.json")
     root = write(tmp_path, content())
-    with pytest.raises(InputError, match=r"val\.json: there is no such file; .* has train\.json"):
+    with pytest.raises(InputError, match=r"val\.json: file not found; the \.json files in .* are train\.json"):
         read_coco(root, "val.json")
     with pytest.raises(InputError, match=r"two\.jpg: .* image 900 .*data\.train_images or data\.val_images"):
         read_coco(root, "train.json").image(0)

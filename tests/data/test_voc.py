@@ -72,3 +72,25 @@ def test_real_annotations(shared):
     dataset = read_voc(shared / "data/bccd", "trainval")
     assert (len(dataset), dataset.classes) == (292, ("Platelets", "RBC", "WBC"))
     assert dataset.image(0).shape == (480, 640, 3)
+
+
+def test_flags_and_names_as_tools_write_them(make_voc):
+    root = make_voc(
+        {"train": {"a": [("cafe\u0301", 1, 1, 9, 9, flag) for flag in ("1", "true", "yes", "1.0", "0", "")]}}
+    )
+    dataset = read_voc(root, "train")
+    assert dataset.classes == ("caf\u00e9",)  # one spelling of the same letters
+    assert dataset.ground_truth(0).difficult.tolist() == [True, True, True, True, False, False]
+    assert dataset.with_classes(["cafe\u0301"]).ground_truth(0).labels.tolist() == [1] * 6
+
+
+@pytest.mark.parametrize("tag", ["Object", "objects", "OBJECT"])
+def test_objects_under_another_tag_are_not_passed_over(tmp_path, tag):
+    (tmp_path / "a.xml").write_text(f"<annotation><{tag}><name>cat</name></{tag}></annotation>")
+    with pytest.raises(InputError, match=rf"a\.xml: <{tag}> is not VOC's <object>"):
+        read_annotation(tmp_path / "a.xml")
+
+
+def test_ids_that_end_like_the_flag_of_a_class_split(make_voc):
+    root = make_voc({"train": {"cat 1": [], "cat 0": []}})
+    assert read_voc(root, "train").image_ids == ["cat 1", "cat 0"]
