@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ class Run:
 def open_run(settings: TrainSettings) -> Iterator[Run]:
     """The run that the settings ask for, its folder locked against other processes until the context ends."""
     with FolderLock() as lock:
-        folder, path = broadcast_from_main(lambda: find_run(settings.resume, settings.run.dir, lock))
+        folder, path = broadcast_from_main(lambda: _find_run_or_history(settings, lock))
         if folder is not None:
             log_to_file(folder / "train.log")
         with shared_errors():
@@ -106,6 +107,19 @@ def find_run(resume: str | None, run_dir: str | None, lock: FolderLock) -> tuple
     return folder, newest
 
 
+def _find_run_or_history(settings: TrainSettings, lock: FolderLock) -> tuple[Path | None, Path | None]:
+    """As `find_run`. Raises InputError for a run that had a checkpoint and has none now: it would be overwritten."""
+    folder, path = find_run(settings.resume, settings.run.dir, lock)
+    if folder is not None and path is None:
+        done = max((n for n in map(_iteration_of, _history(folder)) if n != math.inf), default=0)
+        if done > settings.train.checkpoint_every or (folder / "metrics.json").is_file():
+            raise InputError(
+                f"resume: {folder} has results up to iteration {done}, but no checkpoint: they were deleted or moved. "
+                "Put them back, or begin a new run with another run.dir"
+            )
+    return folder, path
+
+
 def promote_checkpoint(path: Path, iteration: int) -> None:
     """Copy the named checkpoint, of this iteration, to `last.pt`, from which `resume=auto` then resumes too.
 
@@ -145,19 +159,24 @@ def clean_up(folder: Path, iteration: int) -> None:
     for path in folder.rglob(UNFINISHED):
         logger.info("removed %s, which was not finished", path)
         path.unlink()
-    path = folder / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    path, lines = folder / "metrics.jsonl", _history(folder)
     kept = [line for line in lines if _iteration_of(line) <= iteration]
     if len(kept) < len(lines):
         logger.info("removed %d lines of metrics.jsonl, whose steps are repeated", len(lines) - len(kept))
         write_atomically(path, "".join(kept).encode())
 
 
+def _history(folder: Path) -> list[str]:
+    """The lines of metrics.jsonl, if there is one."""
+    path = folder / "metrics.jsonl"
+    return path.read_text().splitlines(keepends=True) if path.is_file() else []
+
+
 def _iteration_of(line: str) -> float:
     try:
         return json.loads(line)["iteration"]
     except (ValueError, KeyError, TypeError):  # truncated when the run was killed
-        return float("inf")
+        return math.inf
 
 
 def check_same_run(

@@ -645,3 +645,17 @@ def test_a_checkpoint_that_cannot_be_read_back_is_not_kept(tmp_path, monkeypatch
     assert [path.name for path in tmp_path.iterdir()] == ["best.pt"]
     assert (tmp_path / "best.pt").read_bytes() == before
     assert verify_integrity(tmp_path / "best.pt") is None
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew(spoilt, settings, tiny):
+    for path in (spoilt / "checkpoints").iterdir():
+        path.unlink()
+    (spoilt / "checkpoints/last.pt").symlink_to("/nowhere/last.pt")
+    before = {path: path.read_bytes() for path in spoilt.rglob("*") if path.is_file() and path.name != ".lock"}
+    with pytest.raises(InputError, match=r"has results up to iteration 6, but no checkpoint"):
+        train.main(settings("train", *tiny, f"run.dir={spoilt}", "resume=auto", "train.iterations=7"))
+    (spoilt / "metrics.json").unlink()
+    with pytest.raises(InputError, match="but no checkpoint"):  # 6 steps are more than checkpoint_every=2
+        train.main(settings("train", *tiny, f"run.dir={spoilt}", "resume=auto", "train.iterations=7"))
+    del before[spoilt / "metrics.json"]
+    assert {path: path.read_bytes() for path in before} == before
