@@ -176,7 +176,7 @@ def annotation_xml(file_name: str, shape: Sequence[int], objects: Sequence[dict]
     """
     lines = [
         "<annotation>",
-        f"  <filename>{escape(file_name)}</filename>",
+        f"  <filename>{escape(_printable(file_name))}</filename>",
         f"  <size><width>{shape[1]}</width><height>{shape[0]}</height><depth>3</depth></size>",
     ]
     for item in objects:
@@ -187,6 +187,11 @@ def annotation_xml(file_name: str, shape: Sequence[int], objects: Sequence[dict]
             "  </object>",
         ]
     return "\n".join([*lines, "</annotation>", ""])
+
+
+def _printable(name: str) -> str:
+    """The name with ? for characters that XML cannot hold: control characters, and bytes that are not UTF-8."""
+    return "".join(character if character.isprintable() else "?" for character in name)
 
 
 def _image_hw(path: Path, size: Element | None) -> tuple[int, int] | None:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from detector.data.voc import read_annotation, read_voc
+from detector.data.voc import annotation_xml, read_annotation, read_voc
 from detector.errors import InputError
 from tests.conftest import write_xml
 
@@ -94,3 +94,10 @@ def test_objects_under_another_tag_are_not_passed_over(tmp_path, tag):
 def test_ids_that_end_like_the_flag_of_a_class_split(make_voc):
     root = make_voc({"train": {"cat 1": [], "cat 0": []}})
     assert read_voc(root, "train").image_ids == ["cat 1", "cat 0"]
+
+
+def test_any_file_name_gives_valid_xml(tmp_path):
+    for name in ("a\x01b.jpg", "\udcff.jpg", "\U0001f600.jpg", "a&b<c>.jpg", "a\nb.jpg"):
+        text = annotation_xml(name, (40, 60), [{"name": "cat", "box": (0, 0, 9, 9), "difficult": False}])
+        (tmp_path / "a.xml").write_bytes(text.encode())
+        assert read_annotation(tmp_path / "a.xml").names == ("cat",)
