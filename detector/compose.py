@@ -18,6 +18,7 @@ from detector.schema import Settings, fields, no_such_setting
 
 # In a checkout configs/ is beside detector/, in a wheel inside it.
 CONFIGS = next(path / "configs" for path in Path(__file__).resolve().parents[:2] if (path / "configs").is_dir())
+MAX_ALIASES = 20  # in a file of settings
 # Hydra's own settings that the command line of a sweep may set; a file may set none.
 OF_SWEEPS = re.compile(r"hydra[./](launcher|sweeper|sweep|verbose)\b")
 
@@ -75,6 +76,10 @@ def search_path(arguments: Namespace) -> list[str]:
         return []
     if not Path(folder).is_dir():
         raise InputError(f"--config-dir: {folder}: no such folder")
+    for path in [*Path(folder).glob("*.yaml"), *Path(folder).glob("*/*.yaml")]:
+        with suppress(yaml.YAMLError, ValueError, RecursionError, OSError):  # reported if the file is used
+            if sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(path.read_text("utf-8"))) > MAX_ALIASES:
+                raise InputError(f"{path}: has more than {MAX_ALIASES} aliases (*name), which can expand without end")
     return ["hydra.searchpath=['{}']".format(str(Path(folder).resolve()).replace("'", "\\'"))]
 
 

@@ -139,6 +139,9 @@ def ended(tmp_path, monkeypatch, capsys):
     (files / "latin.yaml").write_bytes("# größe\n".encode("latin-1"))
     (files / "number.yaml").write_text("defaults: 5\n")
     (files / "deep.yaml").write_text("x: " + "[" * 2000)
+    bomb = "".join(f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 9)}]\n" for n in range(1, 8))
+    (tmp_path / "bombs/experiment").mkdir(parents=True)
+    (tmp_path / "bombs/experiment/bomb.yaml").write_text("# @package _global_\nx0: &x0 [1]\n" + bomb)
     (files / "right.yaml").write_text("# @package _global_\ntrain:\n  iterations: 5\n")
     monkeypatch.chdir(tmp_path)
 
@@ -190,6 +193,7 @@ def test_case_57_a_mistyped_setting_is_one_line_with_the_nearest(ended, options,
         ("--config-dir files experiment=latin", "a file of settings is not in UTF-8"),
         ("--config-dir files experiment=number", "defaults"),
         ("--config-dir files experiment=deep", "recursion"),
+        ("--config-dir bombs experiment=bomb", "bomb.yaml: has more than 20 aliases"),
     ],
 )
 def test_settings_that_cannot_be_read_are_one_line(ended, arguments, says):
