@@ -120,7 +120,7 @@ class Model(Settings):
     """Stages that do not learn, counted from the image; null: 2 with weights, else none."""
     pool_size: Annotated[int, Field(ge=1, le=100), Valid("an integer from 1 to 100")] = 7
     """Height and width of a pooled RoI, in cells."""
-    hidden: Annotated[int, Field(ge=1, le=1_000_000), Valid("an integer from 1 to 1000000")] = 1024
+    hidden: Annotated[int, Field(ge=1, le=65_536), Valid("an integer from 1 to 65536")] = 1024
     """Units of each fully connected layer."""
     dropout: Ratio = 0.0
     """Probability after each fully connected layer."""
@@ -129,7 +129,7 @@ class Model(Settings):
 class RoISampling(Settings):
     """How RoIs are sampled from the proposals for training (paper, section 2.3), and how boxes are encoded."""
 
-    rois_per_image: PositiveInt = 64
+    rois_per_image: Annotated[int, Field(ge=1, le=100_000), Valid("an integer from 1 to 100000")] = 64
     """RoIs sampled from each image."""
     foreground_fraction: Ratio = 0.25
     """At most this fraction is foreground."""
@@ -335,7 +335,7 @@ class Training(Settings):
 
     iterations: PositiveInt = 500
     """Optimizer steps."""
-    images_per_batch: Annotated[PositiveInt, FIXED] = 4
+    images_per_batch: Annotated[int, Field(ge=1, le=10_000), Valid("an integer from 1 to 10000"), FIXED] = 4
     """Images per optimizer step, in all processes together."""
     eval_every: PositiveInt = 250
     """Iterations between evaluations; there is one at the end too."""

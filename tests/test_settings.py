@@ -238,6 +238,8 @@ def test_a_wrong_argument_is_an_input_error():
         ("~model.backbone", "model.backbone is not given: must be vgg16, resnet18 or resnet50"),
         ("train=5", "train=5: must be a group of settings"),
         ("train.images_per_batch=2.5", "train.images_per_batch=2.5"),
+        ("train.images_per_batch=2000000000", "train.images_per_batch=2000000000: must be an integer from 1 to 10000"),
+        ("model.hidden=1000000", "model.hidden=1000000: must be an integer from 1 to 65536"),
         ("train.eval_every=true", "train.eval_every=True"),
         ("seed=-1", "seed=-1"),
         ("precision=float8", "precision=float8: must be auto, bfloat16 or float32"),

@@ -131,7 +131,7 @@ def test_a_checkpoint_with_a_part_of_another_kind_is_refused(here, content, chan
 
 
 def test_a_checkpoint_that_does_not_fit_its_own_settings_takes_no_memory(settings, content):
-    large = Model(backbone="resnet50", hidden=10**6)  # 400 GB of weights
+    large = Model(backbone="resnet50", hidden=2**16)  # 30 GB of weights
     with pytest.raises(InputError, match="the checkpoint does not fit its own settings of the network: .* tensors"):
         builders.build_trained_model(large, content["model"], 4)
 
