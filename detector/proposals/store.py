@@ -36,6 +36,16 @@ OLD_FORMAT = "fast-rcnn proposals 1"
 HEAD_BYTES = 1024
 
 
+# Type and number of dimensions of each tensor in a store.
+TENSORS = {
+    "boxes": ("F32", 2),
+    "scores": ("F32", 1),
+    "offsets": ("I64", 1),
+    "image_hws": ("I32", 2),
+    "image_ids": ("U8", 1),
+}
+
+
 class ProposalStore:
     """Read-only proposals of a store file, by image id. Raises InputError if the file is not a valid store."""
 
@@ -55,6 +65,10 @@ class ProposalStore:
             if not isinstance(self.generator, dict):
                 raise ValueError("its metadata do not say how it was made")
             self.unreadable = _reasons(self.generator)
+            for name in self._file.keys():  # noqa: SIM118
+                found = self._file.get_slice(name)
+                if (found.get_dtype(), len(found.get_shape())) != TENSORS.get(name):
+                    raise ValueError(f"{name} is {found.get_dtype()} of shape {found.get_shape()}")
             self.image_ids = self._file.get_tensor("image_ids").tobytes().decode().split("\0")[:-1]
             self._image_hws = self._file.get_tensor("image_hws")
             self._offsets = self._file.get_tensor("offsets")
@@ -63,14 +77,14 @@ class ProposalStore:
             shapes = self._boxes.get_shape(), [] if self._scores is None else self._scores.get_shape()
         except FileNotFoundError:
             raise InputError(f"{self.path}: no such proposal file") from None
-        except (SafetensorError, KeyError, ValueError, OSError) as error:
+        except (SafetensorError, KeyError, ValueError, OSError, RecursionError) as error:
             raise InputError(f"{self.path}: damaged proposal store: {error!r}") from None
         self._index = {image_id: number for number, image_id in enumerate(self.image_ids)}
         offsets, count = self._offsets, len(self.image_ids)
         sound = len(offsets) == count + 1 and offsets[0] == 0 and (np.diff(offsets) >= 0).all()
         total = int(offsets[-1]) if sound else 0
-        fits = shapes in (([total, 4], []), ([total, 4], [total]))
-        if not (sound and fits and len(self._image_hws) == len(self._index) == count):
+        fits = shapes in (([total, 4], []), ([total, 4], [total])) and self._image_hws.shape == (count, 2)
+        if not (sound and fits and len(self._index) == count):
             raise InputError(f"{self.path}: damaged proposal store: its offsets, boxes and image ids do not fit")
 
     def __getitem__(self, image_id: str) -> np.ndarray:

@@ -5,6 +5,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from detector.data.check import proposal_recall
@@ -142,3 +143,36 @@ def test_an_image_without_proposals_and_a_file_without_scores():
     assert none.shape == (0, 4)
     by_score, as_they_are = (select_proposals(MANY, None, (40, 60), Selection(by_score=flag)) for flag in (True, False))
     assert by_score.tolist() == as_they_are.tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("boxes", lambda x: x > 1),
+        ("boxes", lambda x: x.astype(np.float64)),
+        ("offsets", lambda x: x.astype(np.float32)),
+        ("offsets", lambda x: x.astype(np.uint64)),
+        ("offsets", lambda x: x[None]),
+        ("offsets", lambda x: x[::-1].copy()),
+        ("image_hws", lambda x: x[:, :1].copy()),
+        ("image_hws", lambda x: np.concatenate([x, x[:, :1]], axis=1)),
+        ("scores", lambda x: x > 0),
+        ("scores", lambda x: x[:-1].copy()),
+        ("image_ids", lambda x: x.astype(np.int32)),
+    ],
+)
+def test_tensors_of_other_types_and_shapes_are_refused(tmp_path, name, change):
+    boxes = np.array([[0, 0, 9, 9], [1, 1, 5, 5]], np.float32)
+    images = [ImageProposals(id, boxes, np.array([2, 1], np.float32), (40, 60)) for id in "ab"]
+    stream_store(tmp_path / "a.safetensors", images, {})
+    tensors = load_file(tmp_path / "a.safetensors")
+    with safe_open(tmp_path / "a.safetensors", framework="numpy") as file:
+        metadata = file.metadata()
+    save_file(tensors | {name: change(tensors[name])}, tmp_path / "b.safetensors", metadata)
+    with pytest.raises(InputError, match=r"b\.safetensors: damaged proposal store"):
+        ProposalStore(tmp_path / "b.safetensors")
+    save_file(tensors, tmp_path / "b.safetensors", dict.fromkeys(metadata, "[" * 100000))
+    with pytest.raises(InputError, match=r"b\.safetensors: damaged proposal store"):
+        ProposalStore(tmp_path / "b.safetensors")
+    save_file(tensors, tmp_path / "b.safetensors", metadata)
+    assert len(ProposalStore(tmp_path / "b.safetensors")["b"]) == 2
