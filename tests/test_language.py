@@ -11,6 +11,8 @@ IDENTIFIERS = [
     "_answers", "made_of", "make_newest", "_step_aside", "failing_gently", "find_damage", "through_files", "left_out",
     "require_whole", "warn_of_overlap", "CROWD_PART", "screen_is_gone", "_its_error_is_the_user_s",
     "_end_when_the_training_process_says_so", "OF_THE_CALL", "DISK_SAYS_NO",
+    "run_script", "validate_training", "validate_given", "READER_ARGUMENTS", "READER_SETTINGS", "OF_THIS_MACHINE",
+    "VocDataset", "CocoDataset", "ShapesDataset", "JoinedDataset", "WithoutClasses", "ImageFiles", "CheckedLoader",
 ]  # fmt: skip
 PHRASES = [
     "taken up again", "meeting point", "senseless", "slip of the pen", "whole number", "a stranger's file",
