@@ -23,7 +23,7 @@ from detector.compose import CONFIGS, choosable_groups, compose, in_words, plain
 from detector.errors import InputError
 from detector.runtime.exits import FAILED, WRONG_INPUT, exit_status, stdout_closed
 from detector.runtime.logs import set_up_logging
-from detector.schema import Settings, defaults, describe, parse
+from detector.schema import Settings, defaults, describe, missing_keys, parse
 
 OF_HYDRA = re.compile(r"[+~]*hydra[./@]")
 
@@ -55,11 +55,21 @@ def _start(program: Program, name: str, schema: type[Schema]) -> int:
     if arguments.help:
         _parser(name).print_help()
         print(f"\nSettings:\n{describe(schema, OmegaConf.to_container(config))}")
-    elif arguments.cfg:
+        return 0
+    if arguments.cfg:
         print(OmegaConf.to_yaml(config), end="")
-    else:
-        _run(program, parse(schema, plain(config)))
+    settings = _typed(schema, config)  # also for --cfg: a check before a long run
+    if not arguments.cfg:
+        _run(program, settings)
     return 0
+
+
+def _typed(schema: type[Schema], config: DictConfig) -> Schema:
+    """Validated settings. Raises InputError also if one was removed, as by ~train.iterations."""
+    values = plain(config)
+    if removed := missing_keys(defaults(schema), values):
+        raise InputError(f"{removed[0]} is not given: settings cannot be removed")
+    return parse(schema, values)
 
 
 def _parser(name: str) -> ArgumentParser:
@@ -97,7 +107,7 @@ def _run(program: Program, settings: Settings) -> float | None:
 def _sweep(program: Program, name: str, schema: type[Settings], arguments: Namespace) -> int:
     """Compose and validate every run, then let Hydra start them. Returns the exit status of the first failed run."""
     for overrides in _jobs(arguments.overrides):
-        parse(schema, plain(compose(schema, arguments, overrides, name)))
+        _typed(schema, compose(schema, arguments, overrides, name))
     failed: list[int] = []
     started_in = os.getpid()
 
@@ -106,7 +116,7 @@ def _sweep(program: Program, name: str, schema: type[Settings], arguments: Names
         scores: list[float | None] = []
         try:
             status = exit_status(
-                lambda: scores.append(_run(program, parse(schema, plain(config)))), "what was saved before is kept"
+                lambda: scores.append(_run(program, _typed(schema, config))), "what was saved before is kept"
             )
         except SystemExit as end:  # of a process other than the first: its error is printed by that one
             status = end.code if isinstance(end.code, int) else FAILED

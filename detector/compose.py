@@ -39,7 +39,8 @@ def compose(schema: type[Settings], arguments: Namespace, overrides: list[str], 
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError, OSError) as error:
         message = in_words(f"{error} {error.__cause__ or ''}")
         if "Got NoneType" in message:
-            message = f"{' '.join(overrides)}: a group takes the name of one of its files; leave it out for its default"
+            null = [item for item in overrides if item.endswith("=null") and item[:-5] in choosable_groups(name)]
+            message = f"{' '.join(null)}: a group takes the name of one of its files; leave it out for its default"
         if isinstance(error, UnicodeDecodeError):
             message = f"a file of settings is not in UTF-8: {message}"
         if unknown := re.match(r"Could not override '([^']+)'", message):
@@ -128,6 +129,8 @@ def in_words(error: str) -> str:
     text = " ".join(re.split(r"(?:Config s|S)earch path:", error)[0].split())
     if "LexerNoViableAlt" in text:
         text += ": put names with other letters in quotes, as in 'data.classes=[\"größe\",dog]'"
+    if "Ambiguous value" in text:
+        text = f"{text.partition(' 1. ')[0]}: a list is KEY=[a,b], a value with a comma 'KEY=\"a,b\"', a sweep needs -m"
     if "oc.env" in text:
         text += ": settings do not read the environment; let the shell fill it in, key=$NAME"
     return text

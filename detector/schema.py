@@ -105,6 +105,17 @@ def defaults(schema: type[Settings]) -> dict[str, Any]:
     return found
 
 
+def missing_keys(expected: Mapping, values: Any, prefix: str = "") -> list[str]:
+    """The dotted names in nested dicts `expected` that are not in `values`."""
+    if not isinstance(values, Mapping):
+        return []  # not a group: `parse` says so
+    found = [prefix + key for key in expected if key not in values]
+    for key in expected.keys() & values.keys():
+        if isinstance(expected[key], Mapping):
+            found += missing_keys(expected[key], values[key], f"{prefix}{key}.")
+    return found
+
+
 def describe(schema: type[Settings], values: Any, prefix: str = "") -> str:
     """The values, one `key=value` a line, each with its description."""
     if isinstance(values, dict) and (values or not prefix):

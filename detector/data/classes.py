@@ -44,8 +44,8 @@ def require_none_unknown(unknown: Mapping[str, int], first: Mapping[str, object]
         for name in names[:20]
     ]
     raise InputError(
-        f"{len(unknown)} classes in the annotations are not among {', '.join(classes)}; fix the names, or exclude "
-        f"these objects with data.exclude_classes=[{','.join(names)}]:\n  " + "\n  ".join(lines)
+        f"{len(unknown)} classes in the annotations are not among {', '.join(classes)}; correct data.classes or the "
+        f"names, or exclude these objects with data.exclude_classes=[{','.join(names)}]:\n  " + "\n  ".join(lines)
     )
 
 

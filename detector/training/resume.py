@@ -112,7 +112,8 @@ def _find_run_or_history(settings: TrainSettings, lock: FolderLock) -> tuple[Pat
     folder, path = find_run(settings.resume, settings.run.dir, lock)
     if folder is not None and path is None:
         done = max((n for n in map(_iteration_of, _history(folder)) if n != math.inf), default=0)
-        if done > settings.train.checkpoint_every or (folder / "metrics.json").is_file():
+        was_evaluated = (folder / "metrics.json").is_file() or any('"val/loss"' in line for line in _history(folder))
+        if done > settings.train.checkpoint_every or was_evaluated:
             raise InputError(
                 f"resume: {folder} has results up to iteration {done}, but no checkpoint: they were deleted or moved. "
                 "Put them back, or begin a new run with another run.dir"

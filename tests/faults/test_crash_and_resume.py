@@ -655,7 +655,8 @@ def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew(spoilt, settings, ti
     with pytest.raises(InputError, match=r"has results up to iteration 6, but no checkpoint"):
         train.main(settings("train", *tiny, f"run.dir={spoilt}", "resume=auto", "train.iterations=7"))
     (spoilt / "metrics.json").unlink()
-    with pytest.raises(InputError, match="but no checkpoint"):  # 6 steps are more than checkpoint_every=2
-        train.main(settings("train", *tiny, f"run.dir={spoilt}", "resume=auto", "train.iterations=7"))
+    for more in ([], ["train.checkpoint_every=9"]):  # 6 steps are more than checkpoint_every=2, and were evaluated
+        with pytest.raises(InputError, match="but no checkpoint"):
+            train.main(settings("train", *tiny, f"run.dir={spoilt}", "resume=auto", "train.iterations=7", *more))
     del before[spoilt / "metrics.json"]
     assert {path: path.read_bytes() for path in before} == before

@@ -303,7 +303,7 @@ def test_damaged_exports_are_named(exported):
     refused(tensors, r"model\.safetensors: not a checkpoint")
     tensors.write_bytes(whole)
     texts = {"{": "broken JSON", "[" * 100_000: "broken JSON", "[]": "its format is not", '{"format": 1}': "its format"}
-    texts[json.dumps({**said, "format": "fast-rcnn weights 9"})] = "its format is not 'fast-rcnn weights 1'"
+    texts[json.dumps({**said, "format": "fast-rcnn weights 9"})] = "its format is not 'fast-rcnn weights 2'"
     texts[json.dumps({**said, "classes": ["a/b"]})] = "cannot be a class"
     texts[json.dumps({**said, "config": 3})] = "`config` is not a dict"
     for text, says in texts.items():

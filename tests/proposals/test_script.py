@@ -100,20 +100,20 @@ def test_wrong_input_is_named_and_ends_with_status_2(call, small_shapes, tmp_pat
     (tmp_path / "p.pkl").write_bytes(b"")
     from_store = ("convert", "--from", "store", "--to")
     for arguments, says in (
-        (("generate", *data, "--out", there), "there already, and nothing is overwritten"),
+        (("generate", *data, "--out", there), "already exists and is not overwritten"),
         (("generate", *data, "--out", tmp_path / "p.npz"), "must end in .safetensors"),
         (("generate", *data, "--out", tmp_path / "q.safetensors", "--workers", "0"), "--workers: 0 must be"),
         (("generate", *data, "--out", tmp_path / "q.safetensors", "--shard", "3/2"), "'3/2' is not a shard"),
         (("generate", "--data", small_shapes, "--split", "x", "--out", tmp_path / "q.safetensors"), "no such split"),
         (("merge", store, "--out", tmp_path / "q.safetensors"), "was not made with --shard"),
-        ((*from_store, "npz", store, there), "there already"),
+        ((*from_store, "npz", store, there), "already exists"),
         ((*from_store, "store", store, tmp_path / "q.npz"), "must end in .safetensors"),
         ((*from_store, "npz", "--data", small_shapes, store, tmp_path / "q"), "(or --annotations) belong"),
         ((*from_store, "npz", *data, store, tmp_path / "q"), "no proposals for 3 of the 3 images"),
         (("convert", "--from", "detectron", "--to", "npz", tmp_path / "p.pkl", tmp_path / "q"), "--i-trust-this-file"),
         (("recall", store, *data), "no proposals for 3 of 3 images"),
         (("recall", store, *data, "--plot", tmp_path / "q.jpg"), "must end in .png"),
-        (("check", store, *data, "--json", there), "there already"),
+        (("check", store, *data, "--json", there), "already exists"),
         (("check", store, *data, "--images", "x"), "--images belongs to --annotations"),
     ):
         status, _, errors = call(*arguments)
