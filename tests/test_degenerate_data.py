@@ -16,6 +16,7 @@ FEW = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_degenerate_data_train_to_the_end(kind, settings, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("detector.training.trainer.collapse_window", lambda iterations: 4)

@@ -58,7 +58,7 @@ def test_fine_tuning_leaves_every_frozen_tensor_unchanged(exported, common, sett
 
 def test_an_export_overwrites_nothing(exported, capsys):
     assert export() == 2
-    assert "is there already, and nothing is overwritten" in capsys.readouterr().err
+    assert "already exists and is not overwritten" in capsys.readouterr().err
 
 
 def test_torchvision_takes_the_exported_backbone(exported):

@@ -148,7 +148,7 @@ def test_settings_of_evaluation(run, settings, tmp_path, capsys):
     assert set(devkit["area@0.50"]["AP"]) == {"ball", "crate", "kite", "star"}
 
 
-def test_another_data_set_keeps_the_sizes_of_training_and_nothing_of_its_data(run, settings):
+def test_another_data_set_keeps_the_sizes_of_training_and_nothing_of_its_data(run, settings, tmp_path, monkeypatch):
     trained = trained_settings(run)
     trained["data"]["val_proposals"] = "of_training.mat"
     trained["data"] |= {"exif": "ignore", "max_image_pixels": 10**7}
@@ -173,11 +173,20 @@ def test_another_data_set_keeps_the_sizes_of_training_and_nothing_of_its_data(ru
     assert merge("data.val_split=train", "data.val_proposals=p.mat")["val_proposals"] == "p.mat"
     assert merge("data.val_proposals=p.mat")["val_proposals"] == "p.mat"
     assert merge("data.max_images=5")["max_images"] == 5
-    trained["data"] |= {"parts": [{"root": "a"}], "exclude_classes": ["ball"], "val_json": "a.json"}
+    (tmp_path / "x/a").mkdir(parents=True)
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path)
+    trained["data"] |= {
+        "root": str(tmp_path),
+        "parts": [{"root": "a"}],
+        "exclude_classes": ["ball"],
+        "val_json": "a.json",
+    }
     assert merge() == trained["data"]
     assert merge("data.root=x")["parts"] == [{"root": "a"}]
     assert merge("data.exclude_classes=[]")["exclude_classes"] == []
-    assert merge("data.val_json=b.json")["val_proposals"] is None
+    with pytest.raises(InputError, match=r"data\.val_json=b\.json: not a setting of data\.reader=voc"):
+        merge("data.val_json=b.json")
     assert merge("data=voc", "data.root=x")["parts"] is None
     assert merge("data.val_split=train")["val_split"] == "train"
     trained["data"]["parts"] = [{"root": "a", "val_split": "test"}]
@@ -247,7 +256,8 @@ def test_the_main_metric_decides_which_checkpoint_is_best(settings, common, tmp_
     """By 11point the first evaluation, at iteration 2, is the better one, by COCO's AP the second."""
     values = iter([{None: 0.9, "coco": 0.1}, {None: 0.5, "coco": 0.2}])
 
-    def scored(*_, main, **__):
+    def scored(folder, truths, detections, classes, metric, *_):
+        main = metric.main
         voc = {"area@0.50": {"mAP": 0.0, "AP": {}}}
         return {"main": {"metric": str(main), "value": next(values)[main]}, "loss": {}, "voc": voc}
 
@@ -263,6 +273,7 @@ def losses(settings, common, folder: Path, *overrides: str) -> list[float]:
     return [line["train/loss"] for line in lines if "train/loss" in line]
 
 
+@pytest.mark.slow
 def test_the_seed_decides_the_run_and_the_number_of_workers_does_not(settings, common, tmp_path):
     first = losses(settings, common, tmp_path / "a", "model.dropout=0.5")
     assert first == losses(settings, common, tmp_path / "b", "model.dropout=0.5", "workers=2")
@@ -271,6 +282,7 @@ def test_the_seed_decides_the_run_and_the_number_of_workers_does_not(settings, c
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "override",
     ["roi.foreground_fraction=0.5", "roi.delta_std=[1,1,1,1]", "augment=none", "data.use_difficult=false",
@@ -378,6 +390,7 @@ def test_wrong_input_ends_the_program_with_2_and_no_traceback(overrides, says):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_any_other_failure_ends_the_program_with_1(common, tmp_path):
     result = program("train.py", *common, "optimizer.lr=1e30", f"run.dir={tmp_path}/run", "train.log_every=4", code=1)
     assert "error: the loss is nan, the gradient's norm nan at iteration 2" in result.stderr

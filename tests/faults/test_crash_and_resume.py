@@ -65,6 +65,7 @@ def metrics_lines(folder):
     return path.read_text().splitlines() if path.is_file() else []
 
 
+@pytest.mark.slow
 def test_case_01_killed_at_any_moment_and_in_a_write_the_outcome_is_equal_in_every_bit():
     command = [sys.executable, "tests/tools/kill_runs.py", "--kills", "3", "--workers", "1"]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
@@ -73,6 +74,7 @@ def test_case_01_killed_at_any_moment_and_in_a_write_the_outcome_is_equal_in_eve
     assert "0 unequal" in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("override", ["train.ema=null", "optimizer=sgd", "optimizer.max_grad_norm=0.5"])
 def test_resume_is_exact_with_other_optimizers(override, settings, tiny, tmp_path):
     folder = tmp_path / "run"
@@ -540,6 +542,7 @@ def test_going_back_to_an_earlier_checkpoint_loses_none_and_auto_stays_with_it(s
     assert found() == now | {"last.pt": 4, "best-of-9.pt": 9}
 
 
+@pytest.mark.slow
 def test_a_run_that_went_back_before_its_best_has_a_best_again(tiny, settings, tmp_path, monkeypatch):
     """Scores 0.5, 0.9, 0.2 at 2, 4, 6; from 2 on again, with 0.3 and 0.4, which are all that is left; then one more."""
     scores = iter((0.5, 0.9, 0.2, 0.3, 0.4, 0.6))

@@ -239,6 +239,7 @@ def stop_in_the_middle(folder: Path) -> None:
     gather(None)
 
 
+@pytest.mark.slow
 def test_case_52_when_a_process_hangs_the_others_say_so_and_end(tmp_path):
     ranks = start_ranks(stop_in_the_middle, 3, tmp_path, timeout_s=4)
     try:
@@ -260,6 +261,7 @@ def wait_long(folder: Path) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_paused_as_a_whole_goes_on(tmp_path):
     """As by Ctrl-Z and fg, or a batch system: for longer than the timeout, and not all woken at once."""
     ranks = start_ranks(wait_long, 2, tmp_path, timeout_s=4)
@@ -276,6 +278,7 @@ def test_a_run_that_was_paused_as_a_whole_goes_on(tmp_path):
         assert process.exitcode == 0, (tmp_path / f"rank{rank}.log").read_text()
 
 
+@pytest.mark.slow
 def test_case_52_torchrun_takes_the_run_up_again(tiny, tmp_path):
     """One folder, one writer; a process is killed, torchrun starts both anew, resume=auto finishes the run."""
     run, log = tmp_path / "run", tmp_path / "log"

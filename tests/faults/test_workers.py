@@ -54,6 +54,7 @@ class BrokenImage:
         raise InputError("x.jpg: damaged image")
 
 
+@pytest.mark.slow
 def test_killed_runs_leave_no_process_behind(begin, tmp_path):
     run = begin("workers=2", "train.iterations=500")
     wait_for(lambda: (tmp_path / "run/metrics.jsonl").is_file() and (tmp_path / "run/metrics.jsonl").read_text())

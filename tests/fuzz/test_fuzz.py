@@ -41,6 +41,7 @@ from detector.training.checkpoint import load_checkpoint, save_weights, trained_
 from tests.helpers.watch import nothing_happens
 from tests.proposals.test_formats import voc_mat_v7_3
 
+pytestmark = pytest.mark.slow
 MINUTES = float(os.environ.get("FUZZ_MINUTES", "0"))
 
 

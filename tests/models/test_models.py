@@ -40,6 +40,7 @@ def test_shapes_and_a_gradient_for_every_parameter(backbone, head, channels):
     assert without == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["resnet18", "vgg16"])
 def test_losses_of_training_are_those_with_torchvision_s_pooling(backbone):
     generator = torch.Generator().manual_seed(0)
@@ -117,6 +118,7 @@ def test_vgg16_has_no_res5():
         build_model("vgg16", "res5", num_classes=2)
 
 
+@pytest.mark.slow
 def test_two_images_are_overfitted(small_shapes, tmp_path):
     """With true boxes among the RoIs, the network learns two images by heart: every box right, none too many."""
     from detector.data.loader import TrainBatchSampler, TransformedDataset, eval_loader, train_loader

@@ -42,6 +42,7 @@ def test_a_resnet_computes_what_the_classifier_computed(tmp_path, head):
         torch.testing.assert_close(model.head(features), net.layer4(of_layer3).mean((2, 3)), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_vgg16_s_fully_connected_layers_are_taken_with_their_order_changed(tmp_path):
     net = classifier("vgg16")
     torch.save(net.state_dict(), tmp_path / "w.pth")

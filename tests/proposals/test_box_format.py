@@ -179,6 +179,7 @@ def test_boxes_in_another_order_are_not_said_to_be_of_another_size(make_voc):
         require_box_format(raw, dataset, [HW] * 20, BoxFormat("xyxy", "0"))
 
 
+@pytest.mark.slow
 def test_real_boxes_in_each_layout(shared):
     root = shared / "data/bccd"
     dataset = read_voc(root, "test")

@@ -61,6 +61,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(dataset, tmp_path, m
     assert (tmp_path / "p.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_more_images_than_a_process_may_have_files_open(small_shapes, tmp_path):
     root = tmp_path / "many"
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):

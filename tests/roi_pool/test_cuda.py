@@ -14,6 +14,7 @@ import torch
 HAS_GPU = torch.cuda.is_available()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "interpret", ["1", pytest.param("0", marks=pytest.mark.skipif(not HAS_GPU, reason="no CUDA device"))]
 )

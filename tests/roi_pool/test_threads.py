@@ -99,6 +99,7 @@ def run_python(code, seconds=60):
     return done.stdout.split()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_forked_children_after_their_parent():
     output = run_python(

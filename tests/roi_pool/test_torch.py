@@ -56,6 +56,7 @@ def test_opcheck_backward():
     torch.library.opcheck(ops.roi_pool_backward, (pooled, ROIS, argmax, 2, 6, 7))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "backend",
     [

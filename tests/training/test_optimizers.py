@@ -47,7 +47,7 @@ def test_the_paper_s_schedule():
 def test_an_invalid_drop_is_an_error_before_the_first_step(gamma):
     settings = {"_target_": "detector.training.schedules.Step", "steps": [], "gamma": gamma}
     with pytest.raises(InputError, match=f"gamma={gamma} must be a number above 0"):
-        build(settings, iterations=10, warmup_iterations=0, warmup_factor=0.1)
+        build(settings, ("detector.",), iterations=10, warmup_iterations=0, warmup_factor=0.1)
 
 
 def test_warm_up_is_linear():
