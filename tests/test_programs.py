@@ -92,6 +92,7 @@ def test_a_run_leaves_what_is_promised(run):
     assert by_iteration[best] == max(by_iteration.values())
 
 
+@pytest.mark.slow
 def test_evaluating_the_last_checkpoint_gives_the_last_evaluation_of_training(run, settings, tmp_path):
     in_training = json.loads((run / "metrics.json").read_text())
     result = program("evaluate.py", f"checkpoint={run}/checkpoints/last.pt", f"out={tmp_path}", "workers=0", code=0)

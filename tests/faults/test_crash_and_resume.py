@@ -162,6 +162,7 @@ def test_case_04_without_one_good_checkpoint_nothing_begins_anew(settings, spoil
     assert sorted(path.name for path in spoilt.rglob("*")) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGINT, 130)])
 def test_case_05_a_signal_saves_within_a_step_and_the_run_goes_on_exactly(whole, begin, tmp_path, number, status):
     run = begin("workers=1", "train.checkpoint_every=100")

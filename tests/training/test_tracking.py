@@ -95,6 +95,7 @@ def test_means_leave_out_what_no_roi_gave_but_show_a_loss_that_is_nan():
     assert means.take() == {"a": 7.0}
 
 
+@pytest.mark.slow
 def test_peak_memory_is_that_of_this_process():
     before = peak_memory_mib(torch.device("cpu"))
     block = np.ones(int(before) * 2**20 // 8 + 2**24)
