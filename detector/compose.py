@@ -127,6 +127,8 @@ def quoted(argument: str) -> str:
 def in_words(error: str) -> str:
     """The error on one line, without the list of searched paths."""
     text = " ".join(re.split(r"(?:Config s|S)earch path:", error)[0].split())
+    if unknown := re.search(r"Could not find '(.+)/([^/]+)' Available options in '.+': (.*)$", text):
+        text = f"{unknown[1]}={unknown[2]}: must be one of {', '.join(unknown[3].split())}"
     if "LexerNoViableAlt" in text:
         text += ": put names with other letters in quotes, as in 'data.classes=[\"größe\",dog]'"
     if "Ambiguous value" in text:

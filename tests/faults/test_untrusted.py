@@ -397,7 +397,7 @@ def ended(here, monkeypatch, capsys):
         ("--help experiment=hydra_logging", "hydra.hydra_logging"),
         ("--hydra-help +experiment=hydra_logging", "--hydra-help"),
         ("--info all experiment=job_logging", "--info"),
-        ("-m hydra/launcher=evil", "hydra/launcher/evil"),
+        ("-m hydra/launcher=evil", "hydra/launcher=evil"),
         ("-m +hydra.launcher.x._target_=builtins.print", "hydra.launcher"),
         ("+hydra.callbacks.x._target_=builtins.print", "hydra.callbacks"),
         ("--experimental-rerun strange.pickle", "--experimental-rerun"),
