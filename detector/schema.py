@@ -152,7 +152,8 @@ def valid_values(annotation: Any, metadata: Collection = ()) -> str:
         kinds = sorted(get_args(annotation), key=lambda kind: kind is not NoneType)  # null first
         return " or ".join(dict.fromkeys(valid_values(kind) for kind in kinds)).replace("null or null", "null")
     if get_origin(annotation) is Literal:
-        return ", ".join(map(str, get_args(annotation)[:-1])) + f" or {get_args(annotation)[-1]}"
+        *others, last = map(str, get_args(annotation))
+        return f"{', '.join(others)} or {last}" if others else last
     names = {NoneType: "null", bool: "true or false", int: "an integer", float: "a number", str: "a string"}
     return names.get(annotation) or "a group of settings"
 

@@ -114,7 +114,7 @@ class Model(Settings):
     """Convolutional network, up to stride 16."""
     head: Literal["fc", "res5"] = "fc"
     """fc: two fully connected layers; res5: the ResNet's layer4."""
-    weights: Annotated[Text | None, Valid("null or imagenet, or the name of a file")] = None
+    weights: Annotated[Text | None, Valid("null, imagenet or the name of a file")] = None
     """imagenet, null (from scratch), or a file: torchvision's state dict or a checkpoint."""
     frozen_stages: NonNegativeInt | None = None
     """Stages that do not learn, counted from the image; null: 2 with weights, else none."""
