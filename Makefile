@@ -1,4 +1,4 @@
-# make demo   set up, then train and evaluate on a generated data set
+# make demo   set up, then train and evaluate on a generated dataset
 # make test   set up, then run the test suite without what is slow
 # make test-all  set up, then run all tests: also kill loops, long fuzzing, many processes
 # make lint   ruff (check and format) and mypy

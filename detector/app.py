@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
 import hydra
@@ -25,6 +25,7 @@ from detector.runtime.exits import FAILED, WRONG_INPUT, exit_status, stdout_clos
 from detector.runtime.logs import set_up_logging
 from detector.schema import Settings, defaults, describe, missing_keys, parse
 
+KEPT = "what was saved before is kept"
 OF_HYDRA = re.compile(r"[+~]*hydra[./@]")
 
 Schema = TypeVar("Schema", bound=Settings)
@@ -36,7 +37,7 @@ def run_program(program: Program, name: str, schema: type[Schema]) -> None:
 
     Its result, a score, is what a sweeper of Hydra's may optimize. The exit status is that of `exit_status`.
     """
-    status = exit_status(lambda: _start(program, name, schema), "what was saved before is kept")
+    status = exit_status(lambda: _start(program, name, schema), KEPT)
     if status:
         sys.exit(status)
 
@@ -44,9 +45,9 @@ def run_program(program: Program, name: str, schema: type[Schema]) -> None:
 def _start(program: Program, name: str, schema: type[Schema]) -> int:
     ConfigStore.instance().store(f"{name}_settings", defaults(schema))
     arguments = _parser(name).parse_intermixed_args()
-    if arguments.multirun and (arguments.help or arguments.cfg):
-        raise InputError("--multirun cannot be combined with --help or --cfg")
     if arguments.multirun:
+        if arguments.help or arguments.cfg:
+            raise InputError("--multirun cannot be combined with --help or --cfg")
         return _sweep(program, name, schema, arguments)
     overrides = [quoted(override) for override in arguments.overrides]
     if of_hydra := [override for override in overrides if OF_HYDRA.match(override)]:
@@ -58,8 +59,8 @@ def _start(program: Program, name: str, schema: type[Schema]) -> int:
         return 0
     if arguments.cfg:
         print(OmegaConf.to_yaml(config), end="")
-    settings = _typed(schema, config)  # also for --cfg: a check before a long run
-    if not arguments.cfg:
+    settings = _typed(schema, config)
+    if not arguments.cfg:  # which validates too: a check before a long run
         _run(program, settings)
     return 0
 
@@ -115,9 +116,7 @@ def _sweep(program: Program, name: str, schema: type[Settings], arguments: Names
         """One run; if it fails, its score is NaN, and the others go on."""
         scores: list[float | None] = []
         try:
-            status = exit_status(
-                lambda: scores.append(_run(program, _typed(schema, config))), "what was saved before is kept"
-            )
+            status = exit_status(lambda: scores.append(_run(program, _typed(schema, config))), KEPT)
         except SystemExit as end:  # of a process other than the first: its error is printed by that one
             status = end.code if isinstance(end.code, int) else FAILED
         # From a process that a launcher started, only the exit status reports the failure.
@@ -134,7 +133,7 @@ def _sweep(program: Program, name: str, schema: type[Settings], arguments: Names
     return failed[0] if failed else 0
 
 
-def _jobs(overrides: list[str]) -> Iterator[list[str]]:
+def _jobs(overrides: list[str]) -> list[list[str]]:
     """The overrides of each run of a sweep; values that only a sweeper chooses, as of an interval, are left out."""
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
@@ -144,10 +143,7 @@ def _jobs(overrides: list[str]) -> Iterator[list[str]]:
             if item.is_choice_sweep() or item.is_range_sweep()
         ]
     except HydraException as error:
-        message = in_words(str(error))
-        if "ConfigLoader is not set" in message:
-            message = "glob(...) is not supported: list the choices, KEY=A,B"
-        raise InputError(message) from None
+        glob = "glob(...) is not supported: list the choices, KEY=A,B"
+        raise InputError(glob if "ConfigLoader is not set" in str(error) else in_words(str(error))) from None
     fixed = [str(item.input_line) for item in parsed if not item.is_sweep_override()]
-    for combination in itertools.product(*choices):
-        yield [*fixed, *combination]
+    return [[*fixed, *combination] for combination in itertools.product(*choices)]

@@ -52,7 +52,7 @@ def build_compute(settings: CommonSettings | EvaluateSettings) -> Compute:
 
 
 def build_dataset(data: Data, part: str) -> DetectionDataset:
-    """The data set of the part `train` or `val`, with its own classes except `data.exclude_classes`."""
+    """The dataset of the part `train` or `val`, with its own classes except `data.exclude_classes`."""
     return restricted(read_dataset(data, part), data)
 
 
@@ -74,7 +74,7 @@ def read_dataset(data: Data, part: str) -> DetectionDataset:
 
 
 def restricted(dataset: DetectionDataset, data: Data) -> DetectionDataset:
-    """The data set without the objects of `data.exclude_classes`, and its first `data.max_images` images."""
+    """The dataset without the objects of `data.exclude_classes`, and its first `data.max_images` images."""
     limit = data.max_images
     if limit is not None and limit < len(dataset):
         logger.info("data.max_images: the first %d of the %d images of %s", limit, len(dataset), dataset.name)
@@ -83,7 +83,7 @@ def restricted(dataset: DetectionDataset, data: Data) -> DetectionDataset:
 
 
 def _sources(data: Data) -> list[Data]:
-    """The settings of each data set that is joined, of which there is usually one."""
+    """The settings of each dataset that is joined, of which there is usually one."""
     return [data] if data.parts is None else [_part_of(data, own) for own in data.parts]
 
 
@@ -104,7 +104,7 @@ def _part_of(data: Data, own: dict) -> Data:
 
 
 def require_taken(data: Data, keys: Collection[str]) -> None:
-    """Raise InputError for one of these settings of layouts that no layout of the data set has."""
+    """Raise InputError for one of these settings of layouts that no layout of the dataset has."""
     sources = _sources(data)
     taken = {key for source in sources for part in ("train", "val") for key in _reader_arguments(source, part)}
     for key in keys:
@@ -116,7 +116,7 @@ def require_taken(data: Data, keys: Collection[str]) -> None:
 
 
 def _read_single(data: Data, part: str) -> DetectionDataset | None:
-    """The data set of the part; None if its first argument, which selects the images, is null."""
+    """The dataset of the part; None if its first argument, which selects the images, is null."""
     arguments = {name: getattr(data, key) for key, name in _reader_arguments(data, part).items()}
     if next(iter(arguments.values())) is None:
         return None
@@ -140,7 +140,7 @@ def _reader_arguments(data: Data, part: str) -> dict[str, str]:
 
 
 def resolve_classes(data: Data, *datasets: DetectionDataset, more: Collection[str] = ()) -> tuple[str, ...]:
-    """`data.classes`, else all names in these data sets and in `more`, without `data.exclude_classes`.
+    """`data.classes`, else all names in these datasets and in `more`, without `data.exclude_classes`.
 
     `more` are the classes of result files. Without `data.classes`, raises InputError for names that differ only in
     case or spaces.
@@ -155,7 +155,7 @@ def resolve_classes(data: Data, *datasets: DetectionDataset, more: Collection[st
 
 
 def require_known_exclusions(data: Data, *datasets: DetectionDataset, more: Collection[str] = ()) -> None:
-    """Raise InputError for a name of `data.exclude_classes` that is neither in these data sets nor in `more`."""
+    """Raise InputError for a name of `data.exclude_classes` that is neither in these datasets nor in `more`."""
     known = {*more, *(data.classes or ())}
     for dataset in datasets:
         known |= {*dataset.classes, *dataset.excluded}
@@ -216,7 +216,7 @@ def build_transforms(items: Sequence[dict]) -> list:
 def build_proposals(
     settings: CommonSettings, dataset: DetectionDataset, image_hws: Sequence[tuple[int, int]], part: str
 ) -> Proposals:
-    """Proposals from one file, or for each part of a joined data set from its own file or by selective search."""
+    """Proposals from one file, or for each part of a joined dataset from its own file or by selective search."""
     files = settings.data.train_proposals if part == "train" else settings.data.val_proposals
     mode, folder = settings.proposals.mode, Path(settings.proposals.folder or ".")
     parts = split_into_parts(dataset)
@@ -225,7 +225,7 @@ def build_proposals(
     files = files or (None,) * len(parts)
     if len(files) != len(parts):
         raise InputError(
-            f"data.{part}_proposals: {len(files)} files for {len(parts)} data sets; for null selective search is run"
+            f"data.{part}_proposals: {len(files)} files for {len(parts)} datasets; for null selective search is run"
         )
     sources: dict[str, tuple[Proposals, str]] = {}
     for (single, positions), file in zip(parts, files, strict=True):
@@ -237,7 +237,7 @@ def build_proposals(
 
 
 def kept_proposals(dataset: DetectionDataset, folder: Path, mode: str) -> list[str | None]:
-    """For each data set joined in `dataset`, the file of generated proposals in `folder`, None where there is none."""
+    """For each dataset joined in `dataset`, the file of generated proposals in `folder`, None where there is none."""
     paths = [store_path(folder, single, mode) for single, _ in split_into_parts(dataset)]
     return [str(path) if path.is_file() else None for path in paths]
 

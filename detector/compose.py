@@ -28,7 +28,6 @@ def compose(schema: type[Settings], arguments: Namespace, overrides: list[str], 
 
     A file may be untrusted, and in a sweep Hydra instantiates what its own settings name.
     """
-
     OmegaConf.clear_resolver("oc.env")  # settings are saved and shared; the environment must not be
     of_sweep = [item for item in overrides if OF_SWEEPS.match(item) and "_target_" not in item]
     try:
@@ -38,9 +37,10 @@ def compose(schema: type[Settings], arguments: Namespace, overrides: list[str], 
             expected = _expected(name, tuple(of_sweep), tuple(search))
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError, OSError) as error:
         message = in_words(f"{error} {error.__cause__ or ''}")
-        if "Got NoneType" in message:
-            null = [item for item in overrides if item.endswith("=null") and item[:-5] in choosable_groups(name)]
-            message = f"{' '.join(null)}: a group takes the name of one of its files; leave it out for its default"
+        if "Config group override must be" in message:
+            named = "|".join(["", *choosable_groups(name)])
+            wrong = [item for item in overrides if re.match(rf"({named})=(null$|[^a-zA-Z])", item)]
+            message = f"{' '.join(wrong)}: a group takes the name of one of its files; leave it out for its default"
         if isinstance(error, UnicodeDecodeError):
             message = f"a file of settings is not in UTF-8: {message}"
         if unknown := re.match(r"Could not override '([^']+)'", message):
@@ -72,6 +72,7 @@ def choosable_groups(name: str) -> list[str]:
 
 
 def search_path(arguments: Namespace) -> list[str]:
+    """The override that adds --config-dir. Raises InputError if it is no folder or has a file with many aliases."""
     folder = arguments.config_dir
     if folder is None:
         return []
@@ -99,13 +100,13 @@ def plain(config: DictConfig) -> dict:
     """Nested dicts and lists, interpolations resolved. Raises InputError for a value that is missing or not found."""
     OmegaConf.clear_resolver("oc.env")  # as in `compose`: this may be a process that a launcher started
     try:
-        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         raise InputError(f"{error.full_key}: must be given: {error.full_key}=...") from None
     except OmegaConfBaseException as error:
         raise InputError(f"{error.full_key}: {in_words(str(error).splitlines()[0])}") from None
-    assert isinstance(plain, dict)
-    return plain
+    assert isinstance(values, dict)
+    return values
 
 
 def quoted(argument: str) -> str:
@@ -113,14 +114,14 @@ def quoted(argument: str) -> str:
     key, is_setting, value = argument.partition("=")
     if not is_setting or value.startswith(("[", "{")):
         return argument
-    quoted = "{}='{}'".format(key, value.replace("'", "\\'"))
+    with_quotes = "{}='{}'".format(key, value.replace("'", "\\'"))
     parse_override = OverridesParser.create().parse_override
     try:
         parse_override(argument)
     except HydraException:
         with suppress(HydraException):
-            parse_override(quoted)
-            return quoted
+            parse_override(with_quotes)
+            return with_quotes
     return argument
 
 

@@ -48,7 +48,7 @@ class Policy:
 FIXED = Policy("fixed when a run resumes")
 PER_INVOCATION = Policy("not compared when a run resumes")
 AS_TRAINED = Policy("evaluation uses the value of training unless given")
-LAYOUT = Policy("of some layouts of data sets only")
+LAYOUT = Policy("of some layouts of datasets only")
 MACHINE = Policy("names a path of this machine: null in exported weights")
 
 
@@ -132,14 +132,14 @@ def meaning(field: FieldInfo) -> str:
 
 def nullable(schema: type[Settings], name: str) -> type[Settings]:
     """The same settings, all null by default, where null means "not given"."""
-    fields: dict[str, Any] = {
+    optional: dict[str, Any] = {
         key: (
             Annotated[field.annotation, Field(), *field.metadata] | None,
             Field(default=None, description=field.description),
         )
         for key, field in schema.model_fields.items()
     }
-    return create_model(name, __base__=Settings, __module__=schema.__module__, **fields)
+    return create_model(name, __base__=Settings, __module__=schema.__module__, **optional)
 
 
 def valid_values(annotation: Any, metadata: Collection = ()) -> str:

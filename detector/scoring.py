@@ -1,4 +1,4 @@
-"""Score a checkpoint or saved detections on a data set, and write the report: what evaluate.py does."""
+"""Score a checkpoint or saved detections on a dataset, and write the report: what evaluate.py does."""
 
 import logging
 from collections.abc import Sequence
@@ -34,14 +34,14 @@ from detector.training.run_folder import make_new_folder, make_run_folder, requi
 
 logger = logging.getLogger(__name__)
 
-# Settings of an evaluation that default to the values of training for any data set, and those that select images.
+# Settings of an evaluation that default to the values of training for any dataset, and those that select images.
 AS_IN_TRAINING = {name for name, field in Data.model_fields.items() if AS_TRAINED in field.metadata}
 NEW_PROPOSALS = EvaluateSettings().proposals.folder
 WHICH_IMAGES = {"root", "val_split", "val_json", "val_images"}
 
 
 def score_checkpoint(given: EvaluateSettings) -> float | None:
-    """Run the network over the data set, each process on its share of the images, and write the report."""
+    """Run the network over the dataset, each process on its share of the images, and write the report."""
     assert given.checkpoint is not None
     here = rank_info()
     with shared_errors():
@@ -101,9 +101,7 @@ def _report(
     write_atomically(folder / "config.yaml", text.encode())
     truths = [dataset.ground_truth(index) for index in range(len(dataset))]
     source = source | {"data": dataset.name, "images": len(dataset)}
-    metrics = write_report(
-        folder, truths, detections, dataset.classes, given.metric, losses, source, dataset.image
-    )  # fmt: skip
+    metrics = write_report(folder, truths, detections, dataset.classes, given.metric, losses, source, dataset.image)
     print(summary(metrics))
     logger.info("%d images of %s; the report is in %s", len(dataset), dataset.name, folder / "report.html")
     return metrics["main"]["value"]
@@ -116,9 +114,9 @@ def with_training_settings(given: EvaluateSettings, trained: CommonSettings) -> 
     """
     root, data = trained.data.root, _given(given.data)
     if "root" not in data and not (root and Path(root).is_dir()):
-        lacks = f"was trained on data.root={root}, which is not here ({Path.cwd()})" if root else "names no data set"
+        lacks = f"was trained on data.root={root}, which is not here ({Path.cwd()})" if root else "names no dataset"
         raise InputError(f"{given.checkpoint}: {lacks}: name one with data=voc data.root=DIR")
-    if "reader" not in data:  # the data set of training, perhaps another folder or split of it
+    if "reader" not in data:  # the dataset of training, perhaps another folder or split of it
         _require_selectable(data, trained.data)
         for part in data.get("parts") or trained.data.parts or ():
             place = Path(data.get("root") or root or "", str(part.get("root") or ""))
@@ -153,12 +151,12 @@ def _with_data(settings: CommonSettings, **values: object) -> CommonSettings:
 
 
 def _require_selectable(data: dict, trained: Data) -> None:
-    """Raise InputError for a choice of images that is not possible with the data set of training."""
+    """Raise InputError for a choice of images that is not possible with the dataset of training."""
     parts = trained.parts or ()
     for key in data.keys() & WHICH_IMAGES - {"root"}:
         if parts and all(key in part for part in parts):
             raise InputError(
-                f"data.{key}: the data set of training is joined from {len(parts)}, each with its own; name all "
+                f"data.{key}: the dataset of training is joined from {len(parts)}, each with its own; name all "
                 "again with data.parts=[...], or one with data=voc or coco"
             )
 
@@ -179,13 +177,13 @@ def _run_of(checkpoint: str) -> Path:
 
 
 def read_detections(given: EvaluateSettings) -> tuple[DetectionDataset, list[Detections]]:
-    """Read the data set and saved detections, and repeat the post-processing steps that `detect` sets.
+    """Read the dataset and saved detections, and repeat the post-processing steps that `detect` sets.
 
     Detections are a folder of result files, where a class that has only a file is scored too, or COCO results.
     """
     assert given.detections is not None
     if given.data.reader is None:
-        raise InputError("detections=FOLDER needs a data set to score it on: data=voc data.root=DIR")
+        raise InputError("detections=FOLDER needs a dataset to score it on: data=voc data.root=DIR")
     data = parse(Data, {"root": None} | _given(given.data))
     whole, path = builders.read_dataset(data, "val"), Path(given.detections)
     known_ids = whole.image_ids  # data.max_images removes images, not their detections
@@ -205,12 +203,12 @@ def read_detections(given: EvaluateSettings) -> tuple[DetectionDataset, list[Det
 
 
 def _with_classes_of_files(data: Data, dataset: DetectionDataset, folder: Path) -> DetectionDataset:
-    """The data set with the requested classes, or all that have objects or a result file."""
+    """The dataset with the requested classes, or all that have objects or a result file."""
     with_file = result_classes(folder)
     if not {*dataset.classes} & {*with_file}:
         raise InputError(
             f"detections: {folder} has files of {', '.join(with_file)}, "
-            f"but the data set has {', '.join(dataset.classes)}"
+            f"but the dataset has {', '.join(dataset.classes)}"
         )
     dataset = dataset.with_classes(builders.resolve_classes(data, dataset, more=with_file))
     without = sorted({*dataset.classes} - {*with_file})
@@ -220,7 +218,7 @@ def _with_classes_of_files(data: Data, dataset: DetectionDataset, folder: Path) 
 
 
 def category_ids(dataset: DetectionDataset, classes: Sequence[str]) -> dict[str, int]:
-    """Category ids for COCO results: those of a COCO data set; other classes are numbered after these, from 1."""
+    """Category ids for COCO results: those of a COCO dataset; other classes are numbered after these, from 1."""
     own = dataset.category_ids
     others = [name for name in classes if name not in own]
     return {**own} | {name: number for number, name in enumerate(others, start=max(own.values(), default=0) + 1)}

@@ -36,7 +36,7 @@ Decay = Annotated[float, Field(ge=0, lt=1), Valid("a number from 0 to below 1")]
 SidePx = Annotated[int, Field(ge=1, le=20_000), Valid("an integer from 1 to 20000")]
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\x00]*$"), Valid("a string")]
 Names = Annotated[Tuple[Text], Field(max_length=10_000), Valid("a list of names, such as [cat,dog]")]
-PartFiles = Annotated[Tuple[Text | None], Valid("a list of files, or null, one for each data set that is joined")]
+PartFiles = Annotated[Tuple[Text | None], Valid("a list of files, or null, one for each dataset that is joined")]
 Proposals = Annotated[
     Text | PartFiles | None,
     Valid(f"null, the name of a file, or {valid_values(PartFiles)}"),
@@ -46,14 +46,14 @@ FolderName = Annotated[Text, Valid("the name of a folder")]
 
 
 class Data(Settings):
-    """The data set, its proposals, and how images are read and scaled."""
+    """The dataset, its proposals, and how images are read and scaled."""
 
     reader: Annotated[
         str, StringConstraints(pattern=r"^[a-z0-9_]+$"), Valid("voc, coco or shapes: give data=voc data.root=DIR")
     ]
     """The layout: the module of detector/data/ that reads it, such as voc or coco."""
     root: Annotated[FolderName | None, MACHINE]
-    """Folder of the data set; null in exported weights."""
+    """Folder of the dataset; null in exported weights."""
     train_split: Annotated[Text | None, LAYOUT] = None
     """VOC layout: the file ImageSets/Main/SPLIT.txt lists the images to train on."""
     val_split: Annotated[Text | None, LAYOUT] = None
@@ -70,9 +70,9 @@ class Data(Settings):
     """COCO layout: true ignores boxes without width or height."""
     parts: Annotated[
         Annotated[tuple[dict[str, bool | Text | None], ...], Field(strict=False)] | None,
-        Valid("null or a list of data sets, such as [{root: /data/a}, {root: /data/b}]"),
+        Valid("null or a list of datasets, such as [{root: /data/a}, {root: /data/b}]"),
     ] = None
-    """Data sets to join; each has its own reader, root and splits, and takes the rest from here."""
+    """Datasets to join; each has its own reader, root and splits, and takes the rest from here."""
     classes: Annotated[Names, Field(min_length=1)] | None = None
     """Class names in this order; null: all names in the annotations, sorted."""
     exclude_classes: Names | None = None
@@ -202,7 +202,7 @@ class Metric(Settings):
 
 
 class ProposalSource(Settings):
-    """Selective search, for the parts of the data set that have no file of proposals."""
+    """Selective search, for the parts of the dataset that have no file of proposals."""
 
     mode: Literal["single", "fast", "quality"] = "fast"
     """Number of segmentations: more take longer and find more."""
@@ -409,7 +409,7 @@ class EvaluateSettings(Settings):
     workers: Annotated[int, Field(ge=0, le=1000), Valid("an integer from 0 to 1000")] = 2
     """Processes that read images; 0: the process does it itself."""
     data: GivenData = GivenData.model_construct()
-    """The data set of training, or another. Null: as in training."""
+    """The dataset of training, or another. Null: as in training."""
     detect: GivenDetect = GivenDetect()
     """Null: as in training; for saved detections, null skips a step."""
     metric: Metric = Metric(coco=True)

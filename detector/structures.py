@@ -15,7 +15,7 @@ Terms:
                 or the network's input, after resizing and augmentation.
     proposals   boxes (P, 4) of one image that may contain an object, without a class: the output of selective search.
     rois        (R, 5): the index of the image in its batch, then a box in the network frame.
-    label       0 is background, 1..K are the classes in the data set's order.
+    label       0 is background, 1..K are the classes in the dataset's order.
     deltas      (dx, dy, dw, dh): the shift and scaling from a proposal to its object.
     scores      class probabilities, after the softmax; `class_logits` before it.
 """

@@ -1,4 +1,4 @@
-"""Validate a data set as train.py does before training, and print what is wrong with it. Nothing is changed.
+"""Validate a dataset as train.py does before training, and print what is wrong with it. Nothing is changed.
 
     python scripts/check_data.py --data ROOT --splits trainval test [--proposals trainval.safetensors test.safetensors]
     python scripts/check_data.py --data ROOT --annotations train.json val.json [--images train val]
@@ -25,7 +25,7 @@ from detector.runtime.exits import exit_status
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, type=Path, help="root of a data set in VOC or COCO layout")
+    parser.add_argument("--data", required=True, type=Path, help="root of a dataset in VOC or COCO layout")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--splits", nargs="+", help="VOC: files in ImageSets/Main, without .txt")
     which.add_argument("--annotations", nargs="+", metavar="FILE.json", help="COCO: annotation files, from ROOT")

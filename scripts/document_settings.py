@@ -1,7 +1,4 @@
-"""Write docs/settings.md from the schema in detector/settings.py.
-
-python scripts/document_settings.py
-"""
+"""Write docs/settings.md from the schema in detector/settings.py: python scripts/document_settings.py"""
 
 from pathlib import Path
 

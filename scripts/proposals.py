@@ -1,4 +1,4 @@
-"""Generate proposals for a data set by selective search, convert between formats, and check them.
+"""Generate proposals for a dataset by selective search, convert between formats, and check them.
 
     python scripts/proposals.py generate --data ROOT --split trainval --out FILE.safetensors
     python scripts/proposals.py merge PART.safetensors ... --out FILE.safetensors
@@ -62,7 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--shard", type=shard, metavar="I/N", help="only the I-th of N parts, from 1/N to N/N")
     command.set_defaults(run=generate)
 
-    command = commands.add_parser("merge", help="join the shards of one data set")
+    command = commands.add_parser("merge", help="join the shards of one dataset")
     command.add_argument("parts", nargs="+", type=Path, metavar="PART", help="a store made with --shard")
     add_out(command)
     command.set_defaults(run=merge)
@@ -94,7 +94,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def add_data(command: argparse.ArgumentParser, required: bool) -> None:
-    command.add_argument("--data", required=required, type=Path, help="root of a data set in VOC or COCO layout")
+    command.add_argument("--data", required=required, type=Path, help="root of a dataset in VOC or COCO layout")
     which = command.add_mutually_exclusive_group(required=required)
     which.add_argument("--split", help="VOC: file in ImageSets/Main, without .txt")
     which.add_argument("--annotations", metavar="FILE.json", help="COCO: annotation file, from ROOT")

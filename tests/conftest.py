@@ -1,4 +1,4 @@
-"""What several tests need: small data sets in VOC layout, composed settings, and the shared material if it is there."""
+"""What several tests need: small datasets in VOC layout, composed settings, and the shared material if it is there."""
 
 import gc
 import json
@@ -95,7 +95,7 @@ def write_xml(path: Path, objects: Sequence[tuple], size_hw: tuple[int, int] | N
 
 @pytest.fixture
 def make_voc(tmp_path: Path) -> Callable[..., Path]:
-    """Make a data set of gray 60x40 images: make_voc({"train": {"a": [("cat", 1, 1, 20, 20)]}}) -> root."""
+    """Make a dataset of gray 60x40 images: make_voc({"train": {"a": [("cat", 1, 1, 20, 20)]}}) -> root."""
 
     def make(splits: dict[str, dict[str, list[tuple]]], name: str = "set") -> Path:
         root = tmp_path / name
@@ -113,7 +113,7 @@ def make_voc(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def make_coco(tmp_path: Path) -> Callable[..., Path]:
-    """Make a data set of gray 60x40 images in COCO layout: make_coco({"train": {"a": [("cat", x, y, w, h[, crowd])]}}).
+    """Make a dataset of gray 60x40 images in COCO layout: make_coco({"train": {"a": [("cat", x, y, w, h[, crowd])]}}).
 
     ROOT/train.json, ROOT/images/a.jpg; ids of images count from 1 in each file, those of categories are 10, 20, ...
     """
@@ -152,7 +152,7 @@ def make_proposals() -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def small_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six training and three test scenes of the shapes data set, in VOC layout. Not to be changed."""
+    """Six training and three test scenes of the shapes dataset, in VOC layout. Not to be changed."""
     root = tmp_path_factory.mktemp("small") / "shapes"
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (root / folder).mkdir(parents=True)

@@ -191,7 +191,7 @@ def test_another_data_set_keeps_the_sizes_of_training_and_nothing_of_its_data(ru
     assert merge("data=voc", "data.root=x")["parts"] is None
     assert merge("data.val_split=train")["val_split"] == "train"
     trained["data"]["parts"] = [{"root": "a", "val_split": "test"}]
-    with pytest.raises(InputError, match="data.val_split: the data set of training is joined from 1, each with its"):
+    with pytest.raises(InputError, match="data.val_split: the dataset of training is joined from 1, each with its"):
         merge("data.val_split=train")
 
 
@@ -223,7 +223,7 @@ def test_a_mistyped_folder_of_detections_is_no_score_of_0(settings, small_shapes
     with pytest.raises(InputError, match="there is no folder"):
         evaluate.main(settings("evaluate", "detections=/nowhere", "data.classes=[ball,crate,kite,star]", *where))
     (tmp_path / "comp4_det_test_unicorn.txt").write_text("")
-    with pytest.raises(InputError, match="has files of unicorn, but the data set has ball"):
+    with pytest.raises(InputError, match="has files of unicorn, but the dataset has ball"):
         evaluate.main(settings("evaluate", f"detections={tmp_path}", *where))
     (tmp_path / "comp4_det_test_ball.txt").write_text("")
     evaluate.main(settings("evaluate", f"detections={tmp_path}", *where))
@@ -439,7 +439,7 @@ def test_a_run_folder_with_something_in_it_is_left_alone(settings, common, tmp_p
         ([], "give either checkpoint=FILE or detections=FOLDER"),
         (["checkpoint=/nowhere.pt"], r"/nowhere\.pt: no such"),
         (["checkpoint=detector"], r"detector: is a folder, not a file$"),
-        (["detections=/nowhere"], "needs a data set"),
+        (["detections=/nowhere"], "needs a dataset"),
         (["checkpoint=LICENSE", "out=README.md/x"], r"out: README\.md/x cannot be written"),
         (["checkpoint=LICENSE"], "LICENSE: not a checkpoint and not a file"),
         (["checkpoint=a", "metric.iou_thresholds=[2]"], "metric.iou_thresholds"),

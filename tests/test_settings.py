@@ -15,7 +15,7 @@ from detector.data.shapes import VERSION
 from detector.errors import InputError
 from detector.proposals.formats.records import ImageProposals
 from detector.proposals.store import stream_store
-from detector.schema import AS_TRAINED, fields, flatten, no_such_setting, parse
+from detector.schema import AS_TRAINED, LAYOUT, fields, flatten, no_such_setting, parse, walk
 from detector.settings import CommonSettings, Data, Metric, TrainSettings
 from detector.training.optimizers import default_rate
 from scripts.document_settings import PAGE, settings_page
@@ -155,7 +155,7 @@ def test_proposals_of_each_part(settings, make_voc, make_proposals, tmp_path):
     samples = builders.build_transformed_dataset(with_files(files[0], "null"), checked, "train")
     assert len(samples.proposals["2-two-train/a"]) > 0
     assert [path.name[:10] for path in (tmp_path / "kept").glob("*.safetensors")] == ["two-train-"]
-    with pytest.raises(InputError, match=r"data\.train_proposals: 1 files for 2 data sets"):
+    with pytest.raises(InputError, match=r"data\.train_proposals: 1 files for 2 datasets"):
         builders.build_transformed_dataset(with_files(files[0]), checked, "train")
 
 
@@ -264,7 +264,7 @@ def test_a_wrong_argument_is_an_input_error():
         ("data.max_images=0", "data.max_images=0: must be null or an integer above 0"),
         ("data.exclude_classes=cat", r"data.exclude_classes=cat: must be null or a list of names, such as \[cat,dog\]"),
         ("data.classes=[]", r"data.classes=\[\]: must be null or a list"),
-        ("data=joined data.parts=[a]", r"data.parts=\['a'\]: must be null or a list of data sets"),
+        ("data=joined data.parts=[a]", r"data.parts=\['a'\]: must be null or a list of datasets"),
         ("data.val_proposals=3", "data.val_proposals=3: must be null, the name of a file"),
         ("run.dir=2024", "run.dir=2024"),
         ("optimizer.lr=-1", "optimizer.lr=-1"),
@@ -319,7 +319,21 @@ def test_settings_that_training_does_not_have_are_named(settings, group, key, sa
 @pytest.mark.parametrize("choice", ["voc", "voc07", "voc0712", "coco", "joined", "shapes"])
 def test_training_takes_all_settings_of_a_data_set(settings, choice):
     missing = {"coco": ["data.train_json=a", "data.val_json=b"], "joined": ["data.parts=[{root: a}]"]}.get(choice, [])
-    assert settings("train", f"data={choice}", "data.root=x", *missing).data.root == "x"
+    data = settings("train", f"data={choice}", "data.root=x", *missing).data
+    assert data.root == "x"
+    builders.require_taken(
+        data, [item.key for item in walk(data) if LAYOUT in item.policies and item.value is not None]
+    )
+
+
+def test_every_setting_of_a_layout_is_taken_by_one(settings):
+    taken = {
+        key
+        for reader in ("voc", "coco", "shapes")
+        for part in ("train", "val")
+        for key in builders._reader_arguments(Data(reader=reader, root="x"), part)
+    }
+    assert taken == {name for name, field in Data.model_fields.items() if LAYOUT in field.metadata}
 
 
 def test_a_renamed_setting_is_named_with_its_new_name():

@@ -37,7 +37,7 @@ VERSION = 1  # of the validity rules
 
 @dataclass(frozen=True)
 class Checked:
-    """A validated data set and the problems found. `dataset` no longer has the images that cannot be used."""
+    """A validated dataset and the problems found. `dataset` no longer has the images that cannot be used."""
 
     dataset: DetectionDataset
     image_hws: list[tuple[int, int]]  # of the images of `dataset`
@@ -46,7 +46,7 @@ class Checked:
     empty: int  # images without an object: background
     bad: list[tuple[str, str]]  # images that cannot be used: (missing, corrupt or misannotated; reason)
     repairs: list[tuple[str, str]]  # objects skipped or cut at the border: (repair, object)
-    notes: list[str] = field(default_factory=list)  # further remarks on the data set
+    notes: list[str] = field(default_factory=list)  # further remarks on the dataset
 
     def summary(self) -> str:
         """One line: N images found, M missing, E empty, C corrupt, ..., R objects repaired (how)."""
@@ -66,7 +66,7 @@ class Checked:
 
 
 def check_data(dataset: DetectionDataset) -> Checked:
-    """Validate every image and annotation of a data set. The caller decides which problems are errors."""
+    """Validate every image and annotation of a dataset. The caller decides which problems are errors."""
     folder = hashlib.sha256(str(dataset.records[0].annotation.resolve().parent).encode()).hexdigest()[:8]
     cache = cache_folder() / f"{dataset.name}-{folder}.json"
     made_by = [VERSION, PILLOW, *astuple(dataset.image_options)]

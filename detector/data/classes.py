@@ -26,7 +26,7 @@ def check_classes(source: object, classes: Sequence[str]) -> tuple[str, ...]:
 def labels_by_name(classes: Sequence[str], where: object) -> dict[str, int]:
     """The label 1..K of each name. Raises InputError for duplicates and names that are not valid in file names.
 
-    `where` is the data set, for the message.
+    `where` is the dataset, for the message.
     """
     return {name: number for number, name in enumerate(check_classes(where, classes), start=1)}
 

@@ -1,4 +1,4 @@
-"""Data sets in COCO layout: one JSON file of images, categories and annotations, and a folder of images."""
+"""Datasets in COCO layout: one JSON file of images, categories and annotations, and a folder of images."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""A data set in memory: one record per image. The readers (voc.py, coco.py, shapes.py) make it from files."""
+"""A dataset in memory: one record per image. The readers (voc.py, coco.py, shapes.py) make it from files."""
 
 import os
 from collections import Counter
@@ -35,7 +35,7 @@ class Record:
     annotated_hw: tuple[int, int] | None = None  # image size in the annotation, if given
     skipped: tuple[str, ...] = ()  # messages on objects that cannot be used, and are not included
     invalid: InputError | None = None  # why the annotation cannot be used
-    part: int = 0  # of a joined data set: the index of its part
+    part: int = 0  # of a joined dataset: the index of its part
     own_id: str = ""  # its id in that part
 
     def only(self, classes: Collection[str]) -> "Record":
@@ -62,7 +62,7 @@ class DetectionDataset:
     records: Sequence[Record]
     image_options: ImageOptions = UPRIGHT_IMAGES
     category_ids: Mapping[str, int] = field(default_factory=dict)  # of a COCO file, by class name
-    parts: tuple[str, ...] = ()  # names of the data sets that were joined
+    parts: tuple[str, ...] = ()  # names of the datasets that were joined
     excluded: tuple[str, ...] = ()  # classes whose objects were left out
 
     def __post_init__(self) -> None:
@@ -134,10 +134,10 @@ class DetectionDataset:
 
 
 def join(datasets: Sequence[DetectionDataset]) -> DetectionDataset:
-    """The images of all data sets in order; classes are merged by name.
+    """The images of all datasets in order; classes are merged by name.
 
-    Images keep their ids, unless two data sets share one: then every id becomes NUMBER-NAME/ID, with the number (from
-    1) and name of its data set. All have the same image options.
+    Images keep their ids, unless two datasets share one: then every id becomes NUMBER-NAME/ID, with the number (from
+    1) and name of its dataset. All have the same image options.
     """
     ids = [id for item in datasets for id in item.image_ids]
     shared = len(set(ids)) < len(ids)
@@ -161,7 +161,7 @@ def join(datasets: Sequence[DetectionDataset]) -> DetectionDataset:
 
 
 def split_into_parts(dataset: DetectionDataset) -> list[tuple[DetectionDataset, list[int]]]:
-    """The data sets that were joined, each with the indices of its images in `dataset`; usually there is one.
+    """The datasets that were joined, each with the indices of its images in `dataset`; usually there is one.
 
     Parts without images, as in a small subset, are included.
     """

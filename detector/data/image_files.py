@@ -13,7 +13,7 @@ from detector.errors import InputError
 def image_dataset(
     paths: Mapping[str, Path], classes: Sequence[str], image_options: ImageOptions = UPRIGHT_IMAGES
 ) -> DetectionDataset:
-    """A data set of images by id, without annotations."""
+    """A dataset of images by id, without annotations."""
     records = [Record(image_id, path, path) for image_id, path in paths.items()]
     return DetectionDataset("images", tuple(classes), records, image_options)
 

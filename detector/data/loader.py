@@ -186,7 +186,7 @@ def train_loader(samples: TransformedDataset, order: TrainBatchSampler, workers:
 
 
 def eval_loader(samples: TransformedDataset, workers: int, rank: int = 0, processes: int = 1) -> DataLoader:
-    """Every image once, in the order of the data set, with batch size 1: no result depends on other images.
+    """Every image once, in the order of the dataset, with batch size 1: no result depends on other images.
 
     With n `processes`, each has every n-th image, starting at its `rank`.
     """

@@ -1,4 +1,4 @@
-"""Data sets in VOC layout: JPEGImages/, Annotations/*.xml, ImageSets/Main/*.txt under one root."""
+"""Datasets in VOC layout: JPEGImages/, Annotations/*.xml, ImageSets/Main/*.txt under one root."""
 
 import logging
 import re

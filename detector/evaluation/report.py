@@ -63,7 +63,7 @@ def write_report(
     write_atomically(folder / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
     if image is not None:
         pictures = draw_errors(matches, errors, truths, classes, image)
-        title = f"Evaluation on {(source or {}).get('data', 'this data set')}"
+        title = f"Evaluation on {(source or {}).get('data', 'this dataset')}"
         page = html_report(title, metrics, error_plot, curve_plots, pictures)
         write_atomically(folder / "report.html", page.encode())
     return metrics

@@ -193,7 +193,7 @@ def read_coco_results(
             raise InputError(f"{path}, entry {place}: {_unknown_image(image_id, image_ids)}")
         if name is None:
             known = first_few([f"{id} ({name})" for id, name in name_of.items()])
-            raise InputError(f"{path}, entry {place}: the category {category!r} is none of the data set's: {known}")
+            raise InputError(f"{path}, entry {place}: the category {category!r} is none of the dataset's: {known}")
         if label:
             images.append(numbers[image_id])
             labels.append(label)

@@ -14,7 +14,7 @@ from detector.proposals.formats.records import ORDERS, PIXEL_ORIGINS, BoxFormat,
 SAMPLE_SIZE = 200  # images
 # Another box format counts as better only if its score exceeds that of the declared one by this.
 MARGIN = 0.02
-# Selective search finds at least 0.8 of the objects in most data sets; boxes of other images find almost none.
+# Selective search finds at least 0.8 of the objects in most datasets; boxes of other images find almost none.
 LOW_RECALL = 0.3
 # Added to the denominators of counts, so that a few boxes or objects do not decide.
 PRIOR_COUNT = 10

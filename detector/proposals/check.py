@@ -1,4 +1,4 @@
-"""Faults in the proposals of a data set, per image."""
+"""Faults in the proposals of a dataset, per image."""
 
 import numpy as np
 
@@ -10,8 +10,8 @@ from detector.proposals.store import FileProposals, ProposalStore
 TOLERANCE_PX = 0.01  # how far a box can extend over the border: float32 rounding in scaling
 
 FAULTS = {
-    "missing": "images of the data set that are not in the file",
-    "extra": "images of the file that are not in the data set",
+    "missing": "images of the dataset that are not in the file",
+    "extra": "images of the file that are not in the dataset",
     "other size": "images that had another size when the boxes were made",
     "empty": "images without a box",
     "nan": "boxes with a coordinate that is not a finite number; counted only here",

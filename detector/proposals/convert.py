@@ -53,7 +53,7 @@ def convert(
 ) -> tuple[int, int]:
     """Write the proposals in `source` to `target`; returns the numbers of images and boxes.
 
-    `order` and `pixel_origin` override what the format states. With a data set, only its images are written, in its
+    `order` and `pixel_origin` override what the format states. With a dataset, only its images are written, in its
     order and with their sizes, and the box format is verified on its ground truth. A pickle is read only if `trusted`.
     Raises InputError as the readers and `require_box_format` do, and if the box format is unknown or the target exists.
     """

@@ -1,4 +1,4 @@
-"""Selective search over a whole data set: parallel over images and machines, and resumable."""
+"""Selective search over a whole dataset: parallel over images and machines, and resumable."""
 
 import hashlib
 import io
@@ -38,14 +38,14 @@ VERSION = 2
 # If selective search finds fewer boxes (a plain sky, for example), the boxes of a grid are appended.
 MIN_BOXES = 50
 GRID_PARTS = (1, 2, 4)  # windows of 1/n of the image's height and width, half a window apart
-OF_ONE_SHARD: dict = {"shard": None, "unreadable": None}  # metadata that can differ between the shards of a data set
+OF_ONE_SHARD: dict = {"shard": None, "unreadable": None}  # metadata that can differ between the shards of a dataset
 LOG_EVERY_S = 30  # without a terminal for a progress bar
 
 
 def proposals_for(
     dataset: DetectionDataset, image_hws: Sequence[tuple[int, int]], file: str | None, mode: str, folder: Path
 ) -> ProposalStore | FileProposals:
-    """Proposals of a data set: those of `file`, or of selective search, generated once and kept in `folder`.
+    """Proposals of a dataset: those of `file`, or of selective search, generated once and kept in `folder`.
 
     `image_hws` are the sizes of its images. Raises InputError if the file lacks an image, was made on images of another
     size, or has boxes that are certainly in another order; for a .mat, which has no image sizes, also if the boxes
@@ -83,7 +83,7 @@ def proposals_for(
 
 
 def store_path(folder: Path, dataset: DetectionDataset, mode: str) -> Path:
-    """Path of the proposals of this data set and mode; the name depends on everything that determines the boxes."""
+    """Path of the proposals of this dataset and mode; the name depends on everything that determines the boxes."""
     return folder / f"{dataset.name}-{mode}-{fingerprint(dataset, mode)[:12]}.safetensors"
 
 
@@ -108,7 +108,7 @@ def generate_proposals(
     shard: tuple[int, int] | None = None,
     max_bad_fraction: float = 0.0,
 ) -> None:
-    """Write the proposals of every image of the data set to the store `path`, unless it exists.
+    """Write the proposals of every image of the dataset to the store `path`, unless it exists.
 
     `shard` (i, n), from (1, n) to (n, n), restricts this to every n-th image, starting at the i-th: see `merge_shards`.
     An image that cannot be read has no boxes in the store, and the reason is recorded; raises InputError as soon as
@@ -154,9 +154,9 @@ def generate_proposals(
 
 
 def merge_shards(paths: Sequence[Path], target: Path) -> None:
-    """Merge the stores of all shards of a data set; the result is bitwise identical to the store of a single run.
+    """Merge the stores of all shards of a dataset; the result is bitwise identical to the store of a single run.
 
-    Raises InputError for a store that is not a shard, for a shard of another data set, mode or count, and for
+    Raises InputError for a store that is not a shard, for a shard of another dataset, mode or count, and for
     duplicate and missing shards.
     """
     stores = [ProposalStore(path) for path in paths]
@@ -164,7 +164,7 @@ def merge_shards(paths: Sequence[Path], target: Path) -> None:
     for store in stores:
         number, count = _shard_of(store)
         if store.generator | OF_ONE_SHARD != stores[0].generator | OF_ONE_SHARD:
-            raise InputError(f"{store.path}: is of another data set, mode or version than {stores[0].path}")
+            raise InputError(f"{store.path}: is of another dataset, mode or version than {stores[0].path}")
         if count != stores[0].generator["shard"][1]:
             raise InputError(
                 f"{store.path}: is shard {number} of {count}, but {stores[0].path} is one of another count"
@@ -183,7 +183,7 @@ def merge_shards(paths: Sequence[Path], target: Path) -> None:
     if unreadable:
         generator["unreadable"] = {id: unreadable[id] for id in image_ids if id in unreadable}
     if _digest_of_ids(image_ids) != in_order[0].generator.get("data_set"):
-        raise InputError(f"{target}: the shards do not hold the images of their data set: make them again")
+        raise InputError(f"{target}: the shards do not hold the images of their dataset: make them again")
     stream_store(
         target,
         (

@@ -1,4 +1,4 @@
-"""Proposals of a joined data set."""
+"""Proposals of a joined dataset."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ from detector.data.loader import Proposals
 
 
 class JoinedProposals:
-    """Proposals of a joined data set; `sources` maps an image id to (proposals of its part, image id there)."""
+    """Proposals of a joined dataset; `sources` maps an image id to (proposals of its part, image id there)."""
 
     def __init__(self, sources: Mapping[str, tuple[Proposals, str]]) -> None:
         self._sources = sources

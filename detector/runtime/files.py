@@ -54,7 +54,7 @@ def digest_of(path: Path) -> str:
     return _digests[known].hex()
 
 
-# A data set is read several times: to validate it, and to identify it in proposal files.
+# A dataset is read several times: to validate it, and to identify it in proposal files.
 _digests: dict[tuple[int, ...], bytes] = {}
 
 

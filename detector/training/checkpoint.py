@@ -324,7 +324,7 @@ def _without_paths(value: Any, names: Collection[str] = MACHINE_SPECIFIC) -> Any
     if isinstance(value, Mapping):
         return {key: None if key in names else _without_paths(item, names) for key, item in value.items()}
     if isinstance(value, list):
-        return [_without_paths(item, ()) for item in value]  # joined data sets are inside data.root
+        return [_without_paths(item, ()) for item in value]  # joined datasets are inside data.root
     return None if isinstance(value, str) and ("/" in value or "\\" in value) else value
 
 

@@ -19,7 +19,7 @@ class Sampling:
     `foreground_fraction` of the RoIs are foreground; background fills the rest.
 
     The paper's lower bound is 0.1, because proposals that touch an object are the harder negatives. But detection
-    sees all others too, and 0 gives a higher AP on every data set tried (docs/recipes.md). An image without a
+    sees all others too, and 0 gives a higher AP on every dataset tried (docs/recipes.md). An image without a
     proposal in that range samples its background from all proposals below `background_iou_high` instead, so that it
     still contributes background.
 

@@ -101,13 +101,8 @@ class Trainer:
             "%d images to train on, %d to validate, classes: %s",
             len(parts.train_samples.dataset), len(parts.val_samples.dataset), ", ".join(parts.classes),
         )  # fmt: skip
-        logger.info(
-            "on %s in %s, learning rate %g -> %s",
-            parts.compute.device,
-            parts.compute.dtype,
-            self.settings.optimizer.lr,
-            self.folder,
-        )
+        on, rate = parts.compute, self.settings.optimizer.lr
+        logger.info("on %s in %s, learning rate %g -> %s", on.device, on.dtype, rate, self.folder)
         with ExitStack() as stack:
             if is_main():
                 self.tracker = stack.enter_context(closing(Tracker(self.folder, self.start)))

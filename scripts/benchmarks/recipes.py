@@ -1,4 +1,4 @@
-"""Recipes: AP of training from scratch, over data sets, recipes and seeds.
+"""Recipes: AP of training from scratch, over datasets, recipes and seeds.
 
     python scripts/benchmark.py recipes --data raccoon=/data/raccoon --data bccd=/data/bccd --data shapes \\
         --recipes default sgd --seeds 0 1 2 --iterations 300 600 --folder runs/recipes
@@ -90,7 +90,7 @@ def data_overrides(name: str, root: Path, arguments: argparse.Namespace) -> list
 
 
 def divide(root: Path, divided: Path) -> None:
-    """Make a data set with the images of `root`, its trainval divided into the splits `train` and `val`."""
+    """Make a dataset with the images of `root`, its trainval divided into the splits `train` and `val`."""
     ids = (root / "ImageSets/Main/trainval.txt").read_text().split()
     (divided / "ImageSets/Main").mkdir(parents=True)
     for folder in ("JPEGImages", "Annotations"):

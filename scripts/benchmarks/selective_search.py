@@ -2,7 +2,7 @@
 
     python scripts/benchmark.py selective_search --data DIR --opencv-python ENV/bin/python
 
-DIR is a data set in Pascal VOC layout (JPEGImages, Annotations, ImageSets/Main). ENV is any environment with
+DIR is a dataset in Pascal VOC layout (JPEGImages, Annotations, ImageSets/Main). ENV is any environment with
 numpy and opencv-contrib-python-headless, which the project itself does not depend on:
 
     python -m venv ENV && ENV/bin/pip install numpy opencv-contrib-python-headless
@@ -50,8 +50,8 @@ for line in sys.stdin:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, required=True, help="data set in Pascal VOC layout")
-    parser.add_argument("--split", default="test", help="image set of the data set (default: test)")
+    parser.add_argument("--data", type=Path, required=True, help="dataset in Pascal VOC layout")
+    parser.add_argument("--split", default="test", help="image set of the dataset (default: test)")
     parser.add_argument("--every", type=int, default=1, help="use every n-th image (default: 1)")
     parser.add_argument("--modes", nargs="+", default=["fast", "quality"], choices=["fast", "quality"])
     parser.add_argument("--opencv-python", help="Python interpreter of an environment with OpenCV contrib")

@@ -147,7 +147,7 @@ ENTRY = '{"image_id": 1, "category_id": 17, "bbox": [1, 2, 3, 4], "score": 0.5}'
         (f"[{ENTRY.replace('17', '[1]')}]", "entry 1: not image_id"),
         (f"[{ENTRY.replace('0.5', '1' + '0' * 400)}]", "entry 1: not image_id"),
         ('["image_id"]', "entry 1: not image_id"),
-        (f"[{ENTRY.replace('17', '1')}]", r"entry 1: the category 1 is none of the data set's: 17 \(cat\), 18 \(dog\)"),
+        (f"[{ENTRY.replace('17', '1')}]", r"entry 1: the category 1 is none of the dataset's: 17 \(cat\), 18 \(dog\)"),
     ],
 )
 def test_wrong_coco_results_are_named(tmp_path, content, says):

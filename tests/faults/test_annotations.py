@@ -37,7 +37,7 @@ CAT = ("cat", 1, 1, 20, 20)
 
 
 def checked_of(make_voc, *objects: tuple) -> Checked:
-    """A data set of one image (60x40) with these objects, looked at."""
+    """A dataset of one image (60x40) with these objects, looked at."""
     return check_data(read_voc(make_voc({"train": {"a": list(objects)}}), "train"))
 
 

@@ -137,7 +137,7 @@ def test_a_checkpoint_that_does_not_fit_its_own_settings_takes_no_memory(setting
 
 
 def evaluated(settings, content: dict, here: Path, *overrides: str, **data) -> None:
-    """Evaluate a checkpoint that came with other settings of the data set."""
+    """Evaluate a checkpoint that came with other settings of the dataset."""
     content = copy.deepcopy(content)
     content["config"]["data"] |= data
     torch.save(content, here / "model.pt")
@@ -175,7 +175,7 @@ def test_a_checkpoint_cannot_have_a_data_set_made(settings, content, here):
 
 
 def test_exported_weights_name_no_data_set(settings, content, here):
-    with pytest.raises(InputError, match=r"model\.pt: names no data set: name one with data=voc data\.root=DIR"):
+    with pytest.raises(InputError, match=r"model\.pt: names no dataset: name one with data=voc data\.root=DIR"):
         evaluated(settings, content, here, root=None)
 
 
@@ -190,7 +190,7 @@ def test_other_classes_than_the_checkpoint_s_are_refused_not_passed_over(setting
 
 
 def test_the_classes_that_were_asked_for_in_training_may_be_again(settings, content, here, small_shapes):
-    """Those that were left out are none of the checkpoint's."""
+    """Classes that were excluded in training are not among those of the checkpoint."""
     content["config"]["data"]["exclude_classes"] = ["ball"]
     for key in ("cls_score.weight", "cls_score.bias"):
         content["model"][key] = content["model"][key][:4]
@@ -245,12 +245,12 @@ def test_exported_weights_tell_nothing_of_the_machine(settings, exported, run, s
     about = (exported / "model.json").read_text()
     for place in (str(run), str(small_shapes), str(Path.home()), os.sep + "tmp"):
         assert place not in about
-    with pytest.raises(InputError, match=r"model\.safetensors: names no data set: name one with data=voc"):
+    with pytest.raises(InputError, match=r"model\.safetensors: names no dataset: name one with data=voc"):
         evaluate.main(settings("evaluate", f"checkpoint={exported}/model.safetensors"))
 
 
 def test_of_places_in_the_settings_not_even_the_name_is_exported(here, content):
-    """A name without a separator is one too, of a file beside the program; what lies in the data set is kept."""
+    """A name without a separator is one too, of a file beside the program; what lies in the dataset is kept."""
     parts = [{"root": "VOC2007"}, {"root": "/data/VOC2012"}]  # lie in data.root, if they do
     mine = {"root": "mine", "train_proposals": "secret.safetensors", "val_json": "val.json", "parts": parts}
     content["config"]["data"] |= mine
@@ -351,7 +351,7 @@ STRANGE = {  # untrusted experiments, by the settings of Hydra that they change
 
 @pytest.fixture
 def ended(here, monkeypatch, capsys):
-    """Call a program that leaves the file `done`, with files of a stranger's at hand: (its status, its stderr)."""
+    """Call a program that leaves the file `done`, with untrusted files at hand: (its status, its stderr)."""
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     (here / "strange/experiment").mkdir(parents=True)
     (here / "strange/hydra/launcher").mkdir(parents=True)
@@ -403,7 +403,7 @@ def ended(here, monkeypatch, capsys):
         ("--experimental-rerun strange.pickle", "--experimental-rerun"),
     ],
 )
-def test_a_config_file_of_a_stranger_has_no_code_run(here, ended, arguments, says):
+def test_an_untrusted_config_file_runs_no_code(here, ended, arguments, says):
     (here / "strange.pickle").write_bytes(pickle.dumps(Payload()))
     status, error = ended(*arguments.split())
     assert (status, error.count("\n"), error.startswith("error: ")) == (2, 1, True), error
@@ -412,8 +412,8 @@ def test_a_config_file_of_a_stranger_has_no_code_run(here, ended, arguments, say
 
 
 def test_files_and_flags_that_set_nothing_of_hydras_own_are_as_ever(here, ended):
-    (here / "strange/experiment/honest.yaml").write_text("# @package _global_\nseed: 7\n")
-    assert ended("experiment=honest") == (0, "")
+    (here / "strange/experiment/valid.yaml").write_text("# @package _global_\nseed: 7\n")
+    assert ended("experiment=valid") == (0, "")
     assert json.loads((here / "done").read_text())["seed"] == 7
     (here / "done").unlink()
     assert ended("-m", "hydra.sweep.dir=sweep", "hydra.sweeper.max_batch_size=1", "seed=1,9") == (0, "")
@@ -423,7 +423,7 @@ def test_files_and_flags_that_set_nothing_of_hydras_own_are_as_ever(here, ended)
 
 
 @pytest.mark.parametrize("flags", [[], ["-m"]])
-def test_the_program_itself_refuses_the_config_file_of_a_stranger(here, ended, flags):
+def test_the_program_itself_refuses_an_untrusted_config_file(here, ended, flags):
     command = [sys.executable, REPOSITORY / "train.py", *flags, "--config-dir=strange", "experiment=callbacks"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
@@ -435,7 +435,7 @@ def test_the_program_itself_refuses_the_config_file_of_a_stranger(here, ended, f
 @pytest.mark.parametrize(
     "setting",
     ["+data.note=${oc.env:SECRET}", "model.weights='${oc.decode:${oc.env:SECRET}}'", "experiment=secret",
-     "experiment=nested", "experiment=chosen"],
+     "experiment=nested"],
 )  # fmt: skip
 def test_settings_cannot_hold_what_is_in_the_environment(here, ended, monkeypatch, setting, flags):
     monkeypatch.setenv("SECRET", "planted")
@@ -443,11 +443,22 @@ def test_settings_cannot_hold_what_is_in_the_environment(here, ended, monkeypatc
     (here / "strange/experiment/nested.yaml").write_text(
         "# @package _global_\nrun:\n  kind: env\n  dir: ${oc.${run.kind}:SECRET}\n"
     )
+    status, error = ended(*flags, setting)
+    assert (status, error.count("\n")) == (2, 1), error
+    assert "oc.env: settings do not read the environment; let the shell fill it in, key=$NAME" in error
+    assert "planted" not in error
+    assert not (here / "done").exists()
+
+
+@pytest.mark.parametrize("flags", [[], ["-m"]])
+def test_what_is_in_the_environment_chooses_no_file(here, ended, monkeypatch, flags):
+    monkeypatch.setenv("SECRET", "planted")
     (here / "strange/experiment/chosen.yaml").write_text(
         "# @package _global_\ndefaults:\n  - override /model: ${oc.env:SECRET}\n"
     )
-    status, error = ended(*flags, setting)
+    status, error = ended(*flags, "experiment=chosen")
     assert (status, error.count("\n")) == (2, 1), error
+    assert "'${oc.env:SECRET}'" in error
     assert "settings do not read the environment; let the shell fill it in, key=$NAME" in error
     assert "planted" not in error
     assert not (here / "done").exists()

@@ -1,4 +1,4 @@
-"""Data sets with as little in them as a user's may have, in VOC layout; also by hand:
+"""Datasets with as little in them as a user's may have, in VOC layout; also by hand:
 
 python -m tests.helpers.degenerate KIND FOLDER [IMAGES]
 """
@@ -49,7 +49,7 @@ KINDS: dict[str, tuple[int | None, Callable[[int, np.ndarray, list[dict]], Scene
 
 
 def make_degenerate(kind: str, root: Path, images: int) -> Path:
-    """Write the data set; its splits trainval and test have `images` and three images, or as few as its kind says."""
+    """Write the dataset; its splits trainval and test have `images` and three images, or as few as its kind says."""
     count, change = KINDS[kind]
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (root / folder).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""See what a piece of code does to the machine: for tests that feed it what strangers made."""
+"""See what a piece of code does to the machine: for tests that give it untrusted files."""
 
 import os
 import sys

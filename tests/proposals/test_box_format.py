@@ -153,7 +153,7 @@ def test_a_store_that_knows_no_sizes_is_warned_of(dataset, boxes, tmp_path, capl
 def test_a_store_in_another_order_beyond_doubt_is_an_error_that_says_how_to_mend_it(
     dataset, tmp_path, monkeypatch, order, image_hw
 ):
-    true, wrong, mended = BoxFormat(order, "0"), tmp_path / "p.safetensors", tmp_path / "mended.safetensors"
+    true, wrong, fixed = BoxFormat(order, "0"), tmp_path / "p.safetensors", tmp_path / "fixed.safetensors"
     objects = {id: dataset.ground_truth(index).boxes for index, id in enumerate(dataset.image_ids)}
     numbers = {id: true.from_boxes(item).astype(np.float32) for id, item in objects.items()}
     WRITERS["store"](wrong, [ImageProposals(id, item, None, image_hw) for id, item in numbers.items()])
@@ -163,8 +163,8 @@ def test_a_store_in_another_order_beyond_doubt_is_an_error_that_says_how_to_mend
 
     with pytest.raises(OtherOrder, match=rf"p\.safetensors: .*convert them with --order {order} --base 0:"):
         use(wrong)
-    convert(wrong, "store", mended, "store", order=order, pixel_origin="0", dataset=dataset)
-    assert use(mended)["i1"].tolist() == objects["i1"].tolist()
+    convert(wrong, "store", fixed, "store", order=order, pixel_origin="0", dataset=dataset)
+    assert use(fixed)["i1"].tolist() == objects["i1"].tolist()
     monkeypatch.setattr("detector.proposals.box_format.SURE_COUNT", 25)  # there are 24 objects
     use(wrong)
 

@@ -112,7 +112,7 @@ def read_mmdetection(path: Path) -> RawProposals:
     if not isinstance(content, dict):
         raise InputError(
             f"{path}: is a {type(content).__name__} without image ids, as before mmdetection 3, and proposals are "
-            "never matched by position: make a dict from FOLDER/FILE.jpg to array of it, in the order of its data set"
+            "never matched by position: make a dict from FOLDER/FILE.jpg to array of it, in the order of its dataset"
         )
     ids = [Path(str(key)).stem for key in content]
     require_distinct(path, ids)
