@@ -1,37 +1,27 @@
 """Build components from the settings, in the same way for train.py and evaluate.py.
 
-Data, model and the rest receive only the values that they need.
+Each component receives only the values that it needs. datasets.py has the part for data.
 """
 
-import importlib.util
-import inspect
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from detector import datasets
 from detector.allowlist import build, find_class
 from detector.boxes import BoxCoder
-from detector.data.check import Checked, accept, check_data, check_proposals, require_all_valid, warn_leakage
-from detector.data.classes import require_known, require_unlike
-from detector.data.dataset import DetectionDataset, join, split_into_parts
+from detector.data.check import warn_leakage
 from detector.data.fingerprint import dataset_fingerprints
-from detector.data.image import ImageOptions
-from detector.data.loader import CROWD_IOA_THRESHOLD, Proposals, TransformedDataset
-from detector.data.proposal_selection import Selection
-from detector.data.transforms import Augment, Resize
 from detector.errors import InputError
 from detector.inference.postprocess import Postprocess
 from detector.inference.predict import DetectorConfig
 from detector.models import FastRCNN, build_model
 from detector.models.weights import load_weights
-from detector.proposals.generate import proposals_for, store_path
-from detector.proposals.joined import JoinedProposals
 from detector.runtime.device import Compute, resolve_compute
 from detector.runtime.distributed import shared_errors
-from detector.schema import LAYOUT, parse, walk
-from detector.settings import CommonSettings, Data, EvaluateSettings, Model, TrainSettings
+from detector.settings import CommonSettings, EvaluateSettings, Model, TrainSettings
 from detector.training.checkpoint import load_state
 from detector.training.ema import averaged_model
 from detector.training.engine import TrainingConfig
@@ -43,203 +33,10 @@ from detector.training.trainer import TrainingComponents
 
 logger = logging.getLogger(__name__)
 
-NOT_SETTINGS = ("root", "classes", "image_options")  # arguments of a reader that are no settings of a layout
-
 
 def build_compute(settings: CommonSettings | EvaluateSettings) -> Compute:
     """The device and precision in the settings. Raises InputError for a device that is not available."""
     return resolve_compute(settings.device, settings.precision or "auto")
-
-
-def build_dataset(data: Data, part: str) -> DetectionDataset:
-    """The dataset of the part `train` or `val`, with its own classes except `data.exclude_classes`."""
-    return restricted(read_dataset(data, part), data)
-
-
-def read_dataset(data: Data, part: str) -> DetectionDataset:
-    """All images and classes of the part `train` or `val`."""
-    if data.root is None:
-        raise InputError("data.root: must be given: data.root=DIR")
-    sources = _sources(data)
-    if data.parts is None:
-        require_taken(data, [item.key for item in walk(data) if LAYOUT in item.policies and item.value is not None])
-    found = [dataset for dataset in (_read_single(source, part) for source in sources) if dataset is not None]
-    if not found:
-        keys = {next(iter(_reader_arguments(source, part))) for source in sources} or {"parts"}
-        raise InputError(
-            f"data: no images to {'train on' if part == 'train' else 'score'} are selected: "
-            f"give data.{' or data.'.join(sorted(keys))}"
-        )
-    return found[0] if len(found) == 1 else join(found)
-
-
-def restricted(dataset: DetectionDataset, data: Data) -> DetectionDataset:
-    """The dataset without the objects of `data.exclude_classes`, and its first `data.max_images` images."""
-    limit = data.max_images
-    if limit is not None and limit < len(dataset):
-        logger.info("data.max_images: the first %d of the %d images of %s", limit, len(dataset), dataset.name)
-        dataset = dataset.subset(range(limit))
-    return dataset.without_classes(data.exclude_classes) if data.exclude_classes else dataset
-
-
-def _sources(data: Data) -> list[Data]:
-    """The settings of each dataset that is joined, of which there is usually one."""
-    return [data] if data.parts is None else [_part_of(data, own) for own in data.parts]
-
-
-def _part_of(data: Data, own: dict) -> Data:
-    """The settings of one of `data.parts`: its own, else those of `data`; its root is relative to `data.root`."""
-    root = own.get("root") or ""
-    if not isinstance(root, str):
-        raise InputError(f"data.parts: {own} needs a folder as its root, inside data.root or by an absolute path")
-    taken = {key: value for key, value in own.items() if key in Data.model_fields}
-    settings = parse(Data, data.plain() | taken, f"data.parts: {own}")
-    known = {"reader", "root", *_reader_arguments(settings, "train"), *_reader_arguments(settings, "val")}
-    if own.keys() - known:
-        raise InputError(
-            f"data.parts: {own} has {', '.join(sorted(own.keys() - known))}; what {settings.reader} takes is "
-            f"{', '.join(sorted(known))}"
-        )
-    return settings.with_values(root=str(Path(data.root or "", root)), parts=None)
-
-
-def require_taken(data: Data, keys: Collection[str]) -> None:
-    """Raise InputError for one of these settings of layouts that no layout of the dataset has."""
-    sources = _sources(data)
-    taken = {key for source in sources for part in ("train", "val") for key in _reader_arguments(source, part)}
-    for key in keys:
-        if key not in taken:
-            raise InputError(
-                f"data.{key}={getattr(data, key)}: not a setting of data.reader={sources[0].reader}, which has "
-                f"{', '.join(sorted(taken))}"
-            )
-
-
-def _read_single(data: Data, part: str) -> DetectionDataset | None:
-    """The dataset of the part; None if its first argument, which selects the images, is null."""
-    arguments = {name: getattr(data, key) for key, name in _reader_arguments(data, part).items()}
-    if next(iter(arguments.values())) is None:
-        return None
-    given = {name: value for name, value in arguments.items() if value is not None}
-    return _reader(data)(data.root, image_options=image_options(data), **given)
-
-
-def _reader(data: Data) -> Callable[..., DetectionDataset]:
-    """The function that reads the layout. A config may be untrusted: only modules of detector/data/ can have it."""
-    module = f"detector.data.{data.reader}"
-    found = importlib.util.find_spec(module) and getattr(importlib.import_module(module), f"read_{data.reader}", None)
-    if not found or "root" not in inspect.signature(found).parameters:  # such as read_image in image.py
-        raise InputError(f"data.reader={data.reader}: there is no such layout: give data=voc data.root=DIR")
-    return found
-
-
-def _reader_arguments(data: Data, part: str) -> dict[str, str]:
-    """The settings that the reader takes for this part, such as `val_split`, and the argument that each becomes."""
-    names = [name for name in inspect.signature(_reader(data)).parameters if name not in NOT_SETTINGS]
-    return {f"{part}_{name}" if f"{part}_{name}" in Data.model_fields else name: name for name in names}
-
-
-def resolve_classes(data: Data, *datasets: DetectionDataset, more: Collection[str] = ()) -> tuple[str, ...]:
-    """`data.classes`, else all names in these datasets and in `more`, without `data.exclude_classes`.
-
-    `more` are the classes of result files. Without `data.classes`, raises InputError for names that differ only in
-    case or spaces.
-    """
-    require_known_exclusions(data, *datasets, more=more)
-    names = data.classes or sorted({*more}.union(*(dataset.classes for dataset in datasets)))
-    chosen = tuple(name for name in names if name not in (data.exclude_classes or ()))
-    if not data.classes:
-        where = ", ".join(dataset.name for dataset in datasets)
-        require_unlike(chosen, f"{where} and the files of detections" if more else where)
-    return chosen
-
-
-def require_known_exclusions(data: Data, *datasets: DetectionDataset, more: Collection[str] = ()) -> None:
-    """Raise InputError for a name of `data.exclude_classes` that is neither in these datasets nor in `more`."""
-    known = {*more, *(data.classes or ())}
-    for dataset in datasets:
-        known |= {*dataset.classes, *dataset.excluded}
-    require_known(data.exclude_classes or (), known)
-
-
-def image_options(data: Data) -> ImageOptions:
-    """How images are read."""
-    return ImageOptions(exif=data.exif, max_pixels=data.max_image_pixels)
-
-
-def check(data: Data, dataset: DetectionDataset, part: str) -> Checked:
-    """Validate every image and annotation: a few bad ones are left out of `train`; none may be bad in `val`."""
-    checked = check_data(dataset)
-    return accept(checked, data.max_bad_fraction) if part == "train" else require_all_valid(checked)
-
-
-def build_transformed_dataset(settings: CommonSettings, checked: Checked, part: str) -> TransformedDataset:
-    """TransformedDataset of the part `train` (augmented) or `val`, with their proposals."""
-    dataset, image_hws = checked.dataset, checked.image_hws
-    proposals = build_proposals(settings, dataset, image_hws, part)
-    logger.info("%s: %s", dataset.name, check_proposals(proposals, dataset.image_ids, image_hws))
-    return transformed_dataset_with(settings, dataset, proposals, part)
-
-
-def transformed_dataset_with(
-    settings: CommonSettings, dataset: DetectionDataset, proposals: Proposals, part: str
-) -> TransformedDataset:
-    """TransformedDataset of the part with these proposals, which are not validated."""
-    data, augment = settings.data, None
-    if part == "train" and isinstance(settings, TrainSettings):
-        augment = Augment(build_transforms(settings.augment.transforms))
-    limit = data.train_max_proposals if part == "train" else data.val_max_proposals
-    return TransformedDataset(
-        dataset,
-        proposals,
-        Resize(data.short_side_px, data.max_side_px),
-        augment,
-        settings.seed,
-        Selection(data.proposals_by_score, data.min_proposal_px, data.unique_proposals, limit),
-        data.use_difficult,
-        CROWD_IOA_THRESHOLD if part == "train" else None,
-    )
-
-
-def build_transforms(items: Sequence[dict]) -> list:
-    """Build albumentations transforms, also nested ones, such as OneOf's. Raises InputError for anything else."""
-    made = []
-    for item in items:
-        if not isinstance(item, dict):
-            raise InputError(f"augment.transforms: {item!r} is not a transform, which has a _target_")
-        if isinstance(item.get("transforms"), list):
-            item = item | {"transforms": build_transforms(item["transforms"])}
-        made.append(build(item, ("albumentations.",)))
-    return made
-
-
-def build_proposals(
-    settings: CommonSettings, dataset: DetectionDataset, image_hws: Sequence[tuple[int, int]], part: str
-) -> Proposals:
-    """Proposals from one file, or for each part of a joined dataset from its own file or by selective search."""
-    files = settings.data.train_proposals if part == "train" else settings.data.val_proposals
-    mode, folder = settings.proposals.mode, Path(settings.proposals.folder or ".")
-    parts = split_into_parts(dataset)
-    if not isinstance(files, tuple) and (files or len(parts) == 1):
-        return proposals_for(dataset, image_hws, files, mode, folder)
-    files = files or (None,) * len(parts)
-    if len(files) != len(parts):
-        raise InputError(
-            f"data.{part}_proposals: {len(files)} files for {len(parts)} datasets; for null selective search is run"
-        )
-    sources: dict[str, tuple[Proposals, str]] = {}
-    for (single, positions), file in zip(parts, files, strict=True):
-        if positions:
-            proposals = proposals_for(single, [image_hws[position] for position in positions], file, mode, folder)
-            ids = zip(positions, single.image_ids, strict=True)
-            sources |= {dataset.image_ids[position]: (proposals, own_id) for position, own_id in ids}
-    return JoinedProposals(sources)
-
-
-def kept_proposals(dataset: DetectionDataset, folder: Path, mode: str) -> list[str | None]:
-    """For each dataset joined in `dataset`, the file of generated proposals in `folder`, None where there is none."""
-    paths = [store_path(folder, single, mode) for single, _ in split_into_parts(dataset)]
-    return [str(path) if path.is_file() else None for path in paths]
 
 
 def build_training_config(settings: CommonSettings, max_grad_norm: float | None = None) -> TrainingConfig:
@@ -310,8 +107,8 @@ def build_training(settings: TrainSettings, checkpoint: dict | None) -> Training
         raise InputError("proposals.folder=None: must be the name of a folder")
     require_writable("proposals.folder", Path(settings.proposals.folder))
     compute = build_compute(settings)
-    train_set, val_set = build_dataset(data, "train"), build_dataset(data, "val")
-    classes = resolve_classes(data, train_set, val_set)
+    train_set, val_set = datasets.build_dataset(data, "train"), datasets.build_dataset(data, "val")
+    classes = datasets.resolve_classes(data, train_set, val_set)
     if not classes:
         raise InputError("there is no object in any annotation to learn from: is it the right data.train_split?")
     for name in sorted({*classes} - {*train_set.classes}):
@@ -326,11 +123,11 @@ def build_training(settings: TrainSettings, checkpoint: dict | None) -> Training
     optimizer, schedule = build_optimizer(settings, model)
     averaged = None if settings.train.ema is None else averaged_model(model, settings.train.ema)
 
-    train_checked, val_checked = check(data, train_set, "train"), check(data, val_set, "val")
+    train_checked, val_checked = datasets.check(data, train_set, "train"), datasets.check(data, val_set, "val")
     warn_leakage(train_checked, val_checked)
-    train_samples = build_transformed_dataset(settings, train_checked, "train")
+    train_samples = datasets.build_transformed_dataset(settings, train_checked, "train")
     train_samples[0, 0]  # fails on invalid augmentation before a folder is made
-    val_samples = build_transformed_dataset(settings, val_checked, "val")
+    val_samples = datasets.build_transformed_dataset(settings, val_checked, "val")
     fingerprints = dataset_fingerprints("training", train_checked, train_samples.proposals)
     fingerprints |= dataset_fingerprints("validation", val_checked, val_samples.proposals)
     if checkpoint is not None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from detector import builders
+from detector import builders, datasets
 from detector.data.check import require_readable
 from detector.data.dataset import DetectionDataset
 from detector.data.loader import eval_loader, explain_workers
@@ -49,21 +49,21 @@ def score_checkpoint(given: EvaluateSettings) -> float | None:
         trained = trained_settings(checkpoint)
         _require_trained_classes(given, checkpoint["classes"])
         settings = with_training_settings(given, trained)
-        dataset = builders.build_dataset(settings.data, "val")
+        dataset = datasets.build_dataset(settings.data, "val")
         learned = [*checkpoint["classes"], *(trained.data.exclude_classes or ())]
-        builders.require_known_exclusions(settings.data, dataset, more=learned)
+        datasets.require_known_exclusions(settings.data, dataset, more=learned)
         dataset = dataset.with_classes(checkpoint["classes"])
         if given.out is None:
             require_writable("out", _run_of(given.checkpoint))
-        checked = builders.check(settings.data, dataset, "val")
+        checked = datasets.check(settings.data, dataset, "val")
         if settings.data.val_proposals is None:  # reads those made in training, saves new ones here
             folder = Path(trained.proposals.folder or "")
-            kept = builders.kept_proposals(dataset, folder, settings.proposals.mode)
+            kept = datasets.kept_proposals(dataset, folder, settings.proposals.mode)
             settings = _with_data(settings, val_proposals=kept if any(kept) else None)
         model = builders.build_trained_model(settings.model, checkpoint["model"], len(dataset.classes))
         compute = builders.build_compute(settings)
         compute.place(model)
-        samples = builders.build_transformed_dataset(settings, checked, "val")
+        samples = datasets.build_transformed_dataset(settings, checked, "val")
     batches = eval_loader(samples, settings.workers, here.rank, here.world_size)
     with explain_workers([]):
         detections, losses = evaluate(
@@ -126,7 +126,7 @@ def with_training_settings(given: EvaluateSettings, trained: CommonSettings) -> 
             data = {"val_proposals": None} | data  # the proposals of training are for other images
         keys = [key for key in data if LAYOUT in Data.model_fields[key].metadata]
         data = trained.data.plain() | data
-        builders.require_taken(parse(Data, data), keys)
+        datasets.require_taken(parse(Data, data), keys)
     else:
         as_trained = {key: value for key, value in trained.data.plain().items() if key in AS_IN_TRAINING}
         data = {"root": None} | as_trained | data
@@ -185,11 +185,11 @@ def read_detections(given: EvaluateSettings) -> tuple[DetectionDataset, list[Det
     if given.data.reader is None:
         raise InputError("detections=FOLDER needs a dataset to score it on: data=voc data.root=DIR")
     data = parse(Data, {"root": None} | _given(given.data))
-    whole, path = builders.read_dataset(data, "val"), Path(given.detections)
+    whole, path = datasets.read_dataset(data, "val"), Path(given.detections)
     known_ids = whole.image_ids  # data.max_images removes images, not their detections
-    dataset = builders.restricted(whole, data)
+    dataset = datasets.restricted(whole, data)
     if path.suffix == ".json":
-        classes = builders.resolve_classes(data, dataset)
+        classes = datasets.resolve_classes(data, dataset)
         every = data.classes or sorted({*dataset.classes, *(data.exclude_classes or ())})
         ids = category_ids(dataset, every)  # excluding a class does not renumber the others
         dataset = dataset.with_classes(classes)
@@ -210,7 +210,7 @@ def _with_classes_of_files(data: Data, dataset: DetectionDataset, folder: Path) 
             f"detections: {folder} has files of {', '.join(with_file)}, "
             f"but the dataset has {', '.join(dataset.classes)}"
         )
-    dataset = dataset.with_classes(builders.resolve_classes(data, dataset, more=with_file))
+    dataset = dataset.with_classes(datasets.resolve_classes(data, dataset, more=with_file))
     without = sorted({*dataset.classes} - {*with_file})
     if without:
         logger.warning("no result file, so no detection, of %s", ", ".join(without))

@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from detector import builders
+from detector import builders, datasets
 from detector.data.dataset import DetectionDataset
 from detector.data.image_files import find_files, image_dataset
 from detector.data.loader import TransformedDataset, collate
@@ -78,11 +78,11 @@ def run(arguments: argparse.Namespace) -> int:
     require_new("--out", arguments.out)
     checkpoint = load_checkpoint(arguments.checkpoint)
     settings = with_arguments(trained_settings(checkpoint), arguments)
-    dataset = image_dataset(files, checkpoint["classes"], builders.image_options(settings.data))
+    dataset = image_dataset(files, checkpoint["classes"], datasets.image_options(settings.data))
     cores = os.cpu_count() or 1
     mode, threads = settings.proposals.mode, max(cores // len(dataset), 1)
     proposals = Given(arguments.proposals, dataset) if arguments.proposals else Searched(dataset, mode, threads)
-    samples = builders.transformed_dataset_with(settings, dataset, proposals, "val")
+    samples = datasets.transformed_dataset_with(settings, dataset, proposals, "val")
     compute, detector_config = builders.build_compute(settings), builders.build_detector_config(settings)
     model = builders.build_trained_model(settings.model, checkpoint["model"], len(dataset.classes))
     compute.place(model)

@@ -17,7 +17,7 @@ LAYERS = [
     {"data", "proposals", "models"},
     {"visualization", "evaluation", "inference"},
     {"training"},
-    {"builders", "scoring", "compose", "app"},
+    {"datasets", "builders", "scoring", "compose", "app"},
 ]
 SIDEWAYS = {
     "schema": {"errors"},
@@ -26,7 +26,8 @@ SIDEWAYS = {
     "runtime": {"errors"},
     "proposals": {"data"},
     "evaluation": {"visualization"},
-    "scoring": {"builders"},
+    "builders": {"datasets"},
+    "scoring": {"datasets", "builders"},
     "app": {"compose"},
 }
 ONLY_IN = {

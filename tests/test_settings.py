@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from detector import builders
+from detector import builders, datasets
 from detector.allowlist import build
 from detector.data.dataset import DetectionDataset
 from detector.data.image import ImageOptions
@@ -61,18 +61,18 @@ def test_every_data_set_is_read_from_its_root(settings, make_voc, choice):
     root = make_voc({split: {split: [("cat", 1, 1, 9, 9)]} for split in ("train", "trainval", "test")})
     (root / "version").write_text(VERSION)
     config = settings("train", f"data={choice}", f"data.root={root}", "data.classes=[cat]")
-    dataset = builders.build_dataset(config.data, "train")
+    dataset = datasets.build_dataset(config.data, "train")
     assert isinstance(dataset, DetectionDataset)
     assert dataset.image_ids == [config.data.train_split]
-    assert builders.build_dataset(config.data, "val").image_ids == ["test"]
+    assert datasets.build_dataset(config.data, "val").image_ids == ["test"]
 
 
 def test_a_data_set_in_coco_layout_is_read_from_its_root(settings, make_coco):
     root = make_coco({"train": {"one": [("cat", 1, 1, 9, 9)]}, "val": {"two": [("cat", 1, 1, 9, 9, 1)]}})
     files = ["data.train_json=train.json", "data.val_json=val.json", "data.train_images=images"]
     config = settings("train", "data=coco", f"data.root={root}", *files, "data.val_images=images")
-    assert builders.build_dataset(config.data, "train").image(0).shape == (40, 60, 3)
-    assert builders.build_dataset(config.data, "val").ground_truth(0).crowd.tolist() == [True]
+    assert datasets.build_dataset(config.data, "train").image(0).shape == (40, 60, 3)
+    assert datasets.build_dataset(config.data, "val").ground_truth(0).crowd.tolist() == [True]
 
 
 def test_data_sets_are_joined(settings, make_voc, make_coco):
@@ -81,36 +81,36 @@ def test_data_sets_are_joined(settings, make_voc, make_coco):
         make_voc(splits, f"kit/VOC{year}")
     root = make_coco({"both": {"0": [("cow", 1, 1, 9, 9)]}}).parent
     usual = settings("train", "data=voc0712", f"data.root={root}/kit").data
-    assert builders.build_dataset(usual, "train").image_ids == ["2007_trainval", "2012_trainval"]
-    assert builders.build_dataset(usual, "val").image_ids == ["2007_test"]
-    assert len(builders.build_dataset(usual, "val").with_classes(usual.classes).classes) == 20
+    assert datasets.build_dataset(usual, "train").image_ids == ["2007_trainval", "2012_trainval"]
+    assert datasets.build_dataset(usual, "val").image_ids == ["2007_test"]
+    assert len(datasets.build_dataset(usual, "val").with_classes(usual.classes).classes) == 20
     # of any layout; what a part does not say, it has in common with the others
     coco = "{reader: coco, root: coco, train_json: both.json, train_images: images}"
     parts = f"data.parts=[{{root: kit/VOC2012, train_split: train}}, {coco}, {{root: kit/VOC2007}}]"
     mixed = settings("train", "data=joined", f"data.root={root}", parts, "data.val_split=trainval").data
-    dataset = builders.build_dataset(mixed, "train")
+    dataset = datasets.build_dataset(mixed, "train")
     assert (dataset.image_ids, dataset.classes) == (["2012_train", "1", "2007_trainval"], ("cat", "cow"))
     assert dataset.image(1).shape == (40, 60, 3)
-    assert builders.build_dataset(mixed, "val").image_ids == ["2012_trainval", "2007_trainval"]
+    assert datasets.build_dataset(mixed, "val").image_ids == ["2012_trainval", "2007_trainval"]
     mistyped = mixed.with_values(parts=[{"train_splt": "train"}])
     with pytest.raises(InputError, match="has train_splt; what voc takes is reader, root, train_split, val"):
-        builders.build_dataset(mistyped, "train")
+        datasets.build_dataset(mistyped, "train")
     unscored = usual.with_values(parts=[part | {"val_split": None} for part in usual.parts])
     with pytest.raises(InputError, match="no images to score are selected"):
-        builders.build_dataset(unscored, "val")
+        datasets.build_dataset(unscored, "val")
     with pytest.raises(InputError, match=r"no images to train on are selected: give data\.parts"):
-        builders.build_dataset(settings("train", "data=joined").data, "train")
+        datasets.build_dataset(settings("train", "data=joined").data, "train")
     for reader in ("os.system", None):
         other = mixed.with_values(parts=[{"reader": reader}])
         with pytest.raises(InputError, match=rf"data\.parts: .*: reader={reader}: must be voc, coco or shapes"):
-            builders.build_dataset(other, "train")
+            datasets.build_dataset(other, "train")
 
 
 def test_settings_of_another_layout_are_refused(settings, make_voc):
     root = make_voc({"trainval": {"a": []}})
     config = settings("train", "data=voc", f"data.root={root}", "data.train_json=a.json")
     with pytest.raises(InputError, match=r"data\.train_json=a\.json: not a setting of data.reader=voc, which has"):
-        builders.build_dataset(config.data, "train")
+        datasets.build_dataset(config.data, "train")
 
 
 def test_some_images_and_classes(settings, make_voc, caplog):
@@ -120,8 +120,8 @@ def test_some_images_and_classes(settings, make_voc, caplog):
 
     def readers(*overrides: str) -> tuple:
         data = settings("train", "data=voc", f"data.root={root}", *overrides).data
-        train, val = builders.build_dataset(data, "train"), builders.build_dataset(data, "val")
-        return train, val, builders.resolve_classes(data, train, val)
+        train, val = datasets.build_dataset(data, "train"), datasets.build_dataset(data, "val")
+        return train, val, datasets.resolve_classes(data, train, val)
 
     train, val, classes = readers("data.max_images=2", "data.exclude_classes=[dog,ant]")
     assert (train.image_ids, val.image_ids, classes) == (["c", "a"], ["d"], ("cat",))
@@ -146,17 +146,17 @@ def test_proposals_of_each_part(settings, make_voc, make_proposals, tmp_path):
         return settings("train", *where, parts, f"data.train_proposals=[{','.join(names)}]")
 
     config = with_files(*files)
-    dataset = builders.build_dataset(config.data, "train")
+    dataset = datasets.build_dataset(config.data, "train")
     for some in (dataset, dataset.subset([1, 0])):
-        samples = builders.build_transformed_dataset(config, builders.check(config.data, some, "train"), "train")
+        samples = datasets.build_transformed_dataset(config, datasets.check(config.data, some, "train"), "train")
         found = {image_id: samples.proposals[image_id].tolist() for image_id in some.image_ids}
         assert found == {"1-one-train/a": [[0, 0, 9, 9]], "2-two-train/a": [[1, 1, 5, 5]]}
-    checked = builders.check(config.data, dataset, "train")
-    samples = builders.build_transformed_dataset(with_files(files[0], "null"), checked, "train")
+    checked = datasets.check(config.data, dataset, "train")
+    samples = datasets.build_transformed_dataset(with_files(files[0], "null"), checked, "train")
     assert len(samples.proposals["2-two-train/a"]) > 0
     assert [path.name[:10] for path in (tmp_path / "kept").glob("*.safetensors")] == ["two-train-"]
     with pytest.raises(InputError, match=r"data\.train_proposals: 1 files for 2 datasets"):
-        builders.build_transformed_dataset(with_files(files[0]), checked, "train")
+        datasets.build_transformed_dataset(with_files(files[0]), checked, "train")
 
 
 @pytest.mark.parametrize(
@@ -176,8 +176,8 @@ def test_settings_decide_which_proposals_are_used(settings, make_voc, tmp_path, 
     config = settings(
         "train", "data=voc", f"data.root={root}", f"data.val_proposals={tmp_path}/p.safetensors", override
     )
-    dataset = builders.build_dataset(config.data, "val")
-    samples = builders.build_transformed_dataset(config, builders.check(config.data, dataset, "val"), "val")
+    dataset = datasets.build_dataset(config.data, "val")
+    samples = datasets.build_transformed_dataset(config, datasets.check(config.data, dataset, "val"), "val")
     assert samples.original(0).proposals.tolist() == left
 
 
@@ -185,7 +185,7 @@ def test_how_images_are_read_is_a_setting(settings, make_voc):
     root = make_voc({"train": {"a": [("cat", 1, 1, 9, 9)]}})
     where = ["data=voc", f"data.root={root}", "data.train_split=train"]
     config = settings("train", *where, "data.exif=ignore", "data.max_image_pixels=77")
-    dataset = builders.build_dataset(config.data, "train")
+    dataset = datasets.build_dataset(config.data, "train")
     assert dataset.image_options == ImageOptions(exif="ignore", max_pixels=77)
 
 
@@ -321,7 +321,7 @@ def test_training_takes_all_settings_of_a_data_set(settings, choice):
     missing = {"coco": ["data.train_json=a", "data.val_json=b"], "joined": ["data.parts=[{root: a}]"]}.get(choice, [])
     data = settings("train", f"data={choice}", "data.root=x", *missing).data
     assert data.root == "x"
-    builders.require_taken(
+    datasets.require_taken(
         data, [item.key for item in walk(data) if LAYOUT in item.policies and item.value is not None]
     )
 
@@ -331,7 +331,7 @@ def test_every_setting_of_a_layout_is_taken_by_one(settings):
         key
         for reader in ("voc", "coco", "shapes")
         for part in ("train", "val")
-        for key in builders._reader_arguments(Data(reader=reader, root="x"), part)
+        for key in datasets._reader_arguments(Data(reader=reader, root="x"), part)
     }
     assert taken == {name for name, field in Data.model_fields.items() if LAYOUT in field.metadata}
 

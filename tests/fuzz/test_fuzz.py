@@ -26,7 +26,7 @@ from hypothesis import HealthCheck, given, seed
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from detector import builders, scoring
+from detector import builders, datasets, scoring
 from detector.data.coco import read_coco
 from detector.data.transforms import Augment
 from detector.data.voc import read_annotation
@@ -334,8 +334,8 @@ def test_settings(tmp_path, settings):
             model = builders.build_untrained_model(typed.model, 2)
         _, schedule = builders.build_optimizer(typed, model)
         assert min(schedule(0), schedule(typed.train.iterations - 1)) >= 0
-        Augment(builders.build_transforms(typed.augment.transforms))
-        builders.build_dataset(typed.data, "train")
+        Augment(datasets.build_transforms(typed.augment.transforms))
+        datasets.build_dataset(typed.data, "train")
 
     with pytest.raises(InputError, match="not in VOC layout"):  # so far it comes
         read(copy.deepcopy(whole))
@@ -386,7 +386,7 @@ def test_what_a_checkpoint_says(tmp_path, content, settings):
         builders.build_training_config(config)
         with pytest.raises(InputError, match="does not fit its own settings"):
             builders.build_trained_model(config.model, checkpoint["model"], len(checkpoint["classes"]))
-        builders.build_dataset(config.data, "val")
+        datasets.build_dataset(config.data, "val")
 
     texts = misplaced(said).map(lambda value: json.dumps(value).encode()) | damaged(json.dumps(said).encode())
     fuzz("what checkpoints say", texts, read, about)
