@@ -54,7 +54,7 @@ class BoxCoder:
     Dividing by `std` gives targets of about unit variance (Fast R-CNN, section 2.3).
     """
 
-    def __init__(self, std: Sequence[float] = (0.1, 0.1, 0.2, 0.2)) -> None:
+    def __init__(self, std: Sequence[float]) -> None:
         self.std = tuple(std)
 
     def encode(self, targets: Tensor, proposals: Tensor) -> Tensor:

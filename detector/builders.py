@@ -15,7 +15,6 @@ from detector.boxes import BoxCoder
 from detector.data.check import warn_leakage
 from detector.data.fingerprint import dataset_fingerprints
 from detector.errors import InputError
-from detector.inference.postprocess import Postprocess
 from detector.inference.predict import DetectorConfig
 from detector.models import FastRCNN, build_model
 from detector.models.weights import load_weights
@@ -28,7 +27,6 @@ from detector.training.engine import TrainingConfig
 from detector.training.optimizers import default_rate, parameter_groups
 from detector.training.resume import check_same_run
 from detector.training.run_folder import require_writable
-from detector.training.targets import Sampling
 from detector.training.trainer import TrainingComponents
 
 logger = logging.getLogger(__name__)
@@ -41,28 +39,18 @@ def build_compute(settings: CommonSettings | EvaluateSettings) -> Compute:
 
 def build_training_config(settings: CommonSettings, max_grad_norm: float | None = None) -> TrainingConfig:
     """How RoIs and their targets are sampled from a batch, and the limit of the gradient."""
-    sampling = Sampling(**settings.roi.model_dump(exclude={"delta_std"}))
-    return TrainingConfig(sampling, BoxCoder(settings.roi.delta_std), settings.seed, max_grad_norm)
+    return TrainingConfig(settings.roi, BoxCoder(settings.roi.delta_std), settings.seed, max_grad_norm)
 
 
 def build_detector_config(settings: CommonSettings) -> DetectorConfig:
     """How the network's outputs become detections."""
-    return DetectorConfig(BoxCoder(settings.roi.delta_std), Postprocess(**settings.detect.model_dump()))
-
-
-def build_untrained_model(model: Model, num_classes: int) -> FastRCNN:
-    """The untrained network. If pretrained weights are loaded next, its batch norm and first stages are frozen."""
-    return build_model(
-        **model.model_dump(exclude={"weights"}), num_classes=num_classes, pretrained=model.weights is not None
-    )
+    return DetectorConfig(BoxCoder(settings.roi.delta_std), settings.detect)
 
 
 def build_trained_model(model: Model, state: dict, num_classes: int) -> FastRCNN:
     """The network with the weights of a checkpoint. Raises InputError, before allocating memory, if they do not fit."""
     with torch.device("meta"):
-        wanted = {
-            key: tuple(value.shape) for key, value in build_untrained_model(model, num_classes).state_dict().items()
-        }
+        wanted = {key: tuple(value.shape) for key, value in build_model(model, num_classes).state_dict().items()}
     given = {key: tuple(value.shape) for key, value in state.items()}
     wrong = sorted(key for key in {*wanted, *given} if wanted.get(key) != given.get(key))
     if wrong:
@@ -71,7 +59,7 @@ def build_trained_model(model: Model, state: dict, num_classes: int) -> FastRCNN
             f"the checkpoint does not fit its own settings of the network: {len(wrong)} tensors differ, {key} is "
             f"{given.get(key, 'missing')} in it, and {wanted.get(key, 'missing')} by model.backbone, model.head, ..."
         )
-    network = build_untrained_model(model, num_classes)
+    network = build_model(model, num_classes)
     network.load_state_dict(state)
     return network
 
@@ -116,7 +104,7 @@ def build_training(settings: TrainSettings, checkpoint: dict | None) -> Training
     train_set, val_set = train_set.with_classes(classes), val_set.with_classes(classes)
 
     torch.manual_seed(settings.seed)  # seeds the initial weights
-    model = build_untrained_model(settings.model, len(classes))
+    model = build_model(settings.model, len(classes))
     if settings.model.weights is not None and checkpoint is None:
         load_weights(model, settings.model.backbone, settings.model.weights, classes)
     compute.place(model)

@@ -105,6 +105,11 @@ def defaults(schema: type[Settings]) -> dict[str, Any]:
     return found
 
 
+def default(schema: type[Settings], name: str) -> Any:
+    """The default of one setting."""
+    return schema.model_fields[name].default
+
+
 def missing_keys(expected: Mapping, values: Any, prefix: str = "") -> list[str]:
     """The dotted names in nested dicts `expected` that are not in `values`."""
     if not isinstance(values, Mapping):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import evaluate
-from detector.builders import build_untrained_model
+from detector.builders import build_model
 from detector.data.image_files import find_files, image_dataset
 from detector.data.voc import read_annotation, read_voc
 from detector.proposals import generate
@@ -25,7 +25,7 @@ def checkpoint(settings, small_shapes, tmp_path) -> Path:
     """An untrained network: it finds something everywhere."""
     config = settings("train", *TINY, f"data.root={small_shapes}")
     classes = ("ball", "crate", "kite", "star")
-    content = {"model": build_untrained_model(config.model, len(classes)).state_dict(), "config": config.plain()}
+    content = {"model": build_model(config.model, len(classes)).state_dict(), "config": config.plain()}
     Checkpoints(tmp_path / "run/checkpoints").save_last(content | {"classes": list(classes), "iteration": 1})
     return tmp_path / "run/checkpoints/last.pt"
 

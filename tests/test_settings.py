@@ -32,7 +32,7 @@ CHOICES = sorted(
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_config_makes_its_parts(settings, choice):
     config = settings("train", choice, "model.hidden=8")  # VGG16's own layers take seconds to initialise
-    model = builders.build_untrained_model(config.model, num_classes=2)
+    model = builders.build_model(config.model, num_classes=2)
     optimizer, schedule = builders.build_optimizer(config, model)
     assert optimizer.param_groups[0]["lr"] > 0
     assert schedule(config.train.iterations // 2) > 0

@@ -9,6 +9,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from detector.errors import InputError
+from detector.schema import default
+from detector.settings import Data
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 Image.MAX_IMAGE_PIXELS = None  # the limit is ImageOptions.max_pixels, a setting that its error names
@@ -29,8 +31,8 @@ UPRIGHT = {
 class ImageOptions:
     """Settings for decoding an image file."""
 
-    exif: str = "apply"  # apply: rotate upright by the EXIF orientation; ignore: keep the stored pixels (except TIFF)
-    max_pixels: int = 178_956_970  # larger images are rejected before they are decoded
+    exif: str = default(Data, "exif")  # ignore: keep the stored pixels (except of TIFF)
+    max_pixels: int = default(Data, "max_image_pixels")  # larger images are rejected before they are decoded
 
 
 UPRIGHT_IMAGES = ImageOptions()

@@ -5,16 +5,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from detector.boxes import clip_array
+from detector.schema import default
+from detector.settings import Data
 
 
 @dataclass(frozen=True)
 class Selection:
     """Rules for selecting the proposals of an image, in the original frame. The steps apply in this order."""
 
-    by_score: bool = False  # sort by descending score, if the file has scores; else keep the file order
-    min_side_px: float = 0  # minimum of both sides, after clipping to the image
-    unique: bool = True  # keep the first of equal boxes
-    max_proposals: int = 2000  # keep the first ones
+    by_score: bool = default(Data, "proposals_by_score")  # highest score first, if the file has scores
+    min_side_px: float = default(Data, "min_proposal_px")  # minimum of both sides, after clipping to the image
+    unique: bool = default(Data, "unique_proposals")  # keep the first of equal boxes
+    max_proposals: int = default(Data, "train_max_proposals")  # keep the first ones
 
 
 def select_proposals(

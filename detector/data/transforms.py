@@ -70,7 +70,7 @@ def as_input_error(where: str = "") -> Iterator[None]:
 class Resize:
     """Scale the image to a short side of `short_side_px`, or to a long side of `max_side_px` if that is smaller."""
 
-    def __init__(self, short_side_px: int = 600, max_side_px: int = 1000) -> None:
+    def __init__(self, short_side_px: int, max_side_px: int) -> None:
         self.short_side_px = short_side_px
         self.max_side_px = max_side_px
 

@@ -1,23 +1,13 @@
 """From the network's outputs to detections."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
 from detector.boxes import BoxCoder, clip
+from detector.settings import Detect
 from detector.structures import Detections
-
-
-@dataclass(frozen=True)
-class Postprocess:
-    """Which scored boxes of an image are kept: score threshold, then NMS, then the highest scores."""
-
-    score_threshold: float = 0.05
-    nms_iou: float = 0.3  # of two boxes of a class with a higher IoU, the one with the lower score is removed
-    max_detections: int = 100  # per image, over all classes
 
 
 def postprocess(
@@ -28,9 +18,9 @@ def postprocess(
     image_id: str,
     image_hw: tuple[int, int],
     original_hw: tuple[int, int],
-    settings: Postprocess,
+    settings: Detect,
 ) -> Detections:
-    """Detections of one image, highest score first, in the original frame.
+    """Detections of one image, highest score first, in the original frame: score threshold, NMS, then the limit.
 
     class_logits (P, K+1), deltas (P, K, 4) and proposals (P, 4) are in the network frame, where the image has
     the size `image_hw`.

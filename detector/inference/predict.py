@@ -9,10 +9,11 @@ from tqdm import tqdm
 
 from detector.boxes import BoxCoder, with_batch_index
 from detector.errors import RunFailure
-from detector.inference.postprocess import Postprocess, postprocess
+from detector.inference.postprocess import postprocess
 from detector.runtime.device import Compute, peak_memory_mib
 from detector.runtime.distributed import gather_interleaved
 from detector.runtime.ranks import is_main
+from detector.settings import Detect
 from detector.structures import Batch, Detections, RoiTargets
 
 
@@ -21,7 +22,7 @@ class DetectorConfig:
     """How the network's outputs become detections."""
 
     coder: BoxCoder
-    postprocess: Postprocess
+    postprocess: Detect
 
 
 @torch.inference_mode()

@@ -24,7 +24,7 @@ class Head(nn.Module):
 class FcHead(Head):
     """Two fully connected layers with ReLU; the original fc6 and fc7 of VGG16 have 4096 units and dropout 0.5."""
 
-    def __init__(self, in_channels: int, pool_size: int, hidden: int = 1024, dropout: float = 0.0) -> None:
+    def __init__(self, in_channels: int, pool_size: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.fc6 = nn.Linear(in_channels * pool_size**2, hidden)
         self.fc7 = nn.Linear(hidden, hidden)

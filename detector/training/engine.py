@@ -13,17 +13,18 @@ from detector.runtime.device import Compute
 from detector.runtime.distributed import all_reduce_sum, mean, raise_once
 from detector.runtime.ranks import rank_info
 from detector.runtime.seeds import Stream, seed_of
+from detector.settings import RoISampling
 from detector.structures import Batch, RoiTargets
 from detector.training.diagnostics import NotFinite, not_finite_failure, out_of_memory_failure
 from detector.training.losses import accuracy, multi_task_loss
-from detector.training.targets import Sampling, make_targets
+from detector.training.targets import make_targets
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """Settings of a training step: how RoIs are sampled and encoded, and the limit of the gradient norm."""
 
-    sampling: Sampling
+    sampling: RoISampling
     coder: BoxCoder
     seed: int
     max_grad_norm: float | None = None  # a larger gradient is scaled down to this norm

@@ -1,47 +1,28 @@
 """RoI sampling and training targets (Fast R-CNN, section 2.3)."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from detector.boxes import BoxCoder, box_iou, with_batch_index
 from detector.runtime.seeds import Stream, seed_of
+from detector.settings import RoISampling
 from detector.structures import Batch, RoiTargets
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How RoIs are sampled from the proposals of one image.
+def sample_rois(
+    proposals: Tensor, gt_boxes: Tensor, gt_labels: Tensor, sampling: RoISampling, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sample RoIs of one image: boxes (S, 4), labels (S,), matched ground truth boxes (S, 4); S <= rois_per_image.
 
-    A proposal is foreground if its best IoU with a ground truth box is at least
-    `foreground_iou`, background if that IoU lies in [`background_iou_low`, `background_iou_high`). At most
-    `foreground_fraction` of the RoIs are foreground; background fills the rest.
+    Ground truth boxes are added to the proposals. Sampling is without replacement, foreground first: proposals whose
+    best IoU with an object is at least `foreground_iou`. Background, with an IoU in
+    [`background_iou_low`, `background_iou_high`), fills the rest. An image with too few proposals gives fewer RoIs,
+    possibly none.
 
     The paper's lower bound is 0.1, because proposals that touch an object are the harder negatives. But detection
     sees all others too, and 0 gives a higher AP on every dataset tried (docs/recipes.md). An image without a
     proposal in that range samples its background from all proposals below `background_iou_high` instead, so that it
     still contributes background.
-
-    The paper samples uniformly from the foreground proposals, of which large objects have most. With
-    `balance_objects` the objects of an image have equal shares, as far as their proposals go.
-    """
-
-    rois_per_image: int = 64
-    foreground_fraction: float = 0.25
-    foreground_iou: float = 0.5
-    background_iou_low: float = 0.0
-    background_iou_high: float = 0.5
-    balance_objects: bool = False
-
-
-def sample_rois(
-    proposals: Tensor, gt_boxes: Tensor, gt_labels: Tensor, sampling: Sampling, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Sample RoIs of one image: boxes (S, 4), labels (S,), matched ground truth boxes (S, 4); S <= rois_per_image.
-
-    Ground truth boxes are added to the proposals. Sampling is without replacement, foreground first. An image with too
-    few proposals gives fewer RoIs, possibly none.
     """
     boxes = torch.cat([proposals, gt_boxes])
     if len(boxes) == 0:
@@ -86,7 +67,7 @@ def _take_turns(candidates: Tensor, match: Tensor, order: Tensor) -> Tensor:
     return candidates[(turns * len(order) + order[match[candidates]]).argsort()]
 
 
-def make_targets(batch: Batch, sampling: Sampling, coder: BoxCoder, seed: int) -> RoiTargets:
+def make_targets(batch: Batch, sampling: RoISampling, coder: BoxCoder, seed: int) -> RoiTargets:
     """Sample the RoIs of a batch; the result depends only on `seed` and each sample's position."""
     rois, labels, deltas = [], [], []
     for index, position in enumerate(batch.positions):

@@ -59,23 +59,25 @@ def test_scores_decide_where_they_are_asked_for(samples):
 def test_difficult_objects_can_be_left_out(make_voc):
     root = make_voc({"train": {"a": [("cat", 1, 1, 20, 20, 1), ("dog", 5, 5, 30, 30)]}})
     dataset = read_voc(root, "train")
-    assert TransformedDataset(dataset, AllOver(), Resize()).original(0).gt_labels.tolist() == [1, 2]
-    assert TransformedDataset(dataset, AllOver(), Resize(), use_difficult=False).original(0).gt_labels.tolist() == [2]
+    assert TransformedDataset(dataset, AllOver(), Resize(600, 1000)).original(0).gt_labels.tolist() == [1, 2]
+    assert TransformedDataset(dataset, AllOver(), Resize(600, 1000), use_difficult=False).original(
+        0
+    ).gt_labels.tolist() == [2]
 
 
 def test_crowds_are_no_objects_and_what_lies_in_them_is_not_trained_on(make_coco):
     root = make_coco({"train": {"a": [("cat", 0, 0, 5, 5), ("cat", 10, 10, 20, 20, 1)]}})
     boxes = np.array([[10, 10, 20, 20], [6, 10, 16, 20], [7.5, 10, 17.5, 20], [0, 0, 60, 40], [9, 9, 9, 9]], np.float32)
     dataset, proposals = read_coco(root, "train.json", "images"), {"1": boxes}
-    scored = TransformedDataset(dataset, proposals, Resize()).original(0)
+    scored = TransformedDataset(dataset, proposals, Resize(600, 1000)).original(0)
     assert (scored.gt_boxes.tolist(), len(scored.proposals)) == ([[0, 0, 5, 5]], 4)
-    trained = TransformedDataset(dataset, proposals, Resize(), crowd_ioa_threshold=0.7).original(0)
+    trained = TransformedDataset(dataset, proposals, Resize(600, 1000), crowd_ioa_threshold=0.7).original(0)
     assert (trained.gt_boxes.tolist(), trained.proposals.tolist()) == ([[0, 0, 5, 5]], boxes[[1, 3]].tolist())
 
 
 def test_objects_outside_the_image_are_left_out(make_voc):
     root = make_voc({"train": {"a": [("cat", 100, 1, 120, 20), ("dog", 50, 30, 90, 90)]}})
-    sample = TransformedDataset(read_voc(root, "train"), AllOver(), Resize()).original(0)
+    sample = TransformedDataset(read_voc(root, "train"), AllOver(), Resize(600, 1000)).original(0)
     assert (sample.gt_labels.tolist(), sample.gt_boxes.tolist()) == ([2], [[49, 29, 60, 40]])
 
 

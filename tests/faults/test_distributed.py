@@ -26,7 +26,6 @@ from detector.data.voc import read_voc
 from detector.errors import InputError, RunFailure, Stopped
 from detector.evaluation.matching import match
 from detector.evaluation.voc_ap import score_voc
-from detector.inference.postprocess import Postprocess
 from detector.inference.predict import DetectorConfig, evaluate
 from detector.models.backbones import Backbone
 from detector.models.fast_rcnn import FastRCNN
@@ -46,20 +45,20 @@ from detector.runtime.distributed import (
 from detector.runtime.logs import log_to_file
 from detector.runtime.ranks import RankInfo, rank_info
 from detector.runtime.signals import StopRequest
-from detector.settings import EvaluateSettings, TrainSettings
+from detector.settings import Detect, EvaluateSettings, RoISampling, TrainSettings
 from detector.training.engine import TrainingConfig, training_steps
 from detector.training.losses import multi_task_loss
 from detector.training.run_folder import FolderLock
-from detector.training.targets import Sampling
 from tests.conftest import REPOSITORY, compose_settings
 from tests.faults.conftest import Boxes, wait_for
 from tests.helpers.processes import FORKS, children, start_ranks
 
+CODER = BoxCoder((0.1, 0.1, 0.2, 0.2))
 COMPUTE = resolve_compute("cpu", "float32")
 
-TRAINING = TrainingConfig(Sampling(rois_per_image=8), BoxCoder(), seed=0, max_grad_norm=0.5)
+TRAINING = TrainingConfig(RoISampling(rois_per_image=8), CODER, seed=0, max_grad_norm=0.5)
 
-DETECTOR = DetectorConfig(BoxCoder(), Postprocess(0.01, 0.3, 20))
+DETECTOR = DetectorConfig(CODER, Detect(score_threshold=0.01, nms_iou=0.3, max_detections=20))
 
 
 class TinyBody(Backbone):
@@ -77,7 +76,7 @@ class TinyBody(Backbone):
 
 def tiny_model() -> FastRCNN:
     torch.manual_seed(3)
-    return FastRCNN(TinyBody(), RoIPool(2, spatial_scale=1 / 16), FcHead(4, 2, hidden=8), num_classes=2)
+    return FastRCNN(TinyBody(), RoIPool(2, spatial_scale=1 / 16), FcHead(4, 2, hidden=8, dropout=0.0), num_classes=2)
 
 
 def six_images(root: Path) -> TransformedDataset:

@@ -18,6 +18,7 @@ from detector.data.voc import read_voc
 from detector.errors import InputError
 from detector.models import build_model
 from detector.runtime.files import digest_of
+from detector.settings import Model
 
 
 def save(tmp_path, image: Image.Image, name: str, **options) -> np.ndarray:
@@ -212,7 +213,7 @@ def test_case_33_the_thinnest_image_has_a_feature_cell(make_voc, size):
     samples = TransformedDataset(read_voc(root, "train"), {"a": whole}, Resize(96, 160))
     batch = collate([samples[0, 0]])
     x1, y1, x2, y2 = batch.proposals[0][0].tolist()
-    model = build_model("resnet18", "fc", num_classes=1, hidden=8).eval()
+    model = build_model(Model(backbone="resnet18", hidden=8), num_classes=1).eval()
     with torch.no_grad():
         class_logits, deltas = model(batch.images, torch.tensor([[0, x1, y1, x2, y2]]))
     assert torch.isfinite(class_logits).all()

@@ -13,26 +13,27 @@ import train
 from detector.boxes import MAX_LOG_RATIO, BoxCoder
 from detector.errors import InputError, RunFailure
 from detector.inference import predict
-from detector.inference.postprocess import Postprocess
 from detector.inference.predict import DetectorConfig
 from detector.models import build_model
 from detector.roi_pool import RoIPool
 from detector.runtime.device import resolve_compute
+from detector.settings import Detect, Model, RoISampling
 from detector.structures import Batch
 from detector.training import engine
 from detector.training.diagnostics import NotFinite
 from detector.training.engine import TrainingConfig, train_step, training_steps
 from detector.training.losses import multi_task_loss
-from detector.training.targets import RoiTargets, Sampling
+from detector.training.targets import RoiTargets
 
+CODER = BoxCoder((0.1, 0.1, 0.2, 0.2))
 COMPUTE = resolve_compute("cpu", "float32")
-TRAINING = TrainingConfig(Sampling(rois_per_image=8), BoxCoder(), seed=0)
-DETECTOR = DetectorConfig(BoxCoder(), Postprocess(0.05, 0.3, 100))
+TRAINING = TrainingConfig(RoISampling(rois_per_image=8), CODER, seed=0)
+DETECTOR = DetectorConfig(CODER, Detect(score_threshold=0.05, nms_iou=0.3, max_detections=100))
 
 
 @pytest.fixture
 def model():
-    return build_model("resnet18", "fc", num_classes=2, pool_size=2, hidden=4)
+    return build_model(Model(backbone="resnet18", pool_size=2, hidden=4), num_classes=2)
 
 
 @pytest.fixture

@@ -86,7 +86,9 @@ def test_case_15_a_checkpoint_with_a_payload_is_refused_and_runs_nothing(here, c
         torch.save({**content, where: Payload()}, here / "evil.pt")
         refused(here / "evil.pt", "code above all, are refused")
         with pytest.raises(InputError, match="are refused"):
-            load_weights(build_model("resnet18", "fc", 2, hidden=8), "resnet18", "evil.pt", ["cat"])
+            load_weights(
+                build_model(Model(backbone="resnet18", hidden=8), num_classes=2), "resnet18", "evil.pt", ["cat"]
+            )
     for protocol in (0, 2, 5):  # a plain pickle under the name of a checkpoint
         (here / "evil.pt").write_bytes(pickle.dumps(Payload(), protocol))
         refused(here / "evil.pt", "are refused")
@@ -262,7 +264,7 @@ def test_of_places_in_the_settings_not_even_the_name_is_exported(here, content):
 
 def test_exported_weights_start_a_training(exported, content):
     for classes, same in ((content["classes"], True), (content["classes"][::-1], False)):
-        model = build_model("resnet18", "fc", num_classes=len(classes), hidden=32, pretrained=True)
+        model = build_model(Model(backbone="resnet18", hidden=32, weights="imagenet"), num_classes=len(classes))
         load_weights(model, "resnet18", str(exported / "model.safetensors"), classes)
         assert torch.equal(model.head.fc6.weight, content["model"]["head.fc6.weight"])
         assert torch.equal(model.cls_score.weight, content["model"]["cls_score.weight"]) is same

@@ -331,7 +331,7 @@ def test_settings(tmp_path, settings):
         builders.build_compute(typed)
         builders.build_training_config(typed)
         with torch.device("meta"):
-            model = builders.build_untrained_model(typed.model, 2)
+            model = builders.build_model(typed.model, 2)
         _, schedule = builders.build_optimizer(typed, model)
         assert min(schedule(0), schedule(typed.train.iterations - 1)) >= 0
         Augment(datasets.build_transforms(typed.augment.transforms))

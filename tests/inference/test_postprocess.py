@@ -4,9 +4,11 @@ import numpy as np
 import torch
 
 from detector.boxes import BoxCoder
-from detector.inference.postprocess import Postprocess, postprocess, postprocess_again
+from detector.inference.postprocess import postprocess, postprocess_again
+from detector.settings import Detect
 from detector.structures import Detections
 
+CODER = BoxCoder((0.1, 0.1, 0.2, 0.2))
 PROPOSALS = torch.tensor(
     [
         [0.0, 0.0, 20.0, 20.0],
@@ -16,12 +18,12 @@ PROPOSALS = torch.tensor(
     ]
 )
 PROBABILITIES = torch.tensor([[0.1, 0.8, 0.1], [0.2, 0.7, 0.1], [0.5, 0.4, 0.1], [0.02, 0.02, 0.96]])
-LOOSE = Postprocess(score_threshold=0.15, nms_iou=0.5, max_detections=100)
+LOOSE = Detect(score_threshold=0.15, nms_iou=0.5, max_detections=100)
 
 
-def run(settings: Postprocess, deltas: torch.Tensor | None = None, original_hw=(50, 100), image_hw=(50, 100)):
+def run(settings: Detect, deltas: torch.Tensor | None = None, original_hw=(50, 100), image_hw=(50, 100)):
     deltas = torch.zeros(4, 2, 4) if deltas is None else deltas
-    return postprocess(PROBABILITIES.log(), deltas, PROPOSALS, BoxCoder(), "a", image_hw, original_hw, settings)
+    return postprocess(PROBABILITIES.log(), deltas, PROPOSALS, CODER, "a", image_hw, original_hw, settings)
 
 
 def test_suppression_is_by_class_and_the_result_is_sorted():
@@ -33,11 +35,11 @@ def test_suppression_is_by_class_and_the_result_is_sorted():
 
 
 def test_each_setting_has_its_effect():
-    assert len(run(replace(LOOSE, nms_iou=0.3)).scores) == 2
-    assert len(run(replace(LOOSE, nms_iou=0.95)).scores) == 4
-    assert len(run(replace(LOOSE, score_threshold=0.5)).scores) == 2
-    assert run(replace(LOOSE, max_detections=1)).labels.tolist() == [2]
-    assert len(run(replace(LOOSE, score_threshold=0.97)).scores) == 0
+    assert len(run(LOOSE.with_values(nms_iou=0.3)).scores) == 2
+    assert len(run(LOOSE.with_values(nms_iou=0.95)).scores) == 4
+    assert len(run(LOOSE.with_values(score_threshold=0.5)).scores) == 2
+    assert run(LOOSE.with_values(max_detections=1)).labels.tolist() == [2]
+    assert len(run(LOOSE.with_values(score_threshold=0.97)).scores) == 0
 
 
 def test_boxes_are_clipped_and_scaled_to_the_original_frame():
@@ -56,7 +58,14 @@ def test_a_box_moved_out_of_the_image_disappears():
 
 def test_no_proposals():
     none = postprocess(
-        torch.zeros(0, 3), torch.zeros(0, 2, 4), torch.zeros(0, 4), BoxCoder(), "a", (5, 5), (5, 5), LOOSE
+        torch.zeros(0, 3),
+        torch.zeros(0, 2, 4),
+        torch.zeros(0, 4),
+        CODER,
+        "a",
+        (5, 5),
+        (5, 5),
+        LOOSE,
     )
     assert none.boxes.shape == (0, 4)
     assert len(none.scores) == len(none.labels) == 0
@@ -75,11 +84,16 @@ def test_suppression_of_many_classes_far_out_is_that_of_each_alone():
 
 
 def test_saved_detections_once_more_equal_the_network_s_answers_with_these_settings():
-    everything = run(Postprocess(score_threshold=0.0, nms_iou=1.0, max_detections=1000))
+    everything = run(Detect(score_threshold=0.0, nms_iou=1.0, max_detections=1000))
     shuffled = replace(
         everything, **{key: getattr(everything, key)[::-1].copy() for key in ("boxes", "labels", "scores")}
     )
-    for settings in (LOOSE, replace(LOOSE, nms_iou=0.3), replace(LOOSE, max_detections=1), Postprocess(0.5)):
+    for settings in (
+        LOOSE,
+        LOOSE.with_values(nms_iou=0.3),
+        LOOSE.with_values(max_detections=1),
+        Detect(score_threshold=0.5),
+    ):
         again = postprocess_again(shuffled, settings.score_threshold, settings.nms_iou, settings.max_detections)
         direct = run(settings)
         assert again.image_id == "a"

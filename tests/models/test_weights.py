@@ -10,6 +10,7 @@ from torchvision import models
 from detector.errors import InputError
 from detector.models import build_model, weights
 from detector.models.weights import load_weights, to_torchvision
+from detector.settings import Model
 from detector.training.checkpoint import Checkpoints, load_checkpoint
 
 CLASSES = ["cat", "dog"]
@@ -27,7 +28,7 @@ def test_a_resnet_computes_what_the_classifier_computed(tmp_path, head):
             module.running_mean.uniform_(-1, 1)
             module.running_var.uniform_(0.5, 2)
     torch.save(net.state_dict(), tmp_path / "w.pth")
-    model = build_model("resnet18", head, num_classes=2, hidden=8, pretrained=True).train()
+    model = build_model(Model(backbone="resnet18", head=head, hidden=8, weights="imagenet"), num_classes=2).train()
     load_weights(model, "resnet18", str(tmp_path / "w.pth"), CLASSES)
     x = torch.rand(1, 3, 64, 64)
     of_layer3 = net.layer3(net.layer2(net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(x)))))))
@@ -46,7 +47,7 @@ def test_a_resnet_computes_what_the_classifier_computed(tmp_path, head):
 def test_vgg16_s_fully_connected_layers_are_taken_with_their_order_changed(tmp_path):
     net = classifier("vgg16")
     torch.save(net.state_dict(), tmp_path / "w.pth")
-    model = build_model("vgg16", "fc", num_classes=2, hidden=4096, pretrained=True).eval()
+    model = build_model(Model(backbone="vgg16", hidden=4096, weights="imagenet"), num_classes=2).eval()
     load_weights(model, "vgg16", str(tmp_path / "w.pth"), CLASSES)
     pooled = torch.rand(2, 512, 7, 7)
     torch.testing.assert_close(model.head(pooled), net.classifier[:5](pooled.flatten(1)), atol=1e-4, rtol=1e-4)
@@ -61,10 +62,10 @@ def test_vgg16_s_fully_connected_layers_are_taken_with_their_order_changed(tmp_p
 def test_a_checkpoint_with_other_classes_gives_all_but_the_output_layers(tmp_path, caplog, theirs):
     """Also where as many, or the same in another order: those layers would say the wrong name."""
     caplog.set_level("INFO")
-    trained = build_model("resnet18", "fc", num_classes=len(theirs or CLASSES), hidden=8)
+    trained = build_model(Model(backbone="resnet18", hidden=8), num_classes=len(theirs or CLASSES))
     content = {"model": trained.state_dict(), "config": {"seed": 0}, "classes": theirs, "iteration": 7}
     Checkpoints(tmp_path).save_last(content)
-    model = build_model("resnet18", "fc", num_classes=2, hidden=8, pretrained=True)
+    model = build_model(Model(backbone="resnet18", hidden=8, weights="imagenet"), num_classes=2)
     fresh = model.cls_score.weight.clone()
     load_weights(model, "resnet18", str(tmp_path / "last.pt"), CLASSES)
     assert torch.equal(model.head.fc6.weight, trained.head.fc6.weight)
@@ -75,9 +76,9 @@ def test_a_checkpoint_with_other_classes_gives_all_but_the_output_layers(tmp_pat
 
 def test_a_checkpoint_with_the_same_classes_gives_all(tmp_path, caplog):
     caplog.set_level("INFO")
-    trained = build_model("resnet18", "fc", num_classes=2, hidden=8)
+    trained = build_model(Model(backbone="resnet18", hidden=8), num_classes=2)
     Checkpoints(tmp_path).save_last({"model": trained.state_dict(), "classes": CLASSES, "iteration": 7})
-    model = build_model("resnet18", "fc", num_classes=2, hidden=8, pretrained=True)
+    model = build_model(Model(backbone="resnet18", hidden=8, weights="imagenet"), num_classes=2)
     load_weights(model, "resnet18", str(tmp_path / "last.pt"), tuple(CLASSES))
     assert torch.equal(model.cls_score.weight, trained.cls_score.weight)
     assert "trained from scratch: nothing" in caplog.text
@@ -90,7 +91,7 @@ class Payload:
 
 def test_bad_files_are_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    model = build_model("resnet18", "fc", num_classes=2, hidden=8)
+    model = build_model(Model(backbone="resnet18", hidden=8), num_classes=2)
     torch.save(classifier("vgg16").features.state_dict(), tmp_path / "other.pth")
     torch.save(models.resnet50().state_dict(), tmp_path / "deeper.pth")
     torch.save({"model": Payload()}, tmp_path / "evil.pth")
@@ -114,7 +115,7 @@ def test_weights_that_are_wrapped_as_other_programs_do(tmp_path):
     torch.save(
         {"state_dict": {f"module.{name}": value for name, value in state.items()}, "epoch": 3}, tmp_path / "w.pth"
     )
-    model = build_model("resnet18", "fc", num_classes=2, hidden=8)
+    model = build_model(Model(backbone="resnet18", hidden=8), num_classes=2)
     load_weights(model, "resnet18", str(tmp_path / "w.pth"), CLASSES)
     assert torch.equal(model.backbone.stem[0].weight, state["conv1.weight"])
 
@@ -135,7 +136,7 @@ def test_files_of_other_networks_and_of_no_tensors_do_not_fit(tmp_path, spoil):
     state = models.resnet18().state_dict()
     torch.save(spoil if "classifier.0.weight" in spoil else state | spoil, tmp_path / "w.pth")
     backbone = "vgg16" if "classifier.0.weight" in spoil else "resnet18"
-    model = build_model(backbone, "fc", num_classes=2, hidden=8)
+    model = build_model(Model(backbone=backbone, hidden=8), num_classes=2)
     with pytest.raises(InputError, match=rf"w\.pth does not fit {backbone}: it lacks backbone"):
         load_weights(model, backbone, str(tmp_path / "w.pth"), CLASSES)
 
@@ -160,7 +161,7 @@ def test_imagenet_weights_are_fetched_once_and_checked(server, tmp_path, monkeyp
     name = f"resnet18-{digest}.pth"
     (web / "net.pth").rename(web / name)
     monkeypatch.setattr(weights, "imagenet_url", lambda backbone: f"{url}/{name}")
-    model = build_model("resnet18", "fc", num_classes=2, hidden=8, pretrained=True)
+    model = build_model(Model(backbone="resnet18", hidden=8, weights="imagenet"), num_classes=2)
     load_weights(model, "resnet18", "imagenet", CLASSES)
     assert torch.equal(model.backbone.stem[0].weight, net.conv1.weight)
     (web / name).write_bytes(b"junk")
@@ -173,6 +174,6 @@ def test_imagenet_weights_are_fetched_once_and_checked(server, tmp_path, monkeyp
 def test_without_a_network_the_error_says_which_file_to_put_where(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(weights, "imagenet_url", lambda backbone: "http://127.0.0.1:9/vgg16-12345678.pth")
-    model = build_model("vgg16", "fc", num_classes=2, hidden=8, pretrained=True)
+    model = build_model(Model(backbone="vgg16", hidden=8, weights="imagenet"), num_classes=2)
     with pytest.raises(InputError, match=r"127.0.0.1:9/vgg16-12345678.pth cannot be fetched .*home/hub/checkpoints"):
         load_weights(model, "vgg16", "imagenet", CLASSES)

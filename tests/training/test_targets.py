@@ -1,15 +1,15 @@
-import dataclasses
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from detector.boxes import BoxCoder, box_iou
+from detector.settings import RoISampling
 from detector.structures import Batch
-from detector.training.targets import Sampling, make_targets, sample_rois
+from detector.training.targets import make_targets, sample_rois
 from tests.test_boxes import random_boxes
 
+CODER = BoxCoder((0.1, 0.1, 0.2, 0.2))
 GT = torch.tensor([[0.0, 0.0, 10.0, 10.0], [50.0, 50.0, 70.0, 70.0]])
 LABELS = torch.tensor([3, 1])
 
@@ -28,7 +28,7 @@ def test_literal_thresholds():
             [20.0, 20.0, 30.0, 30.0],  # 0: neither
         ]
     )
-    sampling = Sampling(rois_per_image=100, foreground_fraction=1.0, background_iou_low=0.1)
+    sampling = RoISampling(rois_per_image=100, foreground_fraction=1.0, background_iou_low=0.1)
     boxes, labels, matched = sample_rois(proposals, GT, LABELS, sampling, generator())
     found = {tuple(box): label for box, label in zip(boxes.tolist(), labels.tolist(), strict=True)}
     f = [tuple(row) for row in proposals.tolist()]
@@ -40,7 +40,7 @@ def test_literal_thresholds():
 def test_invariants(seed, num_proposals, num_objects):
     proposals, gt_boxes = random_boxes(num_proposals, seed), random_boxes(num_objects, seed + 1)
     gt_labels = torch.arange(1, num_objects + 1)
-    sampling = Sampling(rois_per_image=16, balance_objects=seed % 2 == 0)
+    sampling = RoISampling(rois_per_image=16, balance_objects=seed % 2 == 0)
     boxes, labels, matched = sample_rois(proposals, gt_boxes, gt_labels, sampling, generator(seed))
     assert len(boxes) == len(labels) == len(matched) <= 16
     assert (labels > 0).sum() <= 4
@@ -61,15 +61,15 @@ def test_objects_have_equal_shares_of_the_foreground():
             for index, count in enumerate([40, 5, 1])
         ]
     )
-    sampling = Sampling(rois_per_image=64, balance_objects=True)  # at most 16 are foreground
+    sampling = RoISampling(rois_per_image=64, balance_objects=True)  # at most 16 are foreground
     arguments = (proposals, gt_boxes, torch.tensor([1, 2, 3]))
     _, labels, _ = sample_rois(*arguments, sampling, generator())
     assert labels.bincount(minlength=4)[1:].tolist() == [8, 6, 2]  # the second and third have no more
-    few = dataclasses.replace(sampling, foreground_fraction=0.1)
+    few = sampling.with_values(foreground_fraction=0.1)
     assert sample_rois(*arguments, few, generator())[1].bincount()[1:].tolist() == [2, 2, 2]
     drawn = {tuple(sample_rois(*arguments, few, generator(seed))[0][0].tolist()) for seed in range(9)}
     assert len(drawn) > 3  # at random within an object
-    _, labels, _ = sample_rois(*arguments, dataclasses.replace(sampling, balance_objects=False), generator())
+    _, labels, _ = sample_rois(*arguments, sampling.with_values(balance_objects=False), generator())
     assert labels.bincount(minlength=4)[1] > 10
 
 
@@ -78,7 +78,7 @@ def test_many_objects_have_equal_chances_of_the_foreground():
     gt_boxes = torch.arange(32.0)[:, None] * 100 + torch.tensor([0.0, 0.0, 10.0, 10.0])
     near = gt_boxes.repeat_interleave(torch.tensor([40, 1] * 16), dim=0)
     arguments = (near + torch.rand(len(near), 1) * 0.1, gt_boxes, torch.arange(32) % 2 + 1)
-    sampling, counts = Sampling(rois_per_image=64, balance_objects=True), torch.zeros(3)
+    sampling, counts = RoISampling(rois_per_image=64, balance_objects=True), torch.zeros(3)
     for seed in range(100):
         counts += sample_rois(*arguments, sampling, generator(seed))[1].bincount(minlength=3)
     assert counts[1:].sum() == 1600
@@ -88,7 +88,7 @@ def test_many_objects_have_equal_chances_of_the_foreground():
 def test_foreground_is_limited_to_its_fraction_and_background_fills_the_rest():
     many = GT[:1].repeat(50, 1) + torch.rand(50, 1) * 0.1
     background = torch.tensor([[0.0, 0.0, 10.0, 3.0]]).repeat(100, 1) + torch.rand(100, 1) * 0.1
-    _, labels, _ = sample_rois(torch.cat([many, background]), GT, LABELS, Sampling(rois_per_image=64), generator())
+    _, labels, _ = sample_rois(torch.cat([many, background]), GT, LABELS, RoISampling(rois_per_image=64), generator())
     assert ((labels > 0).sum().item(), len(labels)) == (16, 64)
 
 
@@ -96,15 +96,15 @@ def test_foreground_is_limited_to_its_fraction_and_background_fills_the_rest():
 def test_without_a_proposal_in_range_background_comes_from_below_it(gt_boxes):
     far = torch.tensor([[20.0, 20.0, 30.0, 30.0]]).repeat(9, 1)
     boxes, labels, _ = sample_rois(
-        far, gt_boxes, LABELS[: len(gt_boxes)], Sampling(background_iou_low=0.1), generator()
+        far, gt_boxes, LABELS[: len(gt_boxes)], RoISampling(background_iou_low=0.1), generator()
     )
     assert ((labels == 0).sum().item(), (labels > 0).sum().item()) == (9, len(gt_boxes))
-    low = dataclasses.replace(Sampling(), background_iou_low=0.0)
+    low = RoISampling(background_iou_low=0.0)
     assert len(sample_rois(far, gt_boxes, LABELS[: len(gt_boxes)], low, generator())[0]) == len(boxes)
 
 
 def test_an_image_without_any_box_gives_no_roi():
-    boxes, labels, matched = sample_rois(torch.zeros(0, 4), torch.zeros(0, 4), LABELS[:0], Sampling(), generator())
+    boxes, labels, matched = sample_rois(torch.zeros(0, 4), torch.zeros(0, 4), LABELS[:0], RoISampling(), generator())
     assert boxes.shape == matched.shape == (0, 4)
     assert labels.shape == (0,)
 
@@ -124,7 +124,7 @@ def make_batch(positions: list[int]) -> Batch:
 
 
 def test_the_draw_depends_on_seed_and_position_alone():
-    coder, sampling = BoxCoder(), Sampling()
+    coder, sampling = CODER, RoISampling()
     together = make_targets(make_batch([7, 8]), sampling, coder, seed=1)
     alone = make_targets(make_batch([8]), sampling, coder, seed=1)
     second = together.rois[:, 0] == 1
@@ -136,8 +136,8 @@ def test_the_draw_depends_on_seed_and_position_alone():
 
 
 def test_deltas_lead_from_rois_to_their_objects():
-    coder = BoxCoder()
-    targets = make_targets(make_batch([3]), Sampling(), coder, seed=0)
+    coder = CODER
+    targets = make_targets(make_batch([3]), RoISampling(), coder, seed=0)
     foreground = targets.labels > 0
     assert foreground.any()
     decoded = coder.decode(targets.deltas[foreground][:, None], targets.rois[foreground, 1:])[:, 0]
