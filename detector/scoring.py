@@ -76,7 +76,8 @@ def score_checkpoint(given: EvaluateSettings) -> float | None:
     write_coco_results(folder / "detections.json", detections, dataset.classes, category_ids(dataset, dataset.classes))
     detections = round_trip_results(folder / "detections", detections, dataset.classes, settings.metric.devkit)
     source = {"checkpoint": given.checkpoint, "iteration": checkpoint["iteration"]}
-    return _report(given, settings, folder, dataset, detections, source, losses)
+    _write_settings(folder, given.plain() | settings.plain())
+    return _report(folder, dataset, detections, given, {"loss": losses, "source": source})
 
 
 def score_saved(given: EvaluateSettings) -> float | None:
@@ -84,24 +85,23 @@ def score_saved(given: EvaluateSettings) -> float | None:
     dataset, detections = read_detections(given)
     require_readable(dataset)
     folder = Path(given.out) if given.out else make_run_folder(None)
-    return _report(given, given, folder, dataset, detections, {"detections": given.detections})
+    _write_settings(folder, given.plain())
+    return _report(folder, dataset, detections, given, {"source": {"detections": given.detections}})
+
+
+def _write_settings(folder: Path, settings: dict) -> None:
+    write_atomically(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False).encode())
 
 
 def _report(
-    given: EvaluateSettings,
-    settings: Settings,
     folder: Path,
     dataset: DetectionDataset,
     detections: Sequence[Detections],
-    source: dict,
-    losses: dict[str, float] | None = None,
+    given: EvaluateSettings,
+    origin: dict[str, dict],
 ) -> float | None:
-    """Score the detections, one item per image, and write report, metrics and settings to the folder."""
-    text = yaml.safe_dump(given.plain() | settings.plain(), sort_keys=False)
-    write_atomically(folder / "config.yaml", text.encode())
-    truths = [dataset.ground_truth(index) for index in range(len(dataset))]
-    source = source | {"data": dataset.name, "images": len(dataset)}
-    metrics = write_report(folder, truths, detections, dataset.classes, given.metric, losses, source, dataset.image)
+    """Write the report and print its summary. Returns the main metric."""
+    metrics = write_report(folder, dataset, detections, given.metric, origin)
     print(summary(metrics))
     logger.info("%d images of %s; the report is in %s", len(dataset), dataset.name, folder / "report.html")
     return metrics["main"]["value"]

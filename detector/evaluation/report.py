@@ -1,11 +1,10 @@
 """Score detections and write a report to a folder."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
+from detector.data.dataset import DetectionDataset
 from detector.evaluation.coco_ap import score_coco
 from detector.evaluation.error_analysis import KINDS, error_costs, find_errors
 from detector.evaluation.html_report import html_report
@@ -15,27 +14,28 @@ from detector.evaluation.plots import plot_errors, plot_precision_recall
 from detector.evaluation.voc_ap import score_sizes, score_voc
 from detector.runtime.files import write_atomically
 from detector.settings import Metric
-from detector.structures import Detections, GroundTruth
+from detector.structures import Detections
 
 
 def write_report(
     folder: Path,
-    truths: Sequence[GroundTruth],
+    dataset: DetectionDataset,
     detections: Sequence[Detections],
-    classes: Sequence[str],
     metric: Metric,
-    losses: dict[str, float] | None = None,
-    source: dict | None = None,
-    image: Callable[[int], np.ndarray] | None = None,
+    origin: dict[str, dict],
+    page: bool = True,
 ) -> dict:
-    """Write `metrics.json`, `precision_recall/` and `errors.png` into `folder`; with `image`, `report.html` too.
+    """Score detections, one item per image, and write the result into `folder`.
 
-    image: returns the image (H, W, 3) uint8 of a ground truth by index, for the pictures of the report.
+    Writes `metrics.json`, `precision_recall/` and `errors.png`; with `page`, `report.html` too.
+
+    origin: `source`, what was scored, and `loss`, where they are known; they become part of the metrics.
 
     Returns the metrics: `main` (name and value), `voc` from `score_voc`, `coco` from `score_coco`, `sizes` from
     `score_sizes` and `errors` by kind (count and cost in mAP), both at `overlap`, the first IoU threshold; `loss` and
-    `source`, the data and model that were scored, if given.
+    `source`, to which the name and the size of the dataset are added.
     """
+    classes, truths = dataset.classes, [dataset.ground_truth(index) for index in range(len(dataset))]
     iou_thresholds, devkit = metric.iou_thresholds, metric.devkit
     matches = match(truths, detections, len(classes))
     voc, curves = score_voc(matches, classes, iou_thresholds, devkit)
@@ -49,7 +49,7 @@ def write_report(
     metrics["errors"] = {kind: {"count": len(errors.of_kind(kind)), "cost": costs[kind]} for kind in KINDS}
     main = metric.main or f"11point@{iou_thresholds[0]:.2f}"
     metrics["main"] = {"metric": main, "value": metrics["coco"]["AP"] if main == "coco" else voc[main]["mAP"]}
-    metrics |= ({"loss": losses} if losses else {}) | ({"source": source} if source else {})
+    metrics |= origin | {"source": origin.get("source", {}) | {"data": dataset.name, "images": len(dataset)}}
 
     error_plot = plot_errors(metrics["errors"])
     curve_plots = {
@@ -61,9 +61,8 @@ def write_report(
     for name, png in curve_plots.items():
         write_atomically(folder / "precision_recall" / f"{name}.png", png)
     write_atomically(folder / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
-    if image is not None:
-        pictures = draw_errors(matches, errors, truths, classes, image)
-        title = f"Evaluation on {(source or {}).get('data', 'this dataset')}"
-        page = html_report(title, metrics, error_plot, curve_plots, pictures)
-        write_atomically(folder / "report.html", page.encode())
+    if page:
+        pictures = draw_errors(matches, errors, truths, classes, dataset.image)
+        text = html_report(f"Evaluation on {dataset.name}", metrics, error_plot, curve_plots, pictures)
+        write_atomically(folder / "report.html", text.encode())
     return metrics

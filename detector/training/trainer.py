@@ -247,21 +247,19 @@ class Trainer:
 
     def report(self, tracker: Tracker, iteration: int, detections: list[Detections], losses: dict[str, float]) -> None:
         """Score the detections of each validation image (original frame); the best so far are saved as best.pt."""
-        detections = round_trip_results(
-            self.folder / "detections", detections, self.components.classes, self.settings.metric.devkit
-        )
         dataset = self.components.val_samples.dataset
-        truths = [dataset.ground_truth(index) for index in range(len(dataset))]
-        source = {"iteration": iteration, "data": dataset.name, "images": len(dataset)}
-        image = dataset.image if iteration == self.settings.train.iterations else None  # report.html at the end
-        metrics = write_report(
-            self.folder, truths, detections, self.components.classes, self.settings.metric, losses, source, image
-        )  # fmt: skip
+        detections = round_trip_results(
+            self.folder / "detections", detections, dataset.classes, self.settings.metric.devkit
+        )
+        origin: dict[str, dict] = {"loss": losses, "source": {"iteration": iteration}}
+        is_end = iteration == self.settings.train.iterations
+        metrics = write_report(self.folder, dataset, detections, self.settings.metric, origin, page=is_end)
         logger.info("evaluation at iteration %d\n%s", iteration, ap_table(metrics))
         tracker.metrics(iteration, metrics)
         for index in range(0, len(dataset), max(len(dataset) // NUM_PICTURES, 1))[:NUM_PICTURES]:
-            picture = draw_detections(dataset.image(index), truths[index], detections[index], self.components.classes)
-            tracker.image(iteration, f"val/{truths[index].image_id}", picture)
+            truth = dataset.ground_truth(index)
+            picture = draw_detections(dataset.image(index), truth, detections[index], dataset.classes)
+            tracker.image(iteration, f"val/{truth.image_id}", picture)
         name, score = metrics["main"]["metric"], metrics["main"]["value"]
         self.score = score
         self.final = {} if score is None else {f"hparam/mAP_{tag_of(name)}": score}

@@ -1,10 +1,12 @@
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
-import numpy as np
 import pytest
+from PIL import Image
 
+from detector.data.dataset import DetectionDataset, Record
 from detector.errors import InputError
 from detector.evaluation.error_analysis import KINDS
 from detector.evaluation.report import write_report
@@ -25,19 +27,31 @@ FOUND = [
 CLASSES = [EVIL, "dog", "unicorn"]
 
 
-def gray(index: int) -> np.ndarray:
-    return np.full((80, 100, 3), 128, dtype=np.uint8)
+def dataset_of(truths, classes, name="set", image: Path | InputError = Path("gone")) -> DetectionDataset:
+    records = [
+        Record(truth.image_id, image, Path("a.xml"), tuple(classes[label - 1] for label in truth.labels), truth.boxes,
+               truth.difficult, truth.crowd, truth.areas)
+        for truth in truths
+    ]  # fmt: skip
+    return DetectionDataset(name, tuple(classes), records)
+
+
+@pytest.fixture
+def gray(tmp_path) -> Path:
+    Image.new("RGB", (100, 80), (128, 128, 128)).save(tmp_path / "gray.png")
+    return tmp_path / "gray.png"
 
 
 def test_metrics_and_plots(tmp_path):
-    metrics = write_report(
-        tmp_path, TRUTHS, FOUND, CLASSES, Metric(iou_thresholds=(0.5, 0.9), coco=True), losses={"cls": 1.0}
-    )
+    dataset, metric = dataset_of(TRUTHS, CLASSES), Metric(iou_thresholds=(0.5, 0.9), coco=True)
+    origin = {"loss": {"cls": 1.0}, "source": {"iteration": 7}}
+    metrics = write_report(tmp_path, dataset, FOUND, metric, origin, page=False)
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     assert metrics["main"] == {"metric": "11point@0.50", "value": metrics["voc"]["11point@0.50"]["mAP"]}
     assert metrics["voc"]["area@0.50"]["AP"] == {EVIL: 0.5, "dog": 0.0, "unicorn": None}
     assert metrics["voc"]["area@0.90"]["mAP"] == 0.0
     assert metrics["loss"] == {"cls": 1.0}
+    assert metrics["source"] == {"iteration": 7, "data": "set", "images": 2}
     assert {kind: metrics["errors"][kind]["count"] for kind in KINDS} == {
         "duplicate": 1, "localisation": 1, "confusion": 1, "both": 0, "background": 1, "missed": 1,
     }  # fmt: skip
@@ -51,12 +65,13 @@ def test_metrics_and_plots(tmp_path):
 @pytest.mark.parametrize("main", ["area@0.75", "11point@0.50:0.95", "coco"])
 def test_the_main_metric(tmp_path, main):
     truths, detections = [ground_truth("a", (1, 0, 0, 10, 10))], [found("a", (1, 0.9, 0, 0, 10, 8))]
-    metrics = write_report(tmp_path, truths, detections, ["cat"], Metric(iou_thresholds=(0.75,), main=main, coco=True))
+    metric = Metric(iou_thresholds=(0.75,), main=main, coco=True)
+    metrics = write_report(tmp_path, dataset_of(truths, ["cat"]), detections, metric, {}, page=False)
     assert metrics["main"] == {"metric": main, "value": pytest.approx(1.0 if main == "area@0.75" else 0.7)}
 
 
 def test_the_tables(tmp_path):
-    metrics = write_report(tmp_path, TRUTHS, FOUND, CLASSES, Metric(coco=True))
+    metrics = write_report(tmp_path, dataset_of(TRUTHS, CLASSES), FOUND, Metric(coco=True), {}, page=False)
     head, *rows, mean = [line.split("  ") for line in ap_table(metrics).splitlines()]
     assert [cell for cell in head if cell.strip()][-1].strip() == "coco"
     assert (rows[-1][0], rows[-1][-1].strip()) == ("unicorn", "no object")
@@ -80,8 +95,8 @@ class Page(HTMLParser):
         self.links += [value for key, value in attrs if key in ("src", "href")]
 
 
-def test_the_page_holds_all_and_asks_for_nothing(tmp_path):
-    write_report(tmp_path, TRUTHS, FOUND, CLASSES, Metric(coco=True), source={"data": "<set>"}, image=gray)
+def test_the_page_holds_all_and_asks_for_nothing(tmp_path, gray):
+    write_report(tmp_path, dataset_of(TRUTHS, CLASSES, "<set>", gray), FOUND, Metric(coco=True), {})
     text = (tmp_path / "report.html").read_text()
     page = Page(text)
     assert "script" not in page.tags
@@ -95,10 +110,8 @@ def test_the_page_holds_all_and_asks_for_nothing(tmp_path):
 
 
 def test_scores_need_no_images(tmp_path):
-    def gone(index: int) -> np.ndarray:
-        raise InputError("no <image>")
-
-    write_report(tmp_path, TRUTHS, FOUND, CLASSES, Metric(), image=gone)
+    gone = InputError("no <image>")
+    write_report(tmp_path, dataset_of(TRUTHS, CLASSES, image=gone), FOUND, Metric(), {})
     text = (tmp_path / "report.html").read_text()
     assert Page(text).tags.count("img") == 3
     assert "0.80, IoU 1.00 with dog (no &lt;image&gt;)" in text
