@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from detector.errors import InputError, first_few
-from detector.runtime.exits import DISK_IS_FULL, PERMISSION_ERRNOS
+from detector.runtime.exits import DISK_IS_FULL
 from detector.runtime.files import locked, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -78,11 +78,8 @@ def fetch_all(url: str, part: Path, validator: Path) -> None:
                 raise InputError(f"{url}: the server answers {error.code} {error.reason}; another: --mirror") from None
             problem = f"the server answers {error.code} {error.reason}"
         except (OSError, http.client.HTTPException) as error:
-            if isinstance(error, OSError) and error.errno in (
-                *DISK_IS_FULL,
-                *PERMISSION_ERRNOS,
-            ):  # a local error, not the server's
-                raise
+            if isinstance(error, OSError) and (error.errno in DISK_IS_FULL or error.filename is not None):
+                raise  # an error of a local file, not of the server
             problem = str(getattr(error, "reason", error)) or type(error).__name__
         came = part.stat().st_size if part.exists() else 0
         failures = 1 if came > before else failures + 1

@@ -13,7 +13,6 @@ from detector.runtime.ranks import is_main
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130  # exit statuses
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
-PERMISSION_ERRNOS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 NAME_ERRNOS = (errno.ENAMETOOLONG, errno.ELOOP)
 
 
@@ -27,6 +26,7 @@ def exit_status(program: Callable[[], int | None], if_interrupted: str) -> int:
     status = FAILED
     _open_closed_streams()
     try:
+        _require_working_directory()
         status = program() or 0
         sys.stdout.flush()
         return status
@@ -48,18 +48,27 @@ def exit_status(program: Callable[[], int | None], if_interrupted: str) -> int:
         return status
 
 
+def _require_working_directory() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise InputError("the working directory was deleted: change to another, with cd") from None
+
+
 def _ending(error: Exception) -> tuple[str, int] | None:
     """The message and exit status for an error that ends a program; None if the error is a bug in the program."""
     if isinstance(error, InputError):
         return str(error), WRONG_INPUT
     if isinstance(error, RunFailure):
         return str(error), FAILED
-    if isinstance(error, OSError) and error.errno in DISK_IS_FULL:
-        return f"the disk is full: {error}", FAILED
-    if isinstance(error, OSError) and error.errno in PERMISSION_ERRNOS and error.filename is not None:
-        return f"a file cannot be read or written: {error}", FAILED
+    if isinstance(error, MemoryError):
+        return "out of memory: use smaller images, fewer images per batch or fewer RoIs", FAILED
     if isinstance(error, OSError) and error.errno in NAME_ERRNOS:
         return f"a name that no file can have: {error!s:.200}", WRONG_INPUT
+    if isinstance(error, OSError) and error.errno in DISK_IS_FULL:
+        return f"the disk is full: {error}", FAILED
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"a file cannot be read or written: {error}", FAILED
     return None
 
 

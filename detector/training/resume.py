@@ -48,13 +48,18 @@ class Run:
     def prepare_folder(self, settings: TrainSettings) -> None:
         """Make the folder of a new run, or restore that of a resumed one to its state at the checkpoint."""
         if self.folder is None:
-            self.folder = broadcast_from_main(lambda: self.lock.take(make_run_folder(settings.run.dir)))
+            self.folder = broadcast_from_main(lambda: self._make_folder(settings.run.dir))
             log_to_file(self.folder / "train.log")
         if is_main():
             if self.path is not None and settings.resume != "auto":
                 promote_checkpoint(self.path, self.start)
             clean_up(self.folder, self.start)
         barrier()
+
+    def _make_folder(self, run_dir: str | None) -> Path:
+        folder = self.lock.take(make_run_folder(run_dir))
+        check_run_folder(run_dir)  # again, with the lock: another run may have been faster
+        return folder
 
 
 @contextmanager
@@ -155,12 +160,18 @@ def _archive(path: Path, iteration: int) -> None:
 def clean_up(folder: Path, iteration: int) -> None:
     """Restore a run's folder to its state at the checkpoint of this iteration.
 
-    Removes partial files and the lines of metrics.jsonl after the checkpoint, whose steps are repeated.
+    Removes partial files and the lines of metrics.jsonl after the checkpoint, whose steps are repeated. For a run that
+    restarts from iteration 0, that file is kept under another name, metrics-2.jsonl.
     """
     for path in folder.rglob(UNFINISHED):
         logger.info("removed %s, which was not finished", path)
         path.unlink()
     path, lines = folder / "metrics.jsonl", _history(folder)
+    if iteration == 0 and lines:
+        aside = next(name for name in numbered(path, ".jsonl") if not name.exists())
+        replace(path, aside)
+        logger.info("the run restarts; its metrics so far are kept as %s", aside.name)
+        return
     kept = [line for line in lines if _iteration_of(line) <= iteration]
     if len(kept) < len(lines):
         logger.info("removed %d lines of metrics.jsonl, whose steps are repeated", len(lines) - len(kept))

@@ -88,14 +88,13 @@ def check_run_folder(path: str | None) -> None:
 
 
 def make_run_folder(path: str | None) -> Path:
-    """Make the folder `path`, or runs/DATE_TIME with an unused name. Raises InputError as above."""
+    """Make the folder `path`, or runs/DATE_TIME with an unused name. Raises InputError if it cannot be made."""
     if path is None:
         return make_new_folder(Path("runs"), time.strftime("%Y-%m-%d_%H-%M-%S"))
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"run.dir: {path} cannot be made: {error.strerror}") from None
-    check_run_folder(path)
     return Path(path)
 
 

@@ -23,9 +23,11 @@ from tests.conftest import REPOSITORY
     [
         (OSError(28, "No space left", "out/a.json"), "the disk is full: [Errno 28] No space left: 'out/a.json'"),
         (PermissionError(13, "Denied", "a"), "a file cannot be read or written: [Errno 13] Denied: 'a'"),
+        (NotADirectoryError(20, "Not one", "a/b"), "a file cannot be read or written: [Errno 20] Not one: 'a/b'"),
+        (MemoryError(), "out of memory: use smaller images, fewer images per batch or fewer RoIs"),
     ],
 )
-def test_case_07_a_full_disk_is_one_line_wherever_it_is_met(monkeypatch, capsys, error, says):
+def test_an_error_of_the_machine_is_one_line_wherever_it_occurs(monkeypatch, capsys, error, says):
     def full(settings: EvaluateSettings | None = None) -> None:
         raise error
 
@@ -236,3 +238,11 @@ def test_case_57_a_data_set_of_evaluation_is_none_to_train_on(settings):
         InputError, match=r"data\.reader is not given: must be voc, coco or shapes: give data=voc data\.root=DIR"
     ):
         settings("train", "~data")
+
+
+def test_a_deleted_working_directory_is_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert exit_status(lambda: 0, "") == 2
+    assert capsys.readouterr().err == "error: the working directory was deleted: change to another, with cd\n"

@@ -1,6 +1,7 @@
 """Cases 1 to 16 of FAULTS.md: a run is stopped, killed or spoilt, and resumed."""
 
 import copy
+import fcntl
 import hashlib
 import json
 import logging
@@ -44,7 +45,7 @@ from detector.training.checkpoint import (
     newest_valid,
     verify_integrity,
 )
-from detector.training.resume import check_same_run, clean_up, find_run, promote_checkpoint
+from detector.training.resume import Run, check_same_run, clean_up, find_run, promote_checkpoint
 from detector.training.run_folder import FolderLock
 from detector.visualization.drawing import draw_batch
 from tests.conftest import REPOSITORY
@@ -94,6 +95,33 @@ def test_case_01_the_comparison_sees_one_bit(whole, spoilt):
     momentum[0, 0, 0, 0] = torch.nextafter(momentum[0, 0, 0, 0], torch.tensor(9.0))
     torch.save(content, spoilt / "checkpoints/last.pt")
     assert differences(spoilt, whole) == ["last.pt"]
+
+
+def test_a_run_that_restarts_keeps_its_metrics_under_another_name(tmp_path):
+    for restart in range(2):
+        (tmp_path / "metrics.jsonl").write_text(f'{{"iteration": {restart + 1}}}\n')
+        clean_up(tmp_path, iteration=0)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "metrics-2.jsonl": '{"iteration": 1}\n', "metrics-3.jsonl": '{"iteration": 2}\n',
+    }  # fmt: skip
+
+
+def test_of_two_runs_that_begin_at_once_the_second_is_told_of_the_first(tmp_path, settings, monkeypatch):
+    """Both found no folder: a process has made and locked it in the meantime."""
+
+    def held(*_) -> None:
+        raise BlockingIOError
+
+    run, folder = Run(FolderLock(), None, None, None), tmp_path / "run"
+    folder.mkdir()
+    monkeypatch.setattr(fcntl, "lockf", held)
+    (folder / ".lock").write_text("process 7 on here")
+    with pytest.raises(InputError, match="another run is writing into .*run: process 7 on here"):
+        run.prepare_folder(settings("train", "data=shapes", f"run.dir={folder}"))
+    monkeypatch.undo()
+    (folder / "train.log").write_text("of a run that has ended")
+    with pytest.raises(InputError, match="is not an empty folder"):
+        run.prepare_folder(settings("train", "data=shapes", f"run.dir={folder}"))
 
 
 def test_case_02_killed_between_the_renames_and_half_written_files(tmp_path, caplog):
