@@ -20,10 +20,12 @@ from detector.models import FastRCNN, build_model
 from detector.models.weights import load_weights
 from detector.runtime.device import Compute, resolve_compute
 from detector.runtime.distributed import shared_errors
+from detector.runtime.ranks import rank_info
 from detector.settings import CommonSettings, EvaluateSettings, Model, TrainSettings
 from detector.training.checkpoint import load_state
 from detector.training.ema import averaged_model
 from detector.training.engine import TrainingConfig
+from detector.training.memory import warn_if_memory_is_short
 from detector.training.optimizers import default_rate, parameter_groups
 from detector.training.resume import check_same_run
 from detector.training.run_folder import require_writable
@@ -110,6 +112,8 @@ def build_training(settings: TrainSettings, checkpoint: dict | None) -> Training
     compute.place(model)
     optimizer, schedule = build_optimizer(settings, model)
     averaged = None if settings.train.ema is None else averaged_model(model, settings.train.ema)
+    images = -(-settings.train.images_per_batch // rank_info().world_size)
+    warn_if_memory_is_short(model, compute, images, (data.short_side_px, data.max_side_px), settings.roi.rois_per_image)
 
     train_checked, val_checked = datasets.check(data, train_set, "train"), datasets.check(data, val_set, "val")
     warn_leakage(train_checked, val_checked)

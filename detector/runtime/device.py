@@ -4,6 +4,7 @@ import resource
 import sys
 from dataclasses import dataclass
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -68,6 +69,12 @@ def resolve_compute(device: str, precision: str) -> Compute:
     if precision == "auto":
         precision = "bfloat16" if has_fast_bfloat16(chosen) else "float32"
     return Compute(chosen, {"bfloat16": torch.bfloat16, "float32": torch.float32}[precision])
+
+
+def free_memory_gib(device: torch.device) -> float:
+    """GiB of memory that are available: of the GPU, or of this machine."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    return free / 2**30
 
 
 def peak_memory_mib(device: torch.device) -> float:
