@@ -197,8 +197,11 @@ def read_detections(given: EvaluateSettings) -> tuple[DetectionDataset, list[Det
     else:
         dataset = _with_classes_of_files(data, dataset, path)
         detections = read_result_files(path, dataset.image_ids, dataset.classes, known_ids)
+    for key in ("regress_boxes", "flip"):
+        if getattr(given.detect, key) is not None:
+            raise InputError(f"detect.{key}: is for a network, and detections= has none; leave it out")
     if _given(given.detect):
-        detections = [postprocess_again(item, **given.detect.model_dump()) for item in detections]
+        detections = [postprocess_again(item, given.detect) for item in detections]
     return dataset, detections
 
 

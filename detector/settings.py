@@ -124,6 +124,8 @@ class Model(Settings):
     """Units of each fully connected layer."""
     dropout: Ratio = 0.0
     """Probability after each fully connected layer."""
+    class_agnostic: bool = False
+    """true: one box per RoI for all classes; false (the paper): one for each class."""
 
 
 class RoISampling(Settings):
@@ -163,10 +165,19 @@ class Detect(Settings):
 
     score_threshold: Ratio = 0.05
     """Boxes with a lower score are removed."""
+    nms: Literal["hard", "soft"] = "hard"
+    """Non-maximum suppression, for each class. hard: a box that overlaps a higher-scored one is removed; soft: its
+    score is multiplied by exp(-IoU^2 / detect.soft_nms_sigma)."""
     nms_iou: Ratio = 0.3
-    """Non-maximum suppression, for each class: IoU above which the lower-scored box is removed."""
+    """Hard suppression: IoU above which the lower-scored box is removed."""
+    soft_nms_sigma: PositiveFloat = 0.5
+    """Soft suppression: the smaller, the lower the scores of boxes that overlap."""
     max_detections: PositiveInt = 100
     """Per image, those with the highest scores."""
+    regress_boxes: bool = True
+    """false: detections are the proposals themselves, without the box regression (paper, table 6)."""
+    flip: bool = False
+    """true: the mirrored image is scored too; scores and deltas are the means of both, in twice the time."""
 
 
 class Metric(Settings):

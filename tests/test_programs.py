@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import re
 import shutil
 import subprocess
@@ -248,6 +249,10 @@ def test_saved_detections_are_suppressed_once_more(settings, small_shapes, tmp_p
     assert kept("detect.nms_iou=0.7") == [0.9, 0.8, 0.2]
     assert kept("detect.score_threshold=0.3") == [0.9, 0.8]
     assert kept("detect.max_detections=1") == [0.9]
+    softened = kept("detect.nms=soft")
+    assert softened == pytest.approx([0.9, 0.8 * math.exp(-(0.6**2) / 0.5), 0.2], rel=1e-2)
+    with pytest.raises(InputError, match="detect.flip: is for a network, and detections= has none"):
+        kept("detect.flip=true")
     with pytest.raises(InputError, match="detect.nms_iou=3: must be null or a number from 0 to 1"):
         kept("detect.nms_iou=3")
 

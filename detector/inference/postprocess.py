@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from detector.boxes import BoxCoder, clip
-from detector.settings import Detect
+from detector.boxes import BoxCoder, box_iou, clip
+from detector.schema import default
+from detector.settings import Detect, GivenDetect
 from detector.structures import Detections
 
 
@@ -23,15 +24,17 @@ def postprocess(
     """Detections of one image, highest score first, in the original frame: score threshold, NMS, then the limit.
 
     class_logits (P, K+1), deltas (P, K, 4) and proposals (P, 4) are in the network frame, where the image has
-    the size `image_hw`.
+    the size `image_hw`. Only boxes with a score above the threshold are decoded.
     """
     scores = class_logits.float().softmax(dim=1)[:, 1:]  # (P, K)
-    boxes = clip(coder.decode(deltas.float(), proposals), image_hw)  # (P, K, 4)
-    has_area = (boxes[..., 2:] > boxes[..., :2]).all(dim=2)
-    row, column = torch.nonzero((scores > settings.score_threshold) & has_area, as_tuple=True)
-    scores, boxes, labels = scores[row, column], boxes[row, column], column + 1
-    # In float64, because batched_nms offsets the boxes of each class, which costs decimals.
-    keep = batched_nms(boxes.double(), scores.double(), labels, settings.nms_iou)[: settings.max_detections]
+    row, column = torch.nonzero(scores > settings.score_threshold, as_tuple=True)
+    scores, boxes, labels = scores[row, column], proposals[row], column + 1
+    if settings.regress_boxes:
+        boxes = coder.decode(deltas[row, column].float()[:, None], boxes)[:, 0]
+    boxes = clip(boxes, image_hw)
+    has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    boxes, scores, labels = boxes[has_area], scores[has_area], labels[has_area]
+    keep, scores = suppress(boxes, scores, labels, settings)
     to_original = boxes.new_tensor(
         [original_hw[1] / image_hw[1], original_hw[0] / image_hw[0]] * 2
     )  # network -> original, for x and y
@@ -39,19 +42,52 @@ def postprocess(
         image_id=image_id,
         boxes=(boxes[keep] * to_original).cpu().numpy(),
         labels=labels[keep].cpu().numpy(),
-        scores=scores[keep].cpu().numpy(),
+        scores=scores.cpu().numpy(),
     )
 
 
-def postprocess_again(
-    found: Detections, score_threshold: float | None, nms_iou: float | None, max_detections: int | None
-) -> Detections:
-    """Repeat threshold, NMS and limit on the detections of one image; None skips a step. Highest score first."""
-    keep = np.argsort(-found.scores, kind="stable")
-    if score_threshold is not None:
-        keep = keep[found.scores[keep] > score_threshold]
-    if nms_iou is not None:
-        boxes, scores, labels = (torch.from_numpy(array[keep]) for array in (found.boxes, found.scores, found.labels))
-        keep = keep[batched_nms(boxes.double(), scores.double(), labels, nms_iou).numpy()]
-    keep = keep[:max_detections]
-    return Detections(found.image_id, found.boxes[keep], found.labels[keep], found.scores[keep])
+def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, settings: GivenDetect) -> tuple[Tensor, Tensor]:
+    """Indices and scores (N,) of the boxes (M, 4) that are kept, highest score first; null limits do not apply."""
+    limit = settings.max_detections
+    if settings.nms == "soft":
+        return soft_nms(boxes, scores, labels, settings)
+    keep = scores.argsort(descending=True, stable=True)
+    if settings.nms_iou is not None:
+        # In float64, because batched_nms offsets the boxes of each class, which costs decimals.
+        keep = batched_nms(boxes.double(), scores.double(), labels, settings.nms_iou)
+    return keep[:limit], scores[keep[:limit]]
+
+
+def soft_nms(boxes: Tensor, scores: Tensor, labels: Tensor, settings: GivenDetect) -> tuple[Tensor, Tensor]:
+    """Soft-NMS with a Gaussian penalty (Bodla et al. 2017, section 3), for each class; as `suppress`.
+
+    The box with the highest score is kept, and the scores of the others of its class are multiplied by
+    exp(-IoU^2 / sigma), until no score is above the threshold. A class gives at most `max_detections` boxes, so the
+    result is that without this limit.
+    """
+    sigma = settings.soft_nms_sigma or default(Detect, "soft_nms_sigma")
+    threshold, limit = settings.score_threshold or 0.0, settings.max_detections
+    scores, left = scores.clone(), torch.ones_like(scores, dtype=torch.bool)
+    kept: list[int] = []
+    for label in labels.unique().tolist():
+        own = torch.nonzero(labels == label).flatten()
+        for _ in range(len(own) if limit is None else min(limit, len(own))):
+            own = own[left[own] & (scores[own] > threshold)]
+            if len(own) == 0:
+                break
+            best = own[scores[own].argmax()]
+            left[best] = False
+            kept.append(int(best))
+            own = own[left[own]]
+            scores[own] *= torch.exp(-(box_iou(boxes[best, None], boxes[own])[0] ** 2) / sigma)
+    keep = torch.tensor(kept, dtype=torch.int64, device=boxes.device)
+    keep = keep[scores[keep].argsort(descending=True, stable=True)][:limit]
+    return keep, scores[keep]
+
+
+def postprocess_again(found: Detections, settings: GivenDetect) -> Detections:
+    """Repeat threshold, NMS and limit on the detections of one image; null skips a step. Highest score first."""
+    above = found.scores > (-np.inf if settings.score_threshold is None else settings.score_threshold)
+    boxes, scores, labels = (torch.from_numpy(array[above]) for array in (found.boxes, found.scores, found.labels))
+    keep, scores = suppress(boxes, scores, labels, settings)
+    return Detections(found.image_id, boxes[keep].numpy(), labels[keep].numpy(), scores.numpy())

@@ -1,7 +1,7 @@
 """The prediction loop: detections of images, and the losses on them."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -43,12 +43,13 @@ def evaluate(
     detections, losses = [], []
     for batch in tqdm(batches, unit="image", desc="evaluate", leave=False, disable=None if is_main() else True):
         targets = sample_targets(batch)
-        proposals = [with_batch_index(boxes, index) for index, boxes in enumerate(batch.proposals)]
-        rois = torch.cat([targets.rois, *proposals])
-        class_logits, deltas = _predict(model, batch, rois, compute)
+        class_logits, deltas = _predict(model, batch, torch.cat([targets.rois, _proposal_rois(batch)]), compute)
         sampled = len(targets.rois)
         losses.append(loss(class_logits[:sampled], deltas[:sampled], targets))
-        detections += _detections(class_logits[sampled:], deltas[sampled:], batch, config)
+        outputs = class_logits[sampled:], deltas[sampled:]
+        if config.postprocess.flip:
+            outputs = _mean_with_mirrored(outputs, model, batch, compute)
+        detections += _detections(outputs, batch, config)
     detections, losses = gather_interleaved(detections), gather_interleaved(losses)
     return detections, {name: float(torch.stack([item[name] for item in losses]).mean()) for name in ("cls", "box")}
 
@@ -57,9 +58,15 @@ def evaluate(
 def detect(model: nn.Module, batch: Batch, config: DetectorConfig, compute: Compute) -> list[Detections]:
     """Detections of every image of a batch."""
     model.eval()
-    rois = torch.cat([with_batch_index(boxes, index) for index, boxes in enumerate(batch.proposals)])
-    class_logits, deltas = _predict(model, batch, rois, compute)
-    return _detections(class_logits, deltas, batch, config)
+    outputs = _predict(model, batch, _proposal_rois(batch), compute)
+    if config.postprocess.flip:
+        outputs = _mean_with_mirrored(outputs, model, batch, compute)
+    return _detections(outputs, batch, config)
+
+
+def _proposal_rois(batch: Batch) -> Tensor:
+    """The proposals of all images of the batch as RoIs (R, 5)."""
+    return torch.cat([with_batch_index(boxes, index) for index, boxes in enumerate(batch.proposals)])
 
 
 def _predict(model: nn.Module, batch: Batch, rois: Tensor, compute: Compute) -> tuple[Tensor, Tensor]:
@@ -76,14 +83,27 @@ def _predict(model: nn.Module, batch: Batch, rois: Tensor, compute: Compute) -> 
         ) from error
 
 
-def _detections(class_logits: Tensor, deltas: Tensor, batch: Batch, config: DetectorConfig) -> list[Detections]:
+def _mean_with_mirrored(
+    outputs: tuple[Tensor, Tensor], model: nn.Module, batch: Batch, compute: Compute
+) -> tuple[Tensor, Tensor]:
+    """The mean of these outputs for the proposals and of those for the mirrored images: of the scores, as logits, and
+    of the deltas, in the frame that is not mirrored.
+    """
+    rois = _proposal_rois(batch)
+    rois[:, [1, 3]] = batch.images.shape[3] - rois[:, [3, 1]]
+    class_logits, deltas = _predict(model, replace(batch, images=batch.images.flip(3)), rois, compute)
+    scores = (outputs[0].softmax(dim=1) + class_logits.softmax(dim=1)) / 2
+    return scores.log(), (outputs[1] + deltas * deltas.new_tensor([-1.0, 1.0, 1.0, 1.0])) / 2
+
+
+def _detections(outputs: tuple[Tensor, Tensor], batch: Batch, config: DetectorConfig) -> list[Detections]:
     """Detections from the outputs (P, ...) for the concatenated proposals of all images of the batch."""
     sizes = [len(boxes) for boxes in batch.proposals]
     return [
         postprocess(logits, moves, proposals, config.coder, image_id, image_hw, original_hw, config.postprocess)
         for logits, moves, proposals, image_id, image_hw, original_hw in zip(
-            class_logits.split(sizes),
-            deltas.split(sizes),
+            outputs[0].split(sizes),
+            outputs[1].split(sizes),
             batch.proposals,
             batch.image_ids,
             batch.image_hws,

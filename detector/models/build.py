@@ -31,4 +31,5 @@ def build_model(model: Model, num_classes: int) -> FastRCNN:
         top: Head = Res5Head(backbone, frozen_norm=pretrained)
     else:
         top = FcHead(body.out_channels, model.pool_size, model.hidden, model.dropout)
-    return FastRCNN(body, RoIPool(model.pool_size, spatial_scale=1 / body.stride), top, num_classes)
+    pooling = RoIPool(model.pool_size, spatial_scale=1 / body.stride)
+    return FastRCNN(body, pooling, top, num_classes, model.class_agnostic)

@@ -13,13 +13,16 @@ class FastRCNN(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: Backbone, roi_pool: nn.Module, head: Head, num_classes: int) -> None:
+    def __init__(
+        self, backbone: Backbone, roi_pool: nn.Module, head: Head, num_classes: int, class_agnostic: bool = False
+    ) -> None:
         super().__init__()
+        self.num_classes = num_classes
         self.backbone = backbone
         self.roi_pool = roi_pool  # (features, rois) -> (R, C, h, w)
         self.head = head
         self.cls_score = nn.Linear(head.out_features, num_classes + 1)
-        self.bbox_pred = nn.Linear(head.out_features, num_classes * 4)
+        self.bbox_pred = nn.Linear(head.out_features, 4 if class_agnostic else num_classes * 4)
         for layer, std in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):  # section 2.3
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
@@ -28,8 +31,12 @@ class FastRCNN(nn.Module):
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1) * 255, persistent=False)
 
     def forward(self, images: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
-        """images (B, 3, H, W) uint8, rois (R, 5) in their frame -> class_logits (R, K+1), deltas (R, K, 4)."""
+        """images (B, 3, H, W) uint8, rois (R, 5) in their frame -> class_logits (R, K+1), deltas (R, K, 4).
+
+        Class-agnostic deltas are the same for all classes: one row, expanded without a copy.
+        """
         features = self.backbone((images - self.mean) / self.std)  # (B, C, H/stride, W/stride)
         pooled = self.roi_pool(features, rois)  # (R, C, h, w)
         hidden = self.head(pooled)  # (R, out_features)
-        return self.cls_score(hidden), self.bbox_pred(hidden).unflatten(1, (-1, 4))
+        deltas = self.bbox_pred(hidden).unflatten(1, (-1, 4))
+        return self.cls_score(hidden), deltas.expand(-1, self.num_classes, -1)

@@ -1,11 +1,14 @@
+import math
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
+from torchvision.ops import batched_nms
 
-from detector.boxes import BoxCoder
+from detector.boxes import BoxCoder, clip
 from detector.inference.postprocess import postprocess, postprocess_again
-from detector.settings import Detect
+from detector.settings import Detect, GivenDetect
 from detector.structures import Detections
 
 CODER = BoxCoder((0.1, 0.1, 0.2, 0.2))
@@ -40,6 +43,42 @@ def test_each_setting_has_its_effect():
     assert len(run(LOOSE.with_values(score_threshold=0.5)).scores) == 2
     assert run(LOOSE.with_values(max_detections=1)).labels.tolist() == [2]
     assert len(run(LOOSE.with_values(score_threshold=0.97)).scores) == 0
+
+
+def test_soft_suppression_lowers_the_scores_of_boxes_that_overlap():
+    """The second box overlaps the first by 380 / 420, and the third by 115.9 / 406.1."""
+    soft = LOOSE.with_values(nms="soft", score_threshold=0.0)
+    found = run(soft)
+    assert len(found.scores) == 8
+    of_first_class = found.scores[found.labels == 1]
+    third = 0.4 * math.exp(-(0.305**2) / 0.5)
+    second = 0.7 * math.exp(-((380 / 420) ** 2) / 0.5) * math.exp(-((115.9 / 406.1) ** 2) / 0.5)
+    np.testing.assert_allclose(of_first_class, [0.8, third, second, 0.02], rtol=1e-5)
+    assert len(run(soft.with_values(score_threshold=0.3)).scores) == 3
+    milder = run(soft.with_values(soft_nms_sigma=5.0)).scores
+    assert milder.sum() > found.scores.sum()
+    assert run(soft.with_values(max_detections=2)).scores.tolist() == found.scores[:2].tolist()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_decoding_what_is_above_the_threshold_equals_decoding_everything(seed):
+    generator = torch.Generator().manual_seed(seed)
+    corners = torch.rand(300, 2, generator=generator) * 80
+    proposals = torch.cat([corners, corners + 1 + torch.rand(300, 2, generator=generator) * 30], dim=1)
+    logits, deltas = torch.randn(300, 6, generator=generator), torch.randn(300, 5, 4, generator=generator)
+    found = postprocess(logits, deltas, proposals, CODER, "a", (90, 100), (90, 100), LOOSE)
+    scores, boxes = logits.softmax(dim=1)[:, 1:], clip(CODER.decode(deltas, proposals), (90, 100))
+    row, column = torch.nonzero((scores > 0.15) & (boxes[..., 2:] > boxes[..., :2]).all(dim=2), as_tuple=True)
+    keep = batched_nms(boxes[row, column].double(), scores[row, column].double(), column, 0.5)[:100]
+    assert len(keep) > 50
+    np.testing.assert_array_equal(found.boxes, boxes[row, column][keep].numpy())
+    np.testing.assert_array_equal(found.scores, scores[row, column][keep].numpy())
+
+
+def test_without_box_regression_detections_are_proposals():
+    deltas = torch.ones(4, 2, 4)
+    assert not np.array_equal(run(LOOSE, deltas).boxes[0], PROPOSALS[3])
+    assert np.array_equal(run(LOOSE.with_values(regress_boxes=False), deltas).boxes[0], PROPOSALS[3])
 
 
 def test_boxes_are_clipped_and_scaled_to_the_original_frame():
@@ -77,9 +116,9 @@ def test_suppression_of_many_classes_far_out_is_that_of_each_alone():
     others = np.tile(np.array([[0, 0, 30_000, 1]], np.float32), (200, 1))
     scores, labels = np.linspace(1, 0.5, 202).astype(np.float32), np.arange(1, 203)
     labels[1] = 1
-    alone = postprocess_again(Detections("a", boxes, labels[:2], scores[:2]), None, 0.5, None)
+    alone = postprocess_again(Detections("a", boxes, labels[:2], scores[:2]), GivenDetect(nms_iou=0.5))
     labels[:2] = 250
-    among = postprocess_again(Detections("a", np.vstack([boxes, others]), labels, scores), None, 0.5, None)
+    among = postprocess_again(Detections("a", np.vstack([boxes, others]), labels, scores), GivenDetect(nms_iou=0.5))
     assert len(alone.scores) == (among.labels == 250).sum() == 2
 
 
@@ -93,10 +132,11 @@ def test_saved_detections_once_more_equal_the_network_s_answers_with_these_setti
         LOOSE.with_values(nms_iou=0.3),
         LOOSE.with_values(max_detections=1),
         Detect(score_threshold=0.5),
+        LOOSE.with_values(nms="soft", soft_nms_sigma=0.3),
     ):
-        again = postprocess_again(shuffled, settings.score_threshold, settings.nms_iou, settings.max_detections)
+        again = postprocess_again(shuffled, settings)
         direct = run(settings)
         assert again.image_id == "a"
         for key in ("boxes", "labels", "scores"):
             np.testing.assert_array_equal(getattr(again, key), getattr(direct, key))
-    assert len(postprocess_again(shuffled, None, None, None).scores) == len(everything.scores) == 8
+    assert len(postprocess_again(shuffled, GivenDetect()).scores) == len(everything.scores) == 8

@@ -115,6 +115,16 @@ def test_settings_of_the_head_have_their_effect():
     assert torch.equal(model.eval().head(pooled), model.head(pooled))
 
 
+def test_class_agnostic_boxes_are_the_same_for_all_classes():
+    model = build_model(Model(backbone="resnet18", hidden=8, class_agnostic=True), num_classes=3)
+    logits, deltas = model(IMAGES, ROIS)
+    assert (model.bbox_pred.out_features, logits.shape, deltas.shape) == (4, (3, 4), (3, 3, 4))
+    assert torch.equal(deltas[:, 0], deltas[:, 2])
+    targets = RoiTargets(ROIS, torch.tensor([1, 2, 0]), torch.ones(3, 4))
+    multi_task_loss(logits, deltas, targets)["box"].backward()
+    assert model.bbox_pred.bias.grad.tolist() == pytest.approx([-2 / 3] * 4, abs=0.1)  # of both foreground RoIs
+
+
 def test_vgg16_has_no_res5():
     with pytest.raises(InputError, match="vgg16 takes model.head=fc"):
         build_model(Model(backbone="vgg16", head="res5"), num_classes=2)
