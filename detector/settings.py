@@ -41,6 +41,12 @@ Proposals = Annotated[
     Text | PartFiles | None,
     Valid(f"null, the name of a file, or {valid_values(PartFiles)}"),
 ]
+Units = Annotated[int, Field(ge=1, le=65_536), Valid("an integer from 1 to 65536")]
+Backbone = Literal[
+    "alexnet", "vgg_cnn_m", "vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn",
+    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
+    "resnet18_fpn", "resnet34_fpn", "resnet50_fpn", "resnet101_fpn", "resnet152_fpn",
+]  # fmt: skip
 FileName = Annotated[Text, Valid("the name of a file")]
 FolderName = Annotated[Text, Valid("the name of a folder")]
 
@@ -110,18 +116,27 @@ class Data(Settings):
 class Model(Settings):
     """The network."""
 
-    backbone: Literal["vgg16", "resnet18", "resnet50"]
-    """Convolutional network, up to stride 16."""
-    head: Literal["fc", "res5"] = "fc"
-    """fc: two fully connected layers; res5: the ResNet's layer4."""
+    backbone: Backbone
+    """Convolutional network, up to stride 16; NAME_fpn: with a feature pyramid of strides 4 to 32."""
+    norm: Literal["frozen", "batch", "group"] | None = None
+    """Norm layers. frozen: batch norm with the statistics of the weights; batch: of each batch; group: group norm;
+    null: frozen with weights, else batch."""
+    pooling: Literal["roi_pool", "roi_align"] = "roi_pool"
+    """How RoIs are pooled. roi_pool: the paper's maximum; roi_align: means of interpolated values."""
+    head: Literal["fc", "res5", "4conv1fc"] = "fc"
+    """fc: two fully connected layers; res5: the ResNet's layer4; 4conv1fc: four convolutions, one such layer."""
     weights: Annotated[Text | None, Valid("null, imagenet or the name of a file")] = None
     """imagenet, null (from scratch), or a file: torchvision's state dict or a checkpoint."""
     frozen_stages: NonNegativeInt | None = None
     """Stages that do not learn, counted from the image; null: 2 with weights, else none."""
-    pool_size: Annotated[int, Field(ge=1, le=100), Valid("an integer from 1 to 100")] = 7
-    """Height and width of a pooled RoI, in cells."""
-    hidden: Annotated[int, Field(ge=1, le=65_536), Valid("an integer from 1 to 65536")] = 1024
+    only_boxes: bool = False
+    """true: only the layer of the box regression learns: the second stage of stage-wise training (paper, table 6)."""
+    pool_size: Annotated[int, Field(ge=1, le=100), Valid("an integer from 1 to 100")] | None = None
+    """Height and width of a pooled RoI, in cells; null: 14 for res5, else 7."""
+    hidden: Units = 1024
     """Units of each fully connected layer."""
+    hidden_last: Units | None = None
+    """Units of the second fully connected layer; null: model.hidden."""
     dropout: Ratio = 0.0
     """Probability after each fully connected layer."""
     class_agnostic: bool = False

@@ -22,7 +22,7 @@ from detector.errors import InputError
 from detector.models.weights import to_torchvision
 from detector.runtime.exits import exit_status
 from detector.runtime.files import write_atomically
-from detector.training.checkpoint import load_checkpoint, save_weights
+from detector.training.checkpoint import load_checkpoint, save_weights, trained_settings
 from detector.training.run_folder import require_writable
 
 
@@ -53,7 +53,8 @@ def export_torchvision(arguments: argparse.Namespace) -> None:
     if arguments.out.exists():
         raise InputError(f"--out: {arguments.out} already exists and is not overwritten: name another file")
     require_writable("--out", arguments.out.parent)
-    state = to_torchvision(load_checkpoint(arguments.checkpoint)["model"])
+    checkpoint = load_checkpoint(arguments.checkpoint)
+    state = to_torchvision(checkpoint["model"], trained_settings(checkpoint).model.backbone)
     data = io.BytesIO()
     torch.save(state, data)
     write_atomically(arguments.out, data.getvalue())

@@ -1,33 +1,52 @@
-"""Backbones: from image to feature map."""
+"""Backbones: from image to feature map. This module alone knows the networks; depth and width are read from them."""
 
 import itertools
+from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 from torchvision import models
-from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
+
+from detector.errors import InputError
+
+Net = TypeVar("Net", bound=nn.Module)
 
 
 class Backbone(nn.Module):
-    """(B, 3, H, W) normalised images -> (B, out_channels, H/stride, W/stride)."""
+    """(B, 3, H, W) normalised images -> (B, out_channels, H/stride, W/stride), or one such map for each level."""
 
     out_channels: int
-    stride: int
+    stride: int  # of the finest map
+    levels = 1  # each further map has twice the stride of the one before it; with several, `forward` returns a list
     stages: list[nn.Module]  # in forward order; the first ones are frozen in fine-tuning
 
 
-class VGG16Body(Backbone):
-    """The 13 convolutions of VGG16 without the last pooling, which RoI pooling replaces (section 2.2)."""
+def build_backbone(name: str, norm: str) -> Backbone:
+    """The backbone of this name (`model.backbone`), with the kind of norm layers in `NORMS`."""
+    if name.endswith("_fpn"):
+        return PyramidBody(name.removesuffix("_fpn"), norm)
+    return ResNetBody(name, norm) if name.startswith("resnet") else PlainBody(name, norm)
 
-    out_channels = 512
+
+class PlainBody(Backbone):
+    """The convolutions of AlexNet, VGG_CNN_M_1024 or a VGG, without the last pooling, which RoI pooling replaces
+    (section 2.2). A stage ends with a max pooling.
+    """
+
     stride = 16
 
-    def __init__(self) -> None:
+    def __init__(self, name: str, norm: str) -> None:
         super().__init__()
-        self.features = models.vgg16().features[:-1]
-        self.stages = [self.features[start:end] for start, end in itertools.pairwise([0, 5, 10, 17, 24, 30])]
+        layers = vgg_cnn_m() if name == "vgg_cnn_m" else _features(name)
+        self.features = _with_norm(nn.Sequential(*layers[:-1]), norm)
+        ends = [end for end, layer in enumerate(self.features, start=1) if isinstance(layer, nn.MaxPool2d)]
+        steps = itertools.pairwise([0, *ends, len(self.features)])
+        self.stages = [self.features[start:end] for start, end in steps]
+        self.out_channels = [layer.out_channels for layer in self.features if isinstance(layer, nn.Conv2d)][-1]
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.features(images)  # (B, 3, H, W) -> (B, 512, H/16, W/16)
+        return self.features(images)  # (B, 3, H, W) -> (B, C, H/16, W/16)
 
 
 class ResNetBody(Backbone):
@@ -35,9 +54,9 @@ class ResNetBody(Backbone):
 
     stride = 16
 
-    def __init__(self, name: str, frozen_norm: bool) -> None:
+    def __init__(self, name: str, norm: str) -> None:
         super().__init__()
-        net = resnet(name, frozen_norm)
+        net = resnet(name, norm)
         self.stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
         self.layer1, self.layer2, self.layer3 = net.layer1, net.layer2, net.layer3
         self.out_channels = net.layer4[0].conv1.in_channels  # what the next stage takes
@@ -49,9 +68,77 @@ class ResNetBody(Backbone):
         return images
 
 
-def resnet(name: str, frozen_norm: bool) -> models.ResNet:
-    """torchvision's ResNet of this name. `frozen_norm`: batch norm keeps the loaded statistics.
+class PyramidBody(Backbone):
+    """A ResNet with a feature pyramid: four maps of 256 channels and strides 4, 8, 16, 32 (Lin et al. 2017)."""
 
-    Batches of two images are too small to estimate batch statistics, so pretrained ones are kept.
-    """
-    return models.get_model(name, norm_layer=FrozenBatchNorm2d if frozen_norm else nn.BatchNorm2d)
+    out_channels = 256
+    stride = 4
+    levels = 4
+
+    def __init__(self, name: str, norm: str) -> None:
+        super().__init__()
+        net = resnet(name, norm)
+        self.stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
+        self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
+        self.stages = [self.stem, self.layer1, self.layer2, self.layer3, self.layer4]
+        widths = [layer[0].conv1.in_channels for layer in (net.layer2, net.layer3, net.layer4)]
+        self.fpn = FeaturePyramidNetwork([*widths, net.fc.in_features], self.out_channels)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        images, maps = self.stem(images), {}
+        for number, stage in enumerate(self.stages[1:]):
+            maps[str(number)] = images = stage(images)
+        return [*self.fpn(maps).values()]  # (B, 256, H/4, W/4) to (B, 256, H/32, W/32)
+
+
+def resnet(name: str, norm: str) -> models.ResNet:
+    """torchvision's ResNet of this name, with this kind of norm layers."""
+    return _with_norm(models.get_model(name), norm)
+
+
+# Batches of two images are too small to estimate batch statistics, so pretrained ones are kept: `frozen`.
+NORMS = {"frozen": FrozenBatchNorm2d, "batch": nn.BatchNorm2d, "group": lambda channels: nn.GroupNorm(32, channels)}
+
+
+def _with_norm(net: Net, norm: str) -> Net:
+    """The network with its batch norm layers replaced by those of this kind. Raises InputError if it has none."""
+    found = [name for name, module in net.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    for name in found:
+        net.set_submodule(name, NORMS[norm](net.get_submodule(name).num_features))
+    if norm == "group" and not found:
+        raise InputError("model.norm=group: this model.backbone has no norm layers; vgg16_bn and the ResNets have")
+    return net
+
+
+def _features(name: str) -> nn.Sequential:
+    """The convolutions of torchvision's network, with VGG's initialization; no time is spent on its classifier."""
+    device = torch.get_default_device()
+    with torch.device("meta"):
+        features = models.get_model(name).features
+    features.to_empty(device=device)
+    if name == "alexnet":  # padded as in the paper's models, so that the map is aligned with the image
+        features[0].padding = (5, 5)
+        features[2].padding = features[5].padding = 1
+    return _initialized(features)
+
+
+def vgg_cnn_m() -> nn.Sequential:
+    """The convolutions of VGG_CNN_M_1024, the paper's model M (Chatfield et al. 2014, table 1)."""
+    layers: list[nn.Module] = []
+    for before, channels, size, stride, padding in ((3, 96, 7, 2, 3), (96, 256, 5, 2, 2)):
+        layers += [nn.Conv2d(before, channels, size, stride, padding), nn.ReLU(inplace=True)]
+        layers += [nn.LocalResponseNorm(size=5, alpha=5e-4, beta=0.75, k=2.0), nn.MaxPool2d(3, stride=2, padding=1)]
+    for before in (256, 512, 512):
+        layers += [nn.Conv2d(before, 512, 3, padding=1), nn.ReLU(inplace=True)]
+    return _initialized(nn.Sequential(*layers, nn.MaxPool2d(3, stride=2)))
+
+
+def _initialized(features: nn.Sequential) -> nn.Sequential:
+    for layer in features:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.BatchNorm2d):
+            layer.reset_parameters()
+    return features

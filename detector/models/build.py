@@ -1,35 +1,57 @@
 """Building a Fast R-CNN from its settings."""
 
+from torch import nn
+
 from detector.errors import InputError
-from detector.models.backbones import Backbone, ResNetBody, VGG16Body
+from detector.models.backbones import Backbone, build_backbone
 from detector.models.fast_rcnn import FastRCNN
-from detector.models.heads import FcHead, Head, Res5Head
-from detector.roi_pool import RoIPool
+from detector.models.heads import ConvFcHead, FcHead, Head, Res5Head
+from detector.models.pooling import POOLINGS, PyramidPooling
 from detector.settings import Model
 
 
 def build_model(model: Model, num_classes: int) -> FastRCNN:
     """Build the untrained network for K classes.
 
-    With `model.weights`, which are loaded next, batch norm is frozen, and so are the first two stages unless
-    `frozen_stages` is given (VGG16: conv1 and conv2, as in section 4.5 of the paper; ResNet: stem, layer1).
+    With `model.weights`, which are loaded next, batch norm is frozen unless `norm` is given, and so are the first two
+    stages unless `frozen_stages` is given (VGG16: conv1 and conv2, as in section 4.5 of the paper; ResNet: stem,
+    layer1).
     """
-    backbone, pretrained, frozen_stages = model.backbone, model.weights is not None, model.frozen_stages
-    is_resnet = backbone.startswith("resnet")
-    if model.head == "res5" and not is_resnet:
-        raise InputError(f"model.head=res5 is the last stage of a ResNet; {backbone} takes model.head=fc")
-    body: Backbone = ResNetBody(backbone, frozen_norm=pretrained) if is_resnet else VGG16Body()
-    if frozen_stages is None:
-        frozen_stages = 2 if pretrained else 0
-    if frozen_stages and not pretrained:
-        raise InputError(f"model.frozen_stages={frozen_stages}: without model.weights there is nothing worth freezing")
-    if frozen_stages > len(body.stages):
-        raise InputError(f"model.frozen_stages={frozen_stages}: {backbone} has {len(body.stages)} stages")
-    for stage in body.stages[:frozen_stages]:
-        stage.requires_grad_(False)
+    norm = model.norm or ("batch" if model.weights is None else "frozen")
+    if norm == "frozen" and model.weights is None:
+        raise InputError("model.norm=frozen: without model.weights there are no statistics to keep")
+    pool_size = model.pool_size or (14 if model.head == "res5" else 7)
+    body = build_backbone(model.backbone, norm)
+    head = _build_head(model, body, pool_size, norm)
+    pools = [POOLINGS[model.pooling](pool_size, 1 / (body.stride * 2**level)) for level in range(body.levels)]
+    pooling = pools[0] if body.levels == 1 else PyramidPooling(pools)
+    network = FastRCNN(body, pooling, head, num_classes, model.class_agnostic)
+    _freeze(network, model)
+    return network
+
+
+def _build_head(model: Model, body: Backbone, pool_size: int, norm: str) -> Head:
     if model.head == "res5":
-        top: Head = Res5Head(backbone, frozen_norm=pretrained)
-    else:
-        top = FcHead(body.out_channels, model.pool_size, model.hidden, model.dropout)
-    pooling = RoIPool(model.pool_size, spatial_scale=1 / body.stride)
-    return FastRCNN(body, pooling, top, num_classes, model.class_agnostic)
+        if not model.backbone.startswith("resnet") or body.levels > 1:
+            raise InputError(f"model.head=res5 is the last stage of a ResNet; {model.backbone} takes model.head=fc")
+        return Res5Head(model.backbone, norm)
+    if model.head == "4conv1fc":
+        return ConvFcHead(body.out_channels, pool_size, model.hidden, grouped=norm == "group")
+    return FcHead(body.out_channels, pool_size, model.hidden, model.dropout, model.hidden_last)
+
+
+def _freeze(network: FastRCNN, model: Model) -> None:
+    stages, count = network.backbone.stages, model.frozen_stages
+    if count is None:
+        count = 0 if model.weights is None else 2
+    if count and model.weights is None:
+        raise InputError(f"model.frozen_stages={count}: without model.weights there is nothing worth freezing")
+    if count > len(stages):
+        raise InputError(f"model.frozen_stages={count}: {model.backbone} has {len(stages)} stages")
+    frozen: list[nn.Module] = stages[:count]
+    if model.only_boxes:
+        if model.weights is None:
+            raise InputError("model.only_boxes=true: needs the model.weights of a network that classifies")
+        frozen = [network.backbone, network.head, network.cls_score]
+    for module in frozen:
+        module.requires_grad_(False)

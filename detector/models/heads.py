@@ -24,13 +24,15 @@ class Head(nn.Module):
 class FcHead(Head):
     """Two fully connected layers with ReLU; the original fc6 and fc7 of VGG16 have 4096 units and dropout 0.5."""
 
-    def __init__(self, in_channels: int, pool_size: int, hidden: int, dropout: float) -> None:
+    def __init__(
+        self, in_channels: int, pool_size: int, hidden: int, dropout: float, hidden_last: int | None = None
+    ) -> None:
         super().__init__()
+        self.out_features = hidden_last or hidden
         self.fc6 = nn.Linear(in_channels * pool_size**2, hidden)
-        self.fc7 = nn.Linear(hidden, hidden)
+        self.fc7 = nn.Linear(hidden, self.out_features)
         self.relu = nn.ReLU(inplace=True)
         self.dropout = nn.Dropout(dropout)
-        self.out_features = hidden
         for layer in (self.fc6, self.fc7):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
@@ -40,12 +42,37 @@ class FcHead(Head):
         return self.dropout(self.relu(self.fc7(hidden)))
 
 
+class ConvFcHead(Head):
+    """Four convolutions of 256 channels and one fully connected layer (Wu and He 2018, section 5); `grouped`: with
+    group norm after each convolution.
+    """
+
+    def __init__(self, in_channels: int, pool_size: int, hidden: int, grouped: bool) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for channels in (in_channels, 256, 256, 256):
+            layers.append(nn.Conv2d(channels, 256, 3, padding=1))
+            layers += [nn.GroupNorm(32, 256)] if grouped else []
+            layers.append(nn.ReLU(inplace=True))
+        self.convs = nn.Sequential(*layers)
+        self.fc6 = nn.Linear(256 * pool_size**2, hidden)
+        self.out_features = hidden
+        for layer in (*self.convs, self.fc6):
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                assert layer.bias is not None
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        return self.fc6(flatten(self.convs(pooled))).relu()
+
+
 class Res5Head(Head):
     """The last stage of a ResNet, `layer4`, on each pooled map, then the mean over its cells."""
 
-    def __init__(self, backbone: str, frozen_norm: bool) -> None:
+    def __init__(self, backbone: str, norm: str) -> None:
         super().__init__()
-        net = resnet(backbone, frozen_norm)
+        net = resnet(backbone, norm)
         self.layer4 = net.layer4
         self.out_features = net.fc.in_features
 

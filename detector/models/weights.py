@@ -17,20 +17,21 @@ from detector.errors import InputError, first_few
 logger = logging.getLogger(__name__)
 
 OUTPUT_LAYERS = ("cls_score.", "bbox_pred.")
-FC6_WEIGHT, FC6_INPUTS = "head.fc6.weight", 512 * 7 * 7  # of VGG16
-CLASSIFIER_SHAPES = {"classifier.0.weight": (4096, FC6_INPUTS), "classifier.3.weight": (4096, 4096)}  # of VGG16
-# Prefixes of torchvision's classification networks -> prefixes of this program's model.
-TORCHVISION_PREFIXES = {
-    "conv1.": "backbone.stem.0.",
-    "bn1.": "backbone.stem.1.",
-    "layer1.": "backbone.layer1.",
-    "layer2.": "backbone.layer2.",
-    "layer3.": "backbone.layer3.",
-    "layer4.": "head.layer4.",
-    "features.": "backbone.features.",
-    "classifier.0.": "head.fc6.",
-    "classifier.3.": "head.fc7.",
-}
+FC6_WEIGHT = "head.fc6.weight"
+FC6_SIDES = {512 * 7 * 7: 7, 256 * 6 * 6: 6}  # inputs of the first fully connected layer -> pool size: VGG, AlexNet
+CLASSIFIER_SHAPE = (4096, 4096)  # of the second one, in both
+
+
+def torchvision_prefixes(backbone: str) -> dict[str, str]:
+    """Prefixes of torchvision's classification network -> prefixes of this program's model."""
+    if not backbone.startswith("resnet"):
+        fc6, fc7 = (1, 4) if backbone == "alexnet" else (0, 3)
+        return {
+            "features.": "backbone.features.", f"classifier.{fc6}.": "head.fc6.", f"classifier.{fc7}.": "head.fc7.",
+        }  # fmt: skip
+    names = {"conv1.": "backbone.stem.0.", "bn1.": "backbone.stem.1."}
+    names |= {f"layer{number}.": f"backbone.layer{number}." for number in (1, 2, 3)}
+    return names | {"layer4.": "backbone.layer4." if backbone.endswith("_fpn") else "head.layer4."}
 
 
 def load_weights(model: nn.Module, backbone: str, weights: str, classes: Sequence[str]) -> None:
@@ -55,14 +56,19 @@ def load_weights(model: nn.Module, backbone: str, weights: str, classes: Sequenc
         if isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided
     }
     if not of_checkpoint:
-        state = _from_classifier(state)
+        state = _from_classifier(state, backbone)
     if theirs != [*classes]:
         if theirs is not None:
             logger.info("its classes differ, so its output layers are not loaded: %s", ", ".join(map(str, theirs)))
         state = {key: value for key, value in state.items() if not key.startswith(OUTPUT_LAYERS)}
     own = model.state_dict()
     fitting = {key: value for key, value in state.items() if key in own and _fits(value, own[key])}
-    lacking = [key for key in own if key.startswith("backbone.") and "num_batches" not in key and key not in fitting]
+    trunk = [key for key in own if key.startswith("backbone.") and not key.startswith("backbone.fpn.")]
+    lacking = [key for key in trunk if "num_batches" not in key and key not in fitting]
+    if any(key.startswith("backbone.") and "running_mean" in key and key not in own for key in state) and not lacking:
+        raise InputError(
+            f"model.norm=group: {source} has statistics of batch norm: it takes model.norm=frozen or batch"
+        )
     if lacking:
         raise InputError(f"model.weights: {source} does not fit {backbone}: it lacks {first_few(lacking)}")
     model.load_state_dict(fitting, strict=False)
@@ -120,7 +126,9 @@ def require_stored(path: Path) -> None:
 
 def imagenet_url(backbone: str) -> str:
     """Where torchvision's first ImageNet weights of this network are."""
-    return models.get_model_weights(backbone)["IMAGENET1K_V1"].url
+    if backbone == "vgg_cnn_m":
+        raise InputError(f"model.weights=imagenet: torchvision has none for {backbone}: give a file, or null")
+    return models.get_model_weights(backbone.removesuffix("_fpn"))["IMAGENET1K_V1"].url
 
 
 def _imagenet_state(backbone: str) -> dict:
@@ -137,25 +145,27 @@ def _imagenet_state(backbone: str) -> dict:
         ) from None
 
 
-def _from_classifier(state: dict) -> dict:
-    """Convert names and weight order of torchvision's VGG16 and ResNets to this program's."""
-    renamed = {_renamed(key, TORCHVISION_PREFIXES): value for key, value in state.items()}
+def _from_classifier(state: dict, backbone: str) -> dict:
+    """Convert names and weight order of torchvision's networks to this program's."""
+    renamed = {_renamed(key, torchvision_prefixes(backbone)): value for key, value in state.items()}
     weight = renamed.get(FC6_WEIGHT)
-    if weight is not None and weight.shape[1:] == (FC6_INPUTS,):  # (c, h, w) -> (h, w, c): see heads.py
-        renamed[FC6_WEIGHT] = weight.unflatten(1, (-1, 7, 7)).permute(0, 2, 3, 1).flatten(1)
+    if weight is not None and weight.dim() == 2 and weight.shape[1] in FC6_SIDES:  # (c, h, w) -> (h, w, c): heads.py
+        side = FC6_SIDES[weight.shape[1]]
+        renamed[FC6_WEIGHT] = weight.unflatten(1, (-1, side, side)).permute(0, 2, 3, 1).flatten(1)
     return renamed
 
 
-def to_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def to_torchvision(state: dict[str, Tensor], backbone: str) -> dict[str, Tensor]:
     """The part of a state dict that exists in torchvision's classification network, under torchvision's names."""
-    prefixes = {ours: theirs for theirs, ours in TORCHVISION_PREFIXES.items()}
-    renamed = {_renamed(key, prefixes): value for key, value in state.items() if key.startswith(tuple(prefixes))}
-    weight = renamed.get("classifier.0.weight")
-    if weight is not None and weight.shape[1:] == (FC6_INPUTS,):
-        renamed["classifier.0.weight"] = weight.unflatten(1, (7, 7, -1)).permute(0, 3, 1, 2).flatten(1)
-    if any(renamed[key].shape != shape for key, shape in CLASSIFIER_SHAPES.items() if key in renamed):
-        renamed = {key: value for key, value in renamed.items() if not key.startswith("classifier.")}
-    return renamed
+    prefixes = {ours: theirs for theirs, ours in torchvision_prefixes(backbone).items()}
+    state = dict(state)
+    weight, second = state.get(FC6_WEIGHT), state.get("head.fc7.weight")
+    if weight is not None and second is not None and second.shape == CLASSIFIER_SHAPE and weight.shape[1] in FC6_SIDES:
+        side = FC6_SIDES[weight.shape[1]]
+        state[FC6_WEIGHT] = weight.unflatten(1, (side, side, -1)).permute(0, 3, 1, 2).flatten(1)
+    else:
+        state = {key: value for key, value in state.items() if not key.startswith(("head.fc6.", "head.fc7."))}
+    return {_renamed(key, prefixes): value for key, value in state.items() if key.startswith(tuple(prefixes))}
 
 
 def _renamed(key: str, prefixes: dict[str, str]) -> str:

@@ -1,4 +1,5 @@
 import shutil
+from typing import get_args
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from detector.boxes import BoxCoder
 from detector.errors import InputError
 from detector.models import build_model
 from detector.models.heads import FcHead
+from detector.models.pooling import POOLINGS, PyramidPooling, RoIAlign, levels_of
 from detector.runtime.device import Compute
+from detector.settings import Backbone as BackboneName
 from detector.settings import Detect, Model, RoISampling
 from detector.training.engine import train_step
 from detector.training.losses import multi_task_loss
@@ -19,27 +22,124 @@ from detector.training.targets import RoiTargets
 CODER = BoxCoder((0.1, 0.1, 0.2, 0.2))
 IMAGES = torch.randint(0, 255, (2, 3, 64, 96), dtype=torch.uint8)
 ROIS = torch.tensor([[0, 0, 0, 60, 60], [1, 10, 20, 90, 60], [1, 0, 0, 96, 64.0]])
+# Backbone, head, and channels and stride of the (finest) map.
 BUILDS = [
-    ("vgg16", "fc", 512),
-    ("resnet18", "fc", 256),
-    ("resnet18", "res5", 256),
-    ("resnet50", "fc", 1024),
-    ("resnet50", "res5", 1024),
+    ("alexnet", "fc", 256, 16),
+    ("vgg_cnn_m", "fc", 512, 16),
+    ("vgg11", "fc", 512, 16),
+    ("vgg16", "fc", 512, 16),
+    ("vgg16_bn", "4conv1fc", 512, 16),
+    ("resnet18", "fc", 256, 16),
+    ("resnet18", "res5", 256, 16),
+    ("resnet34", "4conv1fc", 256, 16),
+    ("resnet50", "res5", 1024, 16),
+    ("resnet18_fpn", "fc", 256, 4),
+    ("resnet50_fpn", "4conv1fc", 256, 4),
+]
+SLOW_BUILDS = [
+    *((name, "fc", 512, 16) for name in ("vgg13", "vgg19", "vgg11_bn", "vgg13_bn", "vgg19_bn")),
+    ("resnet50", "fc", 1024, 16),
+    *((f"resnet{depth}", "res5", 1024, 16) for depth in (101, 152)),
+    *((f"resnet{depth}_fpn", "fc", 256, 4) for depth in (34, 101, 152)),
 ]
 
 
-@pytest.mark.parametrize(("backbone", "head", "channels"), BUILDS)
-def test_shapes_and_a_gradient_for_every_parameter(backbone, head, channels):
-    model = build_model(Model(backbone=backbone, head=head, hidden=32), num_classes=3)
-    assert model.backbone(IMAGES.float()).shape == (2, channels, 64 / 16, 96 / 16)
-    assert (model.backbone.out_channels, model.backbone.stride) == (channels, 16)
-    logits, deltas = model(IMAGES, ROIS)
-    assert logits.shape == (3, 4)
-    assert deltas.shape == (3, 3, 4)
-    targets = RoiTargets(ROIS, torch.tensor([1, 2, 3]), torch.ones(3, 4))
+def test_every_backbone_is_among_these():
+    assert {name for name, *_ in BUILDS + SLOW_BUILDS} == {*get_args(BackboneName)}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "head", "channels", "stride"),
+    [*BUILDS, *(pytest.param(*build, marks=pytest.mark.slow) for build in SLOW_BUILDS)],
+)
+def test_shapes_and_a_gradient_for_every_parameter(backbone, head, channels, stride):
+    norm = "group" if head == "4conv1fc" else None
+    pool_size = 3 if head == "4conv1fc" else None
+    model = build_model(Model(backbone=backbone, head=head, hidden=32, norm=norm, pool_size=pool_size), num_classes=3)
+    with torch.no_grad():
+        maps = model.backbone(IMAGES.float())
+    maps = [maps] if stride == 16 else maps
+    assert [tuple(level.shape) for level in maps] == [
+        (2, channels, 64 // (stride * 2**n), 96 // (stride * 2**n)) for n in range(4 if stride == 4 else 1)
+    ]
+    assert (model.backbone.out_channels, model.backbone.stride) == (channels, stride)
+    rois = torch.tensor([[0, 0, 0, 60, 60], [1, 10, 20, 90, 60], [1, 0, 0, 96, 64.0]])
+    if stride == 4:  # one for each level
+        rois = torch.cat([rois, torch.tensor([[0, 0, 0, 130, 130], [0, 0, 0, 300, 300], [0, 0, 0, 500, 500.0]])])
+    logits, deltas = model(IMAGES, rois)
+    assert logits.shape == (len(rois), 4)
+    assert deltas.shape == (len(rois), 3, 4)
+    targets = RoiTargets(rois, torch.ones(len(rois), dtype=torch.int64), torch.ones(len(rois), 4))
+    targets.labels[:3] = torch.tensor([1, 2, 3])
     sum(multi_task_loss(logits, deltas, targets).values()).backward()
     without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     assert without == []
+    if norm == "group":
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
+
+def test_rois_of_a_pyramid_are_pooled_from_levels_by_their_size():
+    """56 pixels and less: stride 4; 112: stride 8; 224: stride 16; 448 and more: stride 32."""
+    sides = torch.tensor([10.0, 111.9, 112.0, 223.9, 224.0, 447.9, 448.0, 2000.0])
+    rois = torch.zeros(8, 5)
+    rois[:, 3:] = sides[:, None]
+    assert levels_of(rois, 4).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    rois[:, 3], rois[:, 4] = sides * 2, sides / 2  # the area decides
+    assert levels_of(rois, 4).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    order = torch.tensor([7, 0, 4, 2, 1, 6, 3, 5])
+    maps = [torch.full((1, 2, 64 // 2**n, 64 // 2**n), float(n)) for n in range(4)]
+    for kind in POOLINGS.values():
+        pooled = PyramidPooling([kind(2, 1 / (4 * 2**n)) for n in range(4)])(maps, rois[order] / 100)
+        assert pooled.shape == (8, 2, 2, 2)
+        assert pooled.amax(dim=(1, 2, 3)).tolist() == [0.0] * 8  # all are small now
+        rois_inside = torch.tensor([[0, 0, 0, 240, 240], [0, 0, 0, 30, 30], [0, 0, 0, 120, 120.0]])
+        pooled = PyramidPooling([kind(2, 1 / (4 * 2**n)) for n in range(4)])(maps, rois_inside)
+        assert pooled.amax(dim=(1, 2, 3)).tolist() == [2.0, 0.0, 1.0]
+
+
+def test_roi_align_averages_where_roi_pooling_takes_the_maximum():
+    features = torch.zeros(1, 1, 8, 8)
+    features[0, 0, 1, 1] = 4.0  # one of the four samples of RoI Align
+    rois = torch.tensor([[0, 0, 0, 64.0, 64.0]])
+    models = {
+        name: build_model(Model(backbone="resnet18", pooling=name, pool_size=1, hidden=8), num_classes=2)
+        for name in POOLINGS
+    }
+    assert models["roi_pool"].roi_pool(features, rois).item() == 4.0
+    assert models["roi_align"].roi_pool(features, rois).item() == 1.0
+    features = torch.arange(64.0).reshape(1, 1, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):  # RoIs keep their precision
+        exact = models["roi_align"].roi_pool(features.bfloat16(), torch.tensor([[0, 33.3, 0, 97.7, 64.0]]))
+    assert torch.equal(exact, RoIAlign(1, 1 / 16)(features, torch.tensor([[0, 33.3, 0, 97.7, 64.0]])))
+
+
+def test_norm_layers_are_a_setting():
+    def kinds(**values) -> set:
+        model = build_model(Model(backbone="resnet18", hidden=8, **values), num_classes=2)
+        return {type(module).__name__ for module in model.modules() if "Norm" in type(module).__name__}
+
+    assert kinds() == kinds(norm="batch") == kinds(norm="batch", weights="imagenet") == {"BatchNorm2d"}
+    assert kinds(weights="imagenet") == kinds(norm="frozen", weights="imagenet") == {"FrozenBatchNorm2d"}
+    assert kinds(norm="group") == {"GroupNorm"}
+    with pytest.raises(InputError, match="norm=frozen: without model.weights"):
+        kinds(norm="frozen")
+    with pytest.raises(InputError, match="norm=group: this model.backbone has no norm layers"):
+        build_model(Model(backbone="vgg11", hidden=8, norm="group"), num_classes=2)
+
+
+def test_pool_size_of_res5_is_14_unless_given():
+    def size(**values) -> int:
+        return build_model(Model(backbone="resnet18", hidden=8, **values), num_classes=2).roi_pool.output_size
+
+    assert (size(), size(head="res5"), size(head="res5", pool_size=7), size(pool_size=3)) == (7, 14, 7, 3)
+
+
+def test_a_network_whose_box_regression_alone_learns():
+    model = build_model(Model(backbone="resnet18", hidden=8, weights="x.pt", only_boxes=True), num_classes=2)
+    learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert learning == ["bbox_pred.weight", "bbox_pred.bias"]
+    with pytest.raises(InputError, match="only_boxes=true: needs the model.weights"):
+        build_model(Model(backbone="resnet18", only_boxes=True), num_classes=2)
 
 
 @pytest.mark.slow
@@ -110,6 +210,8 @@ def test_more_frozen_stages_than_there_are():
 def test_settings_of_the_head_have_their_effect():
     model = build_model(Model(backbone="vgg16", pool_size=3, hidden=8, dropout=0.5), num_classes=2).train()
     assert model.head.fc6.weight.shape == (8, 512 * 9)
+    narrow = build_model(Model(backbone="resnet18", pool_size=2, hidden=16, hidden_last=4), num_classes=2)
+    assert (narrow.head.fc7.weight.shape, narrow.cls_score.in_features) == ((4, 16), 4)
     pooled = torch.rand(50, 512, 3, 3)
     assert not torch.equal(model.head(pooled), model.head(pooled))
     assert torch.equal(model.eval().head(pooled), model.head(pooled))
@@ -125,9 +227,10 @@ def test_class_agnostic_boxes_are_the_same_for_all_classes():
     assert model.bbox_pred.bias.grad.tolist() == pytest.approx([-2 / 3] * 4, abs=0.1)  # of both foreground RoIs
 
 
-def test_vgg16_has_no_res5():
-    with pytest.raises(InputError, match="vgg16 takes model.head=fc"):
-        build_model(Model(backbone="vgg16", head="res5"), num_classes=2)
+@pytest.mark.parametrize("backbone", ["vgg16", "resnet18_fpn"])
+def test_networks_without_res5(backbone):
+    with pytest.raises(InputError, match=f"{backbone} takes model.head=fc"):
+        build_model(Model(backbone=backbone, head="res5"), num_classes=2)
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ def test_a_resnet_computes_what_the_classifier_computed(tmp_path, head):
     of_layer3 = net.layer3(net.layer2(net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(x)))))))
     features = model.backbone(x)
     torch.testing.assert_close(features, of_layer3, atol=1e-4, rtol=1e-4)
-    back, expected = to_torchvision(model.state_dict()), net.state_dict()
+    back, expected = to_torchvision(model.state_dict(), "resnet18"), net.state_dict()
     assert all(torch.equal(value, expected[key]) for key, value in back.items())
     assert {key.partition(".")[0] for key in expected.keys() - back.keys() if "num_batches" not in key} == (
         {"fc"} if head == "res5" else {"fc", "layer4"}
@@ -53,9 +53,52 @@ def test_vgg16_s_fully_connected_layers_are_taken_with_their_order_changed(tmp_p
     torch.testing.assert_close(model.head(pooled), net.classifier[:5](pooled.flatten(1)), atol=1e-4, rtol=1e-4)
     x = torch.rand(1, 3, 32, 32)
     torch.testing.assert_close(model.backbone(x), net.features[:-1](x), atol=1e-4, rtol=1e-4)
-    back, expected = to_torchvision(model.state_dict()), net.state_dict()
+    back, expected = to_torchvision(model.state_dict(), "vgg16"), net.state_dict()
     assert expected.keys() - back.keys() == {"classifier.6.weight", "classifier.6.bias"}
     assert all(torch.equal(value, expected[key]) for key, value in back.items())
+
+
+def test_a_pyramid_takes_a_resnet_s_weights_and_alone_is_trained_from_scratch(tmp_path, caplog):
+    caplog.set_level("INFO")
+    net = classifier("resnet18")
+    torch.save(net.state_dict(), tmp_path / "w.pth")
+    model = build_model(Model(backbone="resnet18_fpn", hidden=8, weights="imagenet"), num_classes=2)
+    load_weights(model, "resnet18_fpn", str(tmp_path / "w.pth"), CLASSES)
+    assert torch.equal(model.backbone.layer4[1].conv2.weight, net.layer4[1].conv2.weight)
+    assert "trained from scratch: backbone.fpn." in caplog.text
+    assert "backbone.layer" not in caplog.text
+    frozen = {name.split(".")[1] for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {"stem", "layer1"}
+    back, expected = to_torchvision(model.state_dict(), "resnet18_fpn"), net.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in back.items())
+    assert {key.partition(".")[0] for key in expected.keys() - back.keys() if "num_batches" not in key} == {"fc"}
+
+
+def test_weights_with_batch_norm_do_not_fit_group_norm(tmp_path):
+    torch.save(classifier("resnet18").state_dict(), tmp_path / "w.pth")
+    model = build_model(Model(backbone="resnet18", hidden=8, norm="group", weights="x"), num_classes=2)
+    with pytest.raises(InputError, match=r"model.norm=group: .*w\.pth has statistics of batch norm"):
+        load_weights(model, "resnet18", str(tmp_path / "w.pth"), CLASSES)
+
+
+@pytest.mark.slow
+def test_alexnet_computes_what_the_classifier_computed(tmp_path):
+    net = models.alexnet().eval()
+    torch.save(net.state_dict(), tmp_path / "w.pth")
+    settings = Model(backbone="alexnet", pool_size=6, hidden=4096, weights="imagenet")
+    model = build_model(settings, num_classes=2).eval()
+    load_weights(model, "alexnet", str(tmp_path / "w.pth"), CLASSES)
+    pooled = torch.rand(2, 256, 6, 6)
+    torch.testing.assert_close(model.head(pooled), net.classifier[:6](pooled.flatten(1)), atol=1e-4, rtol=1e-4)
+    back, expected = to_torchvision(model.state_dict(), "alexnet"), net.state_dict()
+    assert expected.keys() - back.keys() == {"classifier.6.weight", "classifier.6.bias"}
+    assert all(torch.equal(value, expected[key]) for key, value in back.items())
+
+
+def test_torchvision_has_no_weights_of_the_paper_s_model_m():
+    model = build_model(Model(backbone="vgg_cnn_m", pool_size=2, hidden=8, weights="imagenet"), num_classes=2)
+    with pytest.raises(InputError, match="torchvision has none for vgg_cnn_m"):
+        load_weights(model, "vgg_cnn_m", "imagenet", CLASSES)
 
 
 @pytest.mark.parametrize("theirs", [["a", "b", "c", "d", "e"], ["dog", "cat"], ["cat", "horse"], None])

@@ -1,0 +1,51 @@
+"""Pooling of RoIs from the maps of a backbone: (features, rois) -> (R, C, h, w)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+from detector.roi_pool import RoIPool
+
+
+class RoIAlign(nn.Module):
+    """RoI Align with the options of torchvision's detectors: two samples per bin side, corners not shifted by half a
+    cell (He et al. 2017). Features and result are float32.
+    """
+
+    def __init__(self, output_size: int, spatial_scale: float) -> None:
+        super().__init__()
+        self.output_size, self.spatial_scale = output_size, spatial_scale
+
+    def forward(self, features: Tensor, rois: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):  # it would make RoIs bfloat16 too
+            return roi_align(features.float(), rois, self.output_size, self.spatial_scale, sampling_ratio=2)
+
+
+class PyramidPooling(nn.Module):
+    """Pools each RoI from one level of a feature pyramid, by its size (Lin et al. 2017, equation 1).
+
+    A RoI of 224 x 224 pixels is pooled from the map of stride 16, one of half that side from the map of stride 8.
+    """
+
+    def __init__(self, pools: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.pools = nn.ModuleList(pools)  # of the levels with stride 4, 8, ...
+
+    def forward(self, features: Sequence[Tensor], rois: Tensor) -> Tensor:
+        levels = levels_of(rois, len(self.pools))
+        rows = [torch.nonzero(levels == level).flatten() for level in range(len(self.pools))]
+        pooled = [pool(maps, rois[row]) for pool, maps, row in zip(self.pools, features, rows, strict=True)]
+        return torch.cat(pooled)[torch.cat(rows).argsort()]  # in the order of `rois`
+
+
+def levels_of(rois: Tensor, levels: int) -> Tensor:
+    """The level (R,), from 0 for stride 4, of each RoI (R, 5)."""
+    width, height = rois[:, 3] - rois[:, 1], rois[:, 4] - rois[:, 2]
+    sides = (width * height).sqrt()
+    # 1e-6 as in torchvision and detectron2: rounding does not move a RoI of exactly 224 pixels down.
+    return torch.floor(2 + torch.log2(sides / 224) + 1e-6).clamp(0, levels - 1).to(torch.int64)
+
+
+POOLINGS = {"roi_pool": RoIPool, "roi_align": RoIAlign}
