@@ -4,7 +4,7 @@ Each component receives only the values that it needs. datasets.py has the part 
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -21,10 +21,11 @@ from detector.models.weights import load_weights
 from detector.runtime.device import Compute, resolve_compute
 from detector.runtime.distributed import shared_errors
 from detector.runtime.ranks import rank_info
-from detector.settings import CommonSettings, EvaluateSettings, Model, TrainSettings
+from detector.settings import CommonSettings, EvaluateSettings, Loss, Model, TrainSettings
 from detector.training.checkpoint import load_state
 from detector.training.ema import averaged_model
 from detector.training.engine import TrainingConfig
+from detector.training.losses import LossConfig
 from detector.training.memory import warn_if_memory_is_short
 from detector.training.optimizers import default_rate, parameter_groups
 from detector.training.resume import check_same_run
@@ -39,9 +40,24 @@ def build_compute(settings: CommonSettings | EvaluateSettings) -> Compute:
     return resolve_compute(settings.device, settings.precision or "auto")
 
 
-def build_training_config(settings: CommonSettings, max_grad_norm: float | None = None) -> TrainingConfig:
-    """How RoIs and their targets are sampled from a batch, and the limit of the gradient."""
-    return TrainingConfig(settings.roi, BoxCoder(settings.roi.delta_std), settings.seed, max_grad_norm)
+def build_training_config(
+    settings: CommonSettings, classes: Sequence[str], max_grad_norm: float | None = None, accumulate: int = 1
+) -> TrainingConfig:
+    """How RoIs and their targets are sampled from a batch, the loss on them, and how the gradient is computed."""
+    coder = BoxCoder(settings.roi.delta_std)
+    loss = LossConfig(settings.loss, coder, _class_weights(settings.loss, classes))
+    return TrainingConfig(settings.roi, coder, settings.seed, loss, max_grad_norm, accumulate)
+
+
+def _class_weights(loss: Loss, classes: Sequence[str]) -> tuple[float, ...] | None:
+    """The weights of background and each class. Raises InputError for a weight of another class."""
+    if loss.class_weights is None:
+        return None
+    names = ["background", *classes]
+    for name in loss.class_weights:
+        if name not in names:
+            raise InputError(f"loss.class_weights: there is no class '{name}'; there are {', '.join(names)}")
+    return tuple(loss.class_weights.get(name, 1.0) for name in names)
 
 
 def build_detector_config(settings: CommonSettings) -> DetectorConfig:
@@ -125,8 +141,11 @@ def build_training(settings: TrainSettings, checkpoint: dict | None) -> Training
     if checkpoint is not None:
         check_same_run(checkpoint, settings, classes, fingerprints)
         load_state(checkpoint, model, optimizer, averaged)
-    training = build_training_config(settings, settings.optimizer.max_grad_norm)
+    images = settings.train.images_per_batch // rank_info().world_size
+    if settings.train.accumulate > images:
+        raise InputError(f"train.accumulate={settings.train.accumulate}: each process has {images} images per step")
+    training = build_training_config(settings, classes, settings.optimizer.max_grad_norm, settings.train.accumulate)
     return TrainingComponents(
         classes, model, optimizer, schedule, training, build_detector_config(settings), compute, train_samples,
-        val_samples, fingerprints, averaged,
+        val_samples, fingerprints, datasets.build_epoch_order(settings, train_checked), averaged,
     )  # fmt: skip

@@ -6,10 +6,13 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from detector.allowlist import build
 from detector.data.check import Checked, accept, check_data, check_proposals, require_all_valid
 from detector.data.classes import require_known, require_unlike
 from detector.data.dataset import DetectionDataset, join, split_into_parts
+from detector.data.epoch_order import EpochOrder, repeat_factors
 from detector.data.image import ImageOptions
 from detector.data.loader import CROWD_IOA_THRESHOLD, Proposals, TransformedDataset
 from detector.data.proposal_selection import Selection
@@ -166,13 +169,31 @@ def transformed_dataset_with(
     return TransformedDataset(
         dataset,
         proposals,
-        Resize(data.short_side_px, data.max_side_px),
+        Resize(data.short_side_px if part == "train" else scored_side_px(data), data.max_side_px),
         augment,
         settings.seed,
         Selection(data.proposals_by_score, data.min_proposal_px, data.unique_proposals, limit),
         data.use_difficult,
         CROWD_IOA_THRESHOLD if part == "train" else None,
     )
+
+
+def scored_side_px(data: Data) -> int:
+    """The short side of images that are scored: of several in training, the middle one."""
+    sides = data.short_side_px
+    return sides if isinstance(sides, int) else sorted(sides)[len(sides) // 2]
+
+
+def build_epoch_order(settings: TrainSettings, checked: Checked) -> EpochOrder:
+    """The order of the training images."""
+    data, records = settings.data, checked.dataset.records
+    repeats, is_portrait = None, None
+    if data.repeat_rare is not None:
+        repeats = repeat_factors([record.names for record in records], data.repeat_rare)
+        logger.info("data.repeat_rare: %d images give epochs of %.0f", len(records), repeats.sum())
+    if data.group_by_aspect:
+        is_portrait = np.array([height > width for height, width in checked.image_hws])
+    return EpochOrder(len(records), settings.seed, repeats, is_portrait, settings.train.images_per_batch)
 
 
 def build_transforms(items: Sequence[dict]) -> list:

@@ -29,7 +29,6 @@ from detector.schema import AS_TRAINED, LAYOUT, Settings, parse
 from detector.settings import CommonSettings, Data, EvaluateSettings
 from detector.structures import Detections
 from detector.training.checkpoint import load_checkpoint, trained_settings
-from detector.training.losses import multi_task_loss
 from detector.training.run_folder import make_new_folder, make_run_folder, require_writable
 
 logger = logging.getLogger(__name__)
@@ -64,12 +63,12 @@ def score_checkpoint(given: EvaluateSettings) -> float | None:
         compute = builders.build_compute(settings)
         compute.place(model)
         samples = datasets.build_transformed_dataset(settings, checked, "val")
+        training = builders.build_training_config(settings, dataset.classes)
     batches = eval_loader(samples, settings.workers, here.rank, here.world_size)
     with explain_workers([]):
         detections, losses = evaluate(
-            model, batches, builders.build_detector_config(settings), compute,
-            builders.build_training_config(settings).sample_targets, multi_task_loss,
-        )  # fmt: skip
+            model, batches, builders.build_detector_config(settings), compute, training.sample_targets, training.loss_of
+        )
     if not is_main():
         return None
     folder = Path(given.out) if given.out else make_new_folder(_run_of(given.checkpoint), f"evaluate-{dataset.name}")

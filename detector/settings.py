@@ -107,8 +107,21 @@ class Data(Settings):
     """Per image to validate on; more raise recall: fast selective search gives about 3000."""
     use_difficult: bool = True
     """Train on objects marked difficult."""
-    short_side_px: Annotated[SidePx, AS_TRAINED] = 600
-    """Images are scaled so that the short side has this length."""
+    repeat_rare: Annotated[
+        Annotated[float, Field(gt=0, le=1), Valid("a number above 0, up to 1")] | None,
+        FIXED,
+    ] = None
+    """Images with a class that fewer than this fraction of the training images have are repeated in an epoch, by the
+    root of how much rarer it is (LVIS: 0.001); null: each image once."""
+    group_by_aspect: Annotated[bool, FIXED] = False
+    """true: the images of a training batch are all upright or all wide, which saves padding."""
+    short_side_px: Annotated[
+        SidePx | Annotated[Tuple[SidePx], Field(min_length=1, max_length=100)],
+        Valid("an integer from 1 to 20000, or a list of them"),
+        AS_TRAINED,
+    ] = 600
+    """Images are scaled so that the short side has this length. Of a list, a training image has a random one, and an
+    image that is scored the middle one."""
     max_side_px: Annotated[SidePx, AS_TRAINED] = 1000
     """Maximum length of the long side: larger images are scaled down further."""
 
@@ -160,6 +173,9 @@ class RoISampling(Settings):
     balance_objects: bool = False
     """true: the objects of an image have equal shares of the foreground, as far as their proposals go; false (the
     paper): it is uniform over all foreground proposals, of which large objects have most."""
+    ohem: bool = False
+    """true: of all RoIs of an image, labelled as above, the rois_per_image with the highest loss are trained on (online
+    hard example mining); foreground_fraction and balance_objects do not apply."""
     delta_std: Annotated[
         Tuple[PositiveFloat], Field(min_length=4, max_length=4), Valid("four numbers above 0"), FIXED
     ] = (0.1, 0.1, 0.2, 0.2)
@@ -173,6 +189,25 @@ class RoISampling(Settings):
                 f"{self.background_iou_low}, {self.background_iou_high}, {self.foreground_iou}"
             )
         return self
+
+
+class Loss(Settings):
+    """The loss of training (paper, section 2.3)."""
+
+    cls: Literal["cross_entropy", "focal"] = "cross_entropy"
+    """Of the classification. focal: the cross entropy times (1 - probability of the label)^loss.focal_gamma."""
+    focal_gamma: NonNegativeFloat = 2.0
+    """The larger, the less the RoIs count that are classified well."""
+    class_weights: (
+        Annotated[dict[Text, NonNegativeFloat], Valid("weights of classes, such as {cat: 2.0, background: 0.5}")] | None
+    ) = None
+    """Factors on the classification loss of RoIs of these classes; the others have 1."""
+    box: Literal["smooth_l1", "l1", "giou"] = "smooth_l1"
+    """Of the boxes of foreground RoIs. smooth_l1, l1: of the deltas; giou: 1 - generalized IoU of the boxes."""
+    beta: PositiveFloat = 1.0
+    """Distance at which smooth_l1 turns from a square into a line."""
+    box_weight: NonNegativeFloat = 1.0
+    """Factor on the box loss, the paper's lambda; 0: classification alone."""
 
 
 class Detect(Settings):
@@ -257,6 +292,7 @@ class CommonSettings(Settings):
     data: Data
     model: Annotated[Model, FIXED]
     roi: RoISampling = RoISampling()
+    loss: Loss = Loss()
     detect: Annotated[Detect, FIXED] = Detect()
     metric: Metric = Metric()
     proposals: ProposalSource = ProposalSource()
@@ -363,6 +399,9 @@ class Training(Settings):
     """Optimizer steps."""
     images_per_batch: Annotated[int, Field(ge=1, le=10_000), Valid("an integer from 1 to 10000"), FIXED] = 4
     """Images per optimizer step, in all processes together."""
+    accumulate: PositiveInt = 1
+    """Each process splits its images of a step into this many parts, one after the other in memory; their gradients add
+    up to that of the whole batch."""
     eval_every: PositiveInt = 250
     """Iterations between evaluations; there is one at the end too."""
     checkpoint_every: PositiveInt = 250

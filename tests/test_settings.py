@@ -10,6 +10,7 @@ import torch
 from detector import builders, datasets
 from detector.allowlist import build
 from detector.data.dataset import DetectionDataset
+from detector.data.epoch_order import EpochOrder
 from detector.data.image import ImageOptions
 from detector.data.shapes import VERSION
 from detector.errors import InputError
@@ -38,7 +39,7 @@ def test_every_config_makes_its_parts(settings, choice):
     assert schedule(config.train.iterations // 2) > 0
     for item in config.augment.transforms:
         assert isinstance(build(item, ALLOWED), albumentations.BasicTransform)
-    assert builders.build_training_config(config).coder.std == config.roi.delta_std
+    assert builders.build_training_config(config, ()).coder.std == config.roi.delta_std
 
 
 def test_the_paper_s_recipe_is_in_its_experiment(settings):
@@ -189,6 +190,39 @@ def test_how_images_are_read_is_a_setting(settings, make_voc):
     assert dataset.image_options == ImageOptions(exif="ignore", max_pixels=77)
 
 
+def test_order_and_scales_of_training_images_are_settings(settings, make_voc):
+    images = {name: [("cat", 1, 1, 9, 9)] for name in "abcdefgh"} | {"rare": [("dog", 1, 1, 9, 9)]}
+    root = make_voc({"trainval": images, "test": {"t": []}})
+    where = ["data=voc", f"data.root={root}", "proposals.mode=single", f"proposals.folder={root}/p"]
+
+    def order(*overrides: str) -> EpochOrder:
+        config = settings("train", *where, *overrides)
+        checked = datasets.check(config.data, datasets.build_dataset(config.data, "train"), "train")
+        return datasets.build_epoch_order(config, checked)
+
+    assert (order().size, order().repeats, order().is_portrait) == (9, None, None)
+    assert order("data.repeat_rare=1.0").repeats.tolist() == pytest.approx([*[(9 / 8) ** 0.5] * 8, 3.0])
+    assert order("data.group_by_aspect=true").is_portrait.tolist() == [False] * 9  # all are 60x40
+    config = settings("train", *where, "data.short_side_px=[64,32,48]")
+    checked = datasets.check(config.data, datasets.build_dataset(config.data, "val"), "val")
+    assert datasets.build_transformed_dataset(config, checked, "train").resize.short_sides == (64, 32, 48)
+    assert datasets.build_transformed_dataset(config, checked, "val").resize.short_sides == (48,)
+    with pytest.raises(InputError, match="data.short_side_px=.*an integer from 1 to 20000, or a list of them"):
+        settings("train", *where, "data.short_side_px=[]")
+    with pytest.raises(InputError, match="data.repeat_rare=2: must be null or a number above 0, up to 1"):
+        settings("train", *where, "data.repeat_rare=2")
+
+
+def test_weights_of_classes_are_by_name(settings):
+    config = settings("train", "loss.class_weights={cat: 2, background: 0.5}")
+    assert builders.build_training_config(config, ("ant", "cat")).loss.class_weights == (0.5, 1.0, 2.0)
+    assert builders.build_training_config(settings("train"), ("ant", "cat")).loss.class_weights is None
+    with pytest.raises(InputError, match="loss.class_weights: there is no class 'cat'; there are background, dog"):
+        builders.build_training_config(config, ("dog",))
+    with pytest.raises(InputError, match="loss.class_weights=.*must be null or weights of classes, such as"):
+        settings("train", "loss.class_weights={cat: -1}")
+
+
 def test_build_passes_settings_on():
     flip = build({"_target_": "albumentations.HorizontalFlip", "p": 0.25}, ALLOWED)
     assert isinstance(flip, albumentations.HorizontalFlip)
@@ -281,7 +315,10 @@ def test_a_wrong_argument_is_an_input_error():
         ("data.exif=yes", "data.exif=yes: must be apply or ignore"),
         ("data.max_image_pixels=0", "data.max_image_pixels=0: must be an integer above 0"),
         ("data.max_bad_fraction=2", "data.max_bad_fraction=2: must be a number from 0 to 1"),
-        ("data.short_side_px=1000000", "data.short_side_px=1000000: must be an integer from 1 to 20000"),
+        (
+            "data.short_side_px=1000000",
+            "data.short_side_px=1000000: must be an integer from 1 to 20000, or a list of them",
+        ),
         ("data.classes=[1]", r"data.classes=\[1\]: must be null or a list of names"),
         ("+model.hiden=3", r"model\.hiden: no such setting; did you mean model\.hidden\?"),
         ("optimizer.lr=inf", "optimizer.lr=inf: must be null or a number above 0"),

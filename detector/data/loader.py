@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from detector.boxes import clip_array
 from detector.data.dataset import DetectionDataset
+from detector.data.epoch_order import EpochOrder
 from detector.data.proposal_selection import Selection, select_proposals
 from detector.data.transforms import Augment, Resize
 from detector.errors import InputError, RunFailure
@@ -41,7 +42,8 @@ class Proposals(Protocol):
 class TransformedDataset(Dataset):
     """Samples in the network frame, by key (index, position).
 
-    `position` is the sample's place in the stream of training samples; with the seed it determines the augmentation.
+    `position` is the sample's place in the stream of training samples; with the seed it determines scale and
+    augmentation.
     `selection` filters the proposals of an image. Boxes are clipped to the image; those completely outside are
     dropped, and so are difficult objects if `use_difficult` is false. Crowds are not trained on, neither as objects nor
     as background: proposals with a fraction of at least `crowd_ioa_threshold` of their area inside a crowd are
@@ -73,7 +75,8 @@ class TransformedDataset(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Sample, int]:
         index, position = key
         try:
-            sample = self.resize(self.original(index))  # before augmentation, which can change the scale
+            # Before augmentation, which can change the scale.
+            sample = self.resize(self.original(index), seed_of(self.seed, Stream.SCALE, position))
             if self.augment:
                 sample = self.augment(sample, seed_of(self.seed, Stream.AUGMENTATION, position))
             return sample, position
@@ -121,8 +124,8 @@ def _part_inside(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 class TrainBatchSampler:
     """The images of each training batch, as lists of (index, position), from `start` to `iterations`.
 
-    Every epoch has its own permutation; a batch can span two epochs. The images of iteration i are a function of
-    (seed, i). With several `processes`, each has its share of every batch, by its `rank`.
+    Every epoch has its own order, a permutation unless `order` is given; a batch can span two epochs. The images of
+    iteration i are a function of (seed, i). With several `processes`, each has its share of every batch, by its `rank`.
     """
 
     def __init__(
@@ -134,11 +137,11 @@ class TrainBatchSampler:
         start: int = 0,
         rank: int = 0,
         processes: int = 1,
+        order: EpochOrder | None = None,
     ) -> None:
-        self.size = size
+        self.order = order or EpochOrder(size, seed)
         self.images_per_batch = images_per_batch
         self.iterations = iterations
-        self.seed = seed
         self.start = start
         self.rank = rank
         self.processes = processes
@@ -147,14 +150,14 @@ class TrainBatchSampler:
         return self.iterations - self.start
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, order = -1, np.zeros(0, dtype=np.int64)
+        epoch, order, size = -1, np.zeros(0, dtype=np.int64), self.order.size
         for iteration in range(self.start, self.iterations):
             batch = []
             for position in range(iteration * self.images_per_batch, (iteration + 1) * self.images_per_batch):
-                if position // self.size != epoch:
-                    epoch = position // self.size
-                    order = np.random.default_rng(seed_of(self.seed, Stream.ORDER, epoch)).permutation(self.size)
-                batch.append((int(order[position % self.size]), position))
+                if position // size != epoch:
+                    epoch = position // size
+                    order = self.order.indices(epoch)
+                batch.append((int(order[position % size]), position))
             share = len(batch) // self.processes
             yield batch[self.rank * share : (self.rank + 1) * share]
 

@@ -68,15 +68,19 @@ def as_input_error(where: str = "") -> Iterator[None]:
 
 
 class Resize:
-    """Scale the image to a short side of `short_side_px`, or to a long side of `max_side_px` if that is smaller."""
+    """Scale the image to a short side of `short_side_px`, or to a long side of `max_side_px` if that is smaller.
 
-    def __init__(self, short_side_px: int, max_side_px: int) -> None:
-        self.short_side_px = short_side_px
+    Of several short sides, the seed selects one at random.
+    """
+
+    def __init__(self, short_side_px: int | Sequence[int], max_side_px: int) -> None:
+        self.short_sides = (short_side_px,) if isinstance(short_side_px, int) else tuple(short_side_px)
         self.max_side_px = max_side_px
 
-    def __call__(self, sample: Sample) -> Sample:
+    def __call__(self, sample: Sample, seed: int = 0) -> Sample:
         height, width = sample.image.shape[:2]
-        scale = min(self.short_side_px / min(height, width), self.max_side_px / max(height, width))
+        short_side = self.short_sides[seed % len(self.short_sides)]
+        scale = min(short_side / min(height, width), self.max_side_px / max(height, width))
         new_height, new_width = max(round(height * scale), 1), max(round(width * scale), 1)
         scales = np.array([new_width / width, new_height / height] * 2, dtype=np.float32)
         return replace(

@@ -15,6 +15,7 @@ class Stream(IntEnum):
     AUGMENTATION = 1
     ROIS = 2
     DROPOUT = 3
+    SCALE = 4
 
 
 def seed_of(*numbers: int) -> int:

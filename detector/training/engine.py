@@ -16,22 +16,34 @@ from detector.runtime.seeds import Stream, seed_of
 from detector.settings import RoISampling
 from detector.structures import Batch, RoiTargets
 from detector.training.diagnostics import NotFinite, not_finite_failure, out_of_memory_failure
-from detector.training.losses import accuracy, multi_task_loss
+from detector.training.losses import PAPER, LossConfig, accuracy, multi_task_loss
+from detector.training.ohem import all_targets, hardest_targets
 from detector.training.targets import make_targets
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Settings of a training step: how RoIs are sampled and encoded, and the limit of the gradient norm."""
+    """Settings of a training step: how RoIs are sampled and encoded, the loss, and how the gradient is computed."""
 
     sampling: RoISampling
     coder: BoxCoder
     seed: int
+    loss: LossConfig = PAPER
     max_grad_norm: float | None = None  # a larger gradient is scaled down to this norm
+    accumulate: int = 1  # parts into which a batch is split, whose gradients are added
 
     def sample_targets(self, batch: Batch) -> RoiTargets:
         """Sample the RoIs of a batch, with their targets."""
         return make_targets(batch, self.sampling, self.coder, self.seed)
+
+    def loss_of(self, class_logits: Tensor, deltas: Tensor, targets: RoiTargets) -> dict[str, Tensor]:
+        """The losses of a batch; see `multi_task_loss`."""
+        return multi_task_loss(class_logits, deltas, targets, config=self.loss)
+
+    def candidate_targets(self, batch: Batch) -> RoiTargets:
+        """The RoIs to train on; with OHEM all RoIs, of which the hardest are."""
+        targets = all_targets if self.sampling.ohem else make_targets
+        return targets(batch, self.sampling, self.coder, self.seed)
 
 
 @dataclass(frozen=True)
@@ -65,10 +77,13 @@ def training_steps(
         waited = time.perf_counter() - begin
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * schedule(iteration - 1)
-        targets = config.sample_targets(batch)
         torch.manual_seed(seed_of(config.seed, Stream.DROPOUT, iteration, rank_info().rank))
+        targets = config.candidate_targets(batch)
         try:
-            values = train_step(model, batch.images, targets, optimizer, compute, config.max_grad_norm)
+            if config.sampling.ohem:
+                size = config.sampling.rois_per_image
+                targets = hardest_targets(model, batch.images, targets, size, compute, config.loss)
+            values = train_step(model, batch.images, targets, optimizer, compute, config)
         except NotFinite as error:
             raise_once(not_finite_failure(error, iteration, batch, optimizer.param_groups[0]["lr"]))
         except torch.OutOfMemoryError as error:
@@ -88,11 +103,12 @@ def train_step(
     targets: RoiTargets,
     optimizer: torch.optim.Optimizer,
     compute: Compute,
-    max_grad_norm: float | None = None,
+    config: TrainingConfig,
 ) -> dict[str, Tensor | float]:
-    """Forward, loss, backward, update. Returns losses, gradient norm and accuracies by TensorBoard tag.
+    """Forward, loss and backward of each part of the batch, update. Returns losses, gradient norm and accuracies by
+    TensorBoard tag.
 
-    A gradient whose norm is above `max_grad_norm` is scaled down to it; the returned norm is that before scaling.
+    A gradient whose norm is above `config.max_grad_norm` is scaled down to it; the returned norm is that before this.
 
     Of several processes, each has a part of the batch. Losses are divided by the RoIs of the whole batch, so gradient
     and losses equal those of one process with the whole batch; the accuracies are of this process's part.
@@ -100,25 +116,37 @@ def train_step(
     model.train()
     processes = rank_info().world_size
     count = all_reduce_sum(len(targets.labels)) / processes  # gradients are averaged over the processes
-    targets = targets.to(compute.device)
-    class_logits, deltas = compute.forward(model, images, targets.rois)
-    losses = multi_task_loss(class_logits, deltas, targets, count)
     optimizer.zero_grad()
-    (losses["cls"] + losses["box"]).backward()
+    own, logits = torch.zeros(2, device=compute.device), []
+    for part_images, part in split_batch(images, targets, config.accumulate):
+        part = part.to(compute.device)
+        class_logits, deltas = compute.forward(model, part_images, part.rois)
+        losses = multi_task_loss(class_logits, deltas, part, count, config.loss)
+        (losses["cls"] + losses["box"]).backward()
+        own += torch.stack([losses["cls"], losses["box"]]).detach()
+        logits.append(class_logits.detach())
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-    own = torch.stack([losses["cls"], losses["box"]]).detach()
     # Reading these synchronizes with the GPU once per step; only the launch of the update is then not overlapped.
     cls, box, grad_norm = torch.cat([mean(own), norm[None]]).tolist()
     if not math.isfinite(cls + box + grad_norm):
         raise NotFinite(cls + box, grad_norm, mine=not bool(own.isfinite().all()))
-    if max_grad_norm is not None and grad_norm > max_grad_norm:
-        torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
+    if config.max_grad_norm is not None and grad_norm > config.max_grad_norm:
+        torch.nn.utils.clip_grads_with_norm_(parameters, config.max_grad_norm, norm)
     optimizer.step()
     return {
         "train/loss": cls + box,
         "train/loss_cls": cls,
         "train/loss_box": box,
         "train/grad_norm": grad_norm,
-        **{f"roi/{name}": value for name, value in accuracy(class_logits, targets).items()},
+        **{f"roi/{name}": value for name, value in accuracy(torch.cat(logits), targets.to(compute.device)).items()},
     }
+
+
+def split_batch(images: Tensor, targets: RoiTargets, parts: int) -> Iterator[tuple[Tensor, RoiTargets]]:
+    """The batch in `parts` of (nearly) as many images each; RoIs are ordered by their image."""
+    size = math.ceil(len(images) / parts)
+    for first in range(0, len(images), size):
+        row = torch.nonzero((targets.rois[:, 0] >= first) & (targets.rois[:, 0] < first + size)).flatten()
+        rois = targets.rois[row] - targets.rois.new_tensor([first, 0, 0, 0, 0])
+        yield images[first : first + size], RoiTargets(rois, targets.labels[row], targets.deltas[row])

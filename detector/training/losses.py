@@ -1,29 +1,70 @@
 """The multi-task loss (Fast R-CNN, section 2.3, equations 1 to 3)."""
 
+from dataclasses import dataclass, field
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.ops import generalized_box_iou_loss
 
+from detector.boxes import BoxCoder
+from detector.schema import default
+from detector.settings import Loss, RoISampling
 from detector.structures import RoiTargets
 
 
+@dataclass(frozen=True)
+class LossConfig:
+    """Which losses, and what they need to know."""
+
+    settings: Loss = field(default_factory=Loss)
+    coder: BoxCoder = field(default_factory=lambda: BoxCoder(default(RoISampling, "delta_std")))  # giou decodes boxes
+    class_weights: tuple[float, ...] | None = None  # of background and the K classes
+
+
+PAPER = LossConfig()
+
+
 def multi_task_loss(
-    class_logits: Tensor, deltas: Tensor, targets: RoiTargets, count: float | None = None
+    class_logits: Tensor, deltas: Tensor, targets: RoiTargets, count: float | None = None, config: LossConfig = PAPER
 ) -> dict[str, Tensor]:
-    """Losses `cls` and `box`, each a scalar divided by the number of RoIs, with equal weight (lambda = 1).
+    """Losses `cls` and `box`, each a scalar divided by the number of RoIs; `box` has its weight (lambda) already.
 
     `count` is that number if these RoIs are only a part of the batch.
 
-    class_logits (R, K+1), deltas (R, K, 4). `cls` is the cross entropy over all RoIs. `box` is the smooth L1
-    distance, summed over the four deltas, of the foreground RoIs in the deltas of their own class. Both are 0,
-    and connected to the graph, if there is no RoI to learn from.
+    class_logits (R, K+1), deltas (R, K, 4). Both losses are 0, and connected to the graph, if there is no RoI to learn
+    from.
     """
     count = max(len(targets.labels) if count is None else count, 1)
-    cls = F.cross_entropy(class_logits.float(), targets.labels, reduction="sum") / count
-    foreground = torch.nonzero(targets.labels > 0).flatten()
-    predicted = deltas[foreground, targets.labels[foreground] - 1].float()
-    box = F.smooth_l1_loss(predicted, targets.deltas[foreground], reduction="sum", beta=1.0) / count
-    return {"cls": cls, "box": box}
+    cls, box = roi_losses(class_logits, deltas, targets, config)
+    return {"cls": cls.sum() / count, "box": box.sum() / count}
+
+
+def roi_losses(
+    class_logits: Tensor, deltas: Tensor, targets: RoiTargets, config: LossConfig = PAPER
+) -> tuple[Tensor, Tensor]:
+    """The classification loss (R,) of each RoI, and its box loss (R,): 0 for background.
+
+    The box loss is the distance, summed over the four deltas, in the deltas of the RoI's own class, or 1 - GIoU of the
+    decoded boxes (Rezatofighi et al. 2019).
+    """
+    settings, labels = config.settings, targets.labels
+    cls = F.cross_entropy(class_logits.float(), labels, reduction="none")
+    if settings.cls == "focal":  # Lin et al. 2017, equation 4, with a softmax
+        cls = (1 - (-cls).exp()) ** settings.focal_gamma * cls
+    if config.class_weights is not None:
+        cls = cls * cls.new_tensor(config.class_weights)[labels]
+    foreground = torch.nonzero(labels > 0).flatten()
+    predicted, wanted = deltas[foreground, labels[foreground] - 1].float(), targets.deltas[foreground]
+    if settings.box == "giou":
+        rois = targets.rois[foreground, 1:]
+        boxes, gt_boxes = (config.coder.decode(each[:, None], rois)[:, 0] for each in (predicted, wanted))
+        distance = generalized_box_iou_loss(boxes, gt_boxes, reduction="none")
+    elif settings.box == "l1":
+        distance = F.l1_loss(predicted, wanted, reduction="none").sum(dim=1)
+    else:
+        distance = F.smooth_l1_loss(predicted, wanted, reduction="none", beta=settings.beta).sum(dim=1)
+    return cls, torch.zeros_like(cls).index_put((foreground,), distance * settings.box_weight)
 
 
 @torch.no_grad()

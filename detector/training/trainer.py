@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
+from detector.data.epoch_order import EpochOrder
 from detector.data.loader import TrainBatchSampler, TransformedDataset, eval_loader, explain_workers, train_loader
 from detector.errors import Stopped
 from detector.evaluation.report import write_report
@@ -31,7 +32,6 @@ from detector.structures import Detections
 from detector.training.checkpoint import Checkpoints
 from detector.training.diagnostics import CollapseDetector, DivergenceDetector, label_entropy
 from detector.training.engine import Step, TrainingConfig, training_steps
-from detector.training.losses import multi_task_loss
 from detector.training.resume import Run, is_due, lacks_evaluation
 from detector.training.tracking import Means, Tracker, tag_of
 from detector.visualization.drawing import draw_batch, draw_detections
@@ -56,6 +56,7 @@ class TrainingComponents:
     train_samples: TransformedDataset
     val_samples: TransformedDataset
     fingerprints: dict[str, str]  # of data and proposals
+    train_order: EpochOrder
     averaged: AveragedModel | None = None  # the moving average of the weights, if `train.ema` is set
 
     @property
@@ -89,7 +90,7 @@ class Trainer:
         share = (rank_info().rank, rank_info().world_size)
         order = TrainBatchSampler(
             len(components.train_samples.dataset), settings.train.images_per_batch, settings.train.iterations,
-            settings.seed, run.start, *share,
+            settings.seed, run.start, *share, components.train_order,
         )  # fmt: skip
         self.train_batches = train_loader(components.train_samples, order, settings.workers)
         self.val_batches = eval_loader(components.val_samples, settings.workers, *share)
@@ -235,8 +236,9 @@ class Trainer:
         components, model = self.components, self.components.evaluated_model
         broadcast_buffers(model)
         batches = self.stop.cut_short(self.val_batches)
+        training = components.training
         detections, losses = evaluate(
-            model, batches, components.detector, components.compute, components.training.sample_targets, multi_task_loss
+            model, batches, components.detector, components.compute, training.sample_targets, training.loss_of
         )
         if self.tracker is not None:
             with self.checkpoints.tolerate_write_errors(

@@ -154,6 +154,15 @@ def test_scale_jitter_is_not_undone_by_resizing(small_shapes):
     np.testing.assert_allclose(sample.proposals, whole.proposals / 2, atol=0.5)
 
 
+def test_a_random_short_side_is_a_function_of_seed_and_position(small_shapes):
+    def sides(seed: int) -> list[int]:
+        samples = TransformedDataset(read_voc(small_shapes, "train"), AllOver(), Resize((64, 96, 128), 999), seed=seed)
+        return [min(samples[0, position][0].image.shape[:2]) for position in range(40)]
+
+    assert {*sides(1)} == {64, 96, 128}
+    assert sides(1) == sides(1) != sides(2)
+
+
 def test_evaluation_sees_every_image_once_in_order(samples):
     assert [ids for ids, _, _ in contents(eval_loader(samples, 0))] == [[f"train_{n}"] for n in range(6)]
 

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -81,7 +82,7 @@ def test_case_17_a_loss_that_is_not_finite_stops_before_the_update(model, optimi
 def test_case_17_a_gradient_that_is_not_finite_stops_too(model, optimizer):
     model.head.fc7.weight.register_hook(lambda gradient: gradient / 0)
     with pytest.raises(NotFinite, match="the gradient's norm (nan|inf)") as failure:
-        train_step(model, batch().images, rois(1, 0), optimizer, COMPUTE)
+        train_step(model, batch().images, rois(1, 0), optimizer, COMPUTE, TRAINING)
     assert not failure.value.mine  # the loss itself is finite
     assert not optimizer.state
 
@@ -91,7 +92,9 @@ def test_a_larger_gradient_is_clipped_to_the_norm(model):
         """The norm that is reported, and how far the update moved the weights."""
         copied = copy.deepcopy(model)
         optimizer = torch.optim.SGD(copied.parameters(), lr=1.0)
-        values = train_step(copied, batch().images, rois(1, 0), optimizer, COMPUTE, max_grad_norm)
+        values = train_step(
+            copied, batch().images, rois(1, 0), optimizer, COMPUTE, replace(TRAINING, max_grad_norm=max_grad_norm)
+        )
         pairs = zip(copied.parameters(), model.parameters(), strict=True)
         moved = torch.cat([(new - old).detach().flatten() for new, old in pairs]).norm()
         return values["train/grad_norm"], float(moved)
@@ -123,7 +126,7 @@ def test_an_augmentation_that_cannot_work_ends_before_there_is_a_folder(settings
 
 
 def test_case_19_a_batch_without_foreground_gives_every_parameter_a_gradient(model, optimizer):
-    values = train_step(model, batch().images, rois(0, 0), optimizer, COMPUTE)
+    values = train_step(model, batch().images, rois(0, 0), optimizer, COMPUTE, TRAINING)
     assert values["train/loss_box"] == 0
     assert values["train/loss_cls"] > 0
     assert all(parameter.grad is not None for parameter in model.parameters())  # or DDP would wait for it
@@ -131,7 +134,7 @@ def test_case_19_a_batch_without_foreground_gives_every_parameter_a_gradient(mod
 
 
 def test_case_20_images_without_a_single_usable_roi(model, optimizer):
-    values = train_step(model, batch().images, rois(), optimizer, COMPUTE)
+    values = train_step(model, batch().images, rois(), optimizer, COMPUTE, TRAINING)
     assert (values["train/loss"], values["train/grad_norm"]) == (0, 0)
     assert all(parameter.grad is not None for parameter in model.parameters())
 

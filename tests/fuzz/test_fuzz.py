@@ -329,7 +329,7 @@ def test_settings(tmp_path, settings):
         typed = parse(TrainSettings, config)
         assert parse(TrainSettings, typed.plain()) == typed
         builders.build_compute(typed)
-        builders.build_training_config(typed)
+        builders.build_training_config(typed, ())
         with torch.device("meta"):
             model = builders.build_model(typed.model, 2)
         _, schedule = builders.build_optimizer(typed, model)
@@ -383,7 +383,7 @@ def test_what_a_checkpoint_says(tmp_path, content, settings):
     def read(path: Path) -> None:
         checkpoint = load_checkpoint(tmp_path / "model.safetensors")
         config = scoring.with_training_settings(evaluation, trained_settings(checkpoint))
-        builders.build_training_config(config)
+        builders.build_training_config(config, ())
         with pytest.raises(InputError, match="does not fit its own settings"):
             builders.build_trained_model(config.model, checkpoint["model"], len(checkpoint["classes"]))
         datasets.build_dataset(config.data, "val")

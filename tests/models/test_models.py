@@ -15,7 +15,7 @@ from detector.models.pooling import POOLINGS, PyramidPooling, RoIAlign, levels_o
 from detector.runtime.device import Compute
 from detector.settings import Backbone as BackboneName
 from detector.settings import Detect, Model, RoISampling
-from detector.training.engine import train_step
+from detector.training.engine import TrainingConfig, train_step
 from detector.training.losses import multi_task_loss
 from detector.training.targets import RoiTargets
 
@@ -159,7 +159,8 @@ def test_losses_of_training_are_those_with_torchvision_s_pooling(backbone):
             model.roi_pool = torchvision.ops.RoIPool(7, 1 / 16)
         compute.place(model)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-        steps = [train_step(model, IMAGES, targets, optimizer, compute) for _ in range(4)]
+        config = TrainingConfig(RoISampling(), CODER, seed=0)
+        steps = [train_step(model, IMAGES, targets, optimizer, compute, config) for _ in range(4)]
         losses[pool] = [float(step["train/loss"]) for step in steps]
     assert losses["ours"] == pytest.approx(losses["theirs"], rel=1e-5)
     assert losses["ours"][3] < losses["ours"][0]
@@ -243,7 +244,7 @@ def test_two_images_are_overfitted(small_shapes, tmp_path):
     from detector.evaluation.voc_ap import score_voc
     from detector.inference.predict import DetectorConfig, evaluate
     from detector.runtime.device import resolve_compute
-    from detector.training.engine import TrainingConfig, training_steps
+    from detector.training.engine import training_steps
     from detector.training.optimizers import parameter_groups
 
     root = shutil.copytree(small_shapes, tmp_path / "data")

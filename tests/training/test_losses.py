@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from detector.training.losses import accuracy, multi_task_loss
+from detector.settings import Loss
+from detector.training.losses import LossConfig, accuracy, multi_task_loss, roi_losses
 from detector.training.targets import RoiTargets
 
 
@@ -32,6 +33,49 @@ def test_without_foreground_the_box_loss_is_0_and_still_part_of_the_graph(labels
     assert losses["box"].item() == 0
     losses["box"].backward()
     assert not deltas.grad.any()
+
+
+LOGITS = torch.tensor([[2.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 0.0]])
+OFF = torch.tensor([[[0.0] * 4] * 2, [[1.0, 0.5, 0.0, 0.0]] * 2, [[0.0, 0.0, 0.0, 2.0]] * 2])
+
+
+def losses_of(loss: Loss, class_weights: tuple | None = None) -> dict[str, float]:
+    """Of one background RoI and one RoI of each class, all boxes 10 pixels wide and high."""
+    rois = torch.tensor([[0, 0, 0, 10.0, 10.0]] * 3)
+    wanted = RoiTargets(rois, torch.tensor([0, 1, 2]), torch.zeros(3, 4))
+    losses = multi_task_loss(LOGITS, OFF, wanted, config=LossConfig(loss, class_weights=class_weights))
+    return {name: value.item() for name, value in losses.items()}
+
+
+def test_literal_values_of_each_loss():
+    probabilities = [math.exp(2) / (math.exp(2) + 2), math.exp(3) / (math.exp(3) + 2), 1 / 3]
+    entropies = [-math.log(p) for p in probabilities]
+    assert losses_of(Loss())["cls"] == pytest.approx(sum(entropies) / 3)
+    focal = sum((1 - p) ** 2 * e for p, e in zip(probabilities, entropies, strict=True)) / 3
+    assert losses_of(Loss(cls="focal"))["cls"] == pytest.approx(focal)
+    assert losses_of(Loss(cls="focal", focal_gamma=0.0))["cls"] == pytest.approx(sum(entropies) / 3)
+    weighted = (0.5 * entropies[0] + entropies[1] + 4 * entropies[2]) / 3
+    assert losses_of(Loss(), (0.5, 1.0, 4.0))["cls"] == pytest.approx(weighted)
+    assert losses_of(Loss())["box"] == pytest.approx((0.5 + 0.125 + 1.5) / 3)
+    assert losses_of(Loss(beta=0.5))["box"] == pytest.approx((0.75 + 0.25 + 1.75) / 3)
+    assert losses_of(Loss(box="l1"))["box"] == pytest.approx((1.0 + 0.5 + 2.0) / 3)
+    assert losses_of(Loss(box="l1", box_weight=0.5))["box"] == pytest.approx((1.0 + 0.5 + 2.0) / 6)
+    assert losses_of(Loss(box_weight=0.0))["box"] == 0
+
+
+def test_giou_is_of_the_decoded_boxes():
+    """Deltas are in units of 0.1 of the box: a shift by (1, 0.5) pixels. And a height of exp(0.4) times 10."""
+    shifted = 9 * 9.5 / (200 - 9 * 9.5) - (11 * 10.5 - (200 - 9 * 9.5)) / (11 * 10.5)
+    taller = 1 / math.exp(0.4)
+    assert losses_of(Loss(box="giou"))["box"] == pytest.approx((1 - shifted + 1 - taller) / 3, rel=1e-5)
+
+
+def test_losses_of_rois_add_up_to_the_loss():
+    rois = torch.tensor([[0, 0, 0, 10.0, 10.0]] * 3)
+    wanted = RoiTargets(rois, torch.tensor([0, 1, 2]), torch.zeros(3, 4))
+    cls, box = roi_losses(LOGITS, OFF, wanted)
+    assert (cls.shape, box.shape, box[0].item()) == ((3,), (3,), 0.0)
+    assert cls.mean().item() == pytest.approx(losses_of(Loss())["cls"])
 
 
 def test_bfloat16_answers_are_scored_in_float32():
