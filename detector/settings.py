@@ -404,6 +404,8 @@ class Training(Settings):
     up to that of the whole batch."""
     eval_every: PositiveInt = 250
     """Iterations between evaluations; there is one at the end too."""
+    patience: PositiveInt | None = None
+    """The run ends early when this many evaluations in a row are not better than the best one; null: never."""
     checkpoint_every: PositiveInt = 250
     """Iterations between checkpoints; one is written at the end and when a signal stops the run, too."""
     log_every: PositiveInt = 10

@@ -272,6 +272,33 @@ def test_the_main_metric_decides_which_checkpoint_is_best(settings, common, tmp_
     assert torch.load(tmp_path / "run/checkpoints/best.pt", weights_only=True)["iteration"] == best
 
 
+@pytest.mark.slow
+def test_a_run_without_better_evaluations_ends_early(settings, common, tmp_path, monkeypatch, caplog):
+    """The second evaluation is the best. With more patience the run resumes where it ended."""
+    caplog.set_level(logging.INFO)
+    values, pages = iter([0.5, 0.9, 0.3, 0.2, 0.1, 0.0]), []
+
+    def scored(*_, page):
+        pages.append(page)
+        voc = {"area@0.50": {"mAP": 0.0, "AP": {}}}
+        return {"main": {"metric": "11point@0.50", "value": next(values)}, "loss": {}, "voc": voc}
+
+    def fit(patience: int) -> tuple[int, int]:
+        every = ["train.eval_every=1", "train.checkpoint_every=9", "train.iterations=9", f"train.patience={patience}"]
+        train.main(settings("train", *common, *every, "resume=auto", f"run.dir={tmp_path}/run"))
+        folder = tmp_path / "run/checkpoints"
+        names = ("best.pt", "last.pt")
+        return tuple(torch.load(folder / name, weights_only=True)["iteration"] for name in names)
+
+    monkeypatch.setattr("detector.training.trainer.write_report", scored)
+    assert fit(patience=2) == (2, 4)
+    assert "no evaluation since iteration 2 is better (train.patience=2)" in caplog.text
+    assert pages == [False, False, False, True]
+    assert fit(patience=2) == (2, 4)
+    assert len(pages) == 4  # nothing was left to do
+    assert fit(patience=4) == (2, 6)
+
+
 def losses(settings, common, folder: Path, *overrides: str) -> list[float]:
     short = ["train.iterations=3", "train.log_every=1"]
     train.main(settings("train", *common, *short, f"run.dir={folder}", *overrides))

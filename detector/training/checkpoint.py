@@ -76,12 +76,13 @@ class Checkpoints:
             replace(_stage(self.folder, content), self.folder / "best.pt")
             self.failed = 0
 
-    def best_score(self) -> float:
-        """The score of `best.pt`; -inf if it is missing or damaged."""
+    def best(self) -> tuple[float, int]:
+        """Score and iteration of `best.pt`; -inf and 0 if it is missing or damaged."""
         try:
-            return load_to_resume(self.folder / "best.pt")["best"]
+            content = load_to_resume(self.folder / "best.pt")
         except InputError:
-            return -math.inf
+            return -math.inf, 0
+        return content["best"], content["iteration"]
 
     @contextmanager
     def tolerate_write_errors(self, what: str, final: bool) -> Iterator[None]:

@@ -22,7 +22,7 @@ from detector.evaluation.tables import ap_table
 from detector.inference.predict import DetectorConfig, evaluate
 from detector.models import FastRCNN
 from detector.runtime.device import Compute, peak_memory_mib
-from detector.runtime.distributed import barrier, broadcast_buffers, wrap_ddp
+from detector.runtime.distributed import barrier, broadcast_buffers, broadcast_from_main, wrap_ddp
 from detector.runtime.files import write_atomically
 from detector.runtime.ranks import is_main, rank_info
 from detector.runtime.signals import StopRequest
@@ -77,7 +77,7 @@ class Trainer:
         self.progress = tqdm(disable=True)  # shown during `fit`
         self.means = Means()
         self.last_images: list[str] = []
-        self.best = -math.inf
+        self.best, self.best_at = -math.inf, 0  # score and iteration of best.pt
         self.score: float | None = None  # the main metric of the last evaluation
         self.final: dict[str, float] = {}  # the same, by TensorBoard tag
         self.evaluated = 0  # iteration of the last evaluation
@@ -115,11 +115,15 @@ class Trainer:
             if self.checkpoint is not None:
                 self.resume(self.checkpoint)
             learner = wrap_ddp(parts.model, parts.compute.device)
-            for step in training_steps(
+            steps = training_steps(
                 learner, self.train_batches, parts.optimizer, parts.schedule, parts.training, parts.compute, self.start
-            ):
+            )
+            for step in steps if not self.is_out_of_patience(self.start) else ():
                 self.progress.update()
                 self.after_step(step)
+                if self.is_out_of_patience(step.iteration):
+                    self.keep(step.iteration, evaluate=False, save=True)
+                    break
             self.finish()
         return self.score
 
@@ -136,7 +140,8 @@ class Trainer:
             for line in self.tracker.history():
                 if "roi/label_entropy" in line:
                     self.collapse.add(line["iteration"], line)
-            self.best = self.checkpoints.best_score()  # not the checkpoint's: see promote_checkpoint
+            self.best, self.best_at = self.checkpoints.best()  # not the checkpoint's: see promote_checkpoint
+        self.best_at = broadcast_from_main(lambda: self.best_at)
         if checkpoint["processes"] != rank_info().world_size:
             logger.warning(
                 "%d processes instead of %d: the same images at each step, but results are not bitwise identical",
@@ -246,6 +251,7 @@ class Trainer:
             ):
                 self.report(self.tracker, iteration, detections, losses)
                 self.evaluated = iteration
+        self.best_at = broadcast_from_main(lambda: self.best_at)
 
     def report(self, tracker: Tracker, iteration: int, detections: list[Detections], losses: dict[str, float]) -> None:
         """Score the detections of each validation image (original frame); the best so far are saved as best.pt."""
@@ -254,7 +260,9 @@ class Trainer:
             self.folder / "detections", detections, dataset.classes, self.settings.metric.devkit
         )
         origin: dict[str, dict] = {"loss": losses, "source": {"iteration": iteration}}
-        is_end = iteration == self.settings.train.iterations
+        is_end = iteration == self.settings.train.iterations or self.is_out_of_patience(
+            iteration
+        )  # unless it is better
         metrics = write_report(self.folder, dataset, detections, self.settings.metric, origin, page=is_end)
         logger.info("evaluation at iteration %d\n%s", iteration, ap_table(metrics))
         tracker.metrics(iteration, metrics)
@@ -266,10 +274,11 @@ class Trainer:
         self.score = score
         self.final = {} if score is None else {f"hparam/mAP_{tag_of(name)}": score}
         if score is None or score > self.best:  # without any object, the latest is the best
-            before, self.best = self.best, -math.inf if score is None else score
+            before = self.best, self.best_at
+            self.best, self.best_at = -math.inf if score is None else score, iteration
             self.save(iteration, best=True)
             if self.checkpoints.failed:
-                self.best = before  # not written, so the next better than the old one replaces it
+                self.best, self.best_at = before  # not written, so the next better than the old one replaces it
 
     def save(self, iteration: int, best: bool = False) -> None:
         """Write last.pt or best.pt, with everything needed to resume as if the run had not stopped."""
@@ -296,10 +305,20 @@ class Trainer:
         """Whether this checkpoint is the final one of the run."""
         return bool(self.stopping) or iteration == self.settings.train.iterations
 
+    def is_out_of_patience(self, iteration: int) -> bool:
+        """Whether the run ends after this iteration because evaluations are no longer better."""
+        train = self.settings.train
+        return train.patience is not None and iteration - self.best_at >= train.patience * train.eval_every
+
     def finish(self) -> None:
         """Log the final metrics and the run's folder."""
         if self.tracker is None:
             return
+        if self.is_out_of_patience(self.evaluated):
+            logger.info(
+                "ended early: no evaluation since iteration %d is better (train.patience=%d)",
+                self.best_at, self.settings.train.patience,
+            )  # fmt: skip
         self.tracker.hyperparameters(flatten(self.settings), self.final)
         if self.collapse.since is not None:
             logger.warning("%s", self.collapse_message())
