@@ -22,6 +22,7 @@ from detector.evaluation.results import (
 from detector.evaluation.tables import summary
 from detector.inference.postprocess import postprocess_again
 from detector.inference.predict import evaluate
+from detector.models.heads import FcHead
 from detector.runtime.distributed import shared_errors
 from detector.runtime.files import write_atomically
 from detector.runtime.ranks import is_main, rank_info
@@ -60,6 +61,12 @@ def score_checkpoint(given: EvaluateSettings) -> float | None:
             kept = datasets.kept_proposals(dataset, folder, settings.proposals.mode)
             settings = _with_data(settings, val_proposals=kept if any(kept) else None)
         model = builders.build_trained_model(settings.model, checkpoint["model"], len(dataset.classes))
+        if given.svd_ranks is not None:
+            if not isinstance(model.head, FcHead):
+                raise InputError(
+                    f"svd_ranks: model.head={settings.model.head} has no fc6 and fc7, which model.head=fc has"
+                )
+            model.head.compress(given.svd_ranks)
         compute = builders.build_compute(settings)
         compute.place(model)
         samples = datasets.build_transformed_dataset(settings, checked, "val")
@@ -196,7 +203,9 @@ def read_detections(given: EvaluateSettings) -> tuple[DetectionDataset, list[Det
     else:
         dataset = _with_classes_of_files(data, dataset, path)
         detections = read_result_files(path, dataset.image_ids, dataset.classes, known_ids)
-    for key in ("regress_boxes", "flip"):
+    if given.svd_ranks is not None:
+        raise InputError("svd_ranks: is for a network, and detections= has none; leave it out")
+    for key in ("regress_boxes", "flip", "pyramid_px"):
         if getattr(given.detect, key) is not None:
             raise InputError(f"detect.{key}: is for a network, and detections= has none; leave it out")
     if _given(given.detect):

@@ -228,6 +228,11 @@ class Detect(Settings):
     """false: detections are the proposals themselves, without the box regression (paper, table 6)."""
     flip: bool = False
     """true: the mirrored image is scored too; scores and deltas are the means of both, in twice the time."""
+    pyramid_px: Annotated[
+        Tuple[SidePx], Field(max_length=20), Valid("a list of integers from 1 to 20000, such as [480,600,864]")
+    ] = ()
+    """Short sides to which the image is scaled; each proposal is scored at the scale where its area is closest to 224 x
+    224 pixels. An empty list: at data.short_side_px alone."""
 
 
 class Metric(Settings):
@@ -466,6 +471,11 @@ class EvaluateSettings(Settings):
     """The checkpoint to score."""
     detections: FileName | None = None
     """Saved detections to score: a folder of result files in the devkit's form, or a .json file of COCO results."""
+    svd_ranks: Annotated[
+        Annotated[Tuple[PositiveInt], Field(min_length=2, max_length=2)] | None,
+        Valid("null or two integers above 0, such as [1024,256]"),
+    ] = None
+    """Ranks of the truncated SVD of fc6 and fc7 (paper, section 3.1), which makes large layers faster; null: none."""
     out: FolderName | None = None
     """New folder for report, numbers, detections and curves; null: RUN/evaluate-DATA (-2, -3 ...)."""
     distributed: Distributed = Distributed()

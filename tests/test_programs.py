@@ -142,6 +142,7 @@ def test_settings_of_evaluation(run, settings, tmp_path, capsys):
     strict = score("strict", "detect.score_threshold=0.9")
     assert strict["area@0.50"]["mAP"] < usual["area@0.50"]["mAP"]
     assert score("near", "data.val_max_proposals=5")["area@0.50"] != usual["area@0.50"]
+    assert score("svd", "svd_ranks=[2,1]")["area@0.50"] != usual["area@0.50"]
     assert score("few", "detect.max_detections=1")["area@0.50"] != usual["area@0.50"]
     assert score("small", "data.short_side_px=64")["area@0.50"] != usual["area@0.50"]
     devkit = score("devkit", "metric.devkit=true")

@@ -1,13 +1,13 @@
 """The prediction loop: detections of images, and the losses on them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from detector.boxes import BoxCoder, with_batch_index
+from detector.boxes import BoxCoder, areas, with_batch_index
 from detector.errors import RunFailure
 from detector.inference.postprocess import postprocess
 from detector.runtime.device import Compute, peak_memory_mib
@@ -15,6 +15,9 @@ from detector.runtime.distributed import gather_interleaved
 from detector.runtime.ranks import is_main
 from detector.settings import Detect
 from detector.structures import Batch, Detections, RoiTargets
+
+MAX_LONG_PX = 2000  # of the images of a pyramid (the paper's code)
+MIN_SIDE_PX = 32  # every backbone gives a feature cell
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,7 @@ def evaluate(
         class_logits, deltas = _predict(model, batch, torch.cat([targets.rois, _proposal_rois(batch)]), compute)
         sampled = len(targets.rois)
         losses.append(loss(class_logits[:sampled], deltas[:sampled], targets))
-        outputs = class_logits[sampled:], deltas[sampled:]
-        if config.postprocess.flip:
-            outputs = _mean_with_mirrored(outputs, model, batch, compute)
+        outputs = _outputs(model, batch, config.postprocess, compute, (class_logits[sampled:], deltas[sampled:]))
         detections += _detections(outputs, batch, config)
     detections, losses = gather_interleaved(detections), gather_interleaved(losses)
     return detections, {name: float(torch.stack([item[name] for item in losses]).mean()) for name in ("cls", "box")}
@@ -58,10 +59,7 @@ def evaluate(
 def detect(model: nn.Module, batch: Batch, config: DetectorConfig, compute: Compute) -> list[Detections]:
     """Detections of every image of a batch."""
     model.eval()
-    outputs = _predict(model, batch, _proposal_rois(batch), compute)
-    if config.postprocess.flip:
-        outputs = _mean_with_mirrored(outputs, model, batch, compute)
-    return _detections(outputs, batch, config)
+    return _detections(_outputs(model, batch, config.postprocess, compute), batch, config)
 
 
 def _proposal_rois(batch: Batch) -> Tensor:
@@ -83,17 +81,57 @@ def _predict(model: nn.Module, batch: Batch, rois: Tensor, compute: Compute) -> 
         ) from error
 
 
-def _mean_with_mirrored(
-    outputs: tuple[Tensor, Tensor], model: nn.Module, batch: Batch, compute: Compute
+def _outputs(
+    model: nn.Module, batch: Batch, settings: Detect, compute: Compute, plain: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The mean of these outputs for the proposals and of those for the mirrored images: of the scores, as logits, and
-    of the deltas, in the frame that is not mirrored.
+    """Class logits and deltas of all proposals, by the settings for detection; `plain` are those of one pass."""
+    if settings.pyramid_px:
+        outputs = _predict_pyramid(model, batch, settings.pyramid_px, compute)
+    else:
+        outputs = plain or _predict(model, batch, _proposal_rois(batch), compute)
+    if settings.flip:
+        others = _outputs(model, mirrored(batch), settings.with_values(flip=False), compute)
+        scores = (outputs[0].softmax(dim=1) + others[0].softmax(dim=1)) / 2
+        outputs = scores.log(), (outputs[1] + others[1] * others[1].new_tensor([-1.0, 1.0, 1.0, 1.0])) / 2
+    return outputs
+
+
+def mirrored(batch: Batch) -> Batch:
+    """The batch with each image, and its proposals, mirrored left to right; padding stays where it is."""
+    images, proposals = batch.images.clone(), []
+    for image, boxes, (height, width) in zip(images, batch.proposals, batch.image_hws, strict=True):
+        image[:, :height, :width] = image[:, :height, :width].flip(2)
+        proposals.append(torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], dim=1))
+    return replace(batch, images=images, proposals=proposals)
+
+
+def _predict_pyramid(
+    model: nn.Module, batch: Batch, sides_px: Sequence[int], compute: Compute
+) -> tuple[Tensor, Tensor]:
+    """Class logits and deltas of all proposals, each from the scale of its image where its area is closest to 224 x 224
+    pixels (He et al. 2014; Fast R-CNN, section 2.4).
     """
-    rois = _proposal_rois(batch)
-    rois[:, [1, 3]] = batch.images.shape[3] - rois[:, [3, 1]]
-    class_logits, deltas = _predict(model, replace(batch, images=batch.images.flip(3)), rois, compute)
-    scores = (outputs[0].softmax(dim=1) + class_logits.softmax(dim=1)) / 2
-    return scores.log(), (outputs[1] + deltas * deltas.new_tensor([-1.0, 1.0, 1.0, 1.0])) / 2
+    rows, class_logits, deltas, first = [], [], [], 0
+    for image, boxes, (height, width) in zip(batch.images, batch.proposals, batch.image_hws, strict=True):
+        scales = torch.tensor([min(side / min(height, width), MAX_LONG_PX / max(height, width)) for side in sides_px])
+        level = (areas(boxes)[:, None] * scales**2 - 224**2).abs().argmin(dim=1)
+        for number, scale in enumerate(scales.tolist()):
+            row = torch.nonzero(level == number).flatten()
+            if len(row) == 0:
+                continue
+            size = max(round(height * scale), MIN_SIDE_PX), max(round(width * scale), MIN_SIDE_PX)
+            source = image[None, :, :height, :width].float()
+            scaled = nn.functional.interpolate(source, size, mode="bilinear", antialias=True).round().to(torch.uint8)
+            moved = boxes[row] * boxes.new_tensor([size[1] / width, size[0] / height] * 2)
+            outputs = _predict(model, replace(batch, images=scaled), with_batch_index(moved, 0), compute)
+            rows.append(row + first)
+            class_logits.append(outputs[0])
+            deltas.append(outputs[1])
+        first += len(boxes)
+    if not rows:
+        return _predict(model, batch, _proposal_rois(batch), compute)
+    order = torch.cat(rows).argsort()
+    return torch.cat(class_logits)[order], torch.cat(deltas)[order]
 
 
 def _detections(outputs: tuple[Tensor, Tensor], batch: Batch, config: DetectorConfig) -> list[Detections]:

@@ -5,8 +5,12 @@ there is no copy between pooling and the first layer. Weights trained in the ord
 they are loaded.
 """
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 
+from detector.errors import InputError
 from detector.models.backbones import resnet
 
 
@@ -40,6 +44,23 @@ class FcHead(Head):
     def forward(self, pooled: Tensor) -> Tensor:
         hidden = self.dropout(self.relu(self.fc6(flatten(pooled))))
         return self.dropout(self.relu(self.fc7(hidden)))
+
+    def compress(self, ranks: Sequence[int]) -> None:
+        """Replace fc6 and fc7 by truncated singular value decompositions of these ranks (section 3.1)."""
+        for name, rank in (("fc6", ranks[0]), ("fc7", ranks[1])):
+            layer = getattr(self, name)
+            if rank > min(layer.weight.shape):
+                raise InputError(f"svd_ranks={[*ranks]}: {name} has a rank of {min(layer.weight.shape)} at most")
+            setattr(self, name, _truncated_svd(layer, rank))
+
+
+def _truncated_svd(layer: nn.Linear, rank: int) -> nn.Sequential:
+    """W = U S V', as one layer S V' without bias and one layer U with that of the original."""
+    u, s, v = torch.linalg.svd(layer.weight.detach(), full_matrices=False)
+    first, second = nn.Linear(layer.in_features, rank, bias=False), nn.Linear(rank, layer.out_features)
+    first.weight.data = (s[:rank, None] * v[:rank]).contiguous()
+    second.weight.data, second.bias.data = u[:, :rank].contiguous(), layer.bias.detach()
+    return nn.Sequential(first, second).to(layer.weight.device)
 
 
 class ConvFcHead(Head):

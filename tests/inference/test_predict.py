@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from detector.boxes import BoxCoder
-from detector.inference.predict import DetectorConfig, detect
+from detector.inference import predict
+from detector.inference.predict import DetectorConfig, detect, mirrored
 from detector.models import build_model
 from detector.runtime.device import Compute
 from detector.settings import Detect, Model
@@ -30,7 +31,7 @@ def model() -> torch.nn.Module:
     return model
 
 
-def mirrored(boxes: torch.Tensor) -> torch.Tensor:
+def turned_round(boxes: torch.Tensor) -> torch.Tensor:
     return torch.stack([96 - boxes[:, 2], boxes[:, 1], 96 - boxes[:, 0], boxes[:, 3]], dim=1)
 
 
@@ -38,8 +39,8 @@ def test_with_flip_an_image_and_its_mirror_image_give_mirrored_detections(model)
     def found(settings: Detect) -> tuple:
         config = DetectorConfig(CODER, settings)
         [plain] = detect(model, batch(IMAGE, PROPOSALS), config, COMPUTE)
-        [turned] = detect(model, batch(IMAGE.flip(3), mirrored(PROPOSALS)), config, COMPUTE)
-        return plain, replace(turned, boxes=mirrored(torch.from_numpy(turned.boxes)).numpy())
+        [turned] = detect(model, batch(IMAGE.flip(3), turned_round(PROPOSALS)), config, COMPUTE)
+        return plain, replace(turned, boxes=turned_round(torch.from_numpy(turned.boxes)).numpy())
 
     once = Detect(score_threshold=0.0, nms_iou=1.0)
     plain, turned = found(once)
@@ -52,9 +53,41 @@ def test_with_flip_an_image_and_its_mirror_image_give_mirrored_detections(model)
 def test_with_flip_a_symmetric_network_keeps_its_result(model):
     """The mean of two equal outputs is each of them, also for deltas whose dx changes its sign."""
     symmetric = torch.cat([IMAGE[..., :48], IMAGE[..., :48].flip(3)], dim=3)
-    both = torch.cat([PROPOSALS, mirrored(PROPOSALS)])
+    both = torch.cat([PROPOSALS, turned_round(PROPOSALS)])
     config = DetectorConfig(CODER, Detect(score_threshold=0.0, nms_iou=1.0, flip=True))
     [found] = detect(model, batch(symmetric, both), config, COMPUTE)
     boxes = torch.from_numpy(found.boxes)
-    distance = (mirrored(boxes)[:, None] - boxes).abs().amax(dim=2)
+    distance = (turned_round(boxes)[:, None] - boxes).abs().amax(dim=2)
     assert distance.amin(dim=1).max() < 1e-3
+
+
+def test_padding_is_not_mirrored():
+    images = torch.zeros(1, 3, 4, 6, dtype=torch.uint8)
+    images[0, :, :2, :3] = torch.tensor([1, 2, 3], dtype=torch.uint8)
+    turned = mirrored(replace(batch(images, torch.tensor([[0.0, 0.0, 1.0, 2.0]])), image_hws=[(2, 3)]))
+    assert turned.images[0, 0].tolist() == [[3, 2, 1, 0, 0, 0]] * 2 + [[0] * 6] * 2
+    assert turned.proposals[0].tolist() == [[2, 0, 3, 2]]
+
+
+class Sizes(torch.nn.Module):
+    """The logit of class 1 is the height of the image, that of class 2 the width of the RoI."""
+
+    def forward(self, images, rois):
+        width = rois[:, 3] - rois[:, 1]
+        logits = torch.stack([torch.zeros_like(width), torch.full_like(width, images.shape[2]), width], dim=1)
+        return logits / 1000, torch.zeros(len(rois), 2, 4)
+
+
+def test_each_proposal_is_scored_at_the_scale_where_it_is_closest_to_224_pixels():
+    """At the image's own scale, at twice and at four times it, 224 pixels are 224, 112 and 56."""
+    proposals = torch.tensor([[0.0, 0, 60, 60], [0, 0, 100, 100], [0, 0, 200, 100], [10, 10, 40, 40], [0, 0, 110, 100]])
+    one = replace(batch(torch.zeros(1, 3, 100, 200, dtype=torch.uint8), proposals), image_hws=[(100, 200)])
+    outputs = predict._outputs(Sizes(), one, Detect(pyramid_px=(100, 200, 400)), COMPUTE)[0] * 1000
+    scale = outputs[:, 1] / 100
+    assert scale.tolist() == [4, 2, 2, 4, 2]
+    torch.testing.assert_close(outputs[:, 2], (proposals[:, 2] - proposals[:, 0]) * scale)
+    plain = predict._outputs(Sizes(), one, Detect(), COMPUTE)[0] * 1000
+    assert plain[:, 1].tolist() == pytest.approx([100] * 5)
+    thin = replace(one, images=torch.zeros(1, 3, 100, 1000, dtype=torch.uint8), image_hws=[(100, 1000)])
+    capped = predict._outputs(Sizes(), thin, Detect(pyramid_px=(400,)), COMPUTE)[0] * 1000
+    assert capped[:, 1].tolist() == pytest.approx([200] * 5)  # the long side is 2000

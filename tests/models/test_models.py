@@ -228,6 +228,23 @@ def test_class_agnostic_boxes_are_the_same_for_all_classes():
     assert model.bbox_pred.bias.grad.tolist() == pytest.approx([-2 / 3] * 4, abs=0.1)  # of both foreground RoIs
 
 
+def test_compressed_layers_are_the_best_of_their_rank():
+    head = FcHead(4, 2, hidden=12, dropout=0.0).eval()
+    pooled = torch.rand(5, 4, 2, 2)
+    before, weight = head(pooled), head.fc6.weight.detach().clone()
+    head.compress([12, 12])
+    torch.testing.assert_close(head(pooled), before, atol=1e-5, rtol=1e-4)  # of full rank: the same
+    other = FcHead(4, 2, hidden=12, dropout=0.0)
+    other.fc6.weight.data = weight
+    other.compress([3, 12])
+    product = other.fc6[1].weight @ other.fc6[0].weight
+    error = torch.linalg.svdvals(weight)[3:].square().sum().sqrt()
+    assert torch.linalg.norm(product - weight).item() == pytest.approx(error.item(), rel=1e-4)
+    assert other.fc6[0].weight.shape == (3, 16)
+    with pytest.raises(InputError, match=r"svd_ranks=\[13, 2\]: fc6 has a rank of 12 at most"):
+        FcHead(4, 2, hidden=12, dropout=0.0).compress([13, 2])
+
+
 @pytest.mark.parametrize("backbone", ["vgg16", "resnet18_fpn"])
 def test_networks_without_res5(backbone):
     with pytest.raises(InputError, match=f"{backbone} takes model.head=fc"):
