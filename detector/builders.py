@@ -4,6 +4,7 @@ Each component receives only the values that it needs. datasets.py has the part 
 """
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from detector.models.weights import load_weights
 from detector.runtime.device import Compute, resolve_compute
 from detector.runtime.distributed import shared_errors
 from detector.runtime.ranks import rank_info
-from detector.settings import CommonSettings, EvaluateSettings, Loss, Model, TrainSettings
+from detector.settings import CommonSettings, EvaluateSettings, Loss, Model, Training, TrainSettings
 from detector.training.checkpoint import load_state
 from detector.training.ema import averaged_model
 from detector.training.engine import TrainingConfig
@@ -102,6 +103,14 @@ def build_optimizer(settings: TrainSettings, model: FastRCNN) -> tuple[torch.opt
     return optimizer, build(schedule, ("detector.training.schedules.",), iterations=settings.train.iterations)
 
 
+def _images_per_pass(train: Training) -> int:
+    """Images of one forward and backward pass. Raises InputError for more parts of a batch than it has images."""
+    images = train.images_per_batch // rank_info().world_size
+    if train.accumulate > images:
+        raise InputError(f"train.accumulate={train.accumulate}: each process has {images} images per step")
+    return math.ceil(images / train.accumulate)
+
+
 @shared_errors()
 def build_training(settings: TrainSettings, checkpoint: dict | None) -> TrainingComponents:
     """Build the components of a run, cheap checks first, and load the state of the checkpoint, if there is one.
@@ -128,8 +137,8 @@ def build_training(settings: TrainSettings, checkpoint: dict | None) -> Training
     compute.place(model)
     optimizer, schedule = build_optimizer(settings, model)
     averaged = None if settings.train.ema is None else averaged_model(model, settings.train.ema)
-    images = -(-settings.train.images_per_batch // rank_info().world_size)
-    warn_if_memory_is_short(model, compute, images, (data.short_side_px, data.max_side_px), settings.roi.rois_per_image)
+    largest_hw = max(datasets.short_sides(data)), data.max_side_px
+    warn_if_memory_is_short(model, compute, _images_per_pass(settings.train), largest_hw, settings.roi.rois_per_image)
 
     train_checked, val_checked = datasets.check(data, train_set, "train"), datasets.check(data, val_set, "val")
     warn_leakage(train_checked, val_checked)
@@ -141,9 +150,6 @@ def build_training(settings: TrainSettings, checkpoint: dict | None) -> Training
     if checkpoint is not None:
         check_same_run(checkpoint, settings, classes, fingerprints)
         load_state(checkpoint, model, optimizer, averaged)
-    images = settings.train.images_per_batch // rank_info().world_size
-    if settings.train.accumulate > images:
-        raise InputError(f"train.accumulate={settings.train.accumulate}: each process has {images} images per step")
     training = build_training_config(settings, classes, settings.optimizer.max_grad_norm, settings.train.accumulate)
     return TrainingComponents(
         classes, model, optimizer, schedule, training, build_detector_config(settings), compute, train_samples,

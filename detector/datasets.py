@@ -169,7 +169,7 @@ def transformed_dataset_with(
     return TransformedDataset(
         dataset,
         proposals,
-        Resize(data.short_side_px if part == "train" else scored_side_px(data), data.max_side_px),
+        Resize(short_sides(data) if part == "train" else (scored_side_px(data),), data.max_side_px),
         augment,
         settings.seed,
         Selection(data.proposals_by_score, data.min_proposal_px, data.unique_proposals, limit),
@@ -178,10 +178,15 @@ def transformed_dataset_with(
     )
 
 
+def short_sides(data: Data) -> tuple[int, ...]:
+    """The short sides of training images, ascending; usually there is one."""
+    sides = data.short_side_px
+    return (sides,) if isinstance(sides, int) else tuple(sorted(sides))
+
+
 def scored_side_px(data: Data) -> int:
     """The short side of images that are scored: of several in training, the middle one."""
-    sides = data.short_side_px
-    return sides if isinstance(sides, int) else sorted(sides)[len(sides) // 2]
+    return short_sides(data)[len(short_sides(data)) // 2]
 
 
 def build_epoch_order(settings: TrainSettings, checked: Checked) -> EpochOrder:

@@ -205,7 +205,7 @@ def test_order_and_scales_of_training_images_are_settings(settings, make_voc):
     assert order("data.group_by_aspect=true").is_portrait.tolist() == [False] * 9  # all are 60x40
     config = settings("train", *where, "data.short_side_px=[64,32,48]")
     checked = datasets.check(config.data, datasets.build_dataset(config.data, "val"), "val")
-    assert datasets.build_transformed_dataset(config, checked, "train").resize.short_sides == (64, 32, 48)
+    assert datasets.build_transformed_dataset(config, checked, "train").resize.short_sides == (32, 48, 64)
     assert datasets.build_transformed_dataset(config, checked, "val").resize.short_sides == (48,)
     with pytest.raises(InputError, match="data.short_side_px=.*an integer from 1 to 20000, or a list of them"):
         settings("train", *where, "data.short_side_px=[]")

@@ -68,13 +68,13 @@ def as_input_error(where: str = "") -> Iterator[None]:
 
 
 class Resize:
-    """Scale the image to a short side of `short_side_px`, or to a long side of `max_side_px` if that is smaller.
+    """Scale the image to a short side of `short_sides`, or to a long side of `max_side_px` if that is smaller.
 
     Of several short sides, the seed selects one at random.
     """
 
-    def __init__(self, short_side_px: int | Sequence[int], max_side_px: int) -> None:
-        self.short_sides = (short_side_px,) if isinstance(short_side_px, int) else tuple(short_side_px)
+    def __init__(self, short_sides: Sequence[int], max_side_px: int) -> None:
+        self.short_sides = short_sides
         self.max_side_px = max_side_px
 
     def __call__(self, sample: Sample, seed: int = 0) -> Sample:

@@ -35,7 +35,7 @@ class AllOver(dict):
 @pytest.fixture
 def samples(small_shapes) -> TransformedDataset:
     return TransformedDataset(
-        read_voc(small_shapes, "train"), AllOver(), Resize(128, 256), Augment([A.HorizontalFlip(p=0.5)]), seed=3
+        read_voc(small_shapes, "train"), AllOver(), Resize([128], 256), Augment([A.HorizontalFlip(p=0.5)]), seed=3
     )
 
 
@@ -59,8 +59,8 @@ def test_scores_decide_where_they_are_asked_for(samples):
 def test_difficult_objects_can_be_left_out(make_voc):
     root = make_voc({"train": {"a": [("cat", 1, 1, 20, 20, 1), ("dog", 5, 5, 30, 30)]}})
     dataset = read_voc(root, "train")
-    assert TransformedDataset(dataset, AllOver(), Resize(600, 1000)).original(0).gt_labels.tolist() == [1, 2]
-    assert TransformedDataset(dataset, AllOver(), Resize(600, 1000), use_difficult=False).original(
+    assert TransformedDataset(dataset, AllOver(), Resize([600], 1000)).original(0).gt_labels.tolist() == [1, 2]
+    assert TransformedDataset(dataset, AllOver(), Resize([600], 1000), use_difficult=False).original(
         0
     ).gt_labels.tolist() == [2]
 
@@ -69,15 +69,15 @@ def test_crowds_are_no_objects_and_what_lies_in_them_is_not_trained_on(make_coco
     root = make_coco({"train": {"a": [("cat", 0, 0, 5, 5), ("cat", 10, 10, 20, 20, 1)]}})
     boxes = np.array([[10, 10, 20, 20], [6, 10, 16, 20], [7.5, 10, 17.5, 20], [0, 0, 60, 40], [9, 9, 9, 9]], np.float32)
     dataset, proposals = read_coco(root, "train.json", "images"), {"1": boxes}
-    scored = TransformedDataset(dataset, proposals, Resize(600, 1000)).original(0)
+    scored = TransformedDataset(dataset, proposals, Resize([600], 1000)).original(0)
     assert (scored.gt_boxes.tolist(), len(scored.proposals)) == ([[0, 0, 5, 5]], 4)
-    trained = TransformedDataset(dataset, proposals, Resize(600, 1000), crowd_ioa_threshold=0.7).original(0)
+    trained = TransformedDataset(dataset, proposals, Resize([600], 1000), crowd_ioa_threshold=0.7).original(0)
     assert (trained.gt_boxes.tolist(), trained.proposals.tolist()) == ([[0, 0, 5, 5]], boxes[[1, 3]].tolist())
 
 
 def test_objects_outside_the_image_are_left_out(make_voc):
     root = make_voc({"train": {"a": [("cat", 100, 1, 120, 20), ("dog", 50, 30, 90, 90)]}})
-    sample = TransformedDataset(read_voc(root, "train"), AllOver(), Resize(600, 1000)).original(0)
+    sample = TransformedDataset(read_voc(root, "train"), AllOver(), Resize([600], 1000)).original(0)
     assert (sample.gt_labels.tolist(), sample.gt_boxes.tolist()) == ([2], [[49, 29, 60, 40]])
 
 
@@ -123,7 +123,7 @@ def test_the_thinnest_image_leaves_a_feature_cell(make_voc):
     root = make_voc({"train": {"a": []}})
     Image.new("RGB", (300, 2)).save(root / "JPEGImages/a.jpg")
     (root / "Annotations/a.xml").write_text("<annotation></annotation>")
-    samples = TransformedDataset(read_voc(root, "train"), AllOver(), Resize(64, 100))
+    samples = TransformedDataset(read_voc(root, "train"), AllOver(), Resize([64], 100))
     batch = collate([samples[0, 0]])
     assert batch.images.shape == (1, 3, 32, 100)
     assert batch.image_hws == [(1, 100)]
@@ -147,8 +147,8 @@ def test_batches_do_not_depend_on_the_number_of_workers(samples):
 def test_scale_jitter_is_not_undone_by_resizing(small_shapes):
     halve = Augment([A.RandomScale(scale_limit=(-0.5, -0.5), p=1.0)])
     dataset = read_voc(small_shapes, "train")
-    sample, _ = TransformedDataset(dataset, AllOver(), Resize(128, 256), halve)[0, 0]
-    whole, _ = TransformedDataset(dataset, AllOver(), Resize(128, 256))[0, 0]
+    sample, _ = TransformedDataset(dataset, AllOver(), Resize([128], 256), halve)[0, 0]
+    whole, _ = TransformedDataset(dataset, AllOver(), Resize([128], 256))[0, 0]
     assert min(sample.image.shape[:2]) == 64
     np.testing.assert_allclose(sample.gt_boxes, whole.gt_boxes / 2, atol=0.5)
     np.testing.assert_allclose(sample.proposals, whole.proposals / 2, atol=0.5)
@@ -198,7 +198,7 @@ def test_a_program_that_ends_while_workers_wait_does_end(small_shapes):
     """As it does after an error in the middle of the data, which keeps the loader alive in its traceback."""
     program = f"""
 from tests.data.test_loader import AllOver, Resize, TransformedDataset, read_voc, eval_loader
-samples = TransformedDataset(read_voc({str(small_shapes)!r}, "train"), AllOver(), Resize(40, 60))
+samples = TransformedDataset(read_voc({str(small_shapes)!r}, "train"), AllOver(), Resize([40], 60))
 unfinished = iter(eval_loader(samples, workers=1))
 print(next(unfinished).image_ids)
 unfinished.keeps_itself = unfinished

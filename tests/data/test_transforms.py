@@ -102,7 +102,7 @@ def test_no_transforms_change_nothing():
 )
 def test_resize_to_the_short_side_unless_the_long_one_gets_too_long(height, width, new_hw):
     sample = make_sample(height, width)
-    resized = Resize(short_side_px=80, max_side_px=200)(sample)
+    resized = Resize([80], max_side_px=200)(sample)
     assert resized.image.shape == (*new_hw, 3)
     assert resized.original_hw == (height, width)
     scales = np.array([new_hw[1] / width, new_hw[0] / height] * 2)

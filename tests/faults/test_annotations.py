@@ -93,7 +93,7 @@ def test_case_38_boxes_that_reach_out_are_cut_and_those_outside_left_out(make_vo
     assert "a.xml: box 3 x from 60 to 70, y from 0 to 9 in an image of 60x40: lies outside its image" in outside
     details = "\n".join(checked.details())
     assert (hardly in details, much in details, outside in details) == (False, True, True)
-    samples = TransformedDataset(checked.dataset, {"a": np.zeros((0, 4), np.float32)}, Resize(40, 60))
+    samples = TransformedDataset(checked.dataset, {"a": np.zeros((0, 4), np.float32)}, Resize([40], 60))
     assert samples.original(0).gt_boxes.tolist() == [[49, 29, 60, 40], [49, 29, 60, 40]]
 
 

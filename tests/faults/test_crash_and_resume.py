@@ -343,7 +343,7 @@ def test_case_09_batches_after_a_resume_do_not_depend_on_the_workers(small_shape
 
     dataset = read_voc(small_shapes, "train")
     boxes = {image_id: np.zeros((0, 4), np.float32) for image_id in dataset.image_ids}
-    samples = TransformedDataset(dataset, boxes, Resize(64, 96), Augment([A.HorizontalFlip(p=0.5)]), seed=3)
+    samples = TransformedDataset(dataset, boxes, Resize([64], 96), Augment([A.HorizontalFlip(p=0.5)]), seed=3)
 
     def batches(start: int, workers: int) -> list:
         loader = train_loader(samples, TrainBatchSampler(6, 2, 9, seed=3, start=start), workers)

@@ -80,7 +80,7 @@ def tiny_model() -> FastRCNN:
 
 
 def six_images(root: Path) -> TransformedDataset:
-    return TransformedDataset(read_voc(root, "train", ["cat", "dog"]), Boxes(), Resize(40, 60))
+    return TransformedDataset(read_voc(root, "train", ["cat", "dog"]), Boxes(), Resize([40], 60))
 
 
 @pytest.fixture

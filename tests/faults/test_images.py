@@ -210,7 +210,7 @@ def test_case_33_the_thinnest_image_has_a_feature_cell(make_voc, size):
     (root / "Annotations/a.xml").write_text("<annotation></annotation>")
     Image.new("RGB", size, (90, 90, 90)).save(root / "JPEGImages/a.jpg")
     whole = np.array([[0, 0, size[0], size[1]]], np.float32)
-    samples = TransformedDataset(read_voc(root, "train"), {"a": whole}, Resize(96, 160))
+    samples = TransformedDataset(read_voc(root, "train"), {"a": whole}, Resize([96], 160))
     batch = collate([samples[0, 0]])
     x1, y1, x2, y2 = batch.proposals[0][0].tolist()
     model = build_model(Model(backbone="resnet18", hidden=8), num_classes=1).eval()

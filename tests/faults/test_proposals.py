@@ -45,7 +45,7 @@ def test_case_47_what_is_no_box_is_left_out_and_counted(tmp_path, dataset):
         "8 proposals of 2 images, 4 per image; skipped: 2 not numbers, 4 without area in their image; "
         "1 images have none"
     )
-    samples = TransformedDataset(dataset, proposals, Resize(40, 60))
+    samples = TransformedDataset(dataset, proposals, Resize([40], 60))
     assert samples.original(0).proposals.tolist() == [[0, 3, 60, 9], [1, 2, 3, 4]]
     assert samples.original(1).proposals.shape == (0, 4)  # the last image of the file
 
@@ -65,7 +65,7 @@ def test_case_48_boxes_made_on_another_size_are_an_error(tmp_path, dataset):
 
 def test_case_49_boxes_are_matched_by_image_id_never_by_position(tmp_path, dataset):
     proposals = store(tmp_path / "p.safetensors", b=[[1, 1, 5, 5]], a=[[0, 0, 20, 20]])
-    samples = TransformedDataset(dataset, proposals, Resize(40, 60))
+    samples = TransformedDataset(dataset, proposals, Resize([40], 60))
     assert [samples.original(index).proposals.tolist() for index in range(2)] == [[[0, 0, 20, 20]], [[1, 1, 5, 5]]]
 
 

@@ -41,7 +41,7 @@ def test_case_51_a_batch_that_a_dead_worker_did_not_send_is_explained_too():
 
 
 def test_case_51_wrong_input_met_by_a_worker_is_one_line_with_the_file(small_shapes, tmp_path):
-    samples = TransformedDataset(read_voc(small_shapes, "train"), Boxes(), Resize(40, 60))
+    samples = TransformedDataset(read_voc(small_shapes, "train"), Boxes(), Resize([40], 60))
     object.__setattr__(samples.dataset, "image", BrokenImage())
     with pytest.raises(InputError, match=r"^x\.jpg: damaged image$"), explain_workers([]):
         list(eval_loader(samples, workers=1))

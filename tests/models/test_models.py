@@ -273,7 +273,7 @@ def test_two_images_are_overfitted(small_shapes, tmp_path):
     proposals = {
         t.image_id: torch.cat([torch.from_numpy(t.boxes), torch.from_numpy(everywhere)]).numpy() for t in truths
     }
-    samples = TransformedDataset(dataset, proposals, Resize(160, 300))
+    samples = TransformedDataset(dataset, proposals, Resize([160], 300))
     model = build_model(Model(backbone="resnet18", hidden=128), num_classes=len(dataset.classes))
     compute = resolve_compute("cpu", "float32")
     compute.place(model)
