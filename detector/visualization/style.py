@@ -1,0 +1,101 @@
+"""One style for all figures and animations: colours, fonts, and how they are saved."""
+
+import functools
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import matplotlib
+import numpy as np
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from detector.runtime.files import write_atomically
+
+# Okabe and Ito (2008): told apart by readers with any colour vision.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442")
+INK, FAINT, HIGHLIGHT = "#1a1a1a", "#8a8a8a", "#D55E00"
+RANK_MAP, HEAT_MAP = "viridis", "inferno"
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 12,
+    "axes.titlesize": 13,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.prop_cycle": cycler(color=COLOURS),
+    "text.color": INK,
+    "text.parse_math": False,  # class names and file names can hold a dollar sign
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "svg.hashsalt": "fast-rcnn",  # the same figure gives the same file
+}
+DPI = 100
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def styled(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """A decorator of every function that makes a figure."""
+
+    @functools.wraps(function)
+    def with_style(*arguments: Parameters.args, **named: Parameters.kwargs) -> Result:
+        with matplotlib.rc_context(STYLE):
+            return function(*arguments, **named)
+
+    return with_style
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of this size in inches, drawn without a window."""
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def show_image(axes: Axes, image: np.ndarray, title: str) -> None:
+    """Show an image (H, W, 3) without ticks. Its frame is that of boxes in continuous pixels."""
+    height, width = image.shape[:2]
+    axes.imshow(image, extent=(0, width, height, 0), interpolation="nearest" if width < 100 else None)
+    axes.set_title(title)
+    axes.set_axis_off()
+
+
+def pixels(figure: Figure) -> np.ndarray:
+    """The figure as an image (H, W, 3) uint8."""
+    canvas = figure.canvas
+    assert isinstance(canvas, FigureCanvasAgg)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+@styled
+def save_figure(folder: Path, name: str, figure: Figure, colours: int = 128) -> None:
+    """Write FOLDER/NAME.png, with a palette of so many colours, and FOLDER/NAME.svg."""
+    save_picture(folder / f"{name}.png", pixels(figure), colours)
+    data = io.BytesIO()
+    figure.savefig(data, format="svg", metadata={"Date": None})
+    write_atomically(folder / f"{name}.svg", data.getvalue())
+
+
+def save_picture(path: Path, picture: np.ndarray, colours: int = 128) -> None:
+    """Write an image (H, W, 3) uint8 as PNG with a palette."""
+    data = io.BytesIO()
+    Image.fromarray(picture).quantize(colours).save(data, "PNG", optimize=True)
+    write_atomically(path, data.getvalue())
+
+
+def save_animation(path: Path, frames: Sequence[np.ndarray], seconds: Sequence[float], colours: int = 96) -> None:
+    """Write an endless GIF of images (H, W, 3) uint8, all of one size, each shown so long. They share one palette."""
+    palette = Image.fromarray(np.concatenate(frames)).quantize(colours)
+    shown = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    data, milliseconds = io.BytesIO(), [round(1000 * duration) for duration in seconds]
+    shown[0].save(data, "GIF", save_all=True, append_images=shown[1:], duration=milliseconds, loop=0, optimize=True)
+    write_atomically(path, data.getvalue())
