@@ -16,12 +16,14 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from PIL import Image
 
+from detector.builders import build_model
 from detector.data.shapes import draw_scene
 from detector.data.voc import annotation_xml
 from detector.proposals.store import write_store
 from detector.schema import Settings, defaults, parse
 from detector.settings import EvaluateSettings, TrainSettings
 from detector.structures import GroundTruth
+from detector.training.checkpoint import Checkpoints
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("FAST_RCNN_SHARED", REPOSITORY.parent / "shared"))
@@ -164,6 +166,19 @@ def small_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Image.fromarray(image).save(root / f"JPEGImages/{image_id}.jpg")
             (root / f"Annotations/{image_id}.xml").write_text(annotation_xml(f"{image_id}.jpg", image.shape, objects))
     return root
+
+
+@pytest.fixture
+def checkpoint(small_shapes: Path, tmp_path: Path) -> Path:
+    """The checkpoint of an untrained network, which finds something everywhere."""
+    config = compose_settings(
+        "train", "data=voc", "data.short_side_px=96", "data.max_side_px=160", "data.val_max_proposals=60",
+        "proposals.mode=single", "model.hidden=32", "device=cpu", "precision=float32", f"data.root={small_shapes}",
+    )  # fmt: skip
+    classes = ("ball", "crate", "kite", "star")
+    content = {"model": build_model(config.model, len(classes)).state_dict(), "config": config.plain()}
+    Checkpoints(tmp_path / "run/checkpoints").save_last(content | {"classes": list(classes), "iteration": 1})
+    return tmp_path / "run/checkpoints/last.pt"
 
 
 SCHEMAS = {"train": TrainSettings, "evaluate": EvaluateSettings}

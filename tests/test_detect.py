@@ -9,25 +9,11 @@ import pytest
 from PIL import Image
 
 import evaluate
-from detector.builders import build_model
 from detector.data.image_files import find_files, image_dataset
 from detector.data.voc import read_annotation, read_voc
 from detector.proposals import generate
-from detector.training.checkpoint import Checkpoints, load_checkpoint, save_weights
+from detector.training.checkpoint import load_checkpoint, save_weights
 from scripts import detect
-
-TINY = ["data=voc", "data.short_side_px=96", "data.max_side_px=160", "data.val_max_proposals=60",
-        "proposals.mode=single", "model.hidden=32", "device=cpu", "precision=float32"]  # fmt: skip
-
-
-@pytest.fixture
-def checkpoint(settings, small_shapes, tmp_path) -> Path:
-    """An untrained network: it finds something everywhere."""
-    config = settings("train", *TINY, f"data.root={small_shapes}")
-    classes = ("ball", "crate", "kite", "star")
-    content = {"model": build_model(config.model, len(classes)).state_dict(), "config": config.plain()}
-    Checkpoints(tmp_path / "run/checkpoints").save_last(content | {"classes": list(classes), "iteration": 1})
-    return tmp_path / "run/checkpoints/last.pt"
 
 
 @pytest.fixture

@@ -1,9 +1,18 @@
 """scripts/visualize.py: the files of each command, and invalid input."""
 
+import argparse
+import json
+
 import numpy as np
 import pytest
+import torchvision
 from PIL import Image
 
+from detector.visualization.detection import draw_stages
+from detector.visualization.features import pool_roi
+from scripts import detect
+from scripts.visualizations import _trained
+from scripts.visualizations.detection import stages_of
 from scripts.visualize import main
 
 
@@ -43,4 +52,91 @@ def test_unusable_map_is_named(tmp_path, capsys, name):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "the map has the shape (2, 3, 4)" in error if name == "cube.npy" else str(tmp_path / name) in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def image(small_shapes):
+    return small_shapes / "JPEGImages/test_0.jpg"
+
+
+@pytest.fixture
+def seen(checkpoint, image):
+    """A pass of the untrained network over the image, as the commands make it."""
+    parser = argparse.ArgumentParser()
+    _trained.add_arguments(parser)
+    options = ["--checkpoint", str(checkpoint), "--image", str(image), "--score-threshold", "0.15", "--device", "cpu"]
+    return _trained.forward(parser.parse_args(options))
+
+
+def test_drawn_detections_are_those_of_detect(seen, checkpoint, image, tmp_path):
+    options = ["--score-threshold", "0.15", "--device", "cpu"]
+    detect.main(["--checkpoint", str(checkpoint), "--input", str(image), "--out", str(tmp_path / "found"), *options])
+    found = json.loads((tmp_path / "found/detections.json").read_text())
+    _, captions = draw_stages(stages_of(seen, 0.15))
+    assert captions == [f"{item['category_name']} {item['score']:.2f}" for item in found]
+    assert 0 < len(captions) < len(seen.candidates.rows)
+
+
+def test_pooled_roi_and_its_cells_are_those_of_the_network(seen):
+    box = seen.batch.proposals[0][7]
+    roi = pool_roi(seen.features, box.numpy(), (7, 7), 1 / 16)
+    expected = seen.model.roi_pool(seen.features, seen.rois[7:8])[0].float()
+    assert np.array_equal(roi.pooled, expected.numpy())
+    assert roi.counts.sum() == roi.pooled.size
+    features = seen.features.float().detach().clone().requires_grad_()
+    torchvision.ops.roi_pool(features, seen.rois[7:8].clone(), 7, 1 / 16).sum().backward()  # 1 for each maximum of a cell
+    assert np.array_equal(roi.counts, features.grad[0].sum(dim=0).numpy())
+
+
+def test_detection_and_features_write_their_pictures(checkpoint, image, tmp_path, capsys):
+    options = ["--checkpoint", str(checkpoint), "--image", str(image), "--score-threshold", "0.15", "--device", "cpu"]
+    assert main(["detection", *options, "--out", str(tmp_path / "detection")]) == 0
+    assert files(tmp_path / "detection") == ["detection.gif", "stages.png", "stages.svg"]
+    assert main(["features", *options, "--out", str(tmp_path / "features")]) == 0
+    assert files(tmp_path / "features") == ["features.png", "features.svg"]
+    assert "one pass for 60 RoIs" in capsys.readouterr().out
+    assert main(["features", *options, "--detection", "5000", "--out", str(tmp_path / "more")]) == 2
+    assert main(["features", *options[:-3], "1", "--out", str(tmp_path / "none")]) == 2
+    assert "lower --score-threshold" in capsys.readouterr().err
+
+
+def test_proposals_of_an_image_and_of_a_dataset(small_shapes, image, tmp_path):
+    assert main(["proposals", str(image), "--out", str(tmp_path / "one")]) == 0
+    assert files(tmp_path / "one") == ["hierarchy.png", "hierarchy.svg", "proposals.png", "proposals.svg"]
+    options = ["--split", "test", "--count", "2", "--mode", "single"]
+    assert main(["proposals", str(small_shapes), *options, "--out", str(tmp_path / "two")]) == 0
+    names = ["recall", "test_0", "test_1"]
+    assert files(tmp_path / "two") == [f"{name}.{kind}" for name in names for kind in ("png", "svg")]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["missing.jpg"], "missing.jpg: there is no file"),
+        (["{root}"], "give --split (VOC layout) or --annotations"),
+        (["{root}", "--split", "test", "--images", "x"], "--images belongs to --annotations"),
+        (["{root}", "--split", "test", "--count", "0"], "--count: 0 must be 1 or more"),
+        (["{root}/JPEGImages/test_0.jpg", "--proposals", "none.mat"], "none.mat"),
+    ],
+)
+def test_unusable_source_of_proposals_is_named(small_shapes, tmp_path, capsys, options, message):
+    options = [option.format(root=small_shapes) for option in options]
+    assert main(["proposals", *options, "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--image", "missing.jpg"], "--image: missing.jpg: there is no such file"),
+        (["--checkpoint", "missing.pt"], "missing.pt"),
+        (["--score-threshold", "nan"], "--score-threshold: nan"),
+    ],
+)
+def test_unusable_network_or_image_is_named(checkpoint, image, tmp_path, capsys, options, message):
+    usual = ["--checkpoint", str(checkpoint), "--image", str(image)]
+    assert main(["detection", *usual, *options, "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

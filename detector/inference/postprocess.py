@@ -1,5 +1,7 @@
 """From the network's outputs to detections."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,6 +11,16 @@ from detector.boxes import BoxCoder, box_iou, clip
 from detector.schema import default
 from detector.settings import Detect, GivenDetect
 from detector.structures import Detections
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Scored boxes of one image before non-maximum suppression, in the network frame."""
+
+    rows: Tensor  # (M,) int64: index of the proposal
+    labels: Tensor  # (M,) int64 in 1..K
+    scores: Tensor  # (M,) float32
+    boxes: Tensor  # (M, 4) float32: the proposal after its correction for the class, clipped to the image
 
 
 def postprocess(
@@ -26,24 +38,38 @@ def postprocess(
     class_logits (P, K+1), deltas (P, K, 4) and proposals (P, 4) are in the network frame, where the image has
     the size `image_hw`. Only boxes with a score above the threshold are decoded.
     """
-    scores = class_logits.float().softmax(dim=1)[:, 1:]  # (P, K)
-    row, column = torch.nonzero(scores > settings.score_threshold, as_tuple=True)
-    scores, boxes, labels = scores[row, column], proposals[row], column + 1
-    if settings.regress_boxes:
-        boxes = coder.decode(deltas[row, column].float()[:, None], boxes)[:, 0]
-    boxes = clip(boxes, image_hw)
-    has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-    boxes, scores, labels = boxes[has_area], scores[has_area], labels[has_area]
-    keep, scores = suppress(boxes, scores, labels, settings)
+    found = find_candidates(class_logits, deltas, proposals, coder, image_hw, settings)
+    keep, scores = suppress(found.boxes, found.scores, found.labels, settings)
+    boxes = found.boxes[keep]
     to_original = boxes.new_tensor(
         [original_hw[1] / image_hw[1], original_hw[0] / image_hw[0]] * 2
     )  # network -> original, for x and y
     return Detections(
         image_id=image_id,
-        boxes=(boxes[keep] * to_original).cpu().numpy(),
-        labels=labels[keep].cpu().numpy(),
+        boxes=(boxes * to_original).cpu().numpy(),
+        labels=found.labels[keep].cpu().numpy(),
         scores=scores.cpu().numpy(),
     )
+
+
+def find_candidates(
+    class_logits: Tensor,
+    deltas: Tensor,
+    proposals: Tensor,
+    coder: BoxCoder,
+    image_hw: tuple[int, int],
+    settings: Detect,
+) -> Candidates:
+    """The boxes of all proposals and classes with a score above the threshold and an area; shapes as in `postprocess`."""
+    scores = class_logits.float().softmax(dim=1)[:, 1:]  # (P, K)
+    row, column = torch.nonzero(scores > settings.score_threshold, as_tuple=True)
+    boxes = proposals[row]
+    if settings.regress_boxes:
+        boxes = coder.decode(deltas[row, column].float()[:, None], boxes)[:, 0]
+    boxes = clip(boxes, image_hw)
+    has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    row, column = row[has_area], column[has_area]
+    return Candidates(row, column + 1, scores[row, column], boxes[has_area])
 
 
 def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, settings: GivenDetect) -> tuple[Tensor, Tensor]:

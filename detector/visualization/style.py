@@ -11,6 +11,7 @@ import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -18,7 +19,8 @@ from detector.runtime.files import write_atomically
 
 # Okabe and Ito (2008): told apart by readers with any colour vision.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442")
-INK, FAINT, HIGHLIGHT = "#1a1a1a", "#8a8a8a", "#D55E00"
+LIGHT_COLOURS = COLOURS[1:2] + COLOURS[5:]  # with dark text on them
+INK, FAINT = "#1a1a1a", "#8a8a8a"
 RANK_MAP, HEAT_MAP = "viridis", "inferno"
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -63,7 +65,7 @@ def new_figure(width: float, height: float) -> Figure:
 def show_image(axes: Axes, image: np.ndarray, title: str) -> None:
     """Show an image (H, W, 3) without ticks. Its frame is that of boxes in continuous pixels."""
     height, width = image.shape[:2]
-    axes.imshow(image, extent=(0, width, height, 0), interpolation="nearest" if width < 100 else None)
+    axes.imshow(image, extent=(0, width, height, 0), interpolation="nearest" if width < 100 else "bilinear")
     axes.set_title(title)
     axes.set_axis_off()
 
@@ -77,7 +79,7 @@ def pixels(figure: Figure) -> np.ndarray:
 
 
 @styled
-def save_figure(folder: Path, name: str, figure: Figure, colours: int = 128) -> None:
+def save_figure(folder: Path, name: str, figure: Figure, colours: int = 256) -> None:
     """Write FOLDER/NAME.png, with a palette of so many colours, and FOLDER/NAME.svg."""
     save_picture(folder / f"{name}.png", pixels(figure), colours)
     data = io.BytesIO()
@@ -85,17 +87,25 @@ def save_figure(folder: Path, name: str, figure: Figure, colours: int = 128) -> 
     write_atomically(folder / f"{name}.svg", data.getvalue())
 
 
-def save_picture(path: Path, picture: np.ndarray, colours: int = 128) -> None:
+def save_picture(path: Path, picture: np.ndarray, colours: int = 256) -> None:
     """Write an image (H, W, 3) uint8 as PNG with a palette."""
     data = io.BytesIO()
-    Image.fromarray(picture).quantize(colours).save(data, "PNG", optimize=True)
+    with_palette([picture], colours)[0].save(data, "PNG", optimize=True)
     write_atomically(path, data.getvalue())
 
 
 def save_animation(path: Path, frames: Sequence[np.ndarray], seconds: Sequence[float], colours: int = 96) -> None:
     """Write an endless GIF of images (H, W, 3) uint8, all of one size, each shown so long. They share one palette."""
-    palette = Image.fromarray(np.concatenate(frames)).quantize(colours)
-    shown = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    shown = with_palette(frames, colours)
     data, milliseconds = io.BytesIO(), [round(1000 * duration) for duration in seconds]
     shown[0].save(data, "GIF", save_all=True, append_images=shown[1:], duration=milliseconds, loop=0, optimize=True)
     write_atomically(path, data.getvalue())
+
+
+def with_palette(pictures: Sequence[np.ndarray], colours: int) -> list[Image.Image]:
+    """The images with one palette of so many colours, which contains those of the style."""
+    own = [round(255 * part) for colour in (*COLOURS, INK, FAINT, "white") for part in to_rgb(colour)]
+    found = Image.fromarray(np.concatenate(pictures)).quantize(colours - len(own) // 3).getpalette()
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([*own, *(found or [])])
+    return [Image.fromarray(item).quantize(palette=palette, dither=Image.Dither.NONE) for item in pictures]

@@ -1,0 +1,85 @@
+"""A trained network on one image, with the tensors of that pass, for the commands that show them."""
+
+import argparse
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detector import builders, datasets
+from detector.boxes import with_batch_index
+from detector.data.image_files import find_files, image_dataset
+from detector.data.loader import collate
+from detector.errors import InputError
+from detector.inference.postprocess import Candidates, find_candidates, suppress
+from detector.models import FastRCNN
+from detector.runtime.device import Compute
+from detector.structures import Batch
+from detector.training.checkpoint import load_checkpoint, trained_settings
+from scripts.detect import Given, Searched
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", required=True, type=Path, help="the network: RUN/checkpoints/best.pt")
+    parser.add_argument("--image", required=True, type=Path, help="an image file")
+    parser.add_argument("--proposals", type=Path, help="file of proposals (default: selective search)")
+    parser.add_argument("--score-threshold", type=float, default=0.3, help="of detections (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass over all proposals of an image; boxes in the network frame."""
+
+    classes: tuple[str, ...]
+    model: FastRCNN
+    compute: Compute
+    batch: Batch
+    rois: Tensor  # (P, 5)
+    features: Tensor  # (1, C, H, W): what RoI pooling received
+    candidates: Candidates
+    kept: Tensor  # (N,) candidates that remain after NMS
+
+    @property
+    def image(self) -> np.ndarray:
+        """(H, W, 3) uint8 in the network frame, without padding."""
+        height, width = self.batch.image_hws[0]
+        return self.batch.images[0, :, :height, :width].permute(1, 2, 0).numpy()
+
+
+@torch.no_grad()
+def forward(arguments: argparse.Namespace) -> Pass:
+    """Run the network of the checkpoint over the image. Raises InputError for invalid input."""
+    if not 0 <= arguments.score_threshold <= 1:
+        raise InputError(f"--score-threshold: {arguments.score_threshold} must be from 0 to 1")
+    if not arguments.image.is_file():
+        raise InputError(f"--image: {arguments.image}: there is no such file")
+    checkpoint = load_checkpoint(arguments.checkpoint)
+    settings = trained_settings(checkpoint)
+    detect = settings.detect.plain() | {"score_threshold": arguments.score_threshold}
+    settings = settings.with_values(device=arguments.device, detect=detect)
+    dataset = image_dataset(
+        find_files(str(arguments.image)), checkpoint["classes"], datasets.image_options(settings.data)
+    )
+    given = arguments.proposals
+    proposals = Given(given, dataset) if given else Searched(dataset, settings.proposals.mode, os.cpu_count() or 1)
+    batch = collate([datasets.transformed_dataset_with(settings, dataset, proposals, "val")[0, 0]])
+    if not len(batch.proposals[0]):
+        raise InputError(f"{given}: no proposals for {arguments.image}")
+    compute = builders.build_compute(settings)
+    model = builders.build_trained_model(settings.model, checkpoint["model"], len(dataset.classes))
+    compute.place(model)
+    model.eval()
+    seen = []
+    hook = model.roi_pool.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0]))
+    rois = with_batch_index(batch.proposals[0], 0)
+    class_logits, deltas = (output.float().cpu() for output in compute.forward(model, batch.images, rois))
+    hook.remove()
+    coder = builders.build_detector_config(settings).coder
+    found = find_candidates(
+        class_logits, deltas, batch.proposals[0], coder, batch.image_hws[0], settings.detect.score_threshold
+    )
+    return Pass(dataset.classes, model, compute, batch, rois, seen[0], found, suppress(found, settings.detect))

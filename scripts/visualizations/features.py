@@ -1,0 +1,59 @@
+"""The shared feature map of an image, one RoI pooled from it, and where its maxima come from.
+
+Writes features.png and .svg: the proposal of the detection with the highest score (or of the one chosen), the channels
+that respond to it most, their pooled values, and over the image the cells that gave the maxima of all channels. Prints
+how long one pass takes for all proposals, and with a pass for each.
+"""
+
+import argparse
+import time
+
+import torch
+
+from detector.errors import InputError
+from detector.visualization.features import draw_features, pool_roi
+from detector.visualization.style import save_figure
+from scripts.visualizations import _trained
+
+SINGLE_PASSES = 3  # measured; all others would take as long
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    _trained.add_arguments(parser)
+    parser.add_argument("--detection", type=int, default=1, help="which one, by score (default: %(default)s, the best)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    seen = _trained.forward(arguments)
+    if not 1 <= arguments.detection <= max(len(seen.kept), 1):
+        raise InputError(f"--detection: {arguments.detection} must be from 1 to {len(seen.kept)}, the detections found")
+    if not len(seen.kept):
+        raise InputError(f"{arguments.image}: no detection above {arguments.score_threshold}: lower --score-threshold")
+    best = seen.kept[arguments.detection - 1]
+    layer, found = seen.model.roi_pool, seen.candidates
+    box = seen.batch.proposals[0][found.rows[best]].numpy()
+    size = layer.output_size
+    output_hw = (size, size) if isinstance(size, int) else size
+    roi = pool_roi(seen.features, box, output_hw, layer.spatial_scale)
+    caption = f"RoI (blue) and {seen.classes[found.labels[best] - 1]} {found.scores[best]:.2f} (red)"
+    save_figure(arguments.out, "features", draw_features(seen.image, roi, caption, found.boxes[best].numpy()))
+    print(sharing(seen))
+
+
+@torch.no_grad()
+def sharing(seen: _trained.Pass) -> str:
+    """How long the pass takes for all proposals together, and with a pass for each."""
+    together = seconds(seen, seen.rois)
+    alone = min(seconds(seen, seen.rois[index : index + 1]) for index in range(min(SINGLE_PASSES, len(seen.rois))))
+    count = len(seen.rois)
+    return (
+        f"one pass for {count} RoIs: {together:.2f} s; a pass for each: {count} x {alone:.3f} s = {count * alone:.0f} s"
+    )
+
+
+def seconds(seen: _trained.Pass, rois: torch.Tensor) -> float:
+    """Time of a forward pass with these RoIs, with the results on the CPU."""
+    start = time.perf_counter()
+    for output in seen.compute.forward(seen.model, seen.batch.images, rois):
+        output.float().cpu()
+    return time.perf_counter() - start

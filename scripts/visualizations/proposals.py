@@ -1,0 +1,65 @@
+"""Proposals on an image or on images of a dataset: by rank, the best of each object, recall.
+
+IMAGE is an image file: proposals.png, and hierarchy.png, how the regions of selective search grow. DATASET is a folder
+in VOC or COCO layout: a picture of each of its first --count images, and recall.png over these images. Proposals come
+from a file or from selective search. Each .png has an .svg beside it.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+from detector.data.command_line import image_options
+from detector.data.dataset import DetectionDataset
+from detector.data.image_files import find_files, image_dataset
+from detector.errors import InputError
+from detector.evaluation.recall import score_recall
+from detector.selective_search import MODES
+from detector.visualization.proposals import draw_hierarchy, draw_proposals, draw_recall
+from detector.visualization.style import save_figure
+from scripts.detect import Given, Searched
+from scripts.visualizations import _data
+
+HIERARCHY_BOXES = 25
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, metavar="IMAGE|DATASET", help="an image file, or the folder of a dataset")
+    _data.add_arguments(parser)
+    parser.add_argument("--proposals", type=Path, help="file of proposals (default: selective search)")
+    parser.add_argument("--mode", choices=list(MODES), default="fast", help="of the search (default: %(default)s)")
+    parser.add_argument("--shown", type=int, default=100, help="proposals drawn in an image (default: %(default)s)")
+    parser.add_argument("--count", type=int, default=4, help="images of a dataset (default: %(default)s)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    for name in ("shown", "count"):
+        if getattr(arguments, name) < 1:
+            raise InputError(f"--{name}: {getattr(arguments, name)} must be 1 or more")
+    if arguments.source.is_dir():
+        dataset = _data.dataset_of(arguments, arguments.source)
+        draw_dataset(arguments, dataset.subset(range(min(arguments.count, len(dataset)))))
+        return
+    dataset = image_dataset(find_files(str(arguments.source)), (), image_options(arguments))
+    image, boxes = dataset.image(0), proposals_of(arguments, dataset)[dataset.image_ids[0]]
+    save_figure(arguments.out, "proposals", draw_proposals(image, boxes, arguments.shown)[0])
+    save_figure(arguments.out, "hierarchy", draw_hierarchy(image, boxes, HIERARCHY_BOXES)[0])
+
+
+def proposals_of(arguments: argparse.Namespace, dataset: DetectionDataset) -> Given | Searched:
+    if arguments.proposals:
+        return Given(arguments.proposals, dataset)
+    return Searched(dataset, arguments.mode, os.cpu_count() or 1)
+
+
+def draw_dataset(arguments: argparse.Namespace, dataset: DetectionDataset) -> None:
+    proposals = proposals_of(arguments, dataset)
+    truths, boxes = [], []
+    for index, image_id in enumerate(dataset.image_ids):
+        truths.append(dataset.ground_truth(index))
+        boxes.append(proposals[image_id])
+        figure, _ = draw_proposals(
+            dataset.image(index), boxes[-1], arguments.shown, truths[-1].boxes, truths[-1].labels, dataset.classes
+        )
+        save_figure(arguments.out, image_id.replace("/", "_"), figure)
+    save_figure(arguments.out, "recall", draw_recall(score_recall(truths, boxes, dataset.classes)))
