@@ -65,6 +65,12 @@ def _start(program: Program, name: str, schema: type[Schema]) -> int:
     return 0
 
 
+def compose_settings(name: str, schema: type[Schema], overrides: list[str]) -> Schema:
+    """The settings of configs/`name`.yaml with these overrides, for scripts. Raises InputError for invalid ones."""
+    ConfigStore.instance().store(f"{name}_settings", defaults(schema))
+    return _typed(schema, compose(schema, Namespace(config_dir=None), [quoted(item) for item in overrides], name))
+
+
 def _typed(schema: type[Schema], config: DictConfig) -> Schema:
     """Validated settings. Raises InputError also if one was removed, as by ~train.iterations."""
     values = plain(config)

@@ -85,7 +85,7 @@ def test_pooled_roi_and_its_cells_are_those_of_the_network(seen):
     assert np.array_equal(roi.pooled, expected.numpy())
     assert roi.counts.sum() == roi.pooled.size
     features = seen.features.float().detach().clone().requires_grad_()
-    torchvision.ops.roi_pool(features, seen.rois[7:8].clone(), 7, 1 / 16).sum().backward()  # 1 for each maximum of a cell
+    torchvision.ops.roi_pool(features, seen.rois[7:8].clone(), 7, 1 / 16).sum().backward()  # 1 per maximum of a cell
     assert np.array_equal(roi.counts, features.grad[0].sum(dim=0).numpy())
 
 
@@ -140,3 +140,29 @@ def test_unusable_network_or_image_is_named(checkpoint, image, tmp_path, capsys,
     assert main(["detection", *usual, *options, "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_data_writes_one_page_with_all_its_pictures(small_shapes, tmp_path):
+    assert main(["data", str(small_shapes), "--split", "train", "--out", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out/data.html").read_text()
+    sheets = [name for name in files(tmp_path / "out") if name.startswith("sheet_")]
+    assert page.count("data:image/jpeg") == len(sheets) + 1  # and the statistics
+    assert "train: 6 images found" in page
+    assert "http" not in page
+
+
+def test_augment_uses_the_settings_of_training(small_shapes, tmp_path, capsys):
+    common = ["data=voc", f"data.root={small_shapes}", "data.train_split=train", "data.short_side_px=96"]
+    pictures = []
+    for choice in ("augment=none", "augment=none", "augment=scale"):
+        out = tmp_path / str(len(pictures))
+        options = ["--image-id", "train_3", "--count", "1", "--out", str(out)]
+        assert main(["augment", "--settings", *common, "proposals.mode=single", choice, *options]) == 0
+        names = ["augmentation.png", "augmentation.svg", "sampled_rois.png", "sampled_rois.svg"]
+        assert files(out) == names
+        pictures.append((out / "augmentation.png").read_bytes())
+    assert pictures[0] == pictures[1] != pictures[2]
+    assert main(["augment", "--settings", *common, "augment=zoom", "--out", str(tmp_path / "c")]) == 2
+    assert "augment=zoom: must be one of" in capsys.readouterr().err
+    assert main(["augment", "--settings", *common, "--image-id", "none", "--out", str(tmp_path / "c")]) == 2
+    assert "--image-id: none is not in" in capsys.readouterr().err

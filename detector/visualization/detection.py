@@ -44,7 +44,11 @@ def class_colour(label: int) -> str:
 
 
 def add_boxes(
-    axes: Axes, boxes: np.ndarray, colours: Sequence[str] | np.ndarray, width: float = 1.5, alpha: float = 1.0
+    axes: Axes,
+    boxes: np.ndarray,
+    colours: Sequence[str] | np.ndarray,
+    width: float | np.ndarray = 1.5,
+    alpha: float = 1.0,
 ) -> None:
     """Outlines of boxes (N, 4)."""
     patches = [Rectangle((x1, y1), x2 - x1, y2 - y1) for x1, y1, x2, y2 in boxes]

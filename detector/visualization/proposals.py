@@ -7,7 +7,7 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from detector.boxes import box_iou
@@ -55,17 +55,18 @@ def draw_proposals(
     """
     num_panels = 1 if gt_boxes is None else 2
     height, width = image.shape[:2]
-    figure = new_figure(6 * num_panels, min(max(6 * height / width + 1.2, 3), 14))
+    figure = new_figure(6 * num_panels, min(max(5.4 * height / width + 1.1, 3), 14))
     panels = figure.subplots(1, num_panels, squeeze=False)[0]
     first = proposals[:shown]
-    rank = LogNorm(1, max(len(first), 2))
-    colours = matplotlib.colormaps[RANK_MAP](rank(np.arange(len(first)) + 1))
+    rank = Normalize(0, np.log10(max(len(first), 2)))  # of log10(rank): the best ones differ most
+    colours = matplotlib.colormaps[RANK_MAP](rank(np.log10(np.arange(len(first)) + 1)))
     show_image(panels[0], pale(image), f"The first {len(first)} of {len(proposals)} proposals")
-    add_boxes(panels[0], first[::-1], colours[::-1], 1.3, 0.8)
-    scale = ScalarMappable(rank, RANK_MAP)
-    figure.colorbar(
-        scale, ax=panels[0], location="bottom", shrink=0.7, aspect=40, pad=0.02, label="rank of the proposal"
-    )
+    widths = np.linspace(3, 0.8, len(first))  # the best ones wide, and on top
+    add_boxes(panels[0], first[::-1], colours[::-1], widths[::-1], 0.9)
+    scale = figure.colorbar(ScalarMappable(rank, RANK_MAP), ax=panels[0], location="bottom", shrink=0.7, aspect=40)
+    ticks = [tick for tick in (1, 3, 10, 30, 100, 300, 1000, 3000, 10000) if tick <= max(len(first), 2)]
+    scale.set_ticks(np.log10(ticks).tolist(), labels=[str(tick) for tick in ticks])
+    scale.set_label("rank of the proposal")
     best: list[Best] = []
     if gt_boxes is not None and gt_labels is not None:
         best = best_proposals(gt_boxes, gt_labels, proposals)

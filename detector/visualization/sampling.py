@@ -1,0 +1,101 @@
+"""Figures of what the network trains on: a sample under augmentation, and the RoIs sampled from a batch."""
+
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from detector.boxes import BoxCoder, box_iou
+from detector.structures import Batch, RoiTargets, Sample
+from detector.visualization.detection import add_boxes, add_caption, class_colour, pale
+from detector.visualization.style import INK, RANK_MAP, new_figure, show_image, styled
+
+PROPOSALS_SHOWN = 20  # in each augmented image, the first ones
+COLUMNS = 3
+
+
+@styled
+def draw_augmentation(original: Sample, augmented: Sequence[Sample], classes: Sequence[str]) -> Figure:
+    """A sample and what augmentation makes of it, with objects (wide, in class colours) and proposals (thin)."""
+    samples = [original, *augmented]
+    rows = -(-len(samples) // COLUMNS)
+    height, width = original.image.shape[:2]
+    figure = new_figure(12, min(rows * (4 * height / width + 0.4), 18))
+    panels = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
+    for number, (axes, sample) in enumerate(zip(panels, samples, strict=False)):
+        show_image(axes, sample.image, f"augmented, {number}" if number else "image, resized")
+        add_boxes(axes, sample.proposals[:PROPOSALS_SHOWN], ["white"], 0.8, 0.8)
+        add_boxes(axes, sample.gt_boxes, [class_colour(label) for label in sample.gt_labels], 3)
+        for box, label in zip(sample.gt_boxes, sample.gt_labels, strict=True):
+            add_caption(axes, box, classes[label - 1], class_colour(label))
+    for axes in panels[len(samples) :]:
+        axes.set_axis_off()
+    return figure
+
+
+def roi_ious(batch: Batch, targets: RoiTargets) -> np.ndarray:
+    """(R,): the IoU of each sampled RoI with the object that it covers best; 0 in an image without objects."""
+    iou = torch.zeros(len(targets.rois))
+    for index, gt_boxes in enumerate(batch.gt_boxes):
+        mine = targets.rois[:, 0] == index
+        if len(gt_boxes) and mine.any():
+            iou[mine] = box_iou(targets.rois[mine, 1:], gt_boxes).max(dim=1).values
+    return iou.numpy()
+
+
+@styled
+def draw_sampled_rois(
+    batch: Batch, targets: RoiTargets, coder: BoxCoder, classes: Sequence[str], max_images: int = 2
+) -> tuple[Figure, list[str]]:
+    """For each image of a batch its foreground RoIs, with the objects they are to find, and its background RoIs by IoU.
+
+    Returns the captions of the objects: class, number of their RoIs, range of the IoU.
+    """
+    count = min(len(batch.image_ids), max_images)
+    height, width = batch.images.shape[2:]
+    figure = new_figure(12, min(count * (6 * height / width + 0.5) + 0.8, 20))
+    panels = figure.subplots(count, 2, squeeze=False)
+    captions: list[str] = []
+    for index, (left, right) in enumerate(panels):
+        mine = targets.rois[:, 0] == index
+        boxes, labels = targets.rois[mine, 1:], targets.labels[mine].numpy()
+        iou = roi_ious(batch, targets)[mine.numpy()]
+        wanted = coder.decode(targets.deltas[mine][:, None], boxes)[:, 0].numpy()  # the object of a foreground RoI
+        image = pale(batch.images[index].permute(1, 2, 0).numpy())
+        captions += _draw_foreground(left, image, boxes.numpy(), labels, iou, wanted, classes)
+        background = np.flatnonzero(labels == 0)
+        background = background[np.argsort(iou[background], kind="stable")]
+        show_image(right, image, f"{len(background)} background RoIs")
+        add_boxes(right, boxes.numpy()[background], matplotlib.colormaps[RANK_MAP](iou[background] * 2), 1.5)
+        _add_dashed(right, batch.gt_boxes[index].numpy())
+    scale = ScalarMappable(Normalize(0, 0.5), RANK_MAP)
+    label = "IoU of a background RoI with its nearest object (dashed)"
+    figure.colorbar(scale, ax=panels[:, 1], location="bottom", shrink=0.7, aspect=40, label=label)
+    return figure, captions
+
+
+def _draw_foreground(
+    axes: Axes, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, iou: np.ndarray, wanted: np.ndarray,
+    classes: Sequence[str],
+) -> list[str]:  # fmt: skip
+    foreground = np.flatnonzero(labels > 0)
+    show_image(axes, image, f"{len(foreground)} foreground RoIs, and their objects (dashed)")
+    add_boxes(axes, boxes[foreground], [class_colour(label) for label in labels[foreground]], 2)
+    captions = []
+    for target in np.unique(wanted[foreground].round(1), axis=0):
+        own = foreground[(wanted[foreground].round(1) == target).all(axis=1)]
+        _add_dashed(axes, target[None])
+        name, low, high = classes[labels[own[0]] - 1], iou[own].min(), iou[own].max()
+        text = f"{name}: {len(own)} RoIs, IoU {low:.2f}" + (f" to {high:.2f}" if len(own) > 1 else "")
+        captions.append(add_caption(axes, target, text, class_colour(labels[own[0]])))
+    return captions
+
+
+def _add_dashed(axes: Axes, boxes: np.ndarray) -> None:
+    add_boxes(axes, boxes, [INK], 2)
+    axes.collections[-1].set_linestyle("--")
