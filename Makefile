@@ -1,6 +1,7 @@
 # make demo   set up, then train and evaluate on a generated dataset
 # make test   set up, then run the test suite without what is slow
 # make test-all  set up, then run all tests: also kill loops, long fuzzing, many processes
+# make docs   after make demo: the pictures in docs/images
 # make lint   ruff (check and format) and mypy
 # make setup  only set up: .venv with the pinned requirements
 # make lock   update requirements.txt from the ranges in pyproject.toml
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test test-all lint setup lock
+.PHONY: demo test test-all docs lint setup lock
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -25,6 +26,31 @@ test: setup
 
 test-all: setup
 	$(BIN)/python -m pytest
+
+SHAPES := data/shapes
+PHOTOGRAPH := $(VENV)/photograph.jpg
+NEW := runs/docs
+DRAW := $(BIN)/python scripts/visualize.py
+
+docs: setup
+	@test -f runs/demo/checkpoints/last.pt || { echo "make docs draws the run of make demo: start that first"; exit 2; }
+	rm -rf $(NEW) # of the previous make docs
+	cp "$$($(BIN)/python -c 'import matplotlib; print(matplotlib.get_data_path())')/sample_data/grace_hopper.jpg" $(PHOTOGRAPH)
+	$(DRAW) roi_pool --out $(NEW)/roi_pool
+	$(DRAW) data $(SHAPES) --split train --out $(NEW)/data
+	$(DRAW) proposals $(PHOTOGRAPH) --out $(NEW)/photograph
+	$(DRAW) proposals $(SHAPES) --split test --drawn 2 --out $(NEW)/proposals
+	$(DRAW) augment --settings augment=scale --out $(NEW)/augment
+	$(DRAW) features --checkpoint runs/demo/checkpoints/last.pt --image $(SHAPES)/JPEGImages/test_0001.jpg --out $(NEW)/features
+	$(DRAW) detection --checkpoint runs/demo/checkpoints/last.pt --image $(SHAPES)/JPEGImages/test_0001.jpg \
+	    --score-threshold 0.5 --out $(NEW)/detection
+	cp $(NEW)/roi_pool/roi_pool.gif $(NEW)/roi_pool/comparison.png $(NEW)/proposals/recall.png docs/images
+	cp $(NEW)/features/features.png $(NEW)/detection/detection.gif $(NEW)/detection/stages.png docs/images
+	cp $(NEW)/augment/augmentation.png $(NEW)/augment/sampled_rois.png docs/images
+	cp $(NEW)/data/sheet_03.png docs/images/objects.png
+	cp $(NEW)/photograph/hierarchy.png docs/images/selective_search.png
+	cp $(NEW)/proposals/test_0001.png docs/images/proposals.png
+	cp runs/demo/precision_recall/kite.png docs/images/precision_recall.png
 
 lint: setup
 	$(BIN)/ruff check .

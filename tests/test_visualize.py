@@ -104,9 +104,9 @@ def test_detection_and_features_write_their_pictures(checkpoint, image, tmp_path
 def test_proposals_of_an_image_and_of_a_dataset(small_shapes, image, tmp_path):
     assert main(["proposals", str(image), "--out", str(tmp_path / "one")]) == 0
     assert files(tmp_path / "one") == ["hierarchy.png", "hierarchy.svg", "proposals.png", "proposals.svg"]
-    options = ["--split", "test", "--count", "2", "--mode", "single"]
+    options = ["--split", "test", "--count", "3", "--drawn", "1", "--mode", "single"]
     assert main(["proposals", str(small_shapes), *options, "--out", str(tmp_path / "two")]) == 0
-    names = ["recall", "test_0", "test_1"]
+    names = ["recall", "test_0"]
     assert files(tmp_path / "two") == [f"{name}.{kind}" for name in names for kind in ("png", "svg")]
 
 

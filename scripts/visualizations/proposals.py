@@ -1,7 +1,7 @@
 """Proposals on an image or on images of a dataset: by rank, the best of each object, recall.
 
 IMAGE is an image file: proposals.png, and hierarchy.png, how the regions of selective search grow. DATASET is a folder
-in VOC or COCO layout: a picture of each of its first --count images, and recall.png over these images. Proposals come
+in VOC or COCO layout: a picture of each of its first --drawn images, and recall.png over the first --count. Proposals come
 from a file or from selective search. Each .png has an .svg beside it.
 """
 
@@ -29,11 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--proposals", type=Path, help="file of proposals (default: selective search)")
     parser.add_argument("--mode", choices=list(MODES), default="fast", help="of the search (default: %(default)s)")
     parser.add_argument("--shown", type=int, default=100, help="proposals drawn in an image (default: %(default)s)")
-    parser.add_argument("--count", type=int, default=4, help="images of a dataset (default: %(default)s)")
+    parser.add_argument("--drawn", type=int, default=4, help="images of a dataset to draw (default: %(default)s)")
+    parser.add_argument("--count", type=int, default=20, help="images of a dataset for recall (default: %(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    for name in ("shown", "count"):
+    for name in ("shown", "drawn", "count"):
         if getattr(arguments, name) < 1:
             raise InputError(f"--{name}: {getattr(arguments, name)} must be 1 or more")
     if arguments.source.is_dir():
@@ -58,8 +59,10 @@ def draw_dataset(arguments: argparse.Namespace, dataset: DetectionDataset) -> No
     for index, image_id in enumerate(dataset.image_ids):
         truths.append(dataset.ground_truth(index))
         boxes.append(proposals[image_id])
+    for index in range(min(arguments.drawn, len(dataset))):
+        truth = truths[index]
         figure, _ = draw_proposals(
-            dataset.image(index), boxes[-1], arguments.shown, truths[-1].boxes, truths[-1].labels, dataset.classes
+            dataset.image(index), boxes[index], arguments.shown, truth.boxes, truth.labels, dataset.classes
         )
-        save_figure(arguments.out, image_id.replace("/", "_"), figure)
+        save_figure(arguments.out, truth.image_id.replace("/", "_"), figure)
     save_figure(arguments.out, "recall", draw_recall(score_recall(truths, boxes, dataset.classes)))
