@@ -68,7 +68,6 @@ def score_checkpoint(given: EvaluateSettings) -> float | None:
                 )
             model.head.compress(given.svd_ranks)
         compute = builders.build_compute(settings)
-        compute.place(model)
         samples = datasets.build_transformed_dataset(settings, checked, "val")
         training = builders.build_training_config(settings, dataset.classes)
     batches = eval_loader(samples, settings.workers, here.rank, here.world_size)

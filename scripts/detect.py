@@ -36,6 +36,7 @@ from detector.data.voc import annotation_xml
 from detector.errors import InputError
 from detector.evaluation.results import write_coco_results
 from detector.inference.predict import detect
+from detector.inference.prepare import prepare
 from detector.proposals.generate import search_image
 from detector.proposals.store import open_proposals, require_exif, require_images
 from detector.runtime.exits import FAILED, exit_status
@@ -85,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     samples = datasets.transformed_dataset_with(settings, dataset, proposals, "val")
     compute, detector_config = builders.build_compute(settings), builders.build_detector_config(settings)
     model = builders.build_trained_model(settings.model, checkpoint["model"], len(dataset.classes))
-    compute.place(model)
+    model = prepare(model, compute)
 
     bad, found = [], []
     arguments.out.mkdir(parents=True, exist_ok=True)

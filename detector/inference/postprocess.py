@@ -60,7 +60,7 @@ def find_candidates(
     image_hw: tuple[int, int],
     settings: Detect,
 ) -> Candidates:
-    """The boxes of all proposals and classes with a score above the threshold and an area; shapes as in `postprocess`."""
+    """The boxes of all proposals and classes with an area and a score above the threshold; shapes: `postprocess`."""
     scores = class_logits.float().softmax(dim=1)[:, 1:]  # (P, K)
     row, column = torch.nonzero(scores > settings.score_threshold, as_tuple=True)
     boxes = proposals[row]

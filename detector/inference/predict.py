@@ -10,6 +10,7 @@ from tqdm import tqdm
 from detector.boxes import BoxCoder, areas, with_batch_index
 from detector.errors import RunFailure
 from detector.inference.postprocess import postprocess
+from detector.inference.prepare import prepare
 from detector.runtime.device import Compute, peak_memory_mib
 from detector.runtime.distributed import gather_interleaved
 from detector.runtime.ranks import is_main
@@ -42,7 +43,7 @@ def evaluate(
     Each image passes through the network once: its proposals and the RoIs of the loss share the feature map. Several
     processes take the images in turn, and each returns the whole result.
     """
-    model.eval()
+    model = prepare(model, compute)
     detections, losses = [], []
     for batch in tqdm(batches, unit="image", desc="evaluate", leave=False, disable=None if is_main() else True):
         targets = sample_targets(batch)
@@ -57,7 +58,7 @@ def evaluate(
 
 @torch.inference_mode()
 def detect(model: nn.Module, batch: Batch, config: DetectorConfig, compute: Compute) -> list[Detections]:
-    """Detections of every image of a batch."""
+    """Detections of every image of a batch. With many batches, `prepare` the model first, which makes it faster."""
     model.eval()
     return _detections(_outputs(model, batch, config.postprocess, compute), batch, config)
 
