@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 # Settings of an evaluation that default to the values of training for any dataset, and those that select images.
 AS_IN_TRAINING = {name for name, field in Data.model_fields.items() if AS_TRAINED in field.metadata}
+OF_LAYOUTS = {name for name, field in Data.model_fields.items() if LAYOUT in field.metadata}
 NEW_PROPOSALS = EvaluateSettings().proposals.folder
 WHICH_IMAGES = {"root", "val_split", "val_json", "val_images"}
 
@@ -129,11 +130,12 @@ def with_training_settings(given: EvaluateSettings, trained: CommonSettings) -> 
                 raise InputError(f"{given.checkpoint}: was trained on {place} too, which is not here ({Path.cwd()})")
         if data.keys() & WHICH_IMAGES:
             data = {"val_proposals": None} | data  # the proposals of training are for other images
-        keys = [key for key in data if LAYOUT in Data.model_fields[key].metadata]
+        keys = [key for key in data if key in OF_LAYOUTS]
         data = trained.data.plain() | data
         datasets.require_taken(parse(Data, data), keys)
     else:
-        as_trained = {key: value for key, value in trained.data.plain().items() if key in AS_IN_TRAINING}
+        others = set() if data["reader"] == trained.data.reader else OF_LAYOUTS
+        as_trained = {key: value for key, value in trained.data.plain().items() if key in AS_IN_TRAINING - others}
         data = {"root": None} | as_trained | data
     return trained.with_values(
         data=data,

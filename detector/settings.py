@@ -31,6 +31,7 @@ NonNegativeInt = Annotated[int, Field(ge=0, le=2**63 - 1), Valid("an integer, 0 
 PositiveFloat = Annotated[float, Field(gt=0), Valid("a number above 0")]
 NonNegativeFloat = Annotated[float, Field(ge=0), Valid("a number, 0 or more")]
 Ratio = Annotated[float, Field(ge=0, le=1), Valid("a number from 0 to 1")]
+OpenRatio = Annotated[float, Field(gt=0, lt=1), Valid("a number between 0 and 1")]
 Decay = Annotated[float, Field(ge=0, lt=1), Valid("a number from 0 to below 1")]
 # A checkpoint may be untrusted: the limits of sizes bound the memory that it can ask for.
 SidePx = Annotated[int, Field(ge=1, le=20_000), Valid("an integer from 1 to 20000")]
@@ -47,6 +48,7 @@ Backbone = Literal[
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
     "resnet18_fpn", "resnet34_fpn", "resnet50_fpn", "resnet101_fpn", "resnet152_fpn",
 ]  # fmt: skip
+Fold = Annotated[str, StringConstraints(pattern=r"^\d{1,4}/\d{1,4}$"), Valid("K/N, such as 1/5")]
 FileName = Annotated[Text, Valid("the name of a file")]
 FolderName = Annotated[Text, Valid("the name of a folder")]
 
@@ -55,15 +57,17 @@ class Data(Settings):
     """The dataset, its proposals, and how images are read and scaled."""
 
     reader: Annotated[
-        str, StringConstraints(pattern=r"^[a-z0-9_]+$"), Valid("voc, coco or shapes: give data=voc data.root=DIR")
+        str,
+        StringConstraints(pattern=r"^[a-z0-9_]+$"),
+        Valid("voc, coco, folder or shapes: give data=voc data.root=DIR"),
     ]
-    """The layout: the module of detector/data/ that reads it, such as voc or coco."""
+    """The layout: the module of detector/data/ that reads it, such as voc, coco or folder."""
     root: Annotated[FolderName | None, MACHINE]
     """Folder of the dataset; null in exported weights."""
     train_split: Annotated[Text | None, LAYOUT] = None
-    """VOC layout: the file ImageSets/Main/SPLIT.txt lists the images to train on."""
+    """VOC layout: the file ImageSets/Main/SPLIT.txt lists the images to train on. Folder: train, or another split."""
     val_split: Annotated[Text | None, LAYOUT] = None
-    """VOC layout: the file ImageSets/Main/SPLIT.txt lists the images to validate on."""
+    """VOC layout: the file ImageSets/Main/SPLIT.txt lists the images to validate on. Folder: val, test, all, ..."""
     train_json: Annotated[Text | None, LAYOUT] = None
     """COCO layout: annotation file to train on, relative to the root."""
     val_json: Annotated[Text | None, LAYOUT] = None
@@ -74,6 +78,14 @@ class Data(Settings):
     """COCO layout: folder of the images to validate on, relative to the root; null: the root."""
     drop_empty_boxes: Annotated[bool | None, LAYOUT] = None
     """COCO layout: true ignores boxes without width or height."""
+    format: Annotated[Literal["voc", "yolo", "coco", "labelme", "csv"] | None, LAYOUT, AS_TRAINED] = None
+    """Folder: the format of the annotations to use; null: the one that is found."""
+    val_fraction: Annotated[OpenRatio | None, LAYOUT, AS_TRAINED] = None
+    """Folder: makes a split with this part of the images in val; null: the splits that are found, else 0.2."""
+    fold: Annotated[Fold | None, LAYOUT, AS_TRAINED] = None
+    """Folder: K/N makes a split into N parts, of which the K-th is val, for cross-validation."""
+    split_seed: Annotated[NonNegativeInt | None, LAYOUT, AS_TRAINED] = None
+    """Folder: of the split that is made; null: 0."""
     parts: Annotated[
         Annotated[tuple[dict[str, bool | Text | None], ...], Field(strict=False)] | None,
         Valid("null or a list of datasets, such as [{root: /data/a}, {root: /data/b}]"),
@@ -415,7 +427,7 @@ class Training(Settings):
     """Iterations between checkpoints; one is written at the end and when a signal stops the run, too."""
     log_every: PositiveInt = 10
     """Iterations between the lines of metrics.jsonl and points in TensorBoard."""
-    ema: Annotated[Annotated[float, Field(gt=0, lt=1), Valid("a number between 0 and 1")] | None, FIXED] = None
+    ema: Annotated[OpenRatio | None, FIXED] = None
     """Decay, such as 0.99, of a moving average of the weights, which evaluation, best.pt and exports then use."""
 
 

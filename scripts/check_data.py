@@ -1,5 +1,6 @@
 """Validate a dataset as train.py does before training, and print what is wrong with it. Nothing is changed.
 
+    python scripts/check_data.py --data ROOT                 a folder as it is found (data=folder)
     python scripts/check_data.py --data ROOT --splits trainval test [--proposals trainval.safetensors test.safetensors]
     python scripts/check_data.py --data ROOT --annotations train.json val.json [--images train val]
 
@@ -14,10 +15,14 @@ from pathlib import Path
 
 from detector.data.check import Checked, check_data, check_proposals, proposal_recall, warn_leakage
 from detector.data.classes import require_unlike
-from detector.data.coco import read_coco
-from detector.data.command_line import add_image_options, image_options
-from detector.data.dataset import DetectionDataset
-from detector.data.voc import read_voc
+from detector.data.command_line import (
+    DATASET,
+    SPLIT,
+    add_format_option,
+    add_image_options,
+    image_options,
+    read_any,
+)
 from detector.errors import InputError
 from detector.proposals.store import open_proposals, require_exif, require_images
 from detector.runtime.exits import exit_status
@@ -25,40 +30,39 @@ from detector.runtime.exits import exit_status
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, type=Path, help="root of a dataset in VOC or COCO layout")
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--splits", nargs="+", help="VOC: files in ImageSets/Main, without .txt")
+    parser.add_argument("--data", required=True, type=Path, help=DATASET)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--splits", nargs="+", help=SPLIT)
     which.add_argument("--annotations", nargs="+", metavar="FILE.json", help="COCO: annotation files, from ROOT")
     parser.add_argument("--images", nargs="+", help="COCO: the folder of images of each, from ROOT (default: ROOT)")
     parser.add_argument("--proposals", nargs="+", help="a file of proposals for each of these")
     parser.add_argument("--classes", nargs="+", help="the expected classes (default: any)")
     parser.add_argument("--drop-empty-boxes", action="store_true", help="COCO: as data.drop_empty_boxes in training")
+    add_format_option(parser)
     add_image_options(parser)
     arguments = parser.parse_args()
-    logging.basicConfig(format="%(message)s", stream=sys.stdout)
+    logging.basicConfig(format="%(message)s", stream=sys.stdout, level=logging.INFO)  # tells what a folder has
     sys.exit(exit_status(lambda: 0 if check(arguments) else 1, "nothing was written"))
 
 
 def check(arguments: argparse.Namespace) -> bool:
     """Print the findings of each split; returns whether all are valid."""
-    names, options = arguments.splits or arguments.annotations, image_options(arguments)
-    if arguments.images and arguments.splits:
+    names, options = arguments.splits or arguments.annotations or [None], image_options(arguments)
+    if arguments.images and not arguments.annotations:
         raise InputError("--images belongs to --annotations; in VOC layout images are in JPEGImages")
-    if arguments.drop_empty_boxes and arguments.splits:
+    if arguments.drop_empty_boxes and not arguments.annotations:
         raise InputError("--drop-empty-boxes belongs to --annotations; in VOC layout such objects are left out anyway")
     for option, given in (("--proposals", arguments.proposals), ("--images", arguments.images)):
         if given and len(given) != len(names):
-            raise InputError(f"{option}: {len(given)} for {len(names)}, {', '.join(names)}")
+            raise InputError(f"{option}: {len(given)} for {len(names)}, {', '.join(map(str, names))}")
     valid, sets = True, []
     for number, name in enumerate(names):
-        dataset: DetectionDataset
-        if arguments.splits:
-            dataset = read_voc(arguments.data, name, arguments.classes, options)
-        else:
-            folder = arguments.images[number] if arguments.images else None
-            dataset = read_coco(
-                arguments.data, name, folder, arguments.drop_empty_boxes, arguments.classes, image_options=options
-            )
+        split, annotations = (None, name) if arguments.annotations else (name, None)
+        folder = arguments.images[number] if arguments.images else None
+        dataset = read_any(
+            arguments.data, split, annotations, folder, arguments.format, arguments.drop_empty_boxes,
+            arguments.classes, options,
+        )  # fmt: skip
         checked = check_data(dataset)
         sets.append(checked)
         print("\n  ".join([checked.summary(), f"classes: {', '.join(dataset.classes)}", *checked.details()]))

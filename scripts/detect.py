@@ -2,6 +2,9 @@
 
     python scripts/detect.py --checkpoint runs/mine/checkpoints/best.pt --input photographs --out found
 
+With --data ROOT [--split SPLIT] in place of --input, the images are those of a dataset of any layout, and the pictures
+show its objects too.
+
 Writes to the folder OUT, which must be new or empty:
 
     pictures/NAME.jpg     each image with its detections
@@ -29,6 +32,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from detector import builders, datasets
+from detector.data.command_line import add_dataset_options, given_dataset
 from detector.data.dataset import DetectionDataset
 from detector.data.image_files import find_files, image_dataset
 from detector.data.loader import TransformedDataset, collate
@@ -53,11 +57,8 @@ def main(command_line: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, type=Path, help="the network: RUN/checkpoints/best.pt")
-    parser.add_argument(
-        "--input",
-        required=True,
-        help="an image, a folder (every file in it), or a pattern: 'photos/**/*.jpg'",
-    )
+    parser.add_argument("--input", help="an image, a folder (every file in it), or a pattern: 'photos/**/*.jpg'")
+    add_dataset_options(parser, required=False)
     parser.add_argument("--out", required=True, type=Path, help="folder to write to, new or empty")
     parser.add_argument(
         "--proposals", type=Path, help="file of proposals; its ids are the files' names, with or without suffix"
@@ -75,11 +76,17 @@ def main(command_line: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Detect and write the results; returns the exit status, 1 if an image could not be used."""
-    files = find_files(arguments.input)
+    if (arguments.input is None) == (arguments.data is None):
+        raise InputError("give either --input IMAGES or --data ROOT, a dataset")
+    files = find_files(arguments.input) if arguments.input else {}
     require_new("--out", arguments.out)
     checkpoint = load_checkpoint(arguments.checkpoint)
     settings = with_arguments(trained_settings(checkpoint), arguments)
-    dataset = image_dataset(files, checkpoint["classes"], datasets.image_options(settings.data))
+    options, classes = datasets.image_options(settings.data), checkpoint["classes"]
+    if arguments.data:
+        dataset = given_dataset(arguments, options).with_classes(classes)
+    else:
+        dataset = image_dataset(files, classes, options)
     cores = os.cpu_count() or 1
     mode, threads = settings.proposals.mode, max(cores // len(dataset), 1)
     proposals = Given(arguments.proposals, dataset) if arguments.proposals else Searched(dataset, mode, threads)

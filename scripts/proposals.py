@@ -6,9 +6,10 @@
     python scripts/proposals.py check FILE --data ROOT --split SPLIT
     python scripts/proposals.py recall FILE --data ROOT --split SPLIT
 
-ROOT is in VOC layout, or in COCO's with --annotations FILE.json [--images FOLDER] in place of --split; it is only read,
-and no file is ever overwritten. Exit status: 0 done, 1 `check` has found something, or a write failed (such as a full
-disk), 2 invalid input, 130 interrupted. docs/proposals.md explains formats, shards and faults.
+ROOT is in VOC layout, in COCO's with --annotations FILE.json [--images FOLDER] in place of --split, or any folder of
+annotated images, where --split can be left out; it is only read, and no file is ever overwritten. Exit status: 0 done,
+1 `check` has found something, or a write failed (such as a full disk), 2 invalid input, 130 interrupted.
+docs/proposals.md explains formats, shards and faults.
 """
 
 import argparse
@@ -18,11 +19,7 @@ import os
 import sys
 from pathlib import Path
 
-from detector.data.coco import read_coco
-from detector.data.command_line import add_image_options, image_options
-from detector.data.dataset import DetectionDataset
-from detector.data.image import UPRIGHT_IMAGES, ImageOptions
-from detector.data.voc import read_voc
+from detector.data.command_line import add_dataset_options, add_image_options, given_dataset, image_options
 from detector.errors import InputError
 from detector.evaluation.recall import recall_table, score_recall, write_recall_plot
 from detector.proposals.check import fault_table, find_faults
@@ -50,7 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser("generate", help="selective search over all images of a split")
-    add_data(command, required=True)
+    add_dataset_options(command)
     add_image_options(command)
     add_out(command)
     command.add_argument("--mode", default="fast", choices=list(MODES), help="search mode (default: %(default)s)")
@@ -77,7 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--base", choices=list(PIXEL_ORIGINS), help="the same: " + "; ".join(map(": ".join, PIXEL_ORIGINS.items()))
     )
     command.add_argument("--i-trust-this-file", action="store_true", help="read a pickle")
-    add_data(command, required=False)
+    add_dataset_options(command, required=False)
     add_image_options(command)
     command.set_defaults(run=run_convert)
 
@@ -93,21 +90,13 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_data(command: argparse.ArgumentParser, required: bool) -> None:
-    command.add_argument("--data", required=required, type=Path, help="root of a dataset in VOC or COCO layout")
-    which = command.add_mutually_exclusive_group(required=required)
-    which.add_argument("--split", help="VOC: file in ImageSets/Main, without .txt")
-    which.add_argument("--annotations", metavar="FILE.json", help="COCO: annotation file, from ROOT")
-    command.add_argument("--images", metavar="FOLDER", help="COCO: folder of the images, from ROOT (default: ROOT)")
-
-
 def add_out(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", required=True, type=Path, help="the store to write, FILE.safetensors")
 
 
 def add_file(command: argparse.ArgumentParser) -> None:
     command.add_argument("file", type=Path, help="a .safetensors store or a release's .mat")
-    add_data(command, required=True)
+    add_dataset_options(command)
     command.add_argument("--json", type=Path, metavar="FILE", help="also write everything to a file")
 
 
@@ -126,21 +115,13 @@ def require_new(name: str, path: Path, suffix: str = "") -> None:
     require_writable(name, path.parent)
 
 
-def build_dataset(options: argparse.Namespace, how: ImageOptions = UPRIGHT_IMAGES) -> DetectionDataset:
-    if options.annotations:
-        return read_coco(options.data, options.annotations, options.images, drop_empty_boxes=True, image_options=how)
-    if options.images:
-        raise InputError("--images belongs to --annotations; in VOC layout images are in JPEGImages")
-    return read_voc(options.data, options.split, image_options=how)
-
-
 def generate(options: argparse.Namespace) -> None:
     require_new("--out", options.out, ".safetensors")
     if options.workers < 1:
         raise InputError(f"--workers: {options.workers} must be 1 or more")
     if not 0 <= options.max_bad_fraction <= 1:
         raise InputError(f"--max-bad-fraction: {options.max_bad_fraction} must be from 0 to 1")
-    dataset = build_dataset(options, image_options(options))
+    dataset = given_dataset(options, image_options(options))
     generate_proposals(dataset, options.out, options.mode, options.workers, options.shard, options.max_bad_fraction)
     print(summary(ProposalStore(options.out)))
 
@@ -157,12 +138,12 @@ def summary(store: ProposalStore) -> str:
 
 
 def run_convert(options: argparse.Namespace) -> None:
-    if (options.data is None) != (options.split is None and options.annotations is None):
-        raise InputError("--data and --split (or --annotations) belong together")
+    if options.data is None and (options.split or options.annotations):
+        raise InputError("--split and --annotations belong to --data")
     if options.target_format == "store":
         require_new("the file to write", options.target, ".safetensors")
     require_new("the file to write", options.target)
-    dataset = build_dataset(options, image_options(options)) if options.data else None
+    dataset = given_dataset(options, image_options(options)) if options.data else None
     num_images, num_boxes = convert(
         options.source, options.source_format, options.target, options.target_format,
         options.order, options.base, dataset, options.i_trust_this_file,
@@ -175,7 +156,7 @@ def check(options: argparse.Namespace) -> int:
         require_new("--json", options.json)
     proposals = open_proposals(options.file)
     require_exif(proposals, options.exif)
-    faults = find_faults(proposals, build_dataset(options, image_options(options)))
+    faults = find_faults(proposals, given_dataset(options, image_options(options)))
     print(fault_table(faults))
     if options.json:
         write_json(options.json, faults)
@@ -186,7 +167,7 @@ def recall(options: argparse.Namespace) -> None:
     for name in ("json", "plot"):
         if getattr(options, name):
             require_new(f"--{name}", getattr(options, name), ".png" if name == "plot" else "")
-    dataset, proposals = build_dataset(options), open_proposals(options.file)
+    dataset, proposals = given_dataset(options), open_proposals(options.file)
     require_present(proposals, dataset.image_ids)
     result = score_recall(
         (dataset.ground_truth(index) for index in range(len(dataset))),

@@ -103,7 +103,7 @@ def test_data_sets_are_joined(settings, make_voc, make_coco):
         datasets.build_dataset(settings("train", "data=joined").data, "train")
     for reader in ("os.system", None):
         other = mixed.with_values(parts=[{"reader": reader}])
-        with pytest.raises(InputError, match=rf"data\.parts: .*: reader={reader}: must be voc, coco or shapes"):
+        with pytest.raises(InputError, match=rf"data\.parts: .*: reader={reader}: must be voc, coco, folder or shapes"):
             datasets.build_dataset(other, "train")
 
 
@@ -366,7 +366,7 @@ def test_training_takes_all_settings_of_a_data_set(settings, choice):
 def test_every_setting_of_a_layout_is_taken_by_one(settings):
     taken = {
         key
-        for reader in ("voc", "coco", "shapes")
+        for reader in ("voc", "coco", "folder", "shapes")
         for part in ("train", "val")
         for key in datasets._reader_arguments(Data(reader=reader, root="x"), part)
     }

@@ -100,7 +100,10 @@ def read_split(root: Path, split: str) -> list[str]:
     if not root.is_dir():
         raise InputError(f"data.root: there is no folder {root} (current directory: {Path.cwd()})")
     if not folder.is_dir():
-        raise InputError(f"data.root: {root} is not in VOC layout: it has no folder ImageSets/Main")
+        raise InputError(
+            f"data.root: {root} is not in VOC layout: it has no folder ImageSets/Main. data=folder "
+            "reads annotations as they are found, and makes a split where there is none"
+        )
     path = folder / f"{split}.txt"
     if not path.is_file():
         there = sorted(file.stem for file in folder.glob("*.txt"))

@@ -1,5 +1,6 @@
 """The work of a run between its steps, and the files it writes."""
 
+import json
 import logging
 import math
 from collections.abc import Callable
@@ -128,10 +129,13 @@ class Trainer:
         return self.score
 
     def write_settings(self, tracker: Tracker) -> None:
-        """Write the settings to config.yaml and TensorBoard."""
+        """Write the settings to config.yaml and TensorBoard, and the image ids to split.json."""
         text = yaml.safe_dump(self.settings.plain(), sort_keys=False)
         write_atomically(self.folder / "config.yaml", text.encode())
         tracker.text("config", text)
+        parts = {"train": self.components.train_samples.dataset, "val": self.components.val_samples.dataset}
+        ids = json.dumps({part: dataset.image_ids for part, dataset in parts.items()}, indent=0)
+        write_atomically(self.folder / "split.json", ids.encode())
 
     def resume(self, checkpoint: dict) -> None:
         """Resume where the checkpoint was written, possibly before or during an evaluation."""

@@ -235,7 +235,8 @@ def test_case_57_right_settings_pass(ended, arguments):
 
 def test_case_57_a_data_set_of_evaluation_is_none_to_train_on(settings):
     with pytest.raises(
-        InputError, match=r"data\.reader is not given: must be voc, coco or shapes: give data=voc data\.root=DIR"
+        InputError,
+        match=r"data\.reader is not given: must be voc, coco, folder or shapes: give data=voc data\.root=DIR",
     ):
         settings("train", "~data")
 

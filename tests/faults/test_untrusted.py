@@ -160,7 +160,7 @@ def evaluated(settings, content: dict, here: Path, *overrides: str, **data) -> N
 )
 def test_a_checkpoint_can_only_name_a_data_set_as_its_reader(settings, content, here, reader):
     with pytest.raises(
-        InputError, match=f"data.reader={reader}: (must be voc, coco or shapes|there is no such layout)"
+        InputError, match=f"data.reader={reader}: (must be voc, coco, folder or shapes|there is no such layout)"
     ):
         evaluated(settings, content, here, reader=reader)
 

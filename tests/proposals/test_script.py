@@ -108,7 +108,11 @@ def test_wrong_input_is_named_and_ends_with_status_2(call, small_shapes, tmp_pat
         (("merge", store, "--out", tmp_path / "q.safetensors"), "was not made with --shard"),
         ((*from_store, "npz", store, there), "already exists"),
         ((*from_store, "store", store, tmp_path / "q.npz"), "must end in .safetensors"),
-        ((*from_store, "npz", "--data", small_shapes, store, tmp_path / "q"), "(or --annotations) belong"),
+        (
+            (*from_store, "npz", "--data", small_shapes, store, tmp_path / "q"),
+            "name a split, of which it has test, train",
+        ),
+        ((*from_store, "npz", "--split", "test", store, tmp_path / "q"), "--split and --annotations belong to --data"),
         ((*from_store, "npz", *data, store, tmp_path / "q"), "no proposals for 3 of the 3 images"),
         (("convert", "--from", "detectron", "--to", "npz", tmp_path / "p.pkl", tmp_path / "q"), "--i-trust-this-file"),
         (("recall", store, *data), "no proposals for 3 of 3 images"),

@@ -1,0 +1,70 @@
+"""A record from boxes, for the formats whose files are plain lists of boxes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from unicodedata import normalize
+
+import numpy as np
+
+from detector.data.coco import LARGEST_PX
+from detector.data.dataset import Record
+from detector.errors import InputError
+
+
+@dataclass
+class Boxes:
+    """The objects of one image as they are collected, in continuous pixels of the original frame."""
+
+    names: list[str] = field(default_factory=list)
+    corners: list[list[float]] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)  # messages on objects that cannot be used
+
+    def add(self, where: str, name: object, corners: Sequence[float]) -> None:
+        """Add an object, or list it in `skipped` if it has no class or no area.
+
+        `where` names file and object. Raises InputError for swapped corners and for coordinates beyond any image.
+        """
+        x1, y1, x2, y2 = corners
+        shown = f"xmin {x1:g} ymin {y1:g} xmax {x2:g} ymax {y2:g}"
+        if not all(abs(value) < LARGEST_PX for value in corners):
+            raise InputError(f"{where} has the box {shown}: not coordinates in an image")
+        if x2 < x1 or y2 < y1:
+            raise InputError(f"{where} has its corners swapped: {shown}")
+        label = normalize("NFC", name.strip()) if isinstance(name, str) else ""
+        if not label:
+            self.skipped.append(f"{where} has no class: {name!r}")
+        elif np.float32(x2) <= np.float32(x1) or np.float32(y2) <= np.float32(y1):
+            self.skipped.append(f"{where} holds no pixel: {shown}")
+        else:
+            self.names.append(label)
+            self.corners.append([x1, y1, x2, y2])
+
+    def record(
+        self, image_id: str, image: Path | InputError, annotation: Path, hw: tuple[int, int] | None = None
+    ) -> Record:
+        """The record of these objects; `hw` is the image size in the annotation."""
+        boxes = np.array(self.corners, dtype=np.float32).reshape(-1, 4)
+        none = np.zeros(len(boxes), dtype=bool)
+        return Record(
+            image_id=image_id,
+            image=image,
+            annotation=annotation,
+            names=tuple(self.names),
+            boxes=boxes,
+            difficult=none,
+            crowd=none,
+            areas=np.prod(boxes[:, 2:] - boxes[:, :2], axis=1, dtype=np.float64),
+            annotated_hw=hw,
+            skipped=tuple(self.skipped),
+        )
+
+
+def read_text(path: Path) -> str:
+    """The text of a file. Raises InputError if it is not UTF-8 or cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text: {error}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None

@@ -1,0 +1,113 @@
+"""CSV files of boxes: one row for each object, with the image's file, the corners and the class."""
+
+import csv
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from detector.data.dataset import Record
+from detector.data.folder.boxes import Boxes, read_text
+from detector.data.folder.tree import FileTree
+from detector.data.image import ImageOptions
+from detector.errors import InputError
+
+# What a column can be called, in lower case and without other characters than letters and digits.
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "file": ("filename", "file", "filepath", "image", "imagename", "imagepath", "imagefile", "imageid", "path", "img"),
+    "xmin": ("xmin", "x1", "left", "xtl"),
+    "ymin": ("ymin", "y1", "top", "ytl"),
+    "xmax": ("xmax", "x2", "right", "xbr"),
+    "ymax": ("ymax", "y2", "bottom", "ybr"),
+    "class": ("class", "label", "name", "category", "classname", "labelname", "classes"),
+}
+NUMBER_OR_NOTHING = r"-?[\d.]*"
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+def read(tree: FileTree, _: ImageOptions) -> Iterator[Record]:
+    """A record for each image of the CSV files with such columns; a row without box means an image without objects.
+
+    Corners are continuous pixels. Several files may repeat the same rows.
+    """
+    known: dict[Path | str, Record] = {}
+    for path in tree.with_suffix(".csv"):
+        for record in _records(tree, path):
+            before = known.setdefault(record.image_id if isinstance(record.image, InputError) else record.image, record)
+            if before is record or (before.names, before.boxes.tolist()) != (record.names, record.boxes.tolist()):
+                yield record
+
+
+def first_line(path: Path) -> str:
+    """The header of a CSV file, for messages."""
+    lines = read_text(path).splitlines()
+    return lines[0] if lines else ""
+
+
+def _records(tree: FileTree, path: Path) -> Iterator[Record]:
+    rows = _rows(path)
+    if rows is None:
+        return
+    images: dict[str, Boxes | InputError] = {}
+    largest = 0.0
+    for number, row in rows:
+        boxes = images.setdefault(row["file"], Boxes())
+        if isinstance(boxes, InputError) or not any(row[key] for key in CORNERS):
+            continue
+        where = f"{path}: line {number}"
+        try:
+            corners = [float(row[key]) for key in CORNERS]
+            boxes.add(where, row["class"], corners)
+            largest = max(largest, *corners)
+        except ValueError:
+            images[row["file"]] = InputError(f"{where} has no four numbers as corners: {[row[key] for key in CORNERS]}")
+        except InputError as error:
+            images[row["file"]] = error
+    if 0 < largest <= 1:
+        raise InputError(
+            f"{path}: all corners are from 0 to 1, so they are fractions of the image: write them in pixels"
+        )
+    for name, boxes in images.items():
+        image = tree.image_named(name, path)
+        if isinstance(boxes, InputError):
+            yield Record(name, image, path, invalid=boxes)
+        else:
+            yield boxes.record(name, image, path)
+
+
+def _rows(path: Path) -> list[tuple[int, dict[str, str]]] | None:
+    """The rows by the keys of COLUMNS with their line numbers, or None for a file without these columns.
+
+    Without a header the columns are file, corners, class, as keras-retinanet has them.
+    """
+    lines = read_text(path).splitlines()
+    header = next((line for line in lines if line.strip()), "")
+    delimiter = max(",;\t", key=header.count)
+    reader = csv.reader(lines, delimiter=delimiter)
+    titles = next(csv.reader([header], delimiter=delimiter), [])
+    positions = _positions(titles)
+    if positions is None and len(titles) == 6 and all(re.fullmatch(NUMBER_OR_NOTHING, at) for at in titles[1:5]):
+        positions = dict(zip(("file", *CORNERS, "class"), range(6), strict=True))
+    elif positions is not None:
+        next(reader)
+    else:
+        return None
+    found = []
+    for row in reader:
+        values = {key: row[at].strip() if at < len(row) else "" for key, at in positions.items()}
+        if any(value for value in row):
+            if not values["file"]:
+                raise InputError(f"{path}: line {reader.line_num} names no image: {row}")
+            found.append((reader.line_num, values))
+    return found
+
+
+def _positions(titles: Sequence[str]) -> dict[str, int] | None:
+    """The position of each key of COLUMNS in a header, or None if one is missing."""
+    plain = [re.sub(r"[^a-z0-9]", "", title.lower()) for title in titles]
+    found = {}
+    for key, names in COLUMNS.items():
+        at = [plain.index(name) for name in names if name in plain]
+        if not at:
+            return None
+        found[key] = at[0]
+    return found

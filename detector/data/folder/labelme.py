@@ -1,0 +1,67 @@
+"""LabelMe JSON, one file for each image."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from detector.data.coco import LARGEST_PX
+from detector.data.dataset import Record
+from detector.data.folder.boxes import Boxes
+from detector.data.folder.tree import FileTree
+from detector.data.image import ImageOptions
+from detector.errors import InputError
+
+MIN_POINTS = {"rectangle": 2, "polygon": 3, "circle": 2}  # of the shapes that have a bounding box
+
+
+def read(tree: FileTree, _: ImageOptions) -> Iterator[Record]:
+    """A record for each JSON file with `shapes`, and for each broken one that belongs to an image."""
+    for path in tree.with_suffix(".json"):
+        keys, image = tree.json_keys(path), tree.image_for(path)
+        if isinstance(keys, InputError):
+            if not isinstance(image, InputError):
+                yield Record(tree.relative(path), image, path, invalid=keys)
+        elif "shapes" in keys:
+            content = json.loads(path.read_bytes())
+            try:
+                yield _boxes(path, content["shapes"]).record(tree.relative(path), image, path, _image_hw(content))
+            except InputError as error:
+                yield Record(tree.relative(path), image, path, invalid=error)
+
+
+def _boxes(path: Path, shapes: object) -> Boxes:
+    """The bounding box of each rectangle, polygon and circle; other shapes are listed in `skipped`."""
+    if not isinstance(shapes, list):
+        raise InputError(f"{path}: 'shapes' is not a list: {shapes!s:.60}")
+    boxes = Boxes()
+    for number, shape in enumerate(shapes, start=1):
+        where = f"{path}: shape {number}"
+        if not isinstance(shape, dict):
+            raise InputError(f"{where} is not an object: {shape!s:.60}")
+        kind = shape.get("shape_type") or "polygon"  # earlier versions have polygons only
+        if kind not in MIN_POINTS:
+            boxes.skipped.append(f"{where} is a {kind}, which has no bounding box")
+            continue
+        points = _points(where, shape.get("points"), MIN_POINTS[kind])
+        xs, ys = [x for x, _ in points], [y for _, y in points]
+        if kind == "circle":  # its centre, and a point on it
+            radius = ((xs[1] - xs[0]) ** 2 + (ys[1] - ys[0]) ** 2) ** 0.5
+            xs, ys = [xs[0] - radius, xs[0] + radius], [ys[0] - radius, ys[0] + radius]
+        boxes.add(where, shape.get("label"), (min(xs), min(ys), max(xs), max(ys)))
+    return boxes
+
+
+def _points(where: str, points: object, at_least: int) -> list[tuple[float, float]]:
+    pairs = points if isinstance(points, list) else []
+    if len(pairs) < at_least or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise InputError(f"{where} has no valid 'points', at least {at_least} pairs of numbers: {points!s:.60}")
+    if not all(isinstance(value, int | float) and abs(value) < LARGEST_PX for pair in pairs for value in pair):
+        raise InputError(f"{where} has no valid 'points', at least {at_least} pairs of numbers: {points!s:.60}")
+    return [(float(x), float(y)) for x, y in pairs]
+
+
+def _image_hw(content: dict) -> tuple[int, int] | None:
+    height, width = content.get("imageHeight"), content.get("imageWidth")
+    if isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0:
+        return height, width
+    return None

@@ -1,0 +1,115 @@
+"""Splits that a folder has: lists of images, a data.yaml, or the names of folders and annotation files."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from detector.data.dataset import Record
+from detector.data.folder.boxes import read_text
+from detector.data.folder.tree import FileTree
+from detector.data.folder.yolo import read_data_yaml
+from detector.data.voc import read_split
+from detector.errors import InputError
+
+SPLITS = {
+    "train": "train", "training": "train", "trainval": "trainval", "val": "val", "valid": "val", "validation": "val",
+    "dev": "val", "test": "test", "testing": "test",
+}  # fmt: skip
+# Words that the name of a split's folder or file can have beside it: obj_train_data, instances_val2017.json.
+OTHER_WORDS = {
+    "", "obj", "data", "dataset", "set", "images", "image", "imgs", "img", "labels", "label", "annotations",
+    "annotation", "instances", "coco", "boxes",
+}  # fmt: skip
+
+
+def find_splits(tree: FileTree, records: Sequence[Record]) -> tuple[dict[str, list[int]], str]:
+    """The indices of the records of each split, named as in SPLITS, and where they come from; none: {}.
+
+    Lists come first, then data.yaml, then names. Lists may share images, as VOC's trainval and train do. Raises
+    InputError for a list that names an image which is not there.
+    """
+    index = {record.image: number for number, record in enumerate(records) if isinstance(record.image, Path)}
+    for find, source in ((_lists, "lists"), (_yaml, "data.yaml")):
+        images = find(tree)
+        found = {split: [index[image] for image in of_split if image in index] for split, of_split in images.items()}
+        found = {split: numbers for split, numbers in found.items() if numbers}
+        if found:
+            return found, source
+    by_name: dict[str, list[int]] = {}
+    for number, record in enumerate(records):
+        if split := _split_of(tree, record):
+            by_name.setdefault(split, []).append(number)
+    return by_name, "folder and file names"
+
+
+def _lists(tree: FileTree) -> dict[str, list[Path]]:
+    """Images of ImageSets/Main/SPLIT.txt below the root, or of SPLIT.txt in the root."""
+    found: dict[str, list[Path]] = {}
+    for path in tree.with_suffix(".txt"):
+        split = SPLITS.get(path.stem.lower())
+        is_voc = path.parent.name == "Main" and path.parent.parent.name == "ImageSets"
+        if split and (is_voc or path.parent == tree.root):
+            lines = read_split(path.parents[2], path.stem) if is_voc else _lines(path)
+            found.setdefault(split, []).extend(_named(tree, path, lines))
+    return found
+
+
+def _lines(path: Path) -> list[str]:
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+
+
+def _named(tree: FileTree, path: Path, lines: Sequence[str]) -> list[Path]:
+    """The images that a list names; none if it names no image at all, so is no such list."""
+    images = [tree.image_named(line, path) for line in lines]
+    if all(isinstance(image, InputError) for image in images):
+        return []
+    for image in images:
+        if isinstance(image, InputError):
+            raise InputError(f"{image}; it is listed as one of a split")
+    return [*dict.fromkeys(image for image in images if isinstance(image, Path))]
+
+
+def _yaml(tree: FileTree) -> dict[str, list[Path]]:
+    """Images of `train`, `val` and `test` of a data.yaml: folders or lists, which are often given from elsewhere."""
+    found: dict[str, list[Path]] = {}
+    for path in tree.files:
+        content = read_data_yaml(path) or {}
+        for key in content.keys() & SPLITS.keys():
+            entries = content[key] if isinstance(content[key], list) else [content[key]]
+            for entry in entries:
+                for place in _places(path.parent, content.get("path"), entry):
+                    if place.is_dir():
+                        inside = [image for image in tree.images if place in image.parents]
+                    else:
+                        inside = _named(tree, place, _lines(place)) if place in tree.files else []
+                    if inside:
+                        found.setdefault(SPLITS[key], []).extend(inside)
+                        break
+    return {split: [*dict.fromkeys(images)] for split, images in found.items()}
+
+
+def _places(folder: Path, base: object, entry: object) -> list[Path]:
+    """Where a path of a data.yaml can be: below its `path`, beside the file, or there without a leading `../`."""
+    if not isinstance(entry, str):
+        return []
+    relative = re.sub(r"^(\.\.?/)+", "", entry.replace("\\", "/"))
+    return [folder / str(base or "") / relative, folder / relative]
+
+
+def _split_of(tree: FileTree, record: Record) -> str | None:
+    """The split by a folder of the image, else by a folder or the name of the annotation file."""
+    parts: list[str] = []
+    if isinstance(record.image, Path):
+        parts += record.image.relative_to(tree.root).parts[:-1]
+    annotation = record.annotation.relative_to(tree.root)
+    parts += annotation.parts[:-1]
+    if annotation.suffix.lower() in (".json", ".csv"):
+        parts.append(annotation.stem)
+    return next((split for part in parts if (split := _split_in(part))), None)
+
+
+def _split_in(name: str) -> str | None:
+    """The split in a name such as `valid`, `train2017` or `obj_train_data`; None for `trainers` and `test car`."""
+    words = re.split(r"[^a-z]+", name.lower())
+    found = [SPLITS[word] for word in words if word in SPLITS]
+    return found[0] if len(found) == 1 and {*words} <= {*SPLITS, *OTHER_WORDS} else None

@@ -1,0 +1,131 @@
+"""The files below a folder, and which image an annotation file belongs to."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+from detector.data.voc import IMAGE_SUFFIXES
+from detector.errors import InputError, first_few
+
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "photos", "pictures")
+
+
+class FileTree:
+    """All files below `root` except hidden ones, sorted by path."""
+
+    def __init__(self, root: Path) -> None:
+        if not root.is_dir():
+            raise InputError(f"data.root: there is no folder {root} (current directory: {Path.cwd()})")
+        self.root = root
+        self.files = sorted(_files_below(root))
+        self.images = [path for path in self.files if path.suffix.lower() in IMAGE_SUFFIXES]
+        self._json_keys: dict[Path, frozenset[str] | InputError] = {}
+
+    def with_suffix(self, *suffixes: str) -> list[Path]:
+        """The files with one of these suffixes, in any case."""
+        return [path for path in self.files if path.suffix.lower() in suffixes]
+
+    def suffixes(self) -> str:
+        """How many files of each kind there are: `20 .jpg, 1 .txt`."""
+        counts = Counter(path.suffix.lower() or "without suffix" for path in self.files)
+        return first_few([f"{count} {suffix}" for suffix, count in counts.most_common()], 8) or "no file"
+
+    def relative(self, path: Path) -> str:
+        """The path below the root, with forward slashes."""
+        return path.relative_to(self.root).as_posix()
+
+    def image_for(self, annotation: Path) -> Path | InputError:
+        """The image with the stem of an annotation file: beside it, else in a parallel folder, else anywhere.
+
+        A parallel folder differs in one component, such as a/labels/b and a/images/b; of several, one named like
+        IMAGE_FOLDERS is preferred. An annotation file can also append its suffix to the image's: a.jpg.txt.
+        """
+        named = self._by_name.get(annotation.stem, []) or self._by_stem.get(annotation.stem, [])
+        return _only(named, lambda image: _distance(annotation.parent, image.parent), annotation, annotation.stem)
+
+    def image_named(self, name: str, source: Path) -> Path | InputError:
+        """The image that a file `source` names, by a path of any origin: the longest common end of the path counts.
+
+        Without suffix, `name` matches images of that stem. Only files of this tree are found.
+        """
+        parts = PurePosixPath(name.strip().replace("\\", "/")).parts
+        last = parts[-1] if parts else ""
+        found = self._by_name.get(last, []) or self._by_stem.get(last, [])
+        folders = parts[:-1]
+        return _only(
+            found,
+            lambda image: (-_common_end(folders, image.parent.parts), _distance(source.parent, image.parent)),
+            source,
+            name,
+        )
+
+    def json_keys(self, path: Path) -> frozenset[str] | InputError:
+        """The keys of the object in a JSON file, none for anything else; the error for a broken file."""
+        if path not in self._json_keys:
+            try:
+                content = json.loads(path.read_bytes())
+                self._json_keys[path] = frozenset(content if isinstance(content, dict) else ())
+            except (ValueError, RecursionError) as error:
+                self._json_keys[path] = InputError(f"{path}: broken JSON: {error}")
+            except OSError as error:
+                self._json_keys[path] = InputError(f"{path}: cannot be read: {error.strerror}")
+        return self._json_keys[path]
+
+    @cached_property
+    def _by_stem(self) -> dict[str, list[Path]]:
+        return _grouped(self.images, lambda path: path.stem)
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[Path]]:
+        return _grouped(self.images, lambda path: path.name)
+
+
+def _files_below(root: Path) -> Iterable[Path]:
+    """Files below the root; links to folders are followed, each folder once."""
+    seen = set()
+    for folder, names, files in os.walk(root, followlinks=True):
+        stat = os.stat(folder)
+        if (stat.st_dev, stat.st_ino) in seen:
+            names[:] = []
+            continue
+        seen.add((stat.st_dev, stat.st_ino))
+        names[:] = sorted(name for name in names if not name.startswith((".", "__MACOSX")))
+        yield from (Path(folder, name) for name in files if not name.startswith("."))
+
+
+def _grouped(paths: Iterable[Path], key: Callable[[Path], str]) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for path in paths:
+        found.setdefault(key(path), []).append(path)
+    return found
+
+
+def _only(images: list[Path], rank: Callable, source: Path, name: str) -> Path | InputError:
+    """The image of the lowest rank, or the error for none or several."""
+    if not images:
+        return InputError(f"{source}: there is no image '{name}' for it")
+    ranks = [rank(image) for image in images]
+    best = [image for image, own in zip(images, ranks, strict=True) if own == min(ranks)]
+    if len(best) == 1:
+        return best[0]
+    return InputError(f"{source}: '{name}' can be any of {len(best)} images: {first_few([str(path) for path in best])}")
+
+
+def _distance(one: Path, other: Path) -> int:
+    """0: the same folder, 1: parallel folders, the other one for images, 2: parallel folders, 3: any others."""
+    if one == other:
+        return 0
+    differing = [(a, b) for a, b in zip(one.parts, other.parts, strict=False) if a != b]
+    if len(one.parts) != len(other.parts) or len(differing) != 1:
+        return 3
+    return 1 if differing[0][1].lower() in IMAGE_FOLDERS else 2
+
+
+def _common_end(one: tuple[str, ...], other: tuple[str, ...]) -> int:
+    count = 0
+    while count < min(len(one), len(other)) and one[-1 - count] == other[-1 - count]:
+        count += 1
+    return count

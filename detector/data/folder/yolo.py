@@ -1,0 +1,124 @@
+"""YOLO text, one file for each image: the class and a box as fractions of the image in each line."""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import yaml
+
+from detector.data.dataset import Record
+from detector.data.folder.boxes import Boxes, read_text
+from detector.data.folder.tree import FileTree
+from detector.data.image import ImageOptions, read_image_hw
+from detector.errors import InputError, first_few
+
+LINE = re.compile(r"\d+(\s+-?[\d.]+(e-?\d+)?){4,}\s*", re.IGNORECASE)
+NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels")
+
+
+def read(tree: FileTree, options: ImageOptions) -> Iterator[Record]:
+    """A record for each text file that belongs to an image, if any of them has boxes. An empty file has no objects."""
+    paired = {path: image for path in tree.with_suffix(".txt") if isinstance(image := tree.image_for(path), Path)}
+    lines = {path: _lines(path) for path in paired}
+    if not any(isinstance(of_file, list) and of_file and LINE.fullmatch(of_file[0]) for of_file in lines.values()):
+        return  # captions, or lists
+    sources = _class_names(tree)
+    for path, of_file in lines.items():
+        names = _nearest(path, sources, tree.root)
+        try:
+            if isinstance(of_file, InputError):
+                raise of_file
+            boxes = _boxes(path, of_file, names, read_image_hw(paired[path], options))
+            yield boxes.record(tree.relative(path), paired[path], path)
+        except InputError as error:
+            yield Record(tree.relative(path), paired[path], path, invalid=error)
+
+
+def _lines(path: Path) -> list[str] | InputError:
+    try:
+        return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    except InputError as error:
+        return error
+
+
+def _boxes(path: Path, lines: list[str], names: Sequence[str], image_hw: tuple[int, int]) -> Boxes:
+    """`class x y width height`, with the centre of the box, or `class x1 y1 x2 y2 ...`, a polygon."""
+    boxes, (height, width) = Boxes(), image_hw
+    for number, line in enumerate(lines, start=1):
+        where = f"{path}: object {number}"
+        try:
+            index, *values = (float(value) for value in line.split())
+        except ValueError:
+            raise InputError(f"{where} is not `class x y width height`: {line!r:.60}") from None
+        if not (len(values) == 4 or (len(values) >= 6 and len(values) % 2 == 0)):
+            raise InputError(f"{where} has {len(values)} numbers after the class, not `x y width height`: {line!r:.60}")
+        if not all(-0.01 <= value <= 1.01 for value in values):
+            raise InputError(f"{where} has other values than fractions of the image, from 0 to 1: {line!r:.60}")
+        if index not in range(len(names)):
+            raise InputError(f"{where} has class {index:g}, and {len(names)} classes have names: {first_few([*names])}")
+        xs, ys = values[0::2], values[1::2]
+        if len(values) == 4:
+            (x, w), (y, h) = xs, ys
+            if w < 0 or h < 0:
+                raise InputError(f"{where} has a negative size: {line!r:.60}")
+            xs, ys = [x - w / 2, x + w / 2], [y - h / 2, y + h / 2]
+        corners = (min(xs) * width, min(ys) * height, max(xs) * width, max(ys) * height)
+        boxes.add(where, names[int(index)], [round(value, 2) + 0.0 for value in corners])  # few decimals in the file
+    return boxes
+
+
+def _nearest(label: Path, sources: dict[Path, tuple[str, ...]], root: Path) -> tuple[str, ...]:
+    """The class names for a label file: those in its folder, else in the nearest folder above, else the only ones."""
+    for folder in label.parents:
+        if folder in sources:
+            return sources[folder]
+        if folder == root:
+            break
+    distinct = {*sources.values()}
+    if len(distinct) == 1:
+        return distinct.pop()
+    there = f"of {first_few(sorted(map(str, sources)))} none is above it" if sources else "there is none"
+    raise InputError(
+        f"{label}: YOLO text has class numbers, whose names stand in classes.txt (one name on each line) or data.yaml "
+        f"(names: [...]), and {there}: put classes.txt into {root}"
+    )
+
+
+def _class_names(tree: FileTree) -> dict[Path, tuple[str, ...]]:
+    """The class names that a folder has, by folder. Raises InputError for two different lists in one folder."""
+    found: dict[Path, tuple[str, ...]] = {}
+    for path in tree.files:
+        if path.name.lower() in NAME_FILES:
+            names = tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
+        elif content := read_data_yaml(path):
+            names = _yaml_names(path, content["names"])
+        else:
+            continue
+        if found.setdefault(path.parent, names) != names:
+            raise InputError(f"{path}: names {first_few([*names])}, but another file in its folder names "
+                             f"{first_few([*found[path.parent]])}: keep the right one")  # fmt: skip
+    return found
+
+
+def read_data_yaml(path: Path) -> dict | None:
+    """The content of a data.yaml, which has `names`; None for another file. Raises InputError for broken YAML."""
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        return None
+    text = read_text(path)
+    if not re.search(r"^names\s*:", text, re.MULTILINE):
+        return None
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: broken YAML: {' '.join(str(error).split())}") from None
+    return content if isinstance(content, dict) else None
+
+
+def _yaml_names(path: Path, names: object) -> tuple[str, ...]:
+    if isinstance(names, dict) and sorted(names, key=str) == sorted(range(len(names)), key=str):
+        names = [names[number] for number in range(len(names))]
+    if not isinstance(names, list) or not all(isinstance(name, str | int) for name in names):
+        raise InputError(
+            f"{path}: 'names' is neither a list of names nor a map from 0, 1, 2 ... to names: {names!s:.60}"
+        )
+    return tuple(str(name) for name in names)
