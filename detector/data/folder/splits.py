@@ -1,7 +1,7 @@
 """Splits that a folder has: lists of images, a data.yaml, or the names of folders and annotation files."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 from detector.data.dataset import Record
@@ -30,7 +30,7 @@ def find_splits(tree: FileTree, records: Sequence[Record]) -> tuple[dict[str, li
     """
     index = {record.image: number for number, record in enumerate(records) if isinstance(record.image, Path)}
     for find, source in ((_lists, "lists"), (_yaml, "data.yaml")):
-        images = find(tree)
+        images = find(tree, index)
         found = {split: [index[image] for image in of_split if image in index] for split, of_split in images.items()}
         found = {split: numbers for split, numbers in found.items() if numbers}
         if found:
@@ -42,7 +42,7 @@ def find_splits(tree: FileTree, records: Sequence[Record]) -> tuple[dict[str, li
     return by_name, "folder and file names"
 
 
-def _lists(tree: FileTree) -> dict[str, list[Path]]:
+def _lists(tree: FileTree, annotated: Container[Path]) -> dict[str, list[Path]]:
     """Images of ImageSets/Main/SPLIT.txt below the root, or of SPLIT.txt in the root."""
     found: dict[str, list[Path]] = {}
     for path in tree.with_suffix(".txt"):
@@ -50,7 +50,7 @@ def _lists(tree: FileTree) -> dict[str, list[Path]]:
         is_voc = path.parent.name == "Main" and path.parent.parent.name == "ImageSets"
         if split and (is_voc or path.parent == tree.root):
             lines = read_split(path.parents[2], path.stem) if is_voc else _lines(path)
-            found.setdefault(split, []).extend(_named(tree, path, lines))
+            found.setdefault(split, []).extend(_named(tree, annotated, path, lines))
     return found
 
 
@@ -58,18 +58,21 @@ def _lines(path: Path) -> list[str]:
     return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
-def _named(tree: FileTree, path: Path, lines: Sequence[str]) -> list[Path]:
-    """The images that a list names; none if it names no image at all, so is no such list."""
-    images = [tree.image_named(line, path) for line in lines]
-    if all(isinstance(image, InputError) for image in images):
-        return []
-    for image in images:
-        if isinstance(image, InputError):
-            raise InputError(f"{image}; it is listed as one of a split")
-    return [*dict.fromkeys(image for image in images if isinstance(image, Path))]
+def _named(tree: FileTree, annotated: Container[Path], path: Path, lines: Sequence[str]) -> list[Path]:
+    """The annotated images that a list names; none if it names no image at all, so is no such list."""
+    images, missing = [], []
+    for line in lines:
+        image = tree.image_named(line, path, annotated)
+        if isinstance(image, Path):
+            images.append(image)
+        elif isinstance(tree.image_named(line, path), InputError):
+            missing.append(image)
+    if images and missing:
+        raise InputError(f"{missing[0]}; it is listed as one of a split")
+    return [*dict.fromkeys(images)]
 
 
-def _yaml(tree: FileTree) -> dict[str, list[Path]]:
+def _yaml(tree: FileTree, annotated: Container[Path]) -> dict[str, list[Path]]:
     """Images of `train`, `val` and `test` of a data.yaml: folders or lists, which are often given from elsewhere."""
     found: dict[str, list[Path]] = {}
     for path in tree.files:
@@ -81,7 +84,7 @@ def _yaml(tree: FileTree) -> dict[str, list[Path]]:
                     if place.is_dir():
                         inside = [image for image in tree.images if place in image.parents]
                     else:
-                        inside = _named(tree, place, _lines(place)) if place in tree.files else []
+                        inside = _named(tree, annotated, place, _lines(place)) if place in tree.files else []
                     if inside:
                         found.setdefault(SPLITS[key], []).extend(inside)
                         break

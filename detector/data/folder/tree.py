@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -46,14 +46,16 @@ class FileTree:
         named = self._by_name.get(annotation.stem, []) or self._by_stem.get(annotation.stem, [])
         return _only(named, lambda image: _distance(annotation.parent, image.parent), annotation, annotation.stem)
 
-    def image_named(self, name: str, source: Path) -> Path | InputError:
+    def image_named(self, name: str, source: Path, among: Container[Path] | None = None) -> Path | InputError:
         """The image that a file `source` names, by a path of any origin: the longest common end of the path counts.
 
-        Without suffix, `name` matches images of that stem. Only files of this tree are found.
+        Without suffix, `name` matches images of that stem. Only files of this tree are found, and of these only
+        images in `among`.
         """
         parts = PurePosixPath(name.strip().replace("\\", "/")).parts
         last = parts[-1] if parts else ""
         found = self._by_name.get(last, []) or self._by_stem.get(last, [])
+        found = [image for image in found if among is None or image in among]
         folders = parts[:-1]
         return _only(
             found,

@@ -1,0 +1,143 @@
+"""Folders with one thing wrong in each: what the one error says."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from detector.data.check import check_data, require_all_valid
+from detector.data.folder import read_folder
+from detector.errors import InputError
+from tests.helpers import layouts
+from tests.helpers.layouts import put_image, put_text, xml
+
+
+def replace(name: str, old: str, new: str) -> Callable[[Path], None]:
+    """Replace a part of a file's text."""
+
+    def change(root: Path) -> None:
+        text = (root / name).read_text()
+        assert old in text
+        (root / name).write_text(text.replace(old, new, 1))
+
+    return change
+
+
+def write(name: str, content: str | bytes) -> Callable[[Path], None]:
+    """Write a file, or write over it."""
+    data = content if isinstance(content, bytes) else content.encode()
+
+    def change(root: Path) -> None:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+
+    return change
+
+
+def remove(*names: str) -> Callable[[Path], None]:
+    def change(root: Path) -> None:
+        for name in names:
+            shutil.rmtree(root / name) if (root / name).is_dir() else (root / name).unlink()
+
+    return change
+
+
+def copy(source: str, target: str) -> Callable[[Path], None]:
+    def change(root: Path) -> None:
+        (root / target).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(root / source, root / target)
+
+    return change
+
+
+def one_outside(root: Path) -> None:
+    put_image(root / "more/x.jpg")
+    put_text(root / "more/x.xml", xml("x", []))
+
+
+def only_copies(root: Path) -> None:
+    for number in range(1, 10):
+        shutil.copy(root / "img 0.jpg", root / f"img {number}.jpg")
+
+
+def json_key(name: str, change: Callable[[dict], object]) -> Callable[[Path], None]:
+    def apply(root: Path) -> None:
+        content = json.loads((root / name).read_text())
+        change(content)
+        (root / name).write_text(json.dumps(content))
+
+    return apply
+
+
+LIST = "ImageSets/Main/train.txt"
+XML, YOLO, COCO, ME, CSV = "img 0.xml", "labels/img 0.txt", "result.json", "img 0.json", "boxes.csv"
+V, Y, C = layouts.labelimg_xml, layouts.label_studio_yolo, layouts.label_studio_coco
+M, T, R, F = layouts.labelme_json, layouts.csv_table, layouts.raccoon, layouts.roboflow_voc
+# A layout, what is wrong with it, a part of the error, and, where it matters, the split that is read.
+CASES: dict[str, tuple] = {
+    "xml-broken": (V, replace(XML, "</annotation>", ""), r"misannotated: .*img 0\.xml: broken XML"),
+    "xml-swapped": (V, replace(XML, "<xmin>1<", "<xmin>50<"), r"img 0\.xml: object 1 has its corners sw"),
+    "xml-word": (V, replace(XML, "<xmax>20<", "<xmax>wide<"), r"object 1: <xmax> must be .*'wide'"),
+    "xml-no-class": (V, replace(XML, "<name>cat<", "<name> <"), r"img 0\.xml: object 1 has no <name>"),
+    "xml-size": (V, replace(XML, "<width>64<", "<width>640<"), r"is for an image of 640x48, but .* 64x48"),
+    "xml-outside": (V, write(XML, xml("", [("cat", 70, 1, 90, 9)])), r"box 1 .* lies outside its image"),
+    "xml-of-html": (V, write(XML, "<html></html>"), r"img 0\.xml: its root is <html>, not <annotation>"),
+    "xml-not-utf8": (V, write(XML, b"<annotation>\xff</annotation>"), r"img 0\.xml: broken XML: not well-"),
+    "image-missing": (V, remove("img 0.jpg"), r"missing: .*img 0\.xml: there is no image 'img 0' for it"),
+    "image-broken": (V, write("img 0.jpg", b"x"), r"corrupt: .*img 0\.jpg: not an image"),
+    "image-twice": (V, copy("img 0.jpg", "img 0.png"), r"'img 0' can be any of 2 images: .*jpg, .*png"),
+    "two-xml": (R, copy("annotations/img 0.xml", "old/img 0.xml"), r"img 0\.jpg: it is annotated more than once"),
+    "no-pair": (R, remove("images"), r"none of the 10 annotations in VOC XML has its image: .*there is no image"),
+    "nothing": (R, remove("annotations", "data"), r"there is no annotation in it\. Seen: 10 \.jpg, 1 \.md\. Form"),
+    "no-folder": (R, remove("."), r"data\.root: there is no folder .* \(current directory: "),
+    "two-formats": (V, write("boxes.csv", "file,x1,y1,x2,y2,class\nimg 0.jpg,1,2,3,4,cow\n"),
+                    r"10 images with VOC XML and 1 images with CSV, which differ: img 0\.jpg has cat, dog and cow"),
+    "other-format": (V, lambda root: None, r"there is no COCO JSON \(data\.format=coco\) in it", "coco"),
+    "outside": (F, one_outside, r"by folder .* 1 images are in none of them: x\. Move them", None, "train"),
+    "only-test": (F, remove("train", "valid"), r"there is test 2, and nothing to train on", None, "train"),
+    "no-split": (F, remove("test"), r"no split 'test' in it; there is train 6, val 2\.", None, "test"),
+    "only-copies": (V, only_copies, r"10 images, of which 1 are no copies .* too few", None, "train"),
+    "list": (layouts.cvat_voc, write(LIST, "img 0\nimg 77\n"), r"train\.txt: there is no image 'img 77'"),
+    "list-twice": (layouts.cvat_voc, write(LIST, "img 0\nimg 0\n"), r"train\.txt: 1 images are listed mo"),
+    "yolo-names": (Y, remove("classes.txt"), r"img 0\.txt: YOLO text has class numbers, whose names st"),
+    "yolo-class": (Y, write(YOLO, "7 .5 .5 .1 .1"), r"object 1 has class 7, and 2 classes have names"),
+    "yolo-pixels": (Y, write(YOLO, "0 30 20 9 9"), r"object 1 has other values than fractions of the i"),
+    "yolo-short": (Y, write(YOLO, "0 .5 .5 .1"), r"object 1 has 3 numbers after the class"),
+    "yolo-scores": (Y, write(YOLO, "0 .5 .5 .1 .1 .9"), r"object 1 has 5 numbers after the class"),
+    "yolo-text": (Y, write(YOLO, "cat .5 .5 .1 .1"), r"object 1 is not `class x y width height`: 'cat"),
+    "yolo-negative": (Y, write(YOLO, "0 .5 .5 -0.005 .1"), r"object 1 has a negative size"),
+    "yolo-two-lists": (Y, write("data.yaml", "names: [dog, cat]"), r"names dog, cat, but another file"),
+    "yolo-yaml": (layouts.roboflow_yolo, write("data.yaml", "names: [cat"), r"data\.yaml: broken YAML: while parsing"),
+    "yolo-tag": (layouts.roboflow_yolo, write("data.yaml", "names: !!python/name:os.system"), r"broken YAML: could"),
+    "yolo-yaml-names": (layouts.roboflow_yolo, write("data.yaml", "names: {1: cat}"), r"'names' is neither a li"),
+    "coco-broken": (C, write(COCO, "{"), r"result\.json: broken JSON: "),
+    "coco-category": (C, replace(COCO, '"category_id": 1', '"category_id": 9'), r"has the category_id 9"),
+    "coco-image": (C, replace(COCO, "img 3.jpg", "gone.jpg"), r"there is no image '.*gone\.jpg' for it"),
+    "coco-twice": (C, copy(COCO, "copy.json"), r"annotated more than once, in .*copy\.json, .*result"),
+    "coco-box": (C, replace(COCO, "[0, 2, 20, 28]", "[0, 2, 20]"), r"annotation 0 has the bbox \[0, 2, "),
+    "coco-keys": (C, json_key(COCO, lambda it: it.pop("categories")), r"it has no list of objects 'cat"),
+    "labelme-broken": (M, write(ME, '{"shapes": ['), r"misannotated: .*img 0\.json: broken JSON: "),
+    "labelme-points": (M, replace(ME, "[20, 30]", "[20, null]"), r"shape 1 has no valid 'points', at least 2"),
+    "labelme-shapes": (M, json_key(ME, lambda it: it.update(shapes=3)), r"img 0\.json: 'shapes' is not a list"),
+    "labelme-label": (M, replace(ME, '"cat"', "null"), r"img 0\.json: shape 1 has no class: None"),
+    "csv-fractions": (T, write(CSV, "file,x1,y1,x2,y2,class\nimg 0.jpg,.1,.1,.2,.3,cat\n"), r"from 0 to 1, so"),
+    "csv-number": (T, replace(CSV, "cat,0,2,", "cat,0,,"), r"line 2 has no four numbers as corners: \['0', '', "),
+    "csv-no-file": (T, replace(CSV, "img 0.jpg", ""), r"boxes\.csv: line 2 names no image"),
+    "csv-columns": (T, replace(CSV, "xmax,ymax", "w,h"), r"boxes\.csv begins with `filename,width,height,class"),
+    "csv-not-utf8": (T, write(CSV, b"\xff"), r"boxes\.csv: not UTF-8 text"),
+    "csv-image": (T, replace(CSV, "img 0.jpg", "gone.jpg"), r"missing: .*there is no image 'gone\.jpg' for it"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_error_says_what_is_wrong(case, tmp_path):
+    make, break_it, says, format, split = (*CASES[case], None, None)[:5]
+    root = tmp_path / "set"
+    make(root)
+    break_it(root)
+    with pytest.raises(InputError, match=says) as error:
+        require_all_valid(check_data(read_folder(root, split or "all", format)))
+    lines = str(error.value).splitlines()
+    assert len(lines) in (1, 3)  # of one file for all images, or of one image
