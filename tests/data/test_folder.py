@@ -1,6 +1,7 @@
 import json
 import logging
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,10 @@ from detector.data.check import accept, check_data, require_all_valid
 from detector.data.folder import read_folder
 from detector.data.folder.new_split import near_copies, stratify
 from detector.errors import InputError
+from detector.proposals.store import ProposalStore
+from scripts.check_data import main as check_data_main
+from scripts.detect import main as detect
+from scripts.proposals import main as proposals_main
 from tests.conftest import compose_settings
 from tests.helpers import layouts
 from tests.helpers.layouts import SCENES, put_image, put_text, xml
@@ -81,7 +86,33 @@ def test_one_command_trains_and_another_evaluates_on_the_same_images(fruit, tmp_
         evaluate.main(run_settings("evaluate", tmp_path, checkpoint, f"out={out}", *given))
         detected = {item["image_id"] for item in json.loads((out / "detections.json").read_text())}
         assert detected == {*split["val"]}
+    found = tmp_path / "found"
+    arguments = ["--checkpoint", checkpoint.partition("=")[2], "--data", fruit, "--split", "test", "--out", found]
+    assert detect([str(item) for item in [*arguments, "--mode", "single"]]) == 0
+    assert sorted(path.stem for path in (found / "pictures").iterdir()) == ["img 6", "img 7", "img 8", "img 9"]
     assert {path: path.read_bytes() for path in fruit.rglob("*") if path.is_file()} == before
+
+
+def test_scripts_read_the_same_folder(fruit, tmp_path, monkeypatch, capsys, caplog):
+    caplog.set_level(logging.INFO)
+    for options, status, says in (
+        ([], 1, ["12 images with VOC XML", "fruit-all: 12 images found", "corrupt: ", "all 12 are used"]),
+        (["--splits", "train", "test"], 1, ["fruit-train: 8 images found", "fruit-test: 4 images found"]),
+        (["--format", "coco"], 2, []),
+    ):
+        monkeypatch.setattr(sys, "argv", ["check_data.py", "--data", str(fruit), *options])
+        with pytest.raises(SystemExit) as end:
+            check_data_main()
+        printed = capsys.readouterr()
+        said = printed.out + caplog.text
+        assert (end.value.code, [line for line in says if line not in said]) == (status, [])
+    assert "there is no COCO JSON (data.format=coco)" in printed.err
+    out, data = tmp_path / "p.safetensors", ["--data", str(fruit), "--mode", "single", "--max-bad-fraction", "0.1"]
+    with pytest.raises(SystemExit) as end:
+        proposals_main(["generate", *data, "--out", str(out)])
+    assert end.value.code == 0
+    store = ProposalStore(out)
+    assert [id for id in read_folder(fruit, "all").image_ids if id not in store] == ["broken"]
 
 
 def test_sizes_of_zero_a_truncated_image_and_a_test_folder(fruit, caplog):

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -66,6 +66,20 @@ def read_folder(
     found = check_classes(root, classes or sorted({name for record in records for name in record.names}))
     title = f"{tree.root.resolve().name or 'root'}-{split}"
     return DetectionDataset(title, found, [records[index] for index in indices], image_options)
+
+
+def split_names(root: Path, format: str | None = None, options: ImageOptions = UPRIGHT_IMAGES) -> list[str]:
+    """The splits that a folder has, without trainval if there is train; train, val if they are to be made."""
+    tree = FileTree(root)
+    found, _ = find_splits(tree, _choose_format(tree, format, options)[1])
+    if None in _names(found).values():
+        return ["train", "val", *(["test"] if "test" in found else [])]
+    return [name for name in found if name != "trainval" or "train" not in found]
+
+
+def _names(found: Collection[str]) -> dict[str, str | None]:
+    """The split that is train and val: the first of CHOICES that there is."""
+    return {part: next((name for name in choice if name in found), None) for part, choice in CHOICES.items()}
 
 
 def _choose_format(tree: FileTree, format: str | None, options: ImageOptions) -> tuple[str, list[Record]]:
@@ -182,7 +196,7 @@ def _select(
             f"{tree.root}: by {source} there is {sizes}, and {len(outside)} images are in none of them: {some}. Move "
             f"them, or make a split of all images outside of test with data.val_fraction={VAL_FRACTION}"
         )
-    names = {part: next((name for name in choice if name in found), None) for part, choice in CHOICES.items()}
+    names = _names(found)
     if split in CHOICES and (shares or None in names.values()):
         if found and not shares and names["train"] is None:
             raise InputError(
