@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -281,3 +282,23 @@ def test_flat_images_are_no_copies_of_each_other(tmp_path):
         Image.new("RGB", (64, 48), (9 * ord(name) % 255, 100, 100)).save(tmp_path / f"{name}.png")
         put_text(tmp_path / f"{name}.xml", xml(name, [("cat", 1, 2, 30, 40)]))
     assert len(read_folder(tmp_path, "val").image_ids) == 1
+
+
+def test_files_of_other_programs_are_no_annotations(tmp_path):
+    layouts.labelimg_xml(tmp_path)
+    put_text(tmp_path / "img 0.txt", "a cat on a sofa")
+    put_text(tmp_path / "train.txt", "notes on the training\n")
+    put_text(tmp_path / "settings.json", "{ // with a comment\n}")
+    put_text(tmp_path / "environment.yaml", "name: x\n")
+    put_text(tmp_path / "project.xml", "<project></project>")
+    (tmp_path / "prices.csv").write_bytes(b"\xff;1\n")
+    os.mkfifo(tmp_path / "img 1.txt")
+    assert objects_of(read_folder(tmp_path, "all")) == SCENES
+
+
+def test_a_yaml_that_expands_without_end_is_one_error(tmp_path):
+    layouts.roboflow_yolo(tmp_path)
+    lines = ["a: &a0 [x, x]", *(f"b{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 60)), "names: [*a59]"]
+    put_text(tmp_path / "data.yaml", "\n".join([*lines, "path: *a59", "train: [*a59]"]))
+    with pytest.raises(InputError, match=r"data\.yaml: 'names' is neither a list of names nor a map"):
+        read_folder(tmp_path, "train")

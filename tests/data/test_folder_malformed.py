@@ -126,7 +126,10 @@ CASES: dict[str, tuple] = {
     "csv-number": (T, replace(CSV, "cat,0,2,", "cat,0,,"), r"line 2 has no four numbers as corners: \['0', '', "),
     "csv-no-file": (T, replace(CSV, "img 0.jpg", ""), r"boxes\.csv: line 2 names no image"),
     "csv-columns": (T, replace(CSV, "xmax,ymax", "w,h"), r"boxes\.csv begins with `filename,width,height,class"),
-    "csv-not-utf8": (T, write(CSV, b"\xff"), r"boxes\.csv: not UTF-8 text"),
+    "csv-not-utf8": (T, write(CSV, b"file,x1,y1,x2,y2,class\nimg 0.jpg,1,2,3,4,ca\xff\n"), r"boxes\.csv: not UTF-8"),
+    "yolo-image": (Y, remove("images/img 0.jpg"), r"missing: .*img 0\.txt: there is no image 'img 0' for it"),
+    "coco-broken-valid": (layouts.roboflow_coco, write("valid/_annotations.coco.json", "{"), r"valid/.*: broken JSON"),
+    "yolo-deep": (layouts.roboflow_yolo, write("data.yaml", "names: " + "[" * 5000), r"data\.yaml: broken YAML: "),
     "csv-image": (T, replace(CSV, "img 0.jpg", "gone.jpg"), r"missing: .*there is no image 'gone\.jpg' for it"),
 }  # fmt: skip
 

@@ -4,6 +4,7 @@ import csv
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from detector.data.dataset import Record
 from detector.data.folder.boxes import Boxes, read_text
@@ -20,6 +21,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "ymax": ("ymax", "y2", "bottom", "ybr"),
     "class": ("class", "label", "name", "category", "classname", "labelname", "classes"),
 }
+MAX_HEADER_BYTES = 10_000
 NUMBER_OR_NOTHING = r"-?[\d.]*"
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -39,8 +41,8 @@ def read(tree: FileTree, _: ImageOptions) -> Iterator[Record]:
 
 def first_line(path: Path) -> str:
     """The header of a CSV file, for messages."""
-    lines = read_text(path).splitlines()
-    return lines[0] if lines else ""
+    with open(path, "rb") as file:
+        return file.readline(MAX_HEADER_BYTES).decode("utf-8-sig", errors="replace").strip()
 
 
 def _records(tree: FileTree, path: Path) -> Iterator[Record]:
@@ -79,22 +81,29 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]] | None:
 
     Without a header the columns are file, corners, class, as keras-retinanet has them.
     """
-    lines = read_text(path).splitlines()
-    header = next((line for line in lines if line.strip()), "")
+    header = first_line(path)
     delimiter = max(",;\t", key=header.count)
-    reader = csv.reader(lines, delimiter=delimiter)
-    titles = next(csv.reader([header], delimiter=delimiter), [])
+    titles = [title.strip() for title in header.split(delimiter)]
     positions = _positions(titles)
     if positions is None and len(titles) == 6 and all(re.fullmatch(NUMBER_OR_NOTHING, at) for at in titles[1:5]):
         positions = dict(zip(("file", *CORNERS, "class"), range(6), strict=True))
+        skip = 0
     elif positions is not None:
-        next(reader)
+        skip = 1
     else:
         return None
+    try:
+        return _values(path, csv.reader(read_text(path).splitlines(), delimiter=delimiter), positions, skip)
+    except csv.Error as error:
+        raise InputError(f"{path}: broken CSV: {error}") from None
+
+
+def _values(path: Path, reader: Any, positions: dict[str, int], skip: int) -> list[tuple[int, dict[str, str]]]:
+    """The rows after the first `skip`, as in `_rows`."""
     found = []
     for row in reader:
         values = {key: row[at].strip() if at < len(row) else "" for key, at in positions.items()}
-        if any(value for value in row):
+        if any(row) and reader.line_num > skip:
             if not values["file"]:
                 raise InputError(f"{path}: line {reader.line_num} names no image: {row}")
             found.append((reader.line_num, values))

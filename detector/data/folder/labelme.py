@@ -18,9 +18,8 @@ def read(tree: FileTree, _: ImageOptions) -> Iterator[Record]:
     """A record for each JSON file with `shapes`, and for each broken one that belongs to an image."""
     for path in tree.with_suffix(".json"):
         keys, image = tree.json_keys(path), tree.image_for(path)
-        if isinstance(keys, InputError):
-            if not isinstance(image, InputError):
-                yield Record(tree.relative(path), image, path, invalid=keys)
+        if path in tree.broken_json and isinstance(image, Path):
+            yield Record(tree.relative(path), image, path, invalid=tree.broken_json[path])
         elif "shapes" in keys:
             content = json.loads(path.read_bytes())
             try:

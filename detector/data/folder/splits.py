@@ -93,10 +93,10 @@ def _yaml(tree: FileTree, annotated: Container[Path]) -> dict[str, list[Path]]:
 
 def _places(folder: Path, base: object, entry: object) -> list[Path]:
     """Where a path of a data.yaml can be: below its `path`, beside the file, or there without a leading `../`."""
-    if not isinstance(entry, str):
+    if not isinstance(entry, str) or not isinstance(base, str | None):
         return []
     relative = re.sub(r"^(\.\.?/)+", "", entry.replace("\\", "/"))
-    return [folder / str(base or "") / relative, folder / relative]
+    return [folder / (base or "") / relative, folder / relative]
 
 
 def _split_of(tree: FileTree, record: Record) -> str | None:

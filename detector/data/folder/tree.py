@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterable
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import NoReturn
 
 from detector.data.voc import IMAGE_SUFFIXES
 from detector.errors import InputError, first_few
@@ -22,7 +23,8 @@ class FileTree:
         self.root = root
         self.files = sorted(_files_below(root))
         self.images = [path for path in self.files if path.suffix.lower() in IMAGE_SUFFIXES]
-        self._json_keys: dict[Path, frozenset[str] | InputError] = {}
+        self.broken_json: dict[Path, InputError] = {}  # of the files that `json_keys` has read
+        self._json_keys: dict[Path, frozenset[str]] = {}
 
     def with_suffix(self, *suffixes: str) -> list[Path]:
         """The files with one of these suffixes, in any case."""
@@ -64,16 +66,17 @@ class FileTree:
             name,
         )
 
-    def json_keys(self, path: Path) -> frozenset[str] | InputError:
-        """The keys of the object in a JSON file, none for anything else; the error for a broken file."""
+    def json_keys(self, path: Path) -> frozenset[str]:
+        """The keys of the object in a JSON file; none for anything else, and for a file in `broken_json`."""
         if path not in self._json_keys:
+            self._json_keys[path] = frozenset()
             try:
                 content = json.loads(path.read_bytes())
                 self._json_keys[path] = frozenset(content if isinstance(content, dict) else ())
             except (ValueError, RecursionError) as error:
-                self._json_keys[path] = InputError(f"{path}: broken JSON: {error}")
+                self.broken_json[path] = InputError(f"{path}: broken JSON: {error}")
             except OSError as error:
-                self._json_keys[path] = InputError(f"{path}: cannot be read: {error.strerror}")
+                self.broken_json[path] = InputError(f"{path}: cannot be read: {error.strerror}")
         return self._json_keys[path]
 
     @cached_property
@@ -88,14 +91,19 @@ class FileTree:
 def _files_below(root: Path) -> Iterable[Path]:
     """Files below the root; links to folders are followed, each folder once."""
     seen = set()
-    for folder, names, files in os.walk(root, followlinks=True):
+    for folder, names, files in os.walk(root, followlinks=True, onerror=_refuse):
         stat = os.stat(folder)
         if (stat.st_dev, stat.st_ino) in seen:
             names[:] = []
             continue
         seen.add((stat.st_dev, stat.st_ino))
         names[:] = sorted(name for name in names if not name.startswith((".", "__MACOSX")))
-        yield from (Path(folder, name) for name in files if not name.startswith("."))
+        paths = (Path(folder, name) for name in files if not name.startswith("."))
+        yield from (path for path in paths if path.is_file())  # reading a pipe or a device could take forever
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise InputError(f"{error.filename}: cannot be read: {error.strerror}")
 
 
 def _grouped(paths: Iterable[Path], key: Callable[[Path], str]) -> dict[str, list[Path]]:

@@ -13,25 +13,32 @@ from detector.data.image import ImageOptions, read_image_hw
 from detector.errors import InputError, first_few
 
 LINE = re.compile(r"\d+(\s+-?[\d.]+(e-?\d+)?){4,}\s*", re.IGNORECASE)
+MAX_YAML_BYTES = 1_000_000
 NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels")
 
 
 def read(tree: FileTree, options: ImageOptions) -> Iterator[Record]:
-    """A record for each text file that belongs to an image, if any of them has boxes. An empty file has no objects."""
-    paired = {path: image for path in tree.with_suffix(".txt") if isinstance(image := tree.image_for(path), Path)}
-    lines = {path: _lines(path) for path in paired}
-    if not any(isinstance(of_file, list) and of_file and LINE.fullmatch(of_file[0]) for of_file in lines.values()):
+    """A record for each text file with boxes and, if there are any, for those of other images. Empty: no objects."""
+    files = [path for path in tree.with_suffix(".txt") if path.name.lower() not in NAME_FILES]
+    images, lines = {path: tree.image_for(path) for path in files}, {path: _lines(path) for path in files}
+    with_boxes = {path for path, of_file in lines.items() if _has_boxes(of_file)}
+    if not with_boxes:
         return  # captions, or lists
     sources = _class_names(tree)
     for path, of_file in lines.items():
+        image = images[path]
+        if isinstance(image, InputError):
+            if path in with_boxes:
+                yield Record(tree.relative(path), image, path)
+            continue
         names = _nearest(path, sources, tree.root)
         try:
             if isinstance(of_file, InputError):
                 raise of_file
-            boxes = _boxes(path, of_file, names, read_image_hw(paired[path], options))
-            yield boxes.record(tree.relative(path), paired[path], path)
+            boxes = _boxes(path, of_file, names, read_image_hw(image, options))
+            yield boxes.record(tree.relative(path), image, path)
         except InputError as error:
-            yield Record(tree.relative(path), paired[path], path, invalid=error)
+            yield Record(tree.relative(path), image, path, invalid=error)
 
 
 def _lines(path: Path) -> list[str] | InputError:
@@ -39,6 +46,10 @@ def _lines(path: Path) -> list[str] | InputError:
         return [line.strip() for line in read_text(path).splitlines() if line.strip()]
     except InputError as error:
         return error
+
+
+def _has_boxes(lines: list[str] | InputError) -> bool:
+    return isinstance(lines, list) and bool(lines) and LINE.fullmatch(lines[0]) is not None
 
 
 def _boxes(path: Path, lines: list[str], names: Sequence[str], image_hw: tuple[int, int]) -> Boxes:
@@ -102,15 +113,15 @@ def _class_names(tree: FileTree) -> dict[Path, tuple[str, ...]]:
 
 def read_data_yaml(path: Path) -> dict | None:
     """The content of a data.yaml, which has `names`; None for another file. Raises InputError for broken YAML."""
-    if path.suffix.lower() not in (".yaml", ".yml"):
+    if path.suffix.lower() not in (".yaml", ".yml") or path.stat().st_size > MAX_YAML_BYTES:
         return None
     text = read_text(path)
     if not re.search(r"^names\s*:", text, re.MULTILINE):
         return None
     try:
         content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: broken YAML: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: broken YAML: {' '.join(str(error).split()):.300}") from None
     return content if isinstance(content, dict) else None
 
 
@@ -118,7 +129,5 @@ def _yaml_names(path: Path, names: object) -> tuple[str, ...]:
     if isinstance(names, dict) and sorted(names, key=str) == sorted(range(len(names)), key=str):
         names = [names[number] for number in range(len(names))]
     if not isinstance(names, list) or not all(isinstance(name, str | int) for name in names):
-        raise InputError(
-            f"{path}: 'names' is neither a list of names nor a map from 0, 1, 2 ... to names: {names!s:.60}"
-        )
+        raise InputError(f"{path}: 'names' is neither a list of names nor a map from 0, 1, 2 ... to names")
     return tuple(str(name) for name in names)
