@@ -1,10 +1,13 @@
-"""Generate proposals for a dataset by selective search, convert between formats, and check them.
+"""Generate proposals for a dataset by selective search, convert, unite and check them.
 
     python scripts/proposals.py generate --data ROOT --split trainval --out FILE.safetensors
     python scripts/proposals.py merge PART.safetensors ... --out FILE.safetensors
     python scripts/proposals.py convert --from voc-mat --to store --data ROOT --split SPLIT FILE.mat FILE.safetensors
     python scripts/proposals.py check FILE --data ROOT --split SPLIT
-    python scripts/proposals.py recall FILE --data ROOT --split SPLIT
+    python scripts/proposals.py recall FILE ... --data ROOT --split SPLIT
+    python scripts/proposals.py info FILE
+    python scripts/proposals.py union FILE FILE ... --nms 0.9 --out FILE.safetensors
+    python scripts/proposals.py grid --data ROOT --split SPLIT --out FILE.safetensors
 
 ROOT is in VOC layout, in COCO's with --annotations FILE.json [--images FOLDER] in place of --split, or any folder of
 annotated images, where --split can be left out; it is only read, and no file is ever overwritten. Exit status: 0 done,
@@ -20,19 +23,29 @@ import sys
 from pathlib import Path
 
 from detector.data.command_line import add_dataset_options, add_image_options, given_dataset, image_options
+from detector.data.dataset import DetectionDataset
 from detector.errors import InputError
-from detector.evaluation.recall import recall_table, score_recall, write_recall_plot
-from detector.proposals.check import fault_table, find_faults
+from detector.evaluation.recall import recall_table, score_recall, write_recall_comparison, write_recall_plot
+from detector.proposals.check import describe, fault_table, find_faults
 from detector.proposals.convert import READERS, WRITERS, convert
 from detector.proposals.formats.records import ORDERS, PIXEL_ORIGINS
-from detector.proposals.generate import generate_proposals, merge_shards
-from detector.proposals.store import ProposalStore, open_proposals, require_exif, require_present
+from detector.proposals.generate import generate_proposals, merge_shards, write_grid
+from detector.proposals.store import (
+    FileProposals,
+    ProposalStore,
+    open_proposals,
+    require_exif,
+    require_present,
+    stream_store,
+)
+from detector.proposals.union import common_metadata, unite
 from detector.runtime.exits import exit_status
 from detector.runtime.files import write_atomically
 from detector.selective_search import MODES
 from detector.training.run_folder import require_writable
 
 FOUND_SOMETHING = 1
+FILE = "a .safetensors store or a release's .mat"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -83,8 +96,24 @@ def make_parser() -> argparse.ArgumentParser:
     add_image_options(command)
     command.set_defaults(run=check)
 
+    command = commands.add_parser("info", help="what a file has")
+    command.add_argument("file", type=Path, help=FILE)
+    command.set_defaults(run=info)
+
+    command = commands.add_parser("union", help="join files of the same images, without near duplicates")
+    command.add_argument("files", nargs="+", type=Path, metavar="FILE", help=FILE)
+    command.add_argument("--nms", type=float, default=0.9, metavar="IOU", help="default: %(default)s; 1: keep all")
+    add_out(command)
+    command.set_defaults(run=union)
+
+    command = commands.add_parser("grid", help="windows on a grid, a baseline for recall")
+    add_dataset_options(command)
+    add_image_options(command)
+    add_out(command)
+    command.set_defaults(run=grid)
+
     command = commands.add_parser("recall", help="how many of the objects the proposals find")
-    add_file(command)
+    add_file(command, nargs="+")
     command.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw a plot")
     command.set_defaults(run=recall)
     return parser
@@ -94,8 +123,8 @@ def add_out(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", required=True, type=Path, help="the store to write, FILE.safetensors")
 
 
-def add_file(command: argparse.ArgumentParser) -> None:
-    command.add_argument("file", type=Path, help="a .safetensors store or a release's .mat")
+def add_file(command: argparse.ArgumentParser, nargs: str | None = None) -> None:
+    command.add_argument("file", nargs=nargs, type=Path, help=FILE)
     add_dataset_options(command)
     command.add_argument("--json", type=Path, metavar="FILE", help="also write everything to a file")
 
@@ -163,22 +192,53 @@ def check(options: argparse.Namespace) -> int:
     return FOUND_SOMETHING if any(faults.values()) else 0
 
 
+def info(options: argparse.Namespace) -> None:
+    print(describe(open_proposals(options.file)))
+
+
+def union(options: argparse.Namespace) -> None:
+    require_new("--out", options.out, ".safetensors")
+    if not 0 < options.nms <= 1:
+        raise InputError(f"--nms: {options.nms} must be above 0, and 1 at most")
+    sources = [open_proposals(path) for path in options.files]
+    generator = {"name": "union", "files": [path.name for path in options.files], "nms": options.nms}
+    stream_store(options.out, unite(sources, options.nms), generator | common_metadata(sources))
+    print(summary(ProposalStore(options.out)))
+
+
+def grid(options: argparse.Namespace) -> None:
+    require_new("--out", options.out, ".safetensors")
+    write_grid(given_dataset(options, image_options(options)), options.out)
+    print(summary(ProposalStore(options.out)))
+
+
 def recall(options: argparse.Namespace) -> None:
     for name in ("json", "plot"):
         if getattr(options, name):
             require_new(f"--{name}", getattr(options, name), ".png" if name == "plot" else "")
-    dataset, proposals = given_dataset(options), open_proposals(options.file)
+    dataset = given_dataset(options)
+    results = {str(path): recall_of(open_proposals(path), dataset) for path in options.file}
+    if len(options.file) == 1:
+        (result,) = results.values()
+        print(recall_table(result))
+    else:
+        result = results
+        print("\n\n".join(f"{path}:\n{recall_table(of_file)}" for path, of_file in results.items()))
+    if options.json:
+        write_json(options.json, result)
+    if options.plot and len(options.file) == 1:
+        write_recall_plot(options.plot, result)
+    elif options.plot:
+        write_recall_comparison(options.plot, results)
+
+
+def recall_of(proposals: ProposalStore | FileProposals, dataset: DetectionDataset) -> dict:
     require_present(proposals, dataset.image_ids)
-    result = score_recall(
+    return score_recall(
         (dataset.ground_truth(index) for index in range(len(dataset))),
         (proposals[image_id] for image_id in dataset.image_ids),
         dataset.classes,
     )
-    print(recall_table(result))
-    if options.json:
-        write_json(options.json, result)
-    if options.plot:
-        write_recall_plot(options.plot, result)
 
 
 def write_json(path: Path, content: dict) -> None:

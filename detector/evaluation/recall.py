@@ -5,7 +5,7 @@ effective detection proposals?*, PAMI 2016). The average recall (AR) is the mean
 Difficult objects and crowds, which are not scored, are ignored.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -115,7 +115,26 @@ def write_recall_plot(path: Path, result: dict) -> None:
             style = "--" if name in SIZES else "-"
             by_number.plot(list(group["AR"]), list(group["AR"].values()), style, label=f"{name} ({group['objects']})")
     by_number.set(xlabel="proposals", ylabel="average recall, IoU 0.5 to 0.95", ylim=(0, 1.02))
-    for axes in (by_iou, by_number):
+    _finish(path, figure)
+
+
+def write_recall_comparison(path: Path, results: Mapping[str, dict]) -> None:
+    """Write a PNG with a line for each file of proposals: recall by IoU of all, and average recall by number."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    by_iou, by_number = figure.subplots(1, 2)
+    for name, result in results.items():
+        everything = result["groups"]["all"]
+        if everything["objects"]:
+            label = f"{name} (AR {everything['AR']['all']:.3f}, {result['boxes_per_image']:.0f} per image)"
+            by_iou.plot(result["iou"], everything["recall"]["all"], label=label)
+            by_number.plot(list(everything["AR"]), list(everything["AR"].values()), label=name)
+    by_iou.set(xlabel="IoU", ylabel="recall of all proposals", ylim=(0, 1.02))
+    by_number.set(xlabel="proposals", ylabel="average recall, IoU 0.5 to 0.95", ylim=(0, 1.02))
+    _finish(path, figure)
+
+
+def _finish(path: Path, figure: Figure) -> None:
+    for axes in figure.axes:
         axes.grid(alpha=0.3)
         if axes.lines:
             for text in axes.legend(fontsize="small").get_texts():

@@ -5,6 +5,7 @@ import numpy as np
 from detector.data.dataset import DetectionDataset
 from detector.data.image import read_image_hw
 from detector.data.proposal_selection import first_of_equals
+from detector.errors import first_few
 from detector.proposals.store import FileProposals, ProposalStore
 
 TOLERANCE_PX = 0.01  # how far a box can extend over the border: float32 rounding in scaling
@@ -36,6 +37,30 @@ def find_faults(proposals: ProposalStore | FileProposals, dataset: DetectionData
             if count:
                 faults[kind][image_id] = count
     return faults
+
+
+def describe(proposals: ProposalStore | FileProposals) -> str:
+    """What a file has, one fact a line: images, boxes per image, their sides, scores, origin."""
+    boxes = [proposals[image_id] for image_id in proposals.image_ids if image_id in proposals]
+    counts = np.array([len(item) for item in boxes] or [0])
+    together = np.concatenate([np.zeros((0, 4), np.float32), *boxes])
+    sides = np.nan_to_num((together[:, 2:] - together[:, :2]).min(axis=1)) if len(together) else np.zeros(1)
+    shorter = " / ".join(f"{value:.0f}" for value in np.quantile(sides, (0, 0.25, 0.5, 0.75, 1)))
+    with_size = sum(proposals.image_hw(image_id) is not None for image_id in proposals.image_ids)
+    first = next((image_id for image_id in proposals.image_ids if image_id in proposals), None)
+    has_scores = first is not None and proposals.scores(first) is not None
+    lines = [
+        ("images", f"{len(boxes)}, {with_size} of them with their size; ids: {first_few([*proposals.image_ids], 3)}"),
+        ("boxes", f"{counts.sum()}; per image {counts.min()} to {counts.max()}, median {np.median(counts):.0f}"),
+        ("shorter side", f"{shorter} px (minimum, quartiles, maximum)"),
+        ("scores", "yes" if has_scores else "no: the order is best first"),
+    ]
+    if isinstance(proposals, ProposalStore):
+        origin = {key: value for key, value in proposals.generator.items() if key != "unreadable"}
+        lines.append(("made by", ", ".join(f"{key} {value}" for key, value in origin.items()) or "unknown"))
+        for image_id, reason in proposals.unreadable.items():
+            lines.append(("unreadable", f"{image_id}: {reason}"))
+    return "\n".join(f"{name:14}{text}" for name, text in lines)
 
 
 def _box_faults(boxes: np.ndarray, image_hw: tuple[int, int]) -> dict[str, int]:
