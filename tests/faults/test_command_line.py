@@ -84,7 +84,7 @@ def test_a_process_that_a_launcher_starts_can_import_the_program(program, monkey
 
 
 @pytest.mark.parametrize(
-    "defect", [FileNotFoundError(2, "no file", "x"), PermissionError(1, "kill"), BrokenPipeError(32, "a worker's")]
+    "defect", [FileNotFoundError(2, "no file"), PermissionError(1, "kill"), BrokenPipeError(32, "a worker's")]
 )
 def test_a_script_s_own_defect_is_shown_whole(defect):
     def script() -> int:
