@@ -165,7 +165,10 @@ def ended(tmp_path, monkeypatch, capsys):
         ("train.iteration=3", r"^error: train\.iteration: no such setting; did you mean train\.iterations\? "),
         ("optimiser.lr=1", r"^error: optimiser\.lr: no such setting; did you mean optimizer\.lr\? "),
         ("frobnicate=1", "^error: frobnicate: no such setting"),
-        ("model=resnet19", "^error: model=resnet19: must be one of resnet18, resnet50, vgg16$"),
+        (
+            "model=resnet19",
+            "^error: model=resnet19: must be one of alexnet, resnet18, resnet50, resnet50_fpn, vgg16, vgg_cnn_m$",
+        ),
         ("train.iterations", "train.iterations"),
     ],
 )
@@ -180,7 +183,7 @@ def test_case_57_a_mistyped_setting_is_one_line_with_the_nearest(ended, options,
     [
         ("--config-dir files experiment=broken", 'files/experiment/broken.yaml", line 2'),
         ("--config-dir files experiment=nowhere data=shapes", "must begin with the line `# @package _global_`"),
-        ("--config-dir files experiment=choice", "model=resnet19: must be one of resnet18, resnet50, vgg16"),
+        ("--config-dir files experiment=choice", "model=resnet19: must be one of alexnet, resnet18, resnet50"),
         ("--config-dir files experiment=group", "In 'experiment/group': Could not override 'modell'"),
         ("--config-dir filez experiment=right", "--config-dir: filez: no such folder"),
         ("data=shapes --frobnicate seed=1", "--frobnicate"),
