@@ -1,0 +1,60 @@
+"""Detection against the same network assembled from torchvision's parts.
+
+    python scripts/benchmark.py detect --networks VGG16 --proposals 300 2000
+
+From an image and its proposals to detections, with equal weights; the scores of both are compared first. They take
+turns on the same image, on the CPU; ours in float32 and bfloat16, the peer in float32. Milliseconds are medians.
+"""
+
+import argparse
+from functools import partial
+
+import torch
+
+from detector.boxes import BoxCoder
+from detector.inference.predict import DetectorConfig, detect
+from detector.inference.prepare import prepare
+from detector.runtime.device import Compute
+from detector.settings import Detect, RoISampling
+from detector.structures import Batch
+from scripts.benchmarks import _torchvision as peers
+from scripts.benchmarks.roi_pool import show
+from scripts.benchmarks.selective_search import machine
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--networks", nargs="+", choices=list(peers.NETWORKS), default=list(peers.NETWORKS))
+    parser.add_argument("--proposals", nargs="+", type=int, default=[300, 2000])
+    parser.add_argument("--rounds", type=int, default=5)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    print(f"{machine()}; torch {torch.__version__}; median of {arguments.rounds} rounds\n")
+    show([measure(name, count, arguments.rounds) for name in arguments.networks for count in arguments.proposals])
+
+
+@torch.inference_mode()
+def measure(name: str, proposals: int, rounds: int) -> dict[str, object]:
+    ours, peer, (height, width) = peers.networks(name, train=False)
+    pixels = torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8)
+    rois = peers.random_rois(proposals, 1, (height, width))
+    empty = [torch.zeros(0, 4)], [torch.zeros(0, dtype=torch.int64)]
+    batch = Batch(["image"], [0], pixels, [(height, width)], [(height, width)], *empty, [rois[:, 1:]])
+    config = DetectorConfig(BoxCoder(RoISampling().delta_std), Detect())
+    functions = {"torchvision": partial(peers.peer_detect, peer, pixels.float(), rois[:, 1:])}
+    for dtype in (torch.float32, torch.bfloat16):
+        compute = Compute(torch.device("cpu"), dtype)
+        functions[str(dtype)] = partial(detect, prepare(ours, compute), batch, config, compute)
+    scores = functions["torchvision"]()[1].sort(descending=True).values
+    (found,) = functions["torch.float32"]()
+    torch.testing.assert_close(torch.from_numpy(found.scores), scores, rtol=1e-3, atol=1e-4)
+    seconds = peers.median_seconds(functions, rounds)
+    return {
+        "network": name,
+        "proposals": proposals,
+        "torchvision ms": 1e3 * seconds["torchvision"],
+        "float32 ms": 1e3 * seconds["torch.float32"],
+        "times as fast": seconds["torchvision"] / seconds["torch.float32"],
+        "bfloat16 ms": 1e3 * seconds["torch.bfloat16"],
+        "times as fast ": seconds["torchvision"] / seconds["torch.bfloat16"],
+    }

@@ -1,0 +1,66 @@
+"""A training step against the same network assembled from torchvision's parts.
+
+    python scripts/benchmark.py train --networks VGG16 "ResNet-18, 320 px"
+
+Both start from equal weights, and their losses are compared first. They take turns on the same images and RoIs, on the
+CPU; ours in float32 and bfloat16, the peer in float32. Milliseconds are medians. The last column is the rate of the
+convolutions and matrix products of our bfloat16 step, as a fraction of the rate of one large matrix product.
+"""
+
+import argparse
+import copy
+from functools import partial
+
+import torch
+
+from detector.boxes import BoxCoder
+from detector.runtime.device import Compute
+from detector.settings import RoISampling
+from detector.structures import RoiTargets
+from detector.training.engine import TrainingConfig, train_step
+from scripts.benchmarks import _torchvision as peers
+from scripts.benchmarks.roi_pool import show
+from scripts.benchmarks.selective_search import machine
+
+CASES = {"VGG16": (2, 64), "ResNet-18, 320 px": (4, 64), "ResNet-50": (2, 64)}  # images, RoIs of each
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--networks", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--rounds", type=int, default=5)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    print(f"{machine()}; torch {torch.__version__}; median of {arguments.rounds} rounds\n")
+    show([measure(name, arguments.rounds) for name in arguments.networks])
+
+
+def measure(name: str, rounds: int) -> dict[str, object]:
+    images, rois_per_image = CASES[name]
+    ours, peer, image_hw = peers.networks(name, train=True)
+    pixels = torch.randint(0, 256, (images, 3, *image_hw), dtype=torch.uint8)
+    rois = peers.random_rois(rois_per_image, images, image_hw)
+    labels = torch.where(torch.arange(len(rois)) % 4 == 0, torch.arange(len(rois)) % peers.NUM_CLASSES + 1, 0)
+    targets = RoiTargets(rois, labels, torch.randn(len(rois), 4))
+    config = TrainingConfig(RoISampling(), BoxCoder(RoISampling().delta_std), seed=0)
+
+    theirs = torch.optim.SGD(peer.parameters(), lr=1e-6, momentum=0.9, weight_decay=5e-4)
+    functions = {"torchvision": partial(peers.peer_step, peer, pixels.float(), targets, theirs)}
+    for dtype in (torch.float32, torch.bfloat16):
+        compute, network = Compute(torch.device("cpu"), dtype), copy.deepcopy(ours)
+        compute.place(network)
+        optimizer = torch.optim.SGD(network.parameters(), lr=1e-6, momentum=0.9, weight_decay=5e-4, fused=True)
+        functions[str(dtype)] = partial(train_step, network, pixels, targets, optimizer, compute, config)
+    wanted, found = functions["torchvision"](), functions["torch.float32"]()["train/loss"]
+    assert abs(found - wanted) < 1e-3 * abs(wanted), f"the losses differ: {found} and {wanted}"
+    seconds = peers.median_seconds(functions, rounds)
+    rate = peers.flops(functions["torch.bfloat16"]) / seconds["torch.bfloat16"]
+    return {
+        "network": f"{name}, {images} x {rois_per_image} RoIs",
+        "torchvision ms": 1e3 * seconds["torchvision"],
+        "float32 ms": 1e3 * seconds["torch.float32"],
+        "times as fast": seconds["torchvision"] / seconds["torch.float32"],
+        "bfloat16 ms": 1e3 * seconds["torch.bfloat16"],
+        "times as fast ": seconds["torchvision"] / seconds["torch.bfloat16"],
+        "of the rate of a matrix product": rate / peers.matmul_rate(torch.bfloat16),
+    }
