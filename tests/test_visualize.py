@@ -14,6 +14,7 @@ from scripts import detect
 from scripts.visualizations import _trained
 from scripts.visualizations.detection import stages_of
 from scripts.visualize import main
+from tests.helpers import layouts
 
 
 def files(folder):
@@ -110,11 +111,17 @@ def test_proposals_of_an_image_and_of_a_dataset(small_shapes, image, tmp_path):
     assert files(tmp_path / "two") == [f"{name}.{kind}" for name in names for kind in ("png", "svg")]
 
 
+def test_a_folder_as_it_is_found_is_shown(tmp_path):
+    layouts.label_studio_yolo(tmp_path / "set")
+    assert main(["data", str(tmp_path / "set"), "--out", str(tmp_path / "out")]) == 0
+    assert "data.html" in files(tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["missing.jpg"], "missing.jpg: there is no file"),
-        (["{root}"], "give --split (VOC layout) or --annotations"),
+        (["{root}"], "is in VOC layout: name a split, of which it has"),
         (["{root}", "--split", "test", "--images", "x"], "--images belongs to --annotations"),
         (["{root}", "--split", "test", "--count", "0"], "--count: 0 must be 1 or more"),
         (["{root}/JPEGImages/test_0.jpg", "--proposals", "none.mat"], "none.mat"),

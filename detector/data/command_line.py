@@ -17,8 +17,13 @@ SPLIT = "VOC: file in ImageSets/Main, without .txt; other folders: train, val, t
 
 
 def add_dataset_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """Add --data, --split, --annotations, --images and --format, for one dataset of any layout."""
+    """Add --data, and what `add_split_options` adds, for one dataset of any layout."""
     parser.add_argument("--data", required=required, type=Path, help=DATASET)
+    add_split_options(parser)
+
+
+def add_split_options(parser: argparse.ArgumentParser) -> None:
+    """Add --split, --annotations, --images and --format."""
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--split", help=SPLIT)
     which.add_argument("--annotations", metavar="FILE.json", help="COCO: annotation file, from ROOT")
@@ -31,10 +36,12 @@ def add_format_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=list(FORMATS), help="of a folder with several, as data.format in training")
 
 
-def given_dataset(arguments: argparse.Namespace, options: ImageOptions = UPRIGHT_IMAGES) -> DetectionDataset:
-    """The dataset from the options of `add_dataset_options`."""
-    where = arguments.data, arguments.split, arguments.annotations, arguments.images, arguments.format
-    return read_any(*where, image_options=options)
+def given_dataset(
+    arguments: argparse.Namespace, options: ImageOptions = UPRIGHT_IMAGES, root: Path | None = None
+) -> DetectionDataset:
+    """The dataset in --data, or in `root`, by the options of `add_split_options`."""
+    which = arguments.split, arguments.annotations, arguments.images, arguments.format
+    return read_any(root or arguments.data, *which, image_options=options)
 
 
 def read_any(

@@ -115,7 +115,12 @@ def write_recall_plot(path: Path, result: dict) -> None:
             style = "--" if name in SIZES else "-"
             by_number.plot(list(group["AR"]), list(group["AR"].values()), style, label=f"{name} ({group['objects']})")
     by_number.set(xlabel="proposals", ylabel="average recall, IoU 0.5 to 0.95", ylim=(0, 1.02))
-    _finish(path, figure)
+    for axes in figure.axes:
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            for text in axes.legend(fontsize="small").get_texts():
+                text.set_parse_math(False)
+    write_atomically(path, png(figure))
 
 
 def write_recall_comparison(path: Path, results: Mapping[str, dict]) -> None:
@@ -127,16 +132,12 @@ def write_recall_comparison(path: Path, results: Mapping[str, dict]) -> None:
         if everything["objects"]:
             label = f"{name} (AR {everything['AR']['all']:.3f}, {result['boxes_per_image']:.0f} per image)"
             by_iou.plot(result["iou"], everything["recall"]["all"], label=label)
-            by_number.plot(list(everything["AR"]), list(everything["AR"].values()), label=name)
+            by_number.plot(list(everything["AR"]), list(everything["AR"].values()))
     by_iou.set(xlabel="IoU", ylabel="recall of all proposals", ylim=(0, 1.02))
     by_number.set(xlabel="proposals", ylabel="average recall, IoU 0.5 to 0.95", ylim=(0, 1.02))
-    _finish(path, figure)
-
-
-def _finish(path: Path, figure: Figure) -> None:
-    for axes in figure.axes:
-        axes.grid(alpha=0.3)
-        if axes.lines:
-            for text in axes.legend(fontsize="small").get_texts():
-                text.set_parse_math(False)
+    by_iou.grid(alpha=0.3)
+    by_number.grid(alpha=0.3)
+    legend = figure.legend(*by_iou.get_legend_handles_labels(), loc="outside lower left", fontsize="small")
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     write_atomically(path, png(figure))

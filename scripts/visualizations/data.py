@@ -22,7 +22,7 @@ from scripts.visualizations import _data
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dataset", type=Path, metavar="DATASET", help="folder of a dataset in VOC or COCO layout")
+    parser.add_argument("dataset", type=Path, metavar="DATASET", help="folder of a dataset of any layout")
     _data.add_arguments(parser)
 
 
