@@ -57,6 +57,13 @@ def one_outside(root: Path) -> None:
     put_text(root / "more/x.xml", xml("x", []))
 
 
+def two_voc_layouts(root: Path) -> None:
+    for name in "ab":
+        put_image(root / name / f"JPEGImages/{name}.jpg")
+        put_text(root / name / f"Annotations/{name}.xml", xml(name, []))
+        put_text(root / name / "ImageSets/Main/train.txt", name)
+
+
 def only_copies(root: Path) -> None:
     for number in range(1, 10):
         shutil.copy(root / "img 0.jpg", root / f"img {number}.jpg")
@@ -71,6 +78,7 @@ def json_key(name: str, change: Callable[[dict], object]) -> Callable[[Path], No
     return apply
 
 
+CVAT = "annotations.xml"
 LIST = "ImageSets/Main/train.txt"
 XML, YOLO, COCO, ME, CSV = "img 0.xml", "labels/img 0.txt", "result.json", "img 0.json", "boxes.csv"
 V, Y, C = layouts.labelimg_xml, layouts.label_studio_yolo, layouts.label_studio_coco
@@ -99,6 +107,7 @@ CASES: dict[str, tuple] = {
     "only-test": (F, remove("train", "valid"), r"there is test 2, and nothing to train on", None, "train"),
     "no-split": (F, remove("test"), r"no split 'test' in it; there is train 6, val 2\.", None, "test"),
     "only-copies": (V, only_copies, r"10 images, of which 1 are no copies .* too few", None, "train"),
+    "two-lists": (F, two_voc_layouts, r"has 2 datasets in VOC layout, .* 'data\.parts=\[{root: a}, {root: b}\]'"),
     "list": (layouts.cvat_voc, write(LIST, "img 0\nimg 77\n"), r"train\.txt: there is no image 'img 77'"),
     "list-twice": (layouts.cvat_voc, write(LIST, "img 0\nimg 0\n"), r"train\.txt: 1 images are listed mo"),
     "yolo-names": (Y, remove("classes.txt"), r"img 0\.txt: YOLO text has class numbers, whose names st"),
@@ -122,6 +131,9 @@ CASES: dict[str, tuple] = {
     "labelme-points": (M, replace(ME, "[20, 30]", "[20, null]"), r"shape 1 has no valid 'points', at least 2"),
     "labelme-shapes": (M, json_key(ME, lambda it: it.update(shapes=3)), r"img 0\.json: 'shapes' is not a list"),
     "labelme-label": (M, replace(ME, '"cat"', "null"), r"img 0\.json: shape 1 has no class: None"),
+    "cvat-broken": (layouts.cvat_images, write(CVAT, "<annotations><image>"), r"annotations\.xml: broken XML"),
+    "cvat-number": (layouts.cvat_images, replace(CVAT, 'xbr="20"', ""), r"'me/img 0\.jpg': shape 1 has no valid coor"),
+    "cvat-rotated": (layouts.cvat_images, replace(CVAT, "<box ", '<box rotation="30" '), r"shape 1 is a rotated box"),
     "csv-fractions": (T, write(CSV, "file,x1,y1,x2,y2,class\nimg 0.jpg,.1,.1,.2,.3,cat\n"), r"from 0 to 1, so"),
     "csv-number": (T, replace(CSV, "cat,0,2,", "cat,0,,"), r"line 2 has no four numbers as corners: \['0', '', "),
     "csv-no-file": (T, replace(CSV, "img 0.jpg", ""), r"boxes\.csv: line 2 names no image"),

@@ -220,6 +220,18 @@ def cvat_coco(root: Path) -> None:
     put_text(root / "annotations/instances_default.json", coco(SCENES, first_category=1))
 
 
+def cvat_images(root: Path) -> None:
+    """CVAT for images 1.1: annotations.xml for all images."""
+    lines = ["<?xml version='1.0' encoding='utf-8'?>", "<annotations><version>1.1</version><meta><task/></meta>"]
+    for number, (name, objects) in enumerate(SCENES.items()):
+        put_image(root / "images" / f"{name}.jpg")
+        lines.append(f'<image id="{number}" name="me/{name}.jpg" width="{WIDTH}" height="{HEIGHT}">')
+        for cls, x1, y1, x2, y2 in objects:
+            lines.append(f'<box label="{cls}" occluded="0" xtl="{x1}.00" ytl="{y1}.00" xbr="{x2}" ybr="{y2}"></box>')
+        lines.append('<tag label="seen"></tag></image>')
+    put_text(root / "annotations.xml", "\n".join([*lines, "</annotations>"]))
+
+
 def label_studio_voc(root: Path) -> None:
     """Label Studio's Pascal VOC: images/ and Annotations/."""
     for name, objects in SCENES.items():
@@ -277,6 +289,6 @@ WITH_SPLITS: list[Callable[[Path], None]] = [
     roboflow_voc, roboflow_coco, roboflow_yolo, ultralytics, cvat_yolo, csv_retinanet, coco_files,
 ]  # fmt: skip
 WITHOUT_SPLITS: list[Callable[[Path], None]] = [
-    labelimg_xml, labelimg_yolo, raccoon, cvat_voc, cvat_coco, label_studio_voc, label_studio_yolo, label_studio_coco,
-    labelme_json, csv_table,
+    labelimg_xml, labelimg_yolo, raccoon, cvat_voc, cvat_coco, cvat_images, label_studio_voc, label_studio_yolo,
+    label_studio_coco, labelme_json, csv_table,
 ]  # fmt: skip

@@ -10,7 +10,7 @@ import numpy as np
 
 from detector.data.classes import check_classes
 from detector.data.dataset import DetectionDataset, Record
-from detector.data.folder import coco_json, csv_boxes, labelme, voc_xml, yolo
+from detector.data.folder import coco_json, csv_boxes, cvat_xml, labelme, voc_xml, yolo
 from detector.data.folder.new_split import make_split
 from detector.data.folder.splits import find_splits
 from detector.data.folder.tree import FileTree
@@ -25,6 +25,7 @@ FORMATS: dict[str, tuple[str, Callable[[FileTree, ImageOptions], Iterator[Record
     "yolo": ("YOLO text", yolo.read),
     "coco": ("COCO JSON", coco_json.read),
     "labelme": ("LabelMe JSON", labelme.read),
+    "cvat": ("CVAT XML", cvat_xml.read),
     "csv": ("CSV", csv_boxes.read),
 }
 # The splits that the parts of a run are, the first that a folder has.

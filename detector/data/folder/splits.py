@@ -45,13 +45,23 @@ def find_splits(tree: FileTree, records: Sequence[Record]) -> tuple[dict[str, li
 def _lists(tree: FileTree, annotated: Container[Path]) -> dict[str, list[Path]]:
     """Images of ImageSets/Main/SPLIT.txt below the root, or of SPLIT.txt in the root."""
     found: dict[str, list[Path]] = {}
+    if len(roots := sorted({path.parents[2] for path in tree.with_suffix(".txt") if _is_voc(path)})) > 1:
+        parts = ", ".join(f"{{root: {tree.relative(root)}}}" for root in roots[:5])
+        raise InputError(
+            f"{tree.root}: has {len(roots)} datasets in VOC layout, each with its own lists: name one as data.root, or "
+            f"join them with data=joined data.root={tree.root} 'data.parts=[{parts}]'"
+        )
     for path in tree.with_suffix(".txt"):
         split = SPLITS.get(path.stem.lower())
-        is_voc = path.parent.name == "Main" and path.parent.parent.name == "ImageSets"
-        if split and (is_voc or path.parent == tree.root):
-            lines = read_split(path.parents[2], path.stem) if is_voc else _lines(path)
+        if split and (_is_voc(path) or path.parent == tree.root):
+            lines = read_split(path.parents[2], path.stem) if _is_voc(path) else _lines(path)
             found.setdefault(split, []).extend(_named(tree, annotated, path, lines))
     return found
+
+
+def _is_voc(path: Path) -> bool:
+    """Whether a file is a list of VOC layout."""
+    return path.parent.name == "Main" and path.parent.parent.name == "ImageSets"
 
 
 def _lines(path: Path) -> list[str]:

@@ -1,0 +1,73 @@
+"""CVAT's own XML ("CVAT for images"), one file for many images."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree.ElementTree import Element, ParseError
+
+from defusedxml import DefusedXmlException
+
+from detector.data.dataset import Record
+from detector.data.folder.boxes import Boxes
+from detector.data.folder.tree import FileTree
+from detector.data.image import ImageOptions
+from detector.data.safe_xml import parse_xml
+from detector.errors import InputError
+
+MAX_BYTES = 200_000_000  # parsing takes many times the file size in memory
+CORNERS = ("xtl", "ytl", "xbr", "ybr")
+TAGS = ("tag", "attribute")  # of the image as a whole
+
+
+def read(tree: FileTree, _: ImageOptions) -> Iterator[Record]:
+    """A record for each image of the files; polygons become their bounding boxes, other shapes are listed."""
+    for path in tree.with_suffix(".xml"):
+        for item in _images(path):
+            name = item.get("name", "")
+            image = tree.image_named(name, path)
+            try:
+                yield _boxes(path, name, item).record(name, image, path, _image_hw(item))
+            except InputError as error:
+                yield Record(name, image, path, invalid=error)
+
+
+def _images(path: Path) -> list[Element]:
+    """The <image> elements of a file; none for XML of another kind. Raises InputError for broken XML."""
+    with open(path, "rb") as file:
+        if b"<annotations" not in file.read(1000):
+            return []
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path}: has {path.stat().st_size} bytes, more than {MAX_BYTES}: split it")
+        return parse_xml(path).findall("image")
+    except (ParseError, DefusedXmlException, LookupError, ValueError) as error:
+        raise InputError(f"{path}: broken XML: {error or type(error).__name__}") from None
+
+
+def _boxes(path: Path, name: str, item: Element) -> Boxes:
+    boxes = Boxes()
+    for number, shape in enumerate((shape for shape in item if shape.tag not in TAGS), start=1):
+        where = f"{path}: image '{name}': shape {number}"
+        if shape.tag == "box" and float(shape.get("rotation") or 0) == 0:
+            boxes.add(where, shape.get("label"), _numbers(where, [shape.get(key) for key in CORNERS]))
+        elif shape.tag == "polygon":
+            points = _numbers(where, (shape.get("points") or "").replace(";", ",").split(","))
+            xs, ys = points[0::2], points[1::2]
+            boxes.add(where, shape.get("label"), (min(xs), min(ys), max(xs), max(ys)))
+        else:
+            boxes.skipped.append(f"{where} is a {'rotated ' if shape.tag == 'box' else ''}{shape.tag}, not a box")
+    return boxes
+
+
+def _numbers(where: str, texts: list) -> list[float]:
+    try:
+        found = [float(text) for text in texts]
+    except (TypeError, ValueError):
+        found = []
+    if len(found) < 4 or len(found) % 2:
+        raise InputError(f"{where} has no valid coordinates: {texts!s:.60}")
+    return found
+
+
+def _image_hw(item: Element) -> tuple[int, int] | None:
+    height, width = item.get("height", ""), item.get("width", "")
+    return (int(height), int(width)) if height.isdecimal() and width.isdecimal() and int(height) * int(width) else None
