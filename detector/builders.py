@@ -129,6 +129,7 @@ def build_training(settings: TrainSettings, checkpoint: dict | None) -> Training
     for name in sorted({*classes} - {*train_set.classes}):
         logger.warning("no object of class %s to train on", name)
     train_set, val_set = train_set.with_classes(classes), val_set.with_classes(classes)
+    training = build_training_config(settings, classes, settings.optimizer.max_grad_norm, settings.train.accumulate)
 
     torch.manual_seed(settings.seed)  # seeds the initial weights
     model = build_model(settings.model, len(classes))
@@ -150,7 +151,6 @@ def build_training(settings: TrainSettings, checkpoint: dict | None) -> Training
     if checkpoint is not None:
         check_same_run(checkpoint, settings, classes, fingerprints)
         load_state(checkpoint, model, optimizer, averaged)
-    training = build_training_config(settings, classes, settings.optimizer.max_grad_norm, settings.train.accumulate)
     return TrainingComponents(
         classes, model, optimizer, schedule, training, build_detector_config(settings), compute, train_samples,
         val_samples, fingerprints, datasets.build_epoch_order(settings, train_checked), averaged,

@@ -327,7 +327,7 @@ def test_the_seed_decides_the_run_and_the_number_of_workers_does_not(settings, c
      "data.short_side_px=[64,96,128]", "data.repeat_rare=1.0", "train.accumulate=2",
      "model.class_agnostic=true", "model.head=4conv1fc", "model.hidden_last=8", "model.backbone=resnet18_fpn",
      "optimizer.weight_decay=0.5", "optimizer=sgd", "optimizer.max_grad_norm=0.01", "optimizer.bias_lr_factor=9",
-     "augment=photometric", "augment=scale"],
+     "augment=photometric", "augment=scale", "augment=strong"],
 )  # fmt: skip
 def test_every_setting_of_training_has_its_effect(settings, common, tmp_path, override, usual_losses):
     assert losses(settings, common, tmp_path / "run", override) != usual_losses
@@ -389,6 +389,9 @@ CASES = [
     (None, [f"proposals.folder={REPOSITORY}/LICENSE/p"], "proposals.folder: .* cannot be written"),
     (None, ["data.classes=[]"], "data.classes="),
     (spoil_box, [], r"test_1\.xml: box 1 .* lies outside its image"),
+    (None, ["loss.class_weights={bal: 2}"], "loss.class_weights: there is no class 'bal'; there are background, ball"),
+    (None, ["train.accumulate=3"], "train.accumulate=3: each process has 2 images per step"),
+    (None, ["model.head=res5", "model.backbone=resnet18_fpn"], "resnet18_fpn takes model.head=fc"),
     (None, ["data.root=/nowhere/at/all"], "there is no folder /nowhere/at/all"),
     (None, ["device=cuda:99"], "device: 'cuda:99' is not available"),
     (None, ["data.val_split=trainval"], "no such split; there is test, train"),

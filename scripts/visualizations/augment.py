@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
     plain = samples.resize(samples.original(0))
     figure = draw_augmentation(plain, [sample for sample, _ in items], dataset.classes)
     save_figure(arguments.out, "augmentation", figure)
-    training = builders.build_training_config(settings)
+    training = builders.build_training_config(settings, dataset.classes)
     batch = collate(items[:1])
     figure, _ = draw_sampled_rois(batch, training.sample_targets(batch), training.coder, dataset.classes)
     save_figure(arguments.out, "sampled_rois", figure)

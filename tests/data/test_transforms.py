@@ -91,6 +91,40 @@ def test_a_mistyped_argument_of_a_transform_is_not_passed_over(more, says):
         build_transforms([{"_target_": "albumentations.HorizontalFlip", **more}])
 
 
+@pytest.mark.parametrize(
+    ("transform", "tolerance_px"),  # the box of a turned box is larger than that of its pixels
+    [
+        (A.HorizontalFlip(p=1.0), 2),
+        (A.Affine(scale=(0.7, 1.3), translate_percent=(-0.1, 0.1), p=1.0), 2),
+        (A.Affine(shear=(-10, 10), p=1.0), 20),
+        (A.Rotate(limit=20, p=1.0), 20),
+        (A.RandomCropFromBorders(0.1, 0.1, 0.1, 0.1, p=1.0), 2),
+        (A.RandomScale(0.3, p=1.0), 2),
+        (A.RandomRotate90(p=1.0), 2),
+        (A.Perspective(p=1.0), 20),
+    ],
+)
+def test_boxes_and_proposals_follow_each_geometric_transform(transform, tolerance_px):
+    """A white rectangle: after the transform its pixels lie in its box, and reach each side."""
+    image = np.zeros((120, 160, 3), np.uint8)
+    image[45:75, 60:110] = 255
+    box = np.array([[60, 45, 110, 75]], np.float32)
+    sample = Sample("a", image, box, np.array([2]), box.copy(), (120, 160))
+    changed = 0
+    for seed in range(12):
+        result = Augment([transform])(sample, seed)
+        changed += result.image.shape != image.shape or not np.array_equal(result.image, image)
+        y, x = np.nonzero(result.image[..., 0] > 200)
+        pixels = np.array([x.min(), y.min(), x.max() + 1, y.max() + 1])
+        [found], [proposal] = result.gt_boxes, result.proposals
+        np.testing.assert_array_equal(found, proposal)
+        assert result.gt_labels.tolist() == [2]
+        assert (found[:2] <= pixels[:2] + 2).all()
+        assert (found[2:] >= pixels[2:] - 2).all()
+        np.testing.assert_allclose(found, pixels, atol=tolerance_px)
+    assert changed
+
+
 def test_no_transforms_change_nothing():
     sample = make_sample()
     assert Augment([])(sample, seed=3) is sample
