@@ -1,7 +1,7 @@
 # make demo   set up, then train and evaluate on a generated dataset
 # make test   set up, then run the test suite without what is slow
 # make test-all  set up, then run all tests: also kill loops, long fuzzing, many processes
-# make docs   after make demo: the pictures in docs/images
+# make docs   after make demo: the pictures in docs/images, and docs/roi_pooling.html
 # make lint   ruff (check and format) and mypy
 # make setup  only set up: .venv with the pinned requirements
 # make lock   update requirements.txt from the ranges in pyproject.toml
@@ -46,6 +46,7 @@ docs: setup
 	    --score-threshold 0.5 --out $(NEW)/detection
 	cp $(NEW)/roi_pool/roi_pool.gif $(NEW)/roi_pool/comparison.png $(NEW)/proposals/recall.png docs/images
 	cp $(NEW)/features/features.png $(NEW)/detection/detection.gif $(NEW)/detection/stages.png docs/images
+	$(BIN)/python scripts/build_page.py --checkpoint runs/demo/checkpoints/last.pt --image $(SHAPES)/JPEGImages/test_0050.jpg
 	cp $(NEW)/augment/augmentation.png $(NEW)/augment/sampled_rois.png docs/images
 	cp $(NEW)/data/sheet_03.png docs/images/objects.png
 	cp $(NEW)/photograph/hierarchy.png docs/images/selective_search.png
