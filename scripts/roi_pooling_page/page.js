@@ -142,7 +142,8 @@ function drawCells() {
   const defs = svg("defs", {}, layer);
   const hatch = svg("pattern", { id: "hatch", width: 8, height: 8, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" }, defs);
   svg("rect", { width: 2.5, height: 8, fill: "var(--ink)", "fill-opacity": 0.28 }, hatch);
-  const pictured = map.imageHW && state.view !== "map";
+  const pictured = map.imageHW !== null && state.view !== "map";
+  byId("map").classList.toggle("pictured", pictured);
   if (pictured) {
     const scale = map.unit / map.stride;
     const size = { width: map.imageHW[1] * scale, height: map.imageHW[0] * scale };
@@ -574,9 +575,9 @@ function announce() {
 function chooseMap(name) {
   change(() => (state.map = name));
   byId("photo-settings").hidden = isArticle();
-  byId("map-title").textContent = isArticle() ? "Feature map" : "Feature map over its image";
+  byId("map-title").textContent = isArticle() ? "Feature map" : "Feature map and image";
   const { height, width, stride } = theMap();
-  byId("map-note").textContent = isArticle() ? `${height} × ${width} cells` : `${height} × ${width} cells, 1 of ${data.photograph.depth} channels, stride ${stride}`;
+  byId("map-note").textContent = isArticle() ? `${height} × ${width} cells` : `${height} × ${width} cells of ${stride} px, 1 of ${data.photograph.depth} channels`;
   const keys = element("span", { class: "keys" }, " Keys: arrows move it, Shift + arrows resize it.");
   byId("map-hint").replaceChildren(`Drag the region or its corners${isArticle() ? "" : "; dashed: before rounding to cells"}.`, keys);
   const limits = isArticle() ? [width - 1, height - 1] : [theMap().imageHW[1], theMap().imageHW[0]];
@@ -633,6 +634,10 @@ function listenToMap() {
     startDrag(event, ([toX, toY]) => moveRoi(from, Math.round(toX - x), Math.round(toY - y)));
     region.focus({ preventScroll: true });
   });
+  // A finger on the region or on a corner drags it; elsewhere it scrolls. touch-action is not enough inside SVG.
+  for (const part of [region, byId("handles")]) {
+    part.addEventListener("touchstart", (event) => event.preventDefault(), { passive: false });
+  }
   byId("layer-cells").addEventListener("pointerdown", (event) => {
     if (event.pointerType === "touch") return; // scrolls the page
     const anchor = pointed(event);
@@ -684,6 +689,7 @@ function listenToSettings() {
     input.addEventListener("change", () => {
       state.view = input.value;
       drawCells();
+      drawOverlay();
     });
   }
   ["output-rows", "output-columns"].forEach((id, axis) => {
