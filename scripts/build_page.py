@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 import detector.roi_pool
-from detector import builders
+from detector import builders, datasets
 from detector.boxes import with_batch_index
 from detector.data.image_files import find_files, image_dataset
 from detector.data.loader import collate
@@ -69,10 +69,15 @@ def main(command_line: Sequence[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> None:
     checkpoint = load_checkpoint(arguments.checkpoint)
     settings = trained_settings(checkpoint).with_values(device="cpu")
-    dataset = image_dataset(find_files(arguments.image), checkpoint["classes"], builders.image_options(settings.data))
+    dataset = image_dataset(find_files(arguments.image), checkpoint["classes"], datasets.image_options(settings.data))
     proposals = Searched(dataset, settings.proposals.mode, torch.get_num_threads())
-    batch = collate([builders.transformed_dataset_with(settings, dataset, proposals, "val")[0, 0]])
+    batch = collate([datasets.transformed_dataset_with(settings, dataset, proposals, "val")[0, 0]])
     model = builders.build_trained_model(settings.model, checkpoint["model"], len(dataset.classes))
+    if not isinstance(model.roi_pool, detector.roi_pool.RoIPool):
+        raise InputError(
+            f"--checkpoint: {arguments.checkpoint} does not pool from one map by RoI pooling "
+            f"(model.backbone={settings.model.backbone}, model.pooling={settings.model.pooling}): give another network"
+        )
     compute = builders.build_compute(settings)
     compute.place(model)
 

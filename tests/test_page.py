@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from detector.builders import build_untrained_model
+from detector.models import build_model
 from detector.roi_pool import roi_pool
 from detector.training.checkpoint import Checkpoints
 from scripts import build_page
@@ -54,10 +54,10 @@ def test_the_example_of_the_page_is_the_articles():
 def make_checkpoint(settings, small_shapes, tmp_path) -> Callable[[float], Path]:
     """An untrained network that gives everything one class, with a higher or lower score."""
 
-    def make(bias: float) -> Path:
+    def make(bias: float, *overrides: str) -> Path:
         sizes = ["data.short_side_px=96", "data.max_side_px=160", "proposals.mode=single", "model.hidden=32"]
-        config = settings("train", "data=voc", f"data.root={small_shapes}", "precision=float32", *sizes)
-        state = build_untrained_model(config.model, 2).state_dict()
+        config = settings("train", "data=voc", f"data.root={small_shapes}", "precision=float32", *sizes, *overrides)
+        state = build_model(config.model, 2).state_dict()
         state["cls_score.bias"][2] = bias
         Checkpoints(tmp_path / "checkpoints").save_last(
             {"model": state, "config": config.plain(), "classes": ["ball", "kite"], "iteration": 1}
@@ -92,6 +92,12 @@ def test_build_page_without_a_detection_writes_nothing(make_checkpoint, small_sh
     assert build(make_checkpoint(0.0), small_shapes / "JPEGImages/test_0.jpg", tmp_path / "page.html") == 2
     assert "finds nothing with a score of 0.5" in capsys.readouterr().err
     assert not (tmp_path / "page.html").exists()
+
+
+def test_build_page_needs_roi_pooling(make_checkpoint, small_shapes, tmp_path, capsys):
+    checkpoint = make_checkpoint(9.0, "model.pooling=roi_align")
+    assert build(checkpoint, small_shapes / "JPEGImages/test_0.jpg", tmp_path / "page.html") == 2
+    assert "model.pooling=roi_align): give another network" in capsys.readouterr().err
 
 
 # --- in a browser
