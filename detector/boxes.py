@@ -1,9 +1,8 @@
-"""Arithmetic on boxes (x1, y1, x2, y2) in continuous pixels."""
+"""Arithmetic on boxes (x1, y1, x2, y2) in continuous pixels, as tensors; box_arrays.py has that on numpy arrays."""
 
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,17 +22,6 @@ def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
     intersection = (bottom_right - top_left).clamp(min=0).prod(dim=2)  # (N, M)
     union = areas(boxes)[:, None] + areas(others)[None, :] - intersection
     return torch.where(union > 0, intersection / union, torch.zeros_like(union))
-
-
-def clip_array(boxes: np.ndarray, image_hw: Sequence[int]) -> np.ndarray:
-    """Clip boxes (N, 4) of numpy to the image, as `clip` does."""
-    height, width = image_hw[:2]
-    return np.clip(boxes, 0, np.array([width, height, width, height], dtype=boxes.dtype))
-
-
-def to_xywh(boxes: np.ndarray) -> np.ndarray:
-    """(N, 4) as x1, y1, width, height, the form of COCO files."""
-    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
 
 
 def clip(boxes: Tensor, image_hw: tuple[int, int]) -> Tensor:

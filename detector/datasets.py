@@ -13,10 +13,10 @@ from detector.data.check import Checked, accept, check_data, check_proposals, re
 from detector.data.classes import require_known, require_unlike
 from detector.data.dataset import DetectionDataset, join, split_into_parts
 from detector.data.epoch_order import EpochOrder, repeat_factors
-from detector.data.image import ImageOptions
+from detector.data.image import image_options
 from detector.data.loader import CROWD_IOA_THRESHOLD, Proposals, TransformedDataset
-from detector.data.proposal_selection import Selection
-from detector.data.transforms import Augment, Resize
+from detector.data.proposal_selection import selection_of
+from detector.data.transforms import Augment, Resize, scored_side_px, short_sides
 from detector.errors import InputError
 from detector.proposals.generate import proposals_for, store_path
 from detector.proposals.joined import JoinedProposals
@@ -139,11 +139,6 @@ def require_known_exclusions(data: Data, *datasets: DetectionDataset, more: Coll
     require_known(data.exclude_classes or (), known)
 
 
-def image_options(data: Data) -> ImageOptions:
-    """How images are read."""
-    return ImageOptions(exif=data.exif, max_pixels=data.max_image_pixels)
-
-
 def check(data: Data, dataset: DetectionDataset, part: str) -> Checked:
     """Validate every image and annotation: a few bad ones are left out of `train`; none may be bad in `val`."""
     checked = check_data(dataset)
@@ -165,28 +160,16 @@ def transformed_dataset_with(
     data, augment = settings.data, None
     if part == "train" and isinstance(settings, TrainSettings):
         augment = Augment(build_transforms(settings.augment.transforms))
-    limit = data.train_max_proposals if part == "train" else data.val_max_proposals
     return TransformedDataset(
         dataset,
         proposals,
         Resize(short_sides(data) if part == "train" else (scored_side_px(data),), data.max_side_px),
         augment,
         settings.seed,
-        Selection(data.proposals_by_score, data.min_proposal_px, data.unique_proposals, limit),
+        selection_of(data, part),
         data.use_difficult,
         CROWD_IOA_THRESHOLD if part == "train" else None,
     )
-
-
-def short_sides(data: Data) -> tuple[int, ...]:
-    """The short sides of training images, ascending; usually there is one."""
-    sides = data.short_side_px
-    return (sides,) if isinstance(sides, int) else tuple(sorted(sides))
-
-
-def scored_side_px(data: Data) -> int:
-    """The short side of images that are scored: of several in training, the middle one."""
-    return short_sides(data)[len(short_sides(data)) // 2]
 
 
 def build_epoch_order(settings: TrainSettings, checked: Checked) -> EpochOrder:

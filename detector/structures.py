@@ -20,11 +20,16 @@ Terms:
     scores      class probabilities, after the softmax; `class_logits` before it.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:  # exported detectors run without torch
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ class RoiTargets:
     labels: Tensor  # (R,) int64, 0 is background
     deltas: Tensor  # (R, 4) float32: for the class of the label; zero for background
 
-    def to(self, device: torch.device) -> "RoiTargets":
+    def to(self, device: torch.device) -> RoiTargets:
         """A copy on this device."""
         return RoiTargets(self.rois.to(device), self.labels.to(device), self.deltas.to(device))
 

@@ -2,9 +2,6 @@
 
     python scripts/detect.py --checkpoint runs/mine/checkpoints/best.pt --input photographs --out found
 
-With --data ROOT [--split SPLIT] in place of --input, the images are those of a dataset of any layout, and the pictures
-show its objects too.
-
 Writes to the folder OUT, which must be new or empty:
 
     pictures/NAME.jpg     each image with its detections
@@ -20,51 +17,42 @@ full; 2 invalid input, nothing is done; 130 interrupted.
 
 import argparse
 import itertools
-import os
 import sys
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-from detector import builders, datasets
-from detector.data.command_line import add_dataset_options, given_dataset
-from detector.data.dataset import DetectionDataset
-from detector.data.image_files import find_files, image_dataset
-from detector.data.loader import TransformedDataset, collate
+import detector
+from detector.api import SCORE_THRESHOLD
+from detector.data.image_files import find_files
 from detector.data.voc import annotation_xml
 from detector.errors import InputError
 from detector.evaluation.results import write_coco_results
-from detector.inference.predict import detect
-from detector.inference.prepare import prepare
-from detector.proposals.generate import search_image
-from detector.proposals.store import open_proposals, require_exif, require_images
 from detector.runtime.exits import FAILED, exit_status
 from detector.runtime.files import write_atomically
 from detector.selective_search import MODES
-from detector.settings import CommonSettings
-from detector.structures import Batch, Detections
-from detector.training.checkpoint import load_checkpoint, trained_settings
 from detector.training.run_folder import require_new
-from detector.visualization.drawing import draw_detections
 
 
 def main(command_line: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, type=Path, help="the network: RUN/checkpoints/best.pt")
-    parser.add_argument("--input", help="an image, a folder (every file in it), or a pattern: 'photos/**/*.jpg'")
-    add_dataset_options(parser, required=False)
+    parser.add_argument(
+        "--input",
+        required=True,
+        help="an image, a folder (every file in it), or a pattern: 'photos/**/*.jpg'",
+    )
     parser.add_argument("--out", required=True, type=Path, help="folder to write to, new or empty")
     parser.add_argument(
         "--proposals", type=Path, help="file of proposals; its ids are the files' names, with or without suffix"
     )
     parser.add_argument(
-        "--score-threshold", type=float, default=0.3, help="of detections (default: %(default)s; 0.05 to score them)"
+        "--score-threshold",
+        type=float,
+        default=SCORE_THRESHOLD,
+        help="of detections (default: %(default)s; 0.05 to score them)",
     )
     parser.add_argument("--max-detections", type=int, help="per image (default: as in training)")
     parser.add_argument("--mode", choices=list(MODES), help="of selective search (default: as in training)")
@@ -76,115 +64,34 @@ def main(command_line: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Detect and write the results; returns the exit status, 1 if an image could not be used."""
-    if (arguments.input is None) == (arguments.data is None):
-        raise InputError("give either --input IMAGES or --data ROOT, a dataset")
-    files = find_files(arguments.input) if arguments.input else {}
+    files = find_files(arguments.input)
     require_new("--out", arguments.out)
-    checkpoint = load_checkpoint(arguments.checkpoint)
-    settings = with_arguments(trained_settings(checkpoint), arguments)
-    options, classes = datasets.image_options(settings.data), checkpoint["classes"]
-    if arguments.data:
-        dataset = given_dataset(arguments, options).with_classes(classes)
-    else:
-        dataset = image_dataset(files, classes, options)
-    cores = os.cpu_count() or 1
-    mode, threads = settings.proposals.mode, max(cores // len(dataset), 1)
-    proposals = Given(arguments.proposals, dataset) if arguments.proposals else Searched(dataset, mode, threads)
-    samples = datasets.transformed_dataset_with(settings, dataset, proposals, "val")
-    compute, detector_config = builders.build_compute(settings), builders.build_detector_config(settings)
-    model = builders.build_trained_model(settings.model, checkpoint["model"], len(dataset.classes))
-    model = prepare(model, compute)
+    model = detector.load(arguments.checkpoint, arguments.device, arguments.mode)
+    results = model.stream(
+        files,
+        proposals=arguments.proposals,
+        score_threshold=arguments.score_threshold,
+        max_detections=arguments.max_detections,
+    )
 
     bad, found = [], []
     arguments.out.mkdir(parents=True, exist_ok=True)
-    stems = output_stems(dataset.image_ids)
-    progress = tqdm(prepared(samples, cores), total=len(dataset), unit="image", desc="detect", disable=None)
-    for index, batch in enumerate(progress):
-        if isinstance(batch, InputError):
-            bad.append(" ".join(str(batch).split()))  # on one line
+    progress = tqdm(results, total=len(files), unit="image", desc="detect", disable=None)
+    for stem, path, result in zip(output_stems(list(files)), files.values(), progress, strict=True):
+        if isinstance(result, InputError):
+            bad.append(" ".join(str(result).split()))  # on one line
             continue
-        (detections,) = detect(model, batch, detector_config, compute)
-        found.append(detections)
-        write_picture(arguments.out / "pictures" / f"{stems[index]}.jpg", dataset, index, detections)
+        found.append(result.detections)
+        result.draw(arguments.out / "pictures" / f"{stem}.jpg")
         if arguments.voc_xml:
-            write_xml(arguments.out / "annotations" / f"{stems[index]}.xml", dataset, index, batch, detections)
-    category_ids = {name: number for number, name in enumerate(dataset.classes, start=1)}
-    write_coco_results(arguments.out / "detections.json", found, dataset.classes, category_ids)
+            write_xml(arguments.out / "annotations" / f"{stem}.xml", path.name, result)
+    category_ids = {name: number for number, name in enumerate(model.classes, start=1)}
+    write_coco_results(arguments.out / "detections.json", found, model.classes, category_ids)
     count = sum(len(item.scores) for item in found)
-    print(f"{count} detections in {len(found)} of {len(dataset)} images -> {arguments.out}")
+    print(f"{count} detections in {len(found)} of {len(files)} images -> {arguments.out}")
     for line in bad:
         print(line, file=sys.stderr)
     return FAILED if bad else 0
-
-
-def with_arguments(trained: CommonSettings, arguments: argparse.Namespace) -> CommonSettings:
-    """The settings of training, with those given on the command line."""
-    detect = trained.detect.plain() | {"score_threshold": arguments.score_threshold}
-    if arguments.max_detections is not None:
-        detect["max_detections"] = arguments.max_detections
-    proposals = trained.proposals.plain() | ({"mode": arguments.mode} if arguments.mode else {})
-    return trained.with_values(device=arguments.device, detect=detect, proposals=proposals)
-
-
-class Searched:
-    """Proposals by image id, generated by selective search on access."""
-
-    def __init__(self, dataset: DetectionDataset, mode: str, threads: int) -> None:
-        self.dataset, self.mode, self.threads = dataset, mode, threads
-        self._index = {image_id: index for index, image_id in enumerate(dataset.image_ids)}
-
-    def __getitem__(self, image_id: str) -> np.ndarray:
-        image = self.dataset.image(self._index[image_id])
-        return search_image(image, self.mode, self.threads)[0]
-
-    def scores(self, image_id: str) -> None:
-        """None: the proposals come best first."""
-
-
-class Given:
-    """Proposals by image id, from a file whose ids are the images' names, with or without suffix."""
-
-    def __init__(self, path: Path, dataset: DetectionDataset) -> None:
-        self.path, self.dataset, self.proposals = path, dataset, open_proposals(path)
-        require_exif(self.proposals, dataset.image_options.exif)
-        self._index = {image_id: index for index, image_id in enumerate(dataset.image_ids)}
-        if not any(self.own_id(image_id) in self.proposals for image_id in dataset.image_ids):
-            raise InputError(f"--proposals: {path} has none of these images; it must have {dataset.image_ids[0]}, ...")
-
-    def own_id(self, image_id: str) -> str:
-        return image_id if image_id in self.proposals else str(Path(image_id).with_suffix(""))
-
-    def __getitem__(self, image_id: str) -> np.ndarray:
-        own_id, index = self.own_id(image_id), self._index[image_id]
-        if own_id not in self.proposals:
-            raise InputError(f"{self.dataset.image_path(index)}: {self.path} has no proposals for it")
-        require_images(self.proposals, [own_id], [self.dataset.image(index).shape[:2]])
-        return self.proposals[own_id]
-
-    def scores(self, image_id: str) -> np.ndarray | None:
-        return self.proposals.scores(self.own_id(image_id))
-
-
-def prepared(samples: TransformedDataset, threads: int) -> Iterator[Batch | InputError]:
-    """Each image as its own batch, or its error; the next ones are prepared in the background."""
-
-    def prepare(index: int) -> Batch | InputError:
-        try:
-            return collate([samples[index, index]])
-        except InputError as error:
-            return error
-
-    with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[Future] = deque()
-        try:
-            for index in range(len(samples.dataset)):
-                waiting.append(pool.submit(prepare, index))
-                if len(waiting) > threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def output_stems(image_ids: Sequence[str]) -> list[str]:
@@ -199,23 +106,14 @@ def output_stems(image_ids: Sequence[str]) -> list[str]:
     return stems
 
 
-def write_picture(path: Path, dataset: DetectionDataset, index: int, detections: Detections) -> None:
-    picture = draw_detections(
-        dataset.image(index), dataset.ground_truth(index), detections, dataset.classes, score_threshold=0.0
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path, quality=95, subsampling=0)  # keeps thin coloured lines sharp
-
-
-def write_xml(path: Path, dataset: DetectionDataset, index: int, batch: Batch, detections: Detections) -> None:
+def write_xml(path: Path, file_name: str, result: detector.Result) -> None:
     objects = []
-    height, width = batch.original_hws[0]
-    for (x1, y1, x2, y2), label in zip(detections.boxes.round().astype(int).tolist(), detections.labels, strict=True):
+    height, width = result.image.shape[:2]
+    for (x1, y1, x2, y2), name in zip(result.boxes.round().astype(int).tolist(), result.names, strict=True):
         x1, y1 = min(x1, width - 1), min(y1, height - 1)  # at least one pixel, inside the image
         box = (x1, y1, max(x2, x1 + 1), max(y2, y1 + 1))
-        objects.append({"name": dataset.classes[label - 1], "box": box, "difficult": False})
-    text = annotation_xml(dataset.image_path(index).name, batch.original_hws[0], objects)
-    write_atomically(path, text.encode())
+        objects.append({"name": name, "box": box, "difficult": False})
+    write_atomically(path, annotation_xml(file_name, (height, width), objects).encode())
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from PIL import Image
 from detector.builders import build_model
 from detector.data.shapes import draw_scene
 from detector.data.voc import annotation_xml
+from detector.models import build_model
 from detector.proposals.store import write_store
 from detector.schema import Settings, defaults, parse
 from detector.settings import EvaluateSettings, TrainSettings
@@ -199,3 +200,19 @@ def compose_settings(program: str, *overrides: str) -> Settings:
 @pytest.fixture
 def settings() -> Callable[..., Settings]:
     return compose_settings
+
+
+TINY_DETECTOR = ["data=voc", "data.short_side_px=96", "data.max_side_px=160", "data.val_max_proposals=60",
+                 "proposals.mode=single", "model.hidden=32", "device=cpu", "precision=float32"]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def untrained_checkpoint(small_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of an untrained network: it finds something everywhere. Not to be changed."""
+    config = compose_settings("train", *TINY_DETECTOR, f"data.root={small_shapes}")
+    classes = ["ball", "crate", "kite", "star"]
+    torch.manual_seed(0)
+    content = {"model": build_model(config.model, len(classes)).state_dict(), "config": config.plain()}
+    folder = tmp_path_factory.mktemp("untrained") / "checkpoints"
+    Checkpoints(folder).save_last(content | {"classes": classes, "iteration": 1})
+    return folder / "last.pt"

@@ -9,11 +9,17 @@ import pytest
 from PIL import Image
 
 import evaluate
-from detector.data.image_files import find_files, image_dataset
+from detector import api
 from detector.data.voc import read_annotation, read_voc
 from detector.proposals import generate
+from detector.proposals import search as image_search
 from detector.training.checkpoint import load_checkpoint, save_weights
 from scripts import detect
+
+
+@pytest.fixture
+def checkpoint(untrained_checkpoint) -> Path:
+    return untrained_checkpoint
 
 
 @pytest.fixture
@@ -131,21 +137,13 @@ def test_options_have_their_effect(checkpoint, images, tmp_path):
 
 
 def test_one_image_is_searched_on_all_cores_and_many_beside_each_other(checkpoint, images, tmp_path, monkeypatch):
-    search, asked = generate.selective_search, []
-    monkeypatch.setattr(detect.os, "cpu_count", lambda: 4)
-    monkeypatch.setattr(generate, "selective_search", lambda *a, **b: asked.append(b["threads"]) or search(*a, **b))
+    search, asked = image_search.selective_search, []
+    monkeypatch.setattr(api.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(image_search, "selective_search", lambda *a, **b: asked.append(b["threads"]) or search(*a, **b))
     assert run(checkpoint, images / "good.jpg", tmp_path / "one") == 0
     assert run(checkpoint, images / "[gd]*.*", tmp_path / "two") == 0
     assert run(checkpoint, images, tmp_path / "four") == 1
     assert asked == [4, 2, 2, 1, 1]
-
-
-def test_a_plain_image_has_the_boxes_of_a_grid_too(tmp_path):
-    Image.new("RGB", (60, 40), (90, 90, 90)).save(tmp_path / "plain.png")
-    dataset = image_dataset(find_files(f"{tmp_path}/plain.png"), ["cat"])
-    boxes = detect.Searched(dataset, "fast", 1)[dataset.image_ids[0]]
-    assert len(boxes) >= generate.MIN_BOXES
-    assert generate.grid_boxes((40, 60)).tolist()[-1] in boxes.tolist()
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ import torch
 from PIL import __version__ as PILLOW
 from tqdm import tqdm
 
-from detector.boxes import box_iou, clip_array
+from detector.box_arrays import clip_array
+from detector.boxes import box_iou
 from detector.data.dataset import DetectionDataset
 from detector.data.image import read_image, stored_hw
 from detector.data.loader import Proposals

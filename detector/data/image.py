@@ -38,6 +38,11 @@ class ImageOptions:
 UPRIGHT_IMAGES = ImageOptions()
 
 
+def image_options(data: Data) -> ImageOptions:
+    """How images are read, by the settings."""
+    return ImageOptions(exif=data.exif, max_pixels=data.max_image_pixels)
+
+
 def read_image(path: Path, options: ImageOptions = UPRIGHT_IMAGES) -> np.ndarray:
     """Decode a file to (H, W, 3) uint8 RGB, upright by its EXIF orientation; an invalid orientation is ignored.
 
@@ -45,9 +50,14 @@ def read_image(path: Path, options: ImageOptions = UPRIGHT_IMAGES) -> np.ndarray
     Raises InputError, naming the file, if it is missing, not an image, truncated or too large.
     """
     with _opened(path, options) as image:
-        image.load()
-        turn = UPRIGHT.get(_orientation(image)) if options.exif == "apply" else None
-        return _to_rgb(image if turn is None else image.transpose(turn))
+        return rgb_array(image, options)
+
+
+def rgb_array(image: Image.Image, options: ImageOptions = UPRIGHT_IMAGES) -> np.ndarray:
+    """The pixels of an opened image, as `read_image` returns them. Raises ValueError for 32-bit gray."""
+    image.load()
+    turn = UPRIGHT.get(_orientation(image)) if options.exif == "apply" else None
+    return _to_rgb(image if turn is None else image.transpose(turn))
 
 
 def read_image_hw(path: Path, options: ImageOptions = UPRIGHT_IMAGES) -> tuple[int, int]:

@@ -14,20 +14,16 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from detector.boxes import clip_array
+from detector.box_arrays import box_areas, clip_array, intersection_areas
 from detector.data.dataset import DetectionDataset
 from detector.data.epoch_order import EpochOrder
 from detector.data.proposal_selection import Selection, select_proposals
-from detector.data.transforms import Augment, Resize
+from detector.data.transforms import Augment, Resize, pad
 from detector.errors import InputError, RunFailure
 from detector.runtime.seeds import Stream, seed_of
 from detector.structures import Batch, Sample
 
 FIRST_2000 = Selection()
-# Padding has the mean colour, which the network subtracts: it is zero after normalization.
-PADDING_RGB = (124, 116, 104)
-# Minimum height and width of a batch, so that every backbone gives at least one feature cell.
-MIN_SIDE_PX = 32
 # Proposals with at least this fraction of their area in a crowd are not used (py-faster-rcnn and Detectron: 0.7).
 CROWD_IOA_THRESHOLD = 0.7
 
@@ -116,9 +112,7 @@ def _cut(boxes: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndar
 
 def _part_inside(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     """The largest fraction (N,) of the area of each box (N, 4) that lies inside one of `others` (M, 4)."""
-    corners = np.maximum(boxes[:, None, :2], others[:, :2]), np.minimum(boxes[:, None, 2:], others[:, 2:])
-    common = np.clip(corners[1] - corners[0], 0, None).prod(axis=2)  # (N, M)
-    return common.max(axis=1) / np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    return intersection_areas(boxes, others).max(axis=1) / box_areas(boxes)
 
 
 class TrainBatchSampler:
@@ -165,12 +159,7 @@ class TrainBatchSampler:
 def collate(items: list[tuple[Sample, int]]) -> Batch:
     """Collate samples into a batch; images are padded at the bottom and right to the largest height and width."""
     samples = [sample for sample, _ in items]
-    height = max(MIN_SIDE_PX, *(sample.image.shape[0] for sample in samples))
-    width = max(MIN_SIDE_PX, *(sample.image.shape[1] for sample in samples))
-    images = torch.empty((len(samples), height, width, 3), dtype=torch.uint8)
-    images[:] = torch.tensor(PADDING_RGB, dtype=torch.uint8)
-    for padded, sample in zip(images, samples, strict=True):
-        padded[: sample.image.shape[0], : sample.image.shape[1]] = torch.from_numpy(sample.image)
+    images = torch.from_numpy(pad([sample.image for sample in samples]))
     return Batch(
         image_ids=[sample.image_id for sample in samples],
         positions=[position for _, position in items],

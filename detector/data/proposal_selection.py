@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detector.boxes import clip_array
+from detector.box_arrays import clip_array
 from detector.schema import default
 from detector.settings import Data
 
@@ -17,6 +17,12 @@ class Selection:
     min_side_px: float = default(Data, "min_proposal_px")  # minimum of both sides, after clipping to the image
     unique: bool = default(Data, "unique_proposals")  # keep the first of equal boxes
     max_proposals: int = default(Data, "train_max_proposals")  # keep the first ones
+
+
+def selection_of(data: Data, part: str) -> Selection:
+    """The rules in the settings for the images of the part `train` or `val`."""
+    limit = data.train_max_proposals if part == "train" else data.val_max_proposals
+    return Selection(data.proposals_by_score, data.min_proposal_px, data.unique_proposals, limit)
 
 
 def select_proposals(

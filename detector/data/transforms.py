@@ -5,15 +5,24 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # disables the online version check on import
-import albumentations as A
-
 from detector.errors import InputError
+from detector.settings import Data
 from detector.structures import Sample
+
+if TYPE_CHECKING:
+    import albumentations
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # disables the online version check on import
+
+# Padding has the mean colour, which the network subtracts: it is zero after normalization.
+PADDING_RGB = (124, 116, 104)
+# Minimum height and width of a batch, so that every backbone gives at least one feature cell.
+MIN_SIDE_PX = 32
 
 
 class Augment:
@@ -24,10 +33,12 @@ class Augment:
     RGB image.
     """
 
-    def __init__(self, transforms: Sequence[A.BasicTransform]) -> None:
-        boxes = A.BboxParams("pascal_voc", label_fields=["index"], clip=True, filter_invalid_bboxes=True)
+    def __init__(self, transforms: Sequence["albumentations.BasicTransform"]) -> None:
         self.compose = None
         if transforms:
+            import albumentations as A  # takes a second, which detection and evaluation do not need
+
+            boxes = A.BboxParams("pascal_voc", label_fields=["index"], clip=True, filter_invalid_bboxes=True)
             with as_input_error(), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Got processor for bboxes, but no transform to process it")
                 self.compose = A.Compose(list(transforms), bbox_params=boxes)
@@ -89,3 +100,25 @@ class Resize:
             gt_boxes=sample.gt_boxes * scales,
             proposals=sample.proposals * scales,
         )
+
+
+def short_sides(data: Data) -> tuple[int, ...]:
+    """The short sides of training images, ascending; usually there is one."""
+    sides = data.short_side_px
+    return (sides,) if isinstance(sides, int) else tuple(sorted(sides))
+
+
+def scored_side_px(data: Data) -> int:
+    """The short side of images that are scored: of several in training, the middle one."""
+    return short_sides(data)[len(short_sides(data)) // 2]
+
+
+def pad(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Images (H, W, 3) uint8 as one array (B, H, W, 3), padded at the bottom and right to the largest sides."""
+    height = max(MIN_SIDE_PX, *(image.shape[0] for image in images))
+    width = max(MIN_SIDE_PX, *(image.shape[1] for image in images))
+    padded = np.empty((len(images), height, width, 3), dtype=np.uint8)
+    padded[:] = PADDING_RGB
+    for target, image in zip(padded, images, strict=True):
+        target[: image.shape[0], : image.shape[1]] = image
+    return padded

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from detector.boxes import to_xywh
+from detector.box_arrays import to_xywh
 from detector.errors import InputError, first_few
 from detector.runtime.files import write_atomically
 from detector.structures import Detections

@@ -35,8 +35,12 @@ class FastRCNN(nn.Module):
 
         Class-agnostic deltas are the same for all classes: one row, expanded without a copy.
         """
-        features = self.backbone((images - self.mean) / self.std)  # (B, C, H/stride, W/stride)
-        pooled = self.roi_pool(features, rois)  # (R, C, h, w)
-        hidden = self.head(pooled)  # (R, out_features)
+        hidden = self.roi_features(images, rois)
         deltas = self.bbox_pred(hidden).unflatten(1, (-1, 4))
         return self.cls_score(hidden), deltas.expand(-1, self.num_classes, -1)
+
+    def roi_features(self, images: Tensor, rois: Tensor) -> Tensor:
+        """The head's features (R, out_features) of the RoIs, from which both output layers predict."""
+        features = self.backbone((images - self.mean) / self.std)  # (B, C, H/stride, W/stride)
+        pooled = self.roi_pool(features, rois)  # (R, C, h, w)
+        return self.head(pooled)

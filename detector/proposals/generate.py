@@ -16,10 +16,10 @@ from tqdm import tqdm
 from detector.data.check import proposal_recall
 from detector.data.dataset import DetectionDataset
 from detector.data.image import read_image_hw
-from detector.data.proposal_selection import first_of_equals
 from detector.errors import InputError, first_few
 from detector.proposals.box_format import LOW_RECALL, OtherOrder, require_box_format
 from detector.proposals.formats.records import ImageProposals
+from detector.proposals.search import MIN_BOXES, SEED, grid_boxes, search_image
 from detector.proposals.store import (
     FileProposals,
     ProposalStore,
@@ -30,16 +30,11 @@ from detector.proposals.store import (
     write_store,
 )
 from detector.runtime.files import digest_of, locked, write_atomically
-from detector.selective_search import selective_search
 
 logger = logging.getLogger(__name__)
 
-SEED = 0
 # Part of the name of a generated file, so that boxes of an older algorithm version are not used.
 VERSION = 2
-# If selective search finds fewer boxes (a plain sky, for example), the boxes of a grid are appended.
-MIN_BOXES = 50
-GRID_PARTS = (1, 2, 4)  # windows of 1/n of the image's height and width, half a window apart
 BASELINE_PARTS = (1, 2, 4, 8, 16)  # of a grid as a baseline: 1245 windows
 OF_ONE_SHARD: dict = {"shard": None, "unreadable": None}  # metadata that can differ between the shards of a dataset
 LOG_EVERY_S = 30  # without a terminal for a progress bar
@@ -204,29 +199,6 @@ def _shard_of(store: ProposalStore) -> tuple[int, int]:
         if 1 <= number <= count:
             return number, count
     raise InputError(f"{store.path}: was not made with --shard")
-
-
-def search_image(image: np.ndarray, mode: str, threads: int) -> tuple[np.ndarray, bool]:
-    """Boxes (P, 4) of selective search, and whether the boxes of a grid are appended because it found too few."""
-    boxes = selective_search(image, mode=mode, seed=SEED, threads=threads)
-    if len(boxes) >= MIN_BOXES:
-        return boxes, False
-    boxes = np.concatenate([boxes, grid_boxes(image.shape[:2])])
-    return boxes[first_of_equals(boxes)], True
-
-
-def grid_boxes(image_hw: tuple[int, int], grid_parts: Sequence[int] = GRID_PARTS) -> np.ndarray:
-    """(P, 4) float32: windows of 1/n of the sides for each n of `grid_parts`, overlapping by half, largest first.
-
-    By default 59: the whole image, 3 x 3 windows of half its sides and 7 x 7 of a quarter.
-    """
-    height, width = image_hw
-    boxes = []
-    for parts in grid_parts:
-        starts = np.arange(2 * parts - 1) / (2 * parts)
-        x1, y1 = np.meshgrid(starts, starts)
-        boxes.append(np.stack([x1, y1, x1 + 1 / parts, y1 + 1 / parts], axis=-1).reshape(-1, 4))
-    return (np.concatenate(boxes) * [width, height, width, height]).astype(np.float32)
 
 
 def write_grid(dataset: DetectionDataset, path: Path) -> None:

@@ -2,7 +2,9 @@
 
 import resource
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import psutil
 import torch
@@ -10,6 +12,8 @@ from torch import Tensor, nn
 
 from detector.errors import InputError
 from detector.runtime.ranks import rank_info
+
+Output = TypeVar("Output")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -56,8 +60,8 @@ class Compute:
         """Move the model to the device, in the channels_last memory format."""
         model.to(self.device).to(memory_format=torch.channels_last)
 
-    def forward(self, model: nn.Module, images: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
-        """The model's outputs for images (B, 3, H, W) uint8 and rois (R, 5), which may be on the CPU."""
+    def forward(self, model: Callable[[Tensor, Tensor], Output], images: Tensor, rois: Tensor) -> Output:
+        """The outputs of the model, or of a method of it, for images (B, 3, H, W) uint8 and rois (R, 5) on the CPU."""
         images = images.to(self.device, memory_format=torch.channels_last)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return model(images, rois.to(self.device))

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from detector.structures import Batch, Detections, GroundTruth, RoiTargets
@@ -82,7 +81,7 @@ def draw_batch(batch: Batch, targets: RoiTargets) -> np.ndarray:
     pictures = []
     for index, image in enumerate(batch.images.permute(0, 2, 3, 1).numpy()):
         mine = targets.rois[:, 0] == index
-        order = torch.argsort((targets.labels[mine] > 0).int(), stable=True)  # foreground on top
+        order = (targets.labels[mine] > 0).int().argsort(stable=True)  # foreground on top
         labels = targets.labels[mine][order].tolist()
         colours = [class_colour(label) if label else BACKGROUND_COLOUR for label in labels]
         picture = draw_boxes(image, targets.rois[mine][order, 1:].numpy(), colours)

@@ -19,7 +19,7 @@ from detector.models import FastRCNN
 from detector.runtime.device import Compute
 from detector.structures import Batch
 from detector.training.checkpoint import load_checkpoint, trained_settings
-from scripts.detect import Given, Searched
+from scripts.visualizations._sources import Given, Searched
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ from detector.errors import InputError
 from detector.settings import TrainSettings
 from detector.visualization.sampling import draw_augmentation, draw_sampled_rois
 from detector.visualization.style import save_figure
-from scripts.detect import Searched
+from scripts.visualizations._sources import Searched
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

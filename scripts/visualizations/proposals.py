@@ -17,8 +17,8 @@ from detector.evaluation.recall import score_recall
 from detector.selective_search import MODES
 from detector.visualization.proposals import draw_hierarchy, draw_proposals, draw_recall
 from detector.visualization.style import save_figure
-from scripts.detect import Given, Searched
 from scripts.visualizations import _data
+from scripts.visualizations._sources import Given, Searched
 
 HIERARCHY_BOXES = 25
 

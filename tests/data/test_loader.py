@@ -11,7 +11,6 @@ from PIL import Image
 
 from detector.data.coco import read_coco
 from detector.data.loader import (
-    PADDING_RGB,
     TrainBatchSampler,
     TransformedDataset,
     collate,
@@ -20,7 +19,7 @@ from detector.data.loader import (
     train_loader,
 )
 from detector.data.proposal_selection import Selection
-from detector.data.transforms import Augment, Resize
+from detector.data.transforms import PADDING_RGB, Augment, Resize
 from detector.data.voc import read_voc
 from tests.conftest import REPOSITORY
 

@@ -1,0 +1,414 @@
+"""The Python interface: load a trained detector, and find objects in any images with it.
+
+    import detector
+
+    model = detector.load("runs/mine/checkpoints/best.pt")
+    result = model.detect("photo.jpg")
+    result.boxes, result.names, result.scores
+    result.draw("out.jpg")
+
+docs/api.md has more examples. scripts/detect.py is this interface on the command line. An exported .onnx runs without
+torch, which is therefore imported by `load` only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, TypedDict, TypeVar, Unpack, overload
+
+import numpy as np
+from PIL import Image
+
+from detector.data.image import ImageOptions, image_options, read_image, rgb_array
+from detector.data.image_files import find_files
+from detector.data.proposal_selection import select_proposals, selection_of
+from detector.data.transforms import Resize, scored_side_px
+from detector.errors import InputError
+from detector.inference.tiles import Tiles, Window, given_inside, merge
+from detector.proposals.search import search_image
+from detector.proposals.store import open_proposals, require_exif, require_images
+from detector.settings import CommonSettings, Detect
+from detector.structures import Detections, GroundTruth, Sample
+from detector.visualization.drawing import draw_detections
+
+SCORE_THRESHOLD = 0.3  # of detections to look at; scoring them needs those with low scores too
+
+ImageLike = str | Path | np.ndarray | Image.Image
+Proposals = tuple[np.ndarray, np.ndarray | None]  # boxes (P, 4) of an image and, if there are any, scores (P,)
+ProposalSource = Callable[[int, str, np.ndarray], Proposals]  # of image number i, its id and its pixels
+GivenProposals = str | Path | np.ndarray | Sequence[np.ndarray]
+Item = TypeVar("Item")
+Output = TypeVar("Output")
+
+
+class Options(TypedDict, total=False):
+    """The options of `Detector.stream`, which describes them."""
+
+    proposals: GivenProposals | None
+    score_threshold: float
+    nms_iou: float | None
+    max_detections: int | None
+    tiles: Tiles | None
+
+
+class Network(Protocol):
+    """What runs the network: `TorchNetwork`, or `OnnxNetwork` of an exported file."""
+
+    def detect(self, sample: Sample, limits: Detect) -> Detections: ...
+    def roi_features(self, sample: Sample) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Result:
+    """The N detections of one image, highest score first."""
+
+    image: np.ndarray  # (H, W, 3) uint8 RGB, upright
+    detections: Detections
+    classes: tuple[str, ...]  # of the network: label 1 is classes[0]
+
+    @property
+    def image_id(self) -> str:
+        """The file's name, or the number of the image in its list."""
+        return self.detections.image_id
+
+    @property
+    def boxes(self) -> np.ndarray:
+        """(N, 4) float32: x1, y1, x2, y2 in continuous pixels of `image`, counted from 0."""
+        return self.detections.boxes
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,) int64 in 1..K, as everywhere in this program; 0 is background, which is never detected."""
+        return self.detections.labels
+
+    @property
+    def names(self) -> list[str]:
+        """The class name of each detection."""
+        return [self.classes[label - 1] for label in self.labels]
+
+    @property
+    def scores(self) -> np.ndarray:
+        """(N,) float32: the probability of the class."""
+        return self.detections.scores
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def only(self, classes: Collection[str]) -> Result:
+        """The detections of these classes. Raises InputError for a name that the network does not know."""
+        keep = np.isin(self.labels, [_label(name, self.classes) for name in classes])
+        found = self.detections
+        kept = Detections(found.image_id, found.boxes[keep], found.labels[keep], found.scores[keep])
+        return replace(self, detections=kept)
+
+    def draw(self, path: str | Path | None = None) -> np.ndarray:
+        """The image (H, W, 3) uint8 RGB with the detections drawn on it, which is also saved as `path` if given."""
+        none = np.zeros(0, dtype=bool)
+        nothing = GroundTruth(self.image_id, np.zeros((0, 4), np.float32), none.astype(np.int64), none, none, none)
+        picture = draw_detections(self.image, nothing, self.detections, self.classes, score_threshold=0.0)
+        if path is not None:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(path, quality=95, subsampling=0)  # keeps thin coloured lines sharp
+        return picture
+
+    def to_supervision(self) -> Any:
+        """The detections as `supervision.Detections`, whose class ids count from 0: label - 1."""
+        try:
+            import supervision
+        except ImportError:
+            raise InputError("to_supervision needs the package supervision: uv pip install supervision") from None
+        return supervision.Detections(
+            xyxy=self.boxes, confidence=self.scores, class_id=self.labels - 1, data={"class_name": np.array(self.names)}
+        )
+
+
+def load(path: str | Path, device: str = "auto", mode: str | None = None) -> Detector:
+    """Load a trained detector.
+
+    Args:
+        path: RUN/checkpoints/best.pt, exported weights (.safetensors with its .json), or an exported .onnx.
+        device: auto (a GPU if there is one), cpu, cuda or cuda:N. An .onnx runs on the CPU.
+        mode: of selective search, which proposes boxes where none are given; by default that of training.
+
+    Raises:
+        InputError: if the file is missing, damaged or not a detector, or the device is not available.
+    """
+    path = Path(path)
+    from detector import builders
+    from detector.boxes import BoxCoder
+    from detector.inference.network import TorchNetwork
+    from detector.training.checkpoint import load_checkpoint, trained_settings
+
+    checkpoint = load_checkpoint(path)
+    settings = trained_settings(checkpoint).with_values(device=device)
+    if mode is not None:
+        settings = settings.with_values(proposals=settings.proposals.plain() | {"mode": mode})
+    classes = tuple(checkpoint["classes"])
+    compute = builders.build_compute(settings)
+    model = builders.build_trained_model(settings.model, checkpoint["model"], len(classes))
+    compute.place(model)
+    return Detector(TorchNetwork(model, BoxCoder(settings.roi.delta_std), compute), settings, classes)
+
+
+class Detector:
+    """A trained network with the settings that it was trained with. Several threads may use one at the same time."""
+
+    def __init__(self, network: Network, settings: CommonSettings, classes: tuple[str, ...]) -> None:
+        self.network = network
+        self.settings = settings
+        self.classes = classes
+        self._resize = Resize((scored_side_px(settings.data),), settings.data.max_side_px)
+
+    @overload
+    def detect(self, images: np.ndarray | Image.Image, **options: Unpack[Options]) -> Result: ...
+    @overload
+    def detect(self, images: str | Path, **options: Unpack[Options]) -> Any: ...
+    @overload
+    def detect(self, images: Sequence[ImageLike], **options: Unpack[Options]) -> list[Result]: ...
+
+    def detect(self, images: Any, **options: Unpack[Options]) -> Any:
+        """Find objects: a `Result` for one image, and a list of them for a list, a folder or a pattern.
+
+        Args:
+            images: an image, or a list of images; a folder or a pattern ('photos/**/*.jpg') stands for its files. An
+                image is a path, a numpy array (H, W, 3) RGB or (H, W) gray of uint8, or an image of PIL.
+            options: those of `stream`.
+
+        Raises:
+            InputError: for the first image that cannot be used, and for invalid options.
+        """
+        results = []
+        for result in self.stream(images, **options):
+            if isinstance(result, InputError):
+                raise result
+            results.append(result)
+        return results[0] if _is_single(images) else results
+
+    def stream(
+        self,
+        images: ImageLike | Iterable[ImageLike] | Mapping[str, ImageLike],
+        *,
+        proposals: GivenProposals | None = None,
+        score_threshold: float = SCORE_THRESHOLD,
+        nms_iou: float | None = None,
+        max_detections: int | None = None,
+        tiles: Tiles | None = None,
+    ) -> Iterator[Result | InputError]:
+        """The results one by one, in order, while the next images are prepared: for many images, or for a video.
+
+        An image that cannot be used gives its InputError in place of a result.
+
+        Args:
+            images: those of `detect`, or any iterable of images, such as the frames of a video; a mapping gives them
+                their ids.
+            proposals: boxes (P, 4) as x1, y1, x2, y2 in pixels of the image; for several images a list of such arrays,
+                or a file of proposals whose ids are the names of the images, with or without suffix. By default they
+                are found by selective search.
+            score_threshold: detections have a higher score.
+            nms_iou, max_detections: of an image; by default as in training.
+            tiles: cuts large images into overlapping tiles, and merges the detections.
+
+        Raises:
+            InputError: for invalid options, before the first result.
+        """
+        given = {"score_threshold": score_threshold, "nms_iou": nms_iou, "max_detections": max_detections}
+        chosen = self.settings.detect.plain() | {key: value for key, value in given.items() if value is not None}
+        limits = self.settings.with_values(detect=chosen).detect
+        named = _named(images)
+        source = None if proposals is None else _given_proposals(proposals, named, self.settings)
+        cores = os.cpu_count() or 1
+        threads = max(cores // len(named), 1) if isinstance(named, Sized) and named else 1  # all search a single image
+        items = enumerate(named.items() if isinstance(named, Mapping) else named)
+
+        def prepare(item: tuple[int, tuple[str, ImageLike]]) -> _Prepared | InputError:
+            index, (image_id, image) = item
+            try:
+                pixels = _pixels(image, image_options(self.settings.data))
+                return self._prepare(image_id, pixels, tiles, threads, source and source(index, image_id, pixels))
+            except InputError as error:
+                where = str(image) if isinstance(image, str | Path) else f"image {image_id}"
+                return error if str(error).startswith(where) else InputError(f"{where}: {error}")
+
+        return self._results(_in_background(prepare, items, cores), limits)
+
+    def roi_features(self, image: ImageLike, boxes: np.ndarray) -> np.ndarray:
+        """Features (N, C) float32 of any boxes of an image: what the output layers see, after the head.
+
+        Use them to compare objects: for retrieval, tracking, or a classifier of your own. C is `model.hidden` with
+        `model.head=fc`, and the channels of the last stage with res5.
+
+        Args:
+            image: as in `detect`.
+            boxes: (N, 4) as x1, y1, x2, y2 in pixels of the image, with an area.
+
+        Raises:
+            InputError: for an image or a box that cannot be used.
+        """
+        pixels = _pixels(image, image_options(self.settings.data))
+        rois = _box_array(boxes, "boxes")
+        bad = np.flatnonzero(~(np.isfinite(rois).all(axis=1) & (rois[:, 2:] > rois[:, :2]).all(axis=1)))
+        if len(bad):
+            raise InputError(f"boxes: number {bad[0]} is {rois[bad[0]].tolist()}: it needs x2 > x1 and y2 > y1")
+        return self.network.roi_features(self._resize(_sample("image", pixels, rois)))
+
+    def _prepare(
+        self, image_id: str, image: np.ndarray, tiles: Tiles | None, threads: int, given: Proposals | None
+    ) -> _Prepared:
+        """The image with its samples in the network frame: one, or one for each tile."""
+        height, width = image.shape[:2]
+        windows = [(0, 0, width, height)] if tiles is None else tiles.windows((height, width))
+        selection, samples = selection_of(self.settings.data, "val"), []
+        for window in windows:
+            x1, y1, x2, y2 = window
+            view = image[y1:y2, x1:x2]
+            if given is None:
+                boxes, scores = search_image(view, self.settings.proposals.mode, threads)[0], None
+            elif tiles is None:
+                boxes, scores = given
+            else:
+                boxes, scores = given_inside(*given, window)
+            chosen = select_proposals(boxes, scores, view.shape[:2], selection)
+            samples.append(self._resize(_sample(image_id, view, chosen)))
+        return _Prepared(image, windows, samples)
+
+    def _results(self, prepared: Iterator[_Prepared | InputError], limits: Detect) -> Iterator[Result | InputError]:
+        for item in prepared:
+            if isinstance(item, InputError):
+                yield item
+                continue
+            parts = [self.network.detect(sample, limits) for sample in item.samples]
+            found = parts[0] if len(parts) == 1 else merge(item.windows, parts, limits)
+            yield Result(item.image, found, self.classes)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """An image, its tiles (or the whole image as the only one), and a sample of each in the network frame."""
+
+    image: np.ndarray
+    windows: list[Window]
+    samples: list[Sample]
+
+
+def _is_single(images: Any) -> bool:
+    return isinstance(images, np.ndarray | Image.Image) or (isinstance(images, str | Path) and Path(images).is_file())
+
+
+def _named(
+    images: ImageLike | Iterable[ImageLike] | Mapping[str, ImageLike],
+) -> Mapping[str, ImageLike] | Iterable[tuple[str, ImageLike]]:
+    """The images with their ids."""
+    if isinstance(images, str | Path):
+        return find_files(str(images))
+    if isinstance(images, np.ndarray | Image.Image):
+        return {"0": images}
+    if isinstance(images, Mapping):
+        return images
+    pairs = ((str(image) if isinstance(image, str | Path) else str(index), image) for index, image in enumerate(images))
+    return list(pairs) if isinstance(images, Sequence) else pairs
+
+
+def _pixels(image: ImageLike, options: ImageOptions) -> np.ndarray:
+    """(H, W, 3) uint8 RGB. Raises InputError for what is no image."""
+    if isinstance(image, str | Path):
+        return read_image(Path(image), options)
+    if isinstance(image, Image.Image):
+        try:
+            return rgb_array(image, options)
+        except (ValueError, OSError) as error:
+            raise InputError(f"cannot be decoded: {error}") from None
+    if not isinstance(image, np.ndarray):
+        raise InputError(f"is a {type(image).__name__}: give a path, a numpy array or an image of PIL")
+    if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)) or image.size == 0:
+        raise InputError(
+            f"is an array of {image.dtype} and shape {image.shape}: it must be (H, W, 3) RGB or (H, W) gray of uint8"
+        )
+    return image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
+
+
+def _sample(image_id: str, image: np.ndarray, boxes: np.ndarray) -> Sample:
+    height, width = image.shape[:2]
+    return Sample(image_id, image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), boxes, (height, width))
+
+
+def _box_array(boxes: Any, what: str) -> np.ndarray:
+    """Boxes (N, 4) float32. Raises InputError for anything else."""
+    try:
+        array = np.asarray(boxes, dtype=np.float32)
+    except (TypeError, ValueError):
+        array = np.zeros(0, np.float32)
+    if array.size == 0 and array.ndim < 3:
+        array = array.reshape(0, 4)
+    if array.ndim != 2 or array.shape[1] != 4:
+        raise InputError(f"{what}: must be boxes (N, 4), x1 y1 x2 y2 in pixels, not {array.shape}")
+    return array
+
+
+def _given_proposals(
+    proposals: GivenProposals,
+    named: Mapping[str, ImageLike] | Iterable[tuple[str, ImageLike]],
+    settings: CommonSettings,
+) -> ProposalSource:
+    """Where the proposals of each image come from: a file, or arrays in the order of the images."""
+    if isinstance(proposals, str | Path):
+        if not isinstance(named, Mapping):
+            raise InputError(f"proposals: {proposals} needs names: give the images as a folder, a pattern or a mapping")
+        return ProposalFile(Path(proposals), named, image_options(settings.data))
+    if isinstance(proposals, np.ndarray) and proposals.ndim == 2:
+        proposals = [proposals]
+    if isinstance(named, Sized) and len(proposals) != len(named):
+        raise InputError(f"proposals: there are {len(proposals)} arrays of boxes for {len(named)} images")
+    arrays = [_box_array(boxes, f"proposals of image {index}") for index, boxes in enumerate(proposals)]
+
+    def of_image(index: int, image_id: str, image: np.ndarray) -> Proposals:
+        if index >= len(arrays):
+            raise InputError(f"has no proposals: {len(arrays)} arrays were given")
+        return arrays[index], None
+
+    return of_image
+
+
+class ProposalFile:
+    """Proposals by image id, from a file whose ids are the images' names, with or without suffix."""
+
+    def __init__(self, path: Path, image_ids: Collection[str], options: ImageOptions) -> None:
+        self.path, self.proposals = path, open_proposals(path)
+        require_exif(self.proposals, options.exif)
+        if not any(self._own_id(image_id) in self.proposals for image_id in image_ids):
+            raise InputError(f"proposals: {path} has none of these images; it must have {next(iter(image_ids))}, ...")
+
+    def _own_id(self, image_id: str) -> str:
+        return image_id if image_id in self.proposals else str(Path(image_id).with_suffix(""))
+
+    def __call__(self, index: int, image_id: str, image: np.ndarray) -> Proposals:
+        own_id = self._own_id(image_id)
+        if own_id not in self.proposals:
+            raise InputError(f"{self.path} has no proposals for it")
+        require_images(self.proposals, [own_id], [image.shape[:2]])
+        return self.proposals[own_id], self.proposals.scores(own_id)
+
+
+def _in_background(prepare: Callable[[Item], Output], items: Iterable[Item], threads: int) -> Iterator[Output]:
+    """`prepare` of each item, in order; the next ones are computed by threads while the caller works."""
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[Output]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(prepare, item))
+                if len(waiting) > threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _label(name: str, classes: tuple[str, ...]) -> int:
+    if name not in classes:
+        raise InputError(f"class '{name}' is not known to this network, which finds {', '.join(classes)}")
+    return classes.index(name) + 1
