@@ -28,7 +28,12 @@ def main(settings: EvaluateSettings) -> float | None:
         return score_checkpoint(settings)
 
 
-if __name__ == "__main__":
-    from evaluate import main  # see train.py
+def command() -> None:
+    """Run `main` with the settings of configs/evaluate.yaml and the command line: fast-rcnn-evaluate when installed."""
+    run_program(main, "evaluate", EvaluateSettings)
 
-    run_program(main, "evaluate", EvaluateSettings)  # configs/evaluate.yaml
+
+if __name__ == "__main__":
+    from evaluate import command  # see train.py
+
+    command()

@@ -29,8 +29,13 @@ def main(settings: TrainSettings) -> float | None:
         return Trainer(settings, run, components).fit()
 
 
+def command() -> None:
+    """Run `main` with the settings of configs/train.yaml and the command line: fast-rcnn-train when installed."""
+    run_program(main, "train", TrainSettings)
+
+
 if __name__ == "__main__":
     # A launcher of Hydra's imports `main` by its module's name in the processes it starts, which cannot be __main__.
-    from train import main
+    from train import command
 
-    run_program(main, "train", TrainSettings)  # configs/train.yaml
+    command()

@@ -41,6 +41,7 @@ SCORE_THRESHOLD = 0.3  # of detections to look at; scoring them needs those with
 ImageLike = str | Path | np.ndarray | Image.Image
 Proposals = tuple[np.ndarray, np.ndarray | None]  # boxes (P, 4) of an image and, if there are any, scores (P,)
 ProposalSource = Callable[[int, str, np.ndarray], Proposals]  # of image number i, its id and its pixels
+Named = Mapping[str, ImageLike] | Iterable[tuple[str, ImageLike]]  # images with their ids
 GivenProposals = str | Path | np.ndarray | Sequence[np.ndarray]
 Item = TypeVar("Item")
 Output = TypeVar("Output")
@@ -301,7 +302,7 @@ def _is_single(images: Any) -> bool:
 
 def _named(
     images: ImageLike | Iterable[ImageLike] | Mapping[str, ImageLike],
-) -> Mapping[str, ImageLike] | Iterable[tuple[str, ImageLike]]:
+) -> Named:
     """The images with their ids."""
     if isinstance(images, str | Path):
         return find_files(str(images))
@@ -351,7 +352,7 @@ def _box_array(boxes: Any, what: str) -> np.ndarray:
 
 def _given_proposals(
     proposals: GivenProposals,
-    named: Mapping[str, ImageLike] | Iterable[tuple[str, ImageLike]],
+    named: Named,
     settings: CommonSettings,
 ) -> ProposalSource:
     """Where the proposals of each image come from: a file, or arrays in the order of the images."""

@@ -11,6 +11,7 @@ import re
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import hydra
@@ -83,7 +84,7 @@ def _parser(name: str) -> ArgumentParser:
     groups = choosable_groups(name)
     choices = [f"{group}={'|'.join(sorted(path.stem for path in (CONFIGS / group).iterdir()))}" for group in groups]
     parser = _Parser(
-        f"{name}.py", "%(prog)s [OPTION ...] [GROUP=CHOICE ...] [SETTING=VALUE ...]", add_help=False,
+        Path(sys.argv[0]).name, "%(prog)s [OPTION ...] [GROUP=CHOICE ...] [SETTING=VALUE ...]", add_help=False,
         epilog="  ".join(choices),
     )  # fmt: skip
     parser.add_argument("overrides", nargs="*", metavar="GROUP=CHOICE, SETTING=VALUE")

@@ -17,7 +17,7 @@ LAYERS = [
     {"data", "proposals", "models"},
     {"visualization", "evaluation", "inference"},
     {"training"},
-    {"datasets", "builders", "scoring", "api", "compose", "app"},
+    {"datasets", "builders", "scoring", "api", "compose", "app", "commands"},
 ]
 SIDEWAYS = {
     "schema": {"errors"},
