@@ -140,20 +140,29 @@ def load(path: str | Path, device: str = "auto", mode: str | None = None) -> Det
         InputError: if the file is missing, damaged or not a detector, or the device is not available.
     """
     path = Path(path)
+    if path.suffix == ".onnx":
+        from detector.inference.onnx_network import load_onnx
+
+        if device not in ("auto", "cpu"):
+            raise InputError(f"device: '{device}': an .onnx runs on the CPU: use auto or cpu")
+        onnx_network, settings, classes = load_onnx(path)
+        return Detector(onnx_network, _with_mode(settings, mode), classes)
     from detector import builders
     from detector.boxes import BoxCoder
     from detector.inference.network import TorchNetwork
     from detector.training.checkpoint import load_checkpoint, trained_settings
 
     checkpoint = load_checkpoint(path)
-    settings = trained_settings(checkpoint).with_values(device=device)
-    if mode is not None:
-        settings = settings.with_values(proposals=settings.proposals.plain() | {"mode": mode})
+    settings = _with_mode(trained_settings(checkpoint), mode).with_values(device=device)
     classes = tuple(checkpoint["classes"])
     compute = builders.build_compute(settings)
     model = builders.build_trained_model(settings.model, checkpoint["model"], len(classes))
     compute.place(model)
     return Detector(TorchNetwork(model, BoxCoder(settings.roi.delta_std), compute), settings, classes)
+
+
+def _with_mode(settings: CommonSettings, mode: str | None) -> CommonSettings:
+    return settings.with_values(proposals=settings.proposals.plain() | {"mode": mode}) if mode else settings
 
 
 class Detector:

@@ -9,49 +9,94 @@ accepted in place of a checkpoint: python evaluate.py checkpoint=shared/mine/mod
 
 writes the layers shared with torchvision's classification network, under its names. model.weights=resnet18.pth starts
 another run from them, and torchvision loads them with load_state_dict(..., strict=False).
+
+    python scripts/export.py onnx --checkpoint runs/mine/checkpoints/best.pt --out model.onnx
+
+writes the whole network in float32: images (B, 3, H, W) uint8 and rois (R, 5) in, scores (R, K+1) and boxes (R, K, 4)
+out, and compares it with the checkpoint. It runs without torch: python scripts/detect.py --checkpoint model.onnx ...
+It needs the extra [onnx]: uv pip install onnx onnxruntime onnxscript.
+
+Beside model.safetensors and model.onnx there is a model card, model.md.
 """
 
 import argparse
 import io
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from detector.boxes import BoxCoder
+from detector.builders import build_trained_model
 from detector.errors import InputError
+from detector.inference.onnx_export import TOLERANCE, export_onnx
+from detector.inference.onnx_network import FORMAT, require_supported
 from detector.models.weights import to_torchvision
 from detector.runtime.exits import exit_status
 from detector.runtime.files import write_atomically
-from detector.training.checkpoint import load_checkpoint, save_weights, trained_settings
+from detector.training.checkpoint import describe_network, load_checkpoint, save_weights, trained_settings
+from detector.training.model_card import NOT_STATED, metrics_beside, model_card
 from detector.training.run_folder import require_writable
 
 
-def main() -> int:
+def main(command_line: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("weights", help="weights as .safetensors, with a .json that describes them")
     command.add_argument("--checkpoint", required=True, type=Path, help="RUN/checkpoints/best.pt")
-    command.add_argument("--out", required=True, type=Path, help="folder to write both files into")
+    command.add_argument("--out", required=True, type=Path, help="folder to write the files into")
+    add_licence(command)
     command.set_defaults(run=export_weights)
     command = commands.add_parser("torchvision", help="the backbone as a state dict of torchvision's network")
     command.add_argument("--checkpoint", required=True, type=Path, help="RUN/checkpoints/best.pt")
     command.add_argument("--out", required=True, type=Path, help="the file to write, such as resnet18.pth")
     command.set_defaults(run=export_torchvision)
-    arguments = parser.parse_args()
+    command = commands.add_parser("onnx", help="the whole network as an .onnx file")
+    command.add_argument("--checkpoint", required=True, type=Path, help="RUN/checkpoints/best.pt")
+    command.add_argument("--out", required=True, type=Path, help="the file to write, such as model.onnx")
+    add_licence(command)
+    command.set_defaults(run=export_network)
+    arguments = parser.parse_args(command_line)
     return exit_status(lambda: arguments.run(arguments), "no partial file is left")
 
 
 def export_weights(arguments: argparse.Namespace) -> None:
     require_writable("--out", arguments.out)
-    save_weights(arguments.out, load_checkpoint(arguments.checkpoint))
-    print(f"{arguments.out}/model.safetensors and model.json")
+    require_absent(arguments.out / "model.md")
+    checkpoint = load_checkpoint(arguments.checkpoint)
+    card = model_card(checkpoint, metrics_beside(arguments.checkpoint), arguments.licence)
+    save_weights(arguments.out, checkpoint)
+    write_atomically(arguments.out / "model.md", card.encode())
+    print(f"{arguments.out}/model.safetensors, model.json and model.md")
+
+
+def export_network(arguments: argparse.Namespace) -> None:
+    if arguments.out.suffix != ".onnx":
+        raise InputError(f"--out: {arguments.out} must end in .onnx")
+    for path in (arguments.out, arguments.out.with_suffix(".md")):
+        require_absent(path)
+    require_writable("--out", arguments.out.parent)
+    checkpoint = load_checkpoint(arguments.checkpoint)
+    card = model_card(checkpoint, metrics_beside(arguments.checkpoint), arguments.licence)
+    settings = trained_settings(checkpoint)
+    require_supported(settings, arguments.checkpoint)
+    if settings.model.pooling != "roi_pool" or settings.model.backbone.endswith("_fpn"):
+        raise InputError(
+            f"{arguments.checkpoint}: export to ONNX is for model.pooling=roi_pool without a feature pyramid"
+        )
+    model = build_trained_model(settings.model, checkpoint["model"], len(checkpoint["classes"]))
+    about = describe_network(checkpoint) | {"format": FORMAT}
+    content = export_onnx(model, BoxCoder(settings.roi.delta_std), about)
+    write_atomically(arguments.out, content)
+    write_atomically(arguments.out.with_suffix(".md"), card.encode())
+    print(f"{arguments.out}: {len(content) / 2**20:.0f} MiB, equal to the checkpoint to {TOLERANCE:g}, and its card")
 
 
 def export_torchvision(arguments: argparse.Namespace) -> None:
     if arguments.out.suffix not in (".pth", ".pt"):
         raise InputError(f"--out: {arguments.out} must end in .pth or .pt")
-    if arguments.out.exists():
-        raise InputError(f"--out: {arguments.out} already exists and is not overwritten: name another file")
+    require_absent(arguments.out)
     require_writable("--out", arguments.out.parent)
     checkpoint = load_checkpoint(arguments.checkpoint)
     state = to_torchvision(checkpoint["model"], trained_settings(checkpoint).model.backbone)
@@ -59,6 +104,15 @@ def export_torchvision(arguments: argparse.Namespace) -> None:
     torch.save(state, data)
     write_atomically(arguments.out, data.getvalue())
     print(f"{arguments.out}: {len(state)} tensors")
+
+
+def add_licence(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--licence", default=NOT_STATED, help="of the weights, for the card (default: %(default)s)")
+
+
+def require_absent(path: Path) -> None:
+    if path.exists():
+        raise InputError(f"--out: {path} already exists and is not overwritten: name another file")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import json
 import logging
 import multiprocessing
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from PIL import Image
 
-from detector.builders import build_model
 from detector.data.shapes import draw_scene
 from detector.data.voc import annotation_xml
 from detector.models import build_model
@@ -170,16 +170,12 @@ def small_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def checkpoint(small_shapes: Path, tmp_path: Path) -> Path:
-    """The checkpoint of an untrained network, which finds something everywhere."""
-    config = compose_settings(
-        "train", "data=voc", "data.short_side_px=96", "data.max_side_px=160", "data.val_max_proposals=60",
-        "proposals.mode=single", "model.hidden=32", "device=cpu", "precision=float32", f"data.root={small_shapes}",
-    )  # fmt: skip
-    classes = ("ball", "crate", "kite", "star")
-    content = {"model": build_model(config.model, len(classes)).state_dict(), "config": config.plain()}
-    Checkpoints(tmp_path / "run/checkpoints").save_last(content | {"classes": list(classes), "iteration": 1})
-    return tmp_path / "run/checkpoints/last.pt"
+def checkpoint(untrained_checkpoint: Path, tmp_path: Path) -> Path:
+    """The checkpoint of an untrained network, in a run of its own."""
+    path = tmp_path / "run/checkpoints/last.pt"
+    path.parent.mkdir(parents=True)
+    shutil.copy(untrained_checkpoint, path)
+    return path
 
 
 SCHEMAS = {"train": TrainSettings, "evaluate": EvaluateSettings}
@@ -202,14 +198,13 @@ def settings() -> Callable[..., Settings]:
     return compose_settings
 
 
-TINY_DETECTOR = ["data=voc", "data.short_side_px=96", "data.max_side_px=160", "data.val_max_proposals=60",
-                 "proposals.mode=single", "model.hidden=32", "device=cpu", "precision=float32"]  # fmt: skip
-
-
 @pytest.fixture(scope="session")
 def untrained_checkpoint(small_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of an untrained network: it finds something everywhere. Not to be changed."""
-    config = compose_settings("train", *TINY_DETECTOR, f"data.root={small_shapes}")
+    config = compose_settings(
+        "train", "data=voc", "data.short_side_px=96", "data.max_side_px=160", "data.val_max_proposals=60",
+        "proposals.mode=single", "model.hidden=32", "device=cpu", "precision=float32", f"data.root={small_shapes}",
+    )  # fmt: skip
     classes = ["ball", "crate", "kite", "star"]
     torch.manual_seed(0)
     content = {"model": build_model(config.model, len(classes)).state_dict(), "config": config.plain()}

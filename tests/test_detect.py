@@ -18,11 +18,6 @@ from scripts import detect
 
 
 @pytest.fixture
-def checkpoint(untrained_checkpoint) -> Path:
-    return untrained_checkpoint
-
-
-@pytest.fixture
 def images(small_shapes, tmp_path) -> Path:
     """Two good images, of which one has 16 bits, and two bad ones."""
     folder = tmp_path / "images"

@@ -292,25 +292,32 @@ def _is_plain(value: Any, depth: int = 10) -> bool:
     return value is None or type(value) in (str, bool, int, float)
 
 
-def save_weights(folder: Path, checkpoint: dict) -> None:
-    """Write a checkpoint as `model.safetensors` and `model.json` into `folder`, for sharing.
+def describe_network(checkpoint: dict) -> dict[str, Any]:
+    """What an exported network needs beside its weights: classes, iteration, and settings.
 
-    Settings that name a path of this machine become null. Raises InputError if one of the files already exists. If
-    the second cannot be written, the first is removed.
+    Settings that name a path of this machine become null.
     """
-    weights, description = folder / "model.safetensors", folder / "model.json"
-    for path in (weights, description):
-        if path.exists():
-            raise InputError(f"{path} already exists and is not overwritten: name another folder")
     config = _without_paths(checkpoint["config"])
     if checkpoint["config"]["model"]["weights"] is not None:  # null or not decides how the network is built
         config["model"]["weights"] = Path(checkpoint["config"]["model"]["weights"]).name
-    about = {
+    return {
         "format": SHARED_FORMAT,
         "classes": checkpoint["classes"],
         "iteration": checkpoint["iteration"],
         "config": config,
     }
+
+
+def save_weights(folder: Path, checkpoint: dict) -> None:
+    """Write a checkpoint as `model.safetensors` and `model.json` into `folder`, for sharing.
+
+    Raises InputError if one of the files already exists. If the second cannot be written, the first is removed.
+    """
+    weights, description = folder / "model.safetensors", folder / "model.json"
+    for path in (weights, description):
+        if path.exists():
+            raise InputError(f"{path} already exists and is not overwritten: name another folder")
+    about = describe_network(checkpoint)
     tensors = {name: value.contiguous() for name, value in checkpoint["model"].items()}
     write_atomically(weights, save(tensors, {"format": "pt"}))
     try:

@@ -1,0 +1,73 @@
+"""The model card beside an exported network: what it finds, from which data, how well, and under which licence."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from detector.errors import InputError
+from detector.training.checkpoint import describe_network
+
+NOT_STATED = "not stated"
+
+
+def model_card(checkpoint: dict, metrics: dict | None, licence: str) -> str:
+    """Markdown text. `metrics` are those of an evaluation, `metrics.json`, if there is one."""
+    about = describe_network(checkpoint)
+    config, weights = about["config"], about["config"]["model"]["weights"]
+    lines = [
+        f"# Fast R-CNN, {config['model']['backbone']} with head {config['model']['head']}",
+        "",
+        f"- Classes, label 1 first: {', '.join(about['classes'])}",
+        f"- Trained for {about['iteration']} iterations on data in the layout `{config['data']['reader']}`",
+        f"- Initial weights: {weights or 'none, trained from scratch'}",
+        f"- Licence of the weights: {licence}",
+        "",
+        "Input: RGB images and proposals, of selective search unless given. Output: for each proposal the class scores "
+        "and a box for each class. The program `scripts/detect.py` and `detector.load` run it.",
+        "",
+        "## Metrics",
+        "",
+        *(_metrics(metrics) if metrics else ["There is no evaluation beside the checkpoint."]),
+        "",
+        "## Settings of training",
+        "",
+        "```yaml",
+        yaml.safe_dump(config, sort_keys=False, allow_unicode=True).rstrip(),
+        "```",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _metrics(metrics: dict) -> list[str]:
+    source = metrics["source"]
+    rows = [(name, item["mAP"], item["AP"]) for name, item in metrics["voc"].items()]
+    classes = list(rows[0][2])
+    return [
+        f"On {source['images']} images of {source['data']}, after {source['iteration']} iterations:",
+        "",
+        f"| AP | mean | {' | '.join(classes)} |",
+        "|---" * (2 + len(classes)) + "|",
+        *(
+            f"| {name} | {_number(mean)} | {' | '.join(_number(values[key]) for key in classes)} |"
+            for name, mean, values in rows
+        ),
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def metrics_beside(checkpoint: Path) -> dict[str, Any] | None:
+    """The `metrics.json` of the checkpoint's run, None if there is none or it is of something else."""
+    path = checkpoint.resolve().parents[1] / "metrics.json"
+    if checkpoint.resolve().parent.name != "checkpoints" or not path.is_file():
+        return None
+    try:
+        metrics = json.loads(path.read_bytes())
+        _metrics(metrics)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path}: is not the metrics.json of a run ({type(error).__name__}: {error})") from None
+    return metrics
