@@ -102,7 +102,7 @@ class Result:
 
     def only(self, classes: Collection[str]) -> Result:
         """The detections of these classes. Raises InputError for a name that the network does not know."""
-        keep = np.isin(self.labels, [_label(name, self.classes) for name in classes])
+        keep = np.isin(self.labels, [label_of(name, self.classes) for name in classes])
         found = self.detections
         kept = Detections(found.image_id, found.boxes[keep], found.labels[keep], found.scores[keep])
         return replace(self, detections=kept)
@@ -338,7 +338,7 @@ def _pixels(image: ImageLike, options: ImageOptions) -> np.ndarray:
         raise InputError(
             f"is an array of {image.dtype} and shape {image.shape}: it must be (H, W, 3) RGB or (H, W) gray of uint8"
         )
-    return image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
+    return np.ascontiguousarray(image) if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
 
 
 def _sample(image_id: str, image: np.ndarray, boxes: np.ndarray) -> Sample:
@@ -418,7 +418,8 @@ def _in_background(prepare: Callable[[Item], Output], items: Iterable[Item], thr
             pool.shutdown(cancel_futures=True)
 
 
-def _label(name: str, classes: tuple[str, ...]) -> int:
+def label_of(name: str, classes: tuple[str, ...]) -> int:
+    """The label 1..K of a class. Raises InputError for a name that is not among the classes of the network."""
     if name not in classes:
         raise InputError(f"class '{name}' is not known to this network, which finds {', '.join(classes)}")
     return classes.index(name) + 1

@@ -83,7 +83,8 @@ def export_network(arguments: argparse.Namespace) -> None:
     require_supported(settings, arguments.checkpoint)
     if settings.model.pooling != "roi_pool" or settings.model.backbone.endswith("_fpn"):
         raise InputError(
-            f"{arguments.checkpoint}: export to ONNX is for model.pooling=roi_pool without a feature pyramid"
+            f"{arguments.checkpoint}: only networks with RoI pooling on a single map are exported as ONNX, not "
+            f"model.backbone={settings.model.backbone} with model.pooling={settings.model.pooling}"
         )
     model = build_trained_model(settings.model, checkpoint["model"], len(checkpoint["classes"]))
     about = describe_network(checkpoint) | {"format": FORMAT}

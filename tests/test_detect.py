@@ -1,6 +1,7 @@
 """scripts/detect.py on the checkpoint of a short training."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import detector
 import evaluate
 from detector import api
+from detector.data.video import Video, VideoWriter
 from detector.data.voc import read_annotation, read_voc
 from detector.proposals import generate
 from detector.proposals import search as image_search
@@ -141,6 +144,89 @@ def test_one_image_is_searched_on_all_cores_and_many_beside_each_other(checkpoin
     assert asked == [4, 2, 2, 1, 1]
 
 
+def test_classes_and_nms(checkpoint, images, tmp_path):
+    for name, options in {"a": [], "b": ["--classes", "kite", "ball"], "c": ["--nms-iou", "0.9"]}.items():
+        assert run(checkpoint, images / "good.jpg", tmp_path / name, *options) == 0
+    usual = read(tmp_path / "a")
+    assert read(tmp_path / "b") == [item for item in usual if item["category_name"] in ("kite", "ball")] != usual
+    assert len(read(tmp_path / "c")) > len(usual)
+
+
+def test_tiles(checkpoint, images, tmp_path):
+    assert run(checkpoint, images / "good.jpg", tmp_path / "a", "--tiles", "200", "--tile-overlap", "0.5") == 0
+    model = detector.load(checkpoint, "cpu")
+    expected = model.detect(images / "good.jpg", score_threshold=0.05, tiles=detector.Tiles(200, 0.5))
+    assert [item["score"] for item in read(tmp_path / "a")] == expected.scores.tolist()
+
+
+def test_yolo_text_and_csv_have_the_same_boxes(checkpoint, images, tmp_path):
+    assert run(checkpoint, images / "good.jpg", tmp_path / "out", "--yolo", "--csv") == 0
+    height, width = np.asarray(Image.open(images / "good.jpg")).shape[:2]
+    names = (tmp_path / "out/labels/classes.txt").read_text().split()
+    lines = (tmp_path / "out/labels/good.txt").read_text().splitlines()
+    table = (tmp_path / "out/detections.csv").read_text().splitlines()
+    assert table[0] == "image,class,score,x1,y1,x2,y2"
+    found = read(tmp_path / "out")
+    assert len(found) == len(lines) == len(table) - 1 > 3
+    for item, line, row in zip(found, lines, table[1:], strict=True):
+        index, *numbers = line.split()
+        x, y, w, h = item["bbox"]
+        assert names[int(index)] == item["category_name"]
+        expected = [(x + w / 2) / width, (y + h / 2) / height, w / width, h / height, item["score"]]
+        np.testing.assert_allclose([float(number) for number in numbers], expected, atol=1e-5)
+        image, name, *numbers = row.split(",")
+        assert (image, name) == ("good.jpg", item["category_name"])
+        np.testing.assert_allclose([float(n) for n in numbers], [item["score"], x, y, x + w, y + h], atol=0.01)
+
+
+def write_video(path: Path, frames: int) -> None:
+    """A bright square that moves to the right over noise."""
+    generator = np.random.default_rng(0)
+    with VideoWriter(path, fps=10) as writer:
+        for number in range(frames):
+            frame = generator.integers(0, 90, (48, 64, 3), dtype=np.uint8)
+            frame[10:30, number % 40 : number % 40 + 20] = (250, 60, 40)
+            writer.write(frame)
+
+
+@pytest.mark.parametrize("count", [6, pytest.param(200, marks=pytest.mark.slow)])
+def test_the_frames_of_a_video_are_detected_as_single_images(checkpoint, tmp_path, capsys, count):
+    write_video(tmp_path / "clip.mp4", count)
+    assert run(checkpoint, tmp_path / "clip.mp4", tmp_path / "out", "--max-detections", "5") == 0
+    assert re.search(rf"^{count} frames, \d+\.\d\d frames per second -> ", capsys.readouterr().out, flags=re.MULTILINE)
+    lines = [json.loads(line) for line in (tmp_path / "out/detections.jsonl").read_text().splitlines()]
+    assert [line["frame"] for line in lines] == list(range(count))
+    assert lines[-1]["time_s"] == pytest.approx((count - 1) / 10)
+    model = detector.load(checkpoint, "cpu")
+    frames = list(Video(str(tmp_path / "clip.mp4")))
+    assert len(frames) == count
+    assert frames[0][12:28, 2:18].mean(axis=(0, 1)) == pytest.approx((250, 60, 40), abs=25)  # RGB
+    for frame, line in zip(frames, lines, strict=True):
+        result = model.detect(frame, score_threshold=0.05, max_detections=5)
+        assert [item["score"] for item in line["detections"]] == result.scores.tolist()
+        assert [item["category_name"] for item in line["detections"]] == result.names
+    drawn = list(Video(str(tmp_path / "out/video.mp4")))
+    assert len(drawn) == count
+    assert drawn[0].shape == frames[0].shape
+    assert np.abs(drawn[0].astype(int) - frames[0]).mean() > 5
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("nowhere.mp4", [], "nowhere.mp4: no such video file"),
+        ("text.mp4", [], "text.mp4: not a video that OpenCV can read"),
+        ("text.mp4", ["--csv"], "--csv: is for images"),
+        ("text.mp4", ["--classes", "dog"], "class 'dog' is not known to this network, which finds ball, crate"),
+    ],
+)
+def test_wrong_input_with_a_video(checkpoint, tmp_path, capsys, name, options, says):
+    (tmp_path / "text.mp4").write_text("no video")
+    assert run(checkpoint, tmp_path / name, tmp_path / "out", *options) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -151,6 +237,9 @@ def test_one_image_is_searched_on_all_cores_and_many_beside_each_other(checkpoin
         ({"--out": "{images}/good.jpg"}, "--out: {images}/good.jpg cannot be written"),
         ({"--score-threshold": "3"}, "detect.score_threshold=3.0: must be a number from 0 to 1"),
         ({"--max-detections": "0"}, "detect.max_detections=0: must be"),
+        ({"--nms-iou": "2"}, "detect.nms_iou=2.0: must be"),
+        ({"--classes": "dog"}, "class 'dog' is not known to this network"),
+        ({"--tiles": "0"}, "tiles: their size is 0"),
         ({"--device": "cuda:99"}, "device: 'cuda:99' is not available"),
         ({"--proposals": "p.npy"}, "p.npy: proposals are read from"),
     ],

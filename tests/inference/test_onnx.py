@@ -197,6 +197,12 @@ def test_the_program_writes_the_file_and_its_card(untrained_checkpoint, tmp_path
     assert about["config"]["data"]["root"] is None
     assert export.main(command) == 2
     assert "model.onnx already exists and is not overwritten" in capsys.readouterr().err
+    other = settings.with_values(model=settings.model.plain() | {"pooling": "roi_align"})
+    monkeypatch.setattr(export, "trained_settings", lambda checkpoint: other)
+    assert export.main([*command[:-1], str(tmp_path / "aligned.onnx")]) == 2
+    assert "on a single map are exported as ONNX, not model.backbone=resnet18 with model.pooling=roi_align" in (
+        capsys.readouterr().err
+    )
     assert export.main([*command[:-1], str(tmp_path / "model.pt")]) == 2
     assert "must end in .onnx" in capsys.readouterr().err
 
