@@ -233,7 +233,7 @@ def exported(run, here, monkeypatch) -> Path:
 
 
 def test_exported_weights_score_the_same_to_the_digit(settings, run, exported, here, small_shapes):
-    assert sorted(path.name for path in exported.iterdir()) == ["model.json", "model.safetensors"]
+    assert sorted(path.name for path in exported.iterdir()) == ["model.json", "model.md", "model.safetensors"]
     where = ["data=voc", f"data.root={small_shapes}", "workers=0"]
     for name, path in (("trained", run / "checkpoints/last.pt"), ("shared", exported / "model.safetensors")):
         evaluate.main(settings("evaluate", f"checkpoint={path}", f"out={here / name}", *where))
@@ -244,7 +244,7 @@ def test_exported_weights_score_the_same_to_the_digit(settings, run, exported, h
 
 
 def test_exported_weights_tell_nothing_of_the_machine(settings, exported, run, small_shapes):
-    about = (exported / "model.json").read_text()
+    about = (exported / "model.json").read_text() + (exported / "model.md").read_text()
     for place in (str(run), str(small_shapes), str(Path.home()), os.sep + "tmp"):
         assert place not in about
     with pytest.raises(InputError, match=r"model\.safetensors: names no dataset: name one with data=voc"):
