@@ -150,6 +150,7 @@ def load(path: str | Path, device: str = "auto", mode: str | None = None) -> Det
     from detector import builders
     from detector.boxes import BoxCoder
     from detector.inference.network import TorchNetwork
+    from detector.inference.prepare import prepare
     from detector.training.checkpoint import load_checkpoint, trained_settings
 
     checkpoint = load_checkpoint(path)
@@ -157,8 +158,7 @@ def load(path: str | Path, device: str = "auto", mode: str | None = None) -> Det
     classes = tuple(checkpoint["classes"])
     compute = builders.build_compute(settings)
     model = builders.build_trained_model(settings.model, checkpoint["model"], len(classes))
-    compute.place(model)
-    return Detector(TorchNetwork(model, BoxCoder(settings.roi.delta_std), compute), settings, classes)
+    return Detector(TorchNetwork(prepare(model, compute), BoxCoder(settings.roi.delta_std), compute), settings, classes)
 
 
 def _with_mode(settings: CommonSettings, mode: str | None) -> CommonSettings:

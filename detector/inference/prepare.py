@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -10,9 +11,11 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from detector.runtime.device import Compute
 
+Network = TypeVar("Network", bound=nn.Module)
+
 
 @torch.no_grad()
-def prepare(model: nn.Module, compute: Compute) -> nn.Module:
+def prepare(model: Network, compute: Compute) -> Network:
     """A copy of the network for inference only, on the device of `compute`, with equal outputs up to rounding.
 
     Batch norm with fixed statistics is a scale and a shift for each channel, which become part of the convolution
