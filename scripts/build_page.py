@@ -38,6 +38,7 @@ from detector.runtime.exits import exit_status
 from detector.runtime.files import write_atomically
 from detector.structures import Batch, Detections
 from detector.training.checkpoint import load_checkpoint, trained_settings
+from detector.training.run_folder import require_writable
 from scripts.detect import Searched
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,6 +68,9 @@ def main(command_line: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    if min(arguments.counts) < 1:
+        raise InputError(f"--counts: {min(arguments.counts)} is not a number of regions: give integers from 1")
+    require_writable("--out", arguments.out.parent)
     checkpoint = load_checkpoint(arguments.checkpoint)
     settings = trained_settings(checkpoint).with_values(device="cpu")
     dataset = image_dataset(find_files(arguments.image), checkpoint["classes"], datasets.image_options(settings.data))

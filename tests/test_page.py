@@ -94,6 +94,15 @@ def test_build_page_without_a_detection_writes_nothing(make_checkpoint, small_sh
     assert not (tmp_path / "page.html").exists()
 
 
+def test_build_page_reports_invalid_options_first(tmp_path, capsys):
+    given = ["--checkpoint", "missing.pt", "--image", "missing.jpg", "--out"]
+    assert build_page.main([*given, str(tmp_path / "page.html"), "--counts", "3", "0"]) == 2
+    assert "--counts: 0 is not a number of regions" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert build_page.main([*given, str(tmp_path / "file/page.html")]) == 2
+    assert "--out: " in capsys.readouterr().err
+
+
 def test_build_page_needs_roi_pooling(make_checkpoint, small_shapes, tmp_path, capsys):
     checkpoint = make_checkpoint(9.0, "model.pooling=roi_align")
     assert build(checkpoint, small_shapes / "JPEGImages/test_0.jpg", tmp_path / "page.html") == 2
