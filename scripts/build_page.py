@@ -39,7 +39,7 @@ from detector.runtime.files import write_atomically
 from detector.structures import Batch, Detections
 from detector.training.checkpoint import load_checkpoint, trained_settings
 from detector.training.run_folder import require_writable
-from scripts.detect import Searched
+from scripts.visualizations._sources import Searched
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ROOT / "scripts/roi_pooling_page"

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import yaml
 
-from detector.boxes import clip_array
+from detector.box_arrays import clip_array
 from detector.data.check import Checked, check_data
 from detector.data.command_line import DATASET, SPLIT, add_format_option, add_image_options, image_options, read_any
 from detector.data.dataset import DetectionDataset
