@@ -50,7 +50,7 @@ def evaluate(
         class_logits, deltas = _predict(model, batch, torch.cat([targets.rois, _proposal_rois(batch)]), compute)
         sampled = len(targets.rois)
         losses.append(loss(class_logits[:sampled], deltas[:sampled], targets))
-        outputs = _outputs(model, batch, config.postprocess, compute, (class_logits[sampled:], deltas[sampled:]))
+        outputs = predict(model, batch, config.postprocess, compute, (class_logits[sampled:], deltas[sampled:]))
         detections += _detections(outputs, batch, config)
     detections, losses = gather_interleaved(detections), gather_interleaved(losses)
     return detections, {name: float(torch.stack([item[name] for item in losses]).mean()) for name in ("cls", "box")}
@@ -60,7 +60,7 @@ def evaluate(
 def detect(model: nn.Module, batch: Batch, config: DetectorConfig, compute: Compute) -> list[Detections]:
     """Detections of every image of a batch. With many batches, `prepare` the model first, which makes it faster."""
     model.eval()
-    return _detections(_outputs(model, batch, config.postprocess, compute), batch, config)
+    return _detections(predict(model, batch, config.postprocess, compute), batch, config)
 
 
 def _proposal_rois(batch: Batch) -> Tensor:
@@ -82,7 +82,7 @@ def _predict(model: nn.Module, batch: Batch, rois: Tensor, compute: Compute) -> 
         ) from error
 
 
-def _outputs(
+def predict(
     model: nn.Module, batch: Batch, settings: Detect, compute: Compute, plain: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
     """Class logits and deltas of all proposals, by the settings for detection; `plain` are those of one pass."""
@@ -91,7 +91,7 @@ def _outputs(
     else:
         outputs = plain or _predict(model, batch, _proposal_rois(batch), compute)
     if settings.flip:
-        others = _outputs(model, mirrored(batch), settings.with_values(flip=False), compute)
+        others = predict(model, mirrored(batch), settings.with_values(flip=False), compute)
         scores = (outputs[0].softmax(dim=1) + others[0].softmax(dim=1)) / 2
         outputs = scores.log(), (outputs[1] + others[1] * others[1].new_tensor([-1.0, 1.0, 1.0, 1.0])) / 2
     return outputs

@@ -27,10 +27,12 @@ class Stages:
     scores: np.ndarray  # (M,)
     boxes: np.ndarray  # (M, 4): after the correction
     kept: np.ndarray  # (N,): candidates that remain after NMS, highest score first
+    kept_scores: np.ndarray  # (N,): their scores, which soft-NMS lowers
     score_threshold: float
 
-    def caption(self, candidate: int) -> str:
-        return f"{self.classes[self.labels[candidate] - 1]} {self.scores[candidate]:.2f}"
+    def caption(self, place: int) -> str:
+        """Class and score of the detection at this place, from 0."""
+        return f"{self.classes[self.labels[self.kept[place]] - 1]} {self.kept_scores[place]:.2f}"
 
 
 def pale(image: np.ndarray) -> np.ndarray:
@@ -98,8 +100,10 @@ def _draw_stage(axes: Axes, stages: Stages, step: int, progress: float = 1.0) ->
     else:
         add_boxes(axes, stages.boxes, [FAINT], 0.8, 0.4)
         add_boxes(axes, stages.boxes[stages.kept], [colours[index] for index in stages.kept], 3)
-        order = stages.kept[::-1]  # the best on top
-        return [add_caption(axes, stages.boxes[index], stages.caption(index), colours[index]) for index in order][::-1]
+        captions = []
+        for place, index in [*enumerate(stages.kept)][::-1]:  # the best on top
+            captions.append(add_caption(axes, stages.boxes[index], stages.caption(place), colours[index]))
+        return captions[::-1]
     _add_legend(axes, stages) if step in (1, 2) else None
     return []
 

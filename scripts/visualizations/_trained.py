@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from detector.data.image_files import find_files, image_dataset
 from detector.data.loader import collate
 from detector.errors import InputError
 from detector.inference.postprocess import Candidates, find_candidates, suppress
+from detector.inference.predict import predict
 from detector.models import FastRCNN
 from detector.runtime.device import Compute
+from detector.settings import CommonSettings
 from detector.structures import Batch
 from detector.training.checkpoint import load_checkpoint, trained_settings
 from scripts.visualizations._sources import Given, Searched
@@ -34,14 +37,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 class Pass:
     """One forward pass over all proposals of an image; boxes in the network frame."""
 
+    settings: CommonSettings  # of the checkpoint, and of the command line
     classes: tuple[str, ...]
     model: FastRCNN
     compute: Compute
     batch: Batch
     rois: Tensor  # (P, 5)
-    features: Tensor  # (1, C, H, W): what RoI pooling received
+    features: Tensor | Sequence[Tensor]  # (1, C, H, W), or one for each level of a pyramid: what RoI pooling received
     candidates: Candidates
-    kept: Tensor  # (N,) candidates that remain after NMS
+    kept: Tensor  # (N,) candidates that remain after NMS, highest score first
+    scores: Tensor  # (N,) their scores, which soft-NMS lowers
 
     @property
     def image(self) -> np.ndarray:
@@ -76,10 +81,11 @@ def forward(arguments: argparse.Namespace) -> Pass:
     seen = []
     hook = model.roi_pool.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0]))
     rois = with_batch_index(batch.proposals[0], 0)
-    class_logits, deltas = (output.float().cpu() for output in compute.forward(model, batch.images, rois))
+    config = builders.build_detector_config(settings)
+    class_logits, deltas = predict(model, batch, config.postprocess, compute)
     hook.remove()
-    coder = builders.build_detector_config(settings).coder
     found = find_candidates(
-        class_logits, deltas, batch.proposals[0], coder, batch.image_hws[0], settings.detect.score_threshold
+        class_logits, deltas, batch.proposals[0], config.coder, batch.image_hws[0], config.postprocess
     )
-    return Pass(dataset.classes, model, compute, batch, rois, seen[0], found, suppress(found, settings.detect))
+    kept, scores = suppress(found.boxes, found.scores, found.labels, config.postprocess)
+    return Pass(settings, dataset.classes, model, compute, batch, rois, seen[0], found, kept, scores)

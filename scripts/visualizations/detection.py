@@ -32,5 +32,6 @@ def stages_of(seen: _trained.Pass, score_threshold: float) -> Stages:
         found.scores.numpy(),
         found.boxes.numpy(),
         seen.kept.numpy(),
+        seen.scores.numpy(),
         score_threshold,
     )

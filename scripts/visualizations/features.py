@@ -11,6 +11,8 @@ import time
 import torch
 
 from detector.errors import InputError
+from detector.models.pooling import PyramidPooling, levels_of
+from detector.roi_pool import RoIPool
 from detector.visualization.features import draw_features, pool_roi
 from detector.visualization.style import save_figure
 from scripts.visualizations import _trained
@@ -30,14 +32,29 @@ def run(arguments: argparse.Namespace) -> None:
     if not len(seen.kept):
         raise InputError(f"{arguments.image}: no detection above {arguments.score_threshold}: lower --score-threshold")
     best = seen.kept[arguments.detection - 1]
-    layer, found = seen.model.roi_pool, seen.candidates
+    found = seen.candidates
+    layer, features = pooling_of(seen, int(found.rows[best]))
     box = seen.batch.proposals[0][found.rows[best]].numpy()
     size = layer.output_size
     output_hw = (size, size) if isinstance(size, int) else size
-    roi = pool_roi(seen.features, box, output_hw, layer.spatial_scale)
-    caption = f"RoI (blue) and {seen.classes[found.labels[best] - 1]} {found.scores[best]:.2f} (red)"
+    roi = pool_roi(features, box, output_hw, layer.spatial_scale)
+    caption = f"RoI (blue) and {seen.classes[found.labels[best] - 1]} {seen.scores[arguments.detection - 1]:.2f} (red)"
     save_figure(arguments.out, "features", draw_features(seen.image, roi, caption, found.boxes[best].numpy()))
     print(sharing(seen))
+
+
+def pooling_of(seen: _trained.Pass, row: int) -> tuple[RoIPool, torch.Tensor]:
+    """The layer that pools this proposal, and the map (1, C, H, W) it pools from: one level of a feature pyramid."""
+    if seen.settings.detect.pyramid_px:
+        raise InputError("the network detects on an image pyramid (detect.pyramid_px): there is no one feature map")
+    layer, features = seen.model.roi_pool, seen.features
+    if isinstance(layer, PyramidPooling):
+        level = int(levels_of(seen.rois[row : row + 1], len(layer.pools)))
+        layer, features = layer.pools[level], features[level]
+    if not isinstance(layer, RoIPool):
+        raise InputError("the network pools with RoI Align, which takes no maxima: this picture needs RoI pooling")
+    assert isinstance(features, torch.Tensor)
+    return layer, features
 
 
 @torch.no_grad()

@@ -82,12 +82,12 @@ def test_each_proposal_is_scored_at_the_scale_where_it_is_closest_to_224_pixels(
     """At the image's own scale, at twice and at four times it, 224 pixels are 224, 112 and 56."""
     proposals = torch.tensor([[0.0, 0, 60, 60], [0, 0, 100, 100], [0, 0, 200, 100], [10, 10, 40, 40], [0, 0, 110, 100]])
     one = replace(batch(torch.zeros(1, 3, 100, 200, dtype=torch.uint8), proposals), image_hws=[(100, 200)])
-    outputs = predict._outputs(Sizes(), one, Detect(pyramid_px=(100, 200, 400)), COMPUTE)[0] * 1000
+    outputs = predict.predict(Sizes(), one, Detect(pyramid_px=(100, 200, 400)), COMPUTE)[0] * 1000
     scale = outputs[:, 1] / 100
     assert scale.tolist() == [4, 2, 2, 4, 2]
     torch.testing.assert_close(outputs[:, 2], (proposals[:, 2] - proposals[:, 0]) * scale)
-    plain = predict._outputs(Sizes(), one, Detect(), COMPUTE)[0] * 1000
+    plain = predict.predict(Sizes(), one, Detect(), COMPUTE)[0] * 1000
     assert plain[:, 1].tolist() == pytest.approx([100] * 5)
     thin = replace(one, images=torch.zeros(1, 3, 100, 1000, dtype=torch.uint8), image_hws=[(100, 1000)])
-    capped = predict._outputs(Sizes(), thin, Detect(pyramid_px=(400,)), COMPUTE)[0] * 1000
+    capped = predict.predict(Sizes(), thin, Detect(pyramid_px=(400,)), COMPUTE)[0] * 1000
     assert capped[:, 1].tolist() == pytest.approx([200] * 5)  # the long side is 2000
