@@ -86,7 +86,8 @@ def test_a_run_leaves_what_is_promised(run):
         "val/loss", "val/mAP_11point_0.50", "val/mAP_area_0.50", "val_AP_area_0.50/ball",
     }  # fmt: skip
     tags = EventAccumulator(str(run)).Reload().Tags()
-    assert set(tags["images"]) == {"train/rois", "val/test_0", "val/test_1", "val/test_2"}
+    assert set(tags["images"]) == {"train/rois", "val/confusion", "val/test_0", "val/test_1", "val/test_2"}
+    assert tags["histograms"] == ["roi/iou"]
     assert logged - {"iteration"} <= set(tags["scalars"])
     best = torch.load(run / "checkpoints/best.pt", weights_only=True)["iteration"]
     by_iteration = {line["iteration"]: line["val/mAP_11point_0.50"] for line in lines if "val/loss" in line}

@@ -21,6 +21,7 @@ def files(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.slow
 def test_roi_pool_writes_pictures_and_an_animation(tmp_path, capsys):
     out, small = tmp_path / "out", str(tmp_path / "map.npy")
     np.save(small, np.eye(4))
@@ -90,6 +91,7 @@ def test_pooled_roi_and_its_cells_are_those_of_the_network(seen):
     assert np.array_equal(roi.counts, features.grad[0].sum(dim=0).numpy())
 
 
+@pytest.mark.slow
 def test_detection_and_features_write_their_pictures(checkpoint, image, tmp_path, capsys):
     options = ["--checkpoint", str(checkpoint), "--image", str(image), "--score-threshold", "0.15", "--device", "cpu"]
     assert main(["detection", *options, "--out", str(tmp_path / "detection")]) == 0
@@ -158,7 +160,8 @@ def test_data_writes_one_page_with_all_its_pictures(small_shapes, tmp_path):
     assert "http" not in page
 
 
-def test_augment_uses_the_settings_of_training(small_shapes, tmp_path, capsys):
+@pytest.mark.slow
+def test_augment_uses_the_settings_of_training(small_shapes, tmp_path):
     common = ["data=voc", f"data.root={small_shapes}", "data.train_split=train", "data.short_side_px=96"]
     pictures = []
     for choice in ("augment=none", "augment=none", "augment=scale"):
@@ -169,7 +172,20 @@ def test_augment_uses_the_settings_of_training(small_shapes, tmp_path, capsys):
         assert files(out) == names
         pictures.append((out / "augmentation.png").read_bytes())
     assert pictures[0] == pictures[1] != pictures[2]
-    assert main(["augment", "--settings", *common, "augment=zoom", "--out", str(tmp_path / "c")]) == 2
-    assert "augment=zoom: must be one of" in capsys.readouterr().err
-    assert main(["augment", "--settings", *common, "--image-id", "none", "--out", str(tmp_path / "c")]) == 2
-    assert "--image-id: none is not in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--settings", "augment=zoom"], "augment=zoom: must be one of"),
+        (["--count", "0"], "--count: 0 must be 1 or more"),
+        (
+            ["--settings", "data=voc", "data.root={root}", "data.train_split=train", "--image-id", "none"],
+            "none is not in",
+        ),
+    ],
+)
+def test_unusable_settings_of_augment_are_named(small_shapes, tmp_path, capsys, options, message):
+    options = [option.format(root=small_shapes) for option in options]
+    assert main(["augment", *options, "--out", str(tmp_path / "c")]) == 2
+    assert message in capsys.readouterr().err

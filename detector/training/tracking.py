@@ -18,9 +18,23 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from detector.errors import InputError
+from detector.evaluation.counts import ThresholdCounts
 from detector.runtime.exits import DISK_IS_FULL
 
 logger = logging.getLogger(__name__)
+
+# The page CUSTOM SCALARS: what to look at first, several curves in a plot. Tags are regular expressions.
+LAYOUT = {
+    "Does it learn?": {
+        "loss": ["Multiline", ["train/loss$", "val/loss$"]],
+        "mAP": ["Multiline", ["val/mAP_.*"]],
+        "accuracy of sampled RoIs": ["Multiline", ["roi/foreground_accuracy", "roi/background_accuracy"]],
+    },
+    "Is it stable?": {
+        "gradient norm": ["Multiline", ["train/grad_norm"]],
+        "learning rate": ["Multiline", ["train/lr"]],
+    },
+}
 
 
 class Means:
@@ -65,6 +79,7 @@ class Tracker:
         self._excepthook, threading.excepthook = threading.excepthook, self._after_thread
         try:
             self.writer: SummaryWriter | None = SummaryWriter(str(folder), purge_step=start + 1)
+            self.writer.add_custom_scalars(LAYOUT)
             self.lines = open(self.path, "ab", buffering=0)  # noqa: SIM115  closed in close()
         except OSError as error:
             threading.excepthook = self._excepthook
@@ -114,6 +129,19 @@ class Tracker:
     def image(self, iteration: int, tag: str, picture: np.ndarray) -> None:
         """Log an image (H, W, 3) uint8."""
         self._write_events(lambda writer: writer.add_image(tag, picture, iteration, dataformats="HWC"))
+
+    def histogram(self, iteration: int, tag: str, values: np.ndarray) -> None:
+        """Log the distribution of values (N,)."""
+        if len(values):
+            self._write_events(lambda writer: writer.add_histogram(tag, values, iteration))
+
+    def pr_curve(self, iteration: int, tag: str, counts: ThresholdCounts) -> None:
+        """Log a precision-recall curve; its slider is the score threshold."""
+        found = counts.hits + counts.misses
+        precision = np.where(found > 0, counts.hits / np.maximum(found, 1), 1.0)
+        recall = counts.hits / (counts.hits + counts.not_found)
+        rows = counts.hits, counts.misses, np.zeros_like(found), counts.not_found, precision, recall
+        self._write_events(lambda writer: writer.add_pr_curve_raw(tag, *rows, iteration, num_thresholds=len(found)))
 
     def text(self, tag: str, text: str) -> None:
         """Log a text, shown in a fixed-width font."""

@@ -17,6 +17,8 @@ from tqdm import tqdm
 from detector.data.epoch_order import EpochOrder
 from detector.data.loader import TrainBatchSampler, TransformedDataset, eval_loader, explain_workers, train_loader
 from detector.errors import Stopped
+from detector.evaluation.counts import confusion_matrix, count_by_threshold
+from detector.evaluation.matching import match
 from detector.evaluation.report import write_report
 from detector.evaluation.results import round_trip_results
 from detector.evaluation.tables import ap_table
@@ -35,7 +37,10 @@ from detector.training.diagnostics import CollapseDetector, DivergenceDetector, 
 from detector.training.engine import Step, TrainingConfig, training_steps
 from detector.training.resume import Run, is_due, lacks_evaluation
 from detector.training.tracking import Means, Tracker, tag_of
-from detector.visualization.drawing import draw_batch, draw_detections
+from detector.visualization.confusion import draw_confusion
+from detector.visualization.drawing import draw_detections
+from detector.visualization.sampling import draw_sampled_rois, roi_ious
+from detector.visualization.style import pixels
 
 logger = logging.getLogger(__name__)
 
@@ -168,8 +173,8 @@ class Trainer:
             self.means.add(step.values)
             self.label_counts += step.targets.labels.bincount(minlength=len(self.label_counts))
             self.watch_gradient(iteration, float(step.values["train/grad_norm"]))
-            if iteration == 1:
-                self.tracker.image(iteration, "train/rois", draw_batch(step.batch, step.targets))
+            if iteration == 1 or due["eval"]:
+                self.log_rois(self.tracker, step)
             if any(due.values()) or self.stopping:
                 self.log(self.tracker, step)
         self.keep(iteration, due["eval"] and not self.stopping, due["checkpoint"] or bool(self.stopping))
@@ -190,12 +195,22 @@ class Trainer:
                 "iteration %d of %d: loss %.3f, %.2f s per step", step.iteration, of, values["train/loss"], seconds
             )
 
+    def log_rois(self, tracker: Tracker, step: Step) -> None:
+        """Log pictures of the sampled RoIs of this step, and the distribution of their IoU with the objects."""
+        coder, classes = self.components.detector.coder, self.components.classes
+        tracker.image(
+            step.iteration, "train/rois", pixels(draw_sampled_rois(step.batch, step.targets, coder, classes)[0])
+        )
+        tracker.histogram(step.iteration, "roi/iou", roi_ious(step.batch, step.targets))
+
     def watch_for_collapse(self, iteration: int, values: dict[str, float]) -> bool:
         """Warn at the first collapse of the run, and say when it is over. Returns whether the network has collapsed."""
         before, first = self.collapse.since, self.collapse.first
         collapsed = self.collapse.add(iteration, values)
         if collapsed and first is None:
             logger.warning("iteration %d: %s", iteration, self.collapse_message())
+            if self.tracker is not None:
+                self.tracker.text("collapse", self.collapse_message())
         if before is not None and not collapsed:
             logger.info("iteration %d: the network has recovered from its collapse", iteration)
         return collapsed
@@ -270,6 +285,7 @@ class Trainer:
         metrics = write_report(self.folder, dataset, detections, self.settings.metric, origin, page=is_end)
         logger.info("evaluation at iteration %d\n%s", iteration, ap_table(metrics))
         tracker.metrics(iteration, metrics)
+        self.log_curves(tracker, iteration, detections)
         for index in range(0, len(dataset), max(len(dataset) // NUM_PICTURES, 1))[:NUM_PICTURES]:
             truth = dataset.ground_truth(index)
             picture = draw_detections(dataset.image(index), truth, detections[index], dataset.classes)
@@ -283,6 +299,18 @@ class Trainer:
             self.save(iteration, best=True)
             if self.checkpoints.failed:
                 self.best, self.best_at = before  # not written, so the next better than the old one replaces it
+
+    def log_curves(self, tracker: Tracker, iteration: int, detections: list[Detections]) -> None:
+        """Log precision-recall curves and the confusion matrix, at the first IoU threshold."""
+        dataset, metric = self.components.val_samples.dataset, self.settings.metric
+        truths = [dataset.ground_truth(index) for index in range(len(dataset))]
+        matches = match(truths, detections, len(dataset.classes))
+        counts = count_by_threshold(matches, metric.iou_thresholds[0], metric.devkit)
+        for name, count in zip(dataset.classes, counts, strict=True):
+            if count is not None:
+                tracker.pr_curve(iteration, f"val/{name}", count)
+        matrix = confusion_matrix(truths, detections, len(dataset.classes), metric.iou_thresholds[0])
+        tracker.image(iteration, "val/confusion", pixels(draw_confusion(matrix, dataset.classes)))
 
     def save(self, iteration: int, best: bool = False) -> None:
         """Write last.pt or best.pt, with everything needed to resume as if the run had not stopped."""

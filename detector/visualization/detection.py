@@ -124,8 +124,7 @@ def animate_stages(stages: Stages) -> tuple[list[np.ndarray], list[float]]:
     steps += [(2, (move + 1) / MOVES, 0.15 if move + 1 < MOVES else 2.0) for move in range(MOVES)]
     frames = []
     for step, progress, _ in [*steps, (3, 1.0, 4.0)]:
-        figure = new_figure(7, 7 * height / width + 0.5)
-        figure.set_layout_engine("none")
+        figure = new_figure(7, 7 * height / width + 0.5, arranged=False)
         axes = figure.add_axes((0.02, 0.02, 0.96, 0.97 - 0.5 / figure.get_figheight()))
         _draw_stage(axes, stages, step, progress)
         frames.append(pixels(figure))

@@ -6,10 +6,9 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from detector.structures import Batch, Detections, GroundTruth, RoiTargets
+from detector.structures import Detections, GroundTruth
 
 GROUND_TRUTH_COLOUR = (255, 255, 255)
-BACKGROUND_COLOUR = (130, 130, 130)
 SCREEN_PX = 1000  # images with a longer side are shown downscaled
 
 
@@ -71,20 +70,3 @@ def draw_detections(
     boxes, labels, scores = detections.boxes[shown], detections.labels[shown], detections.scores[shown]
     captions = [f"{classes[label - 1]} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
     return draw_boxes(picture, boxes, [class_colour(label) for label in labels], captions)
-
-
-def draw_batch(batch: Batch, targets: RoiTargets) -> np.ndarray:
-    """The images of a training batch side by side, in the network frame, with their sampled RoIs.
-
-    Background is gray, foreground has its class colour, ground truth is white.
-    """
-    pictures = []
-    for index, image in enumerate(batch.images.permute(0, 2, 3, 1).numpy()):
-        mine = targets.rois[:, 0] == index
-        order = (targets.labels[mine] > 0).int().argsort(stable=True)  # foreground on top
-        labels = targets.labels[mine][order].tolist()
-        colours = [class_colour(label) if label else BACKGROUND_COLOUR for label in labels]
-        picture = draw_boxes(image, targets.rois[mine][order, 1:].numpy(), colours)
-        gt_boxes = batch.gt_boxes[index].numpy()
-        pictures.append(draw_boxes(picture, gt_boxes, [GROUND_TRUTH_COLOUR] * len(gt_boxes), thickness=2))
-    return np.concatenate(pictures, axis=1)

@@ -271,8 +271,7 @@ def animate(poolings: list[Pooling]) -> tuple[list[np.ndarray], list[float]]:
 
 def _draw_frame(pooling: Pooling, step: str, count: int) -> Figure:
     """The map with its steps so far on the left, the first `count` values of the output on the right."""
-    figure = new_figure(8.6, 5.4)
-    figure.set_layout_engine("none")  # the same place in each frame
+    figure = new_figure(8.6, 5.4, arranged=False)  # the same place in each frame
     left, right = figure.add_axes((0.04, 0.03, 0.53, 0.8)), figure.add_axes((0.62, 0.1, 0.36, 0.6))
     name = "as the layer cuts it: sections overlap" if pooling.overlapping else "as the article cuts it"
     figure.suptitle(f"RoI pooling, {name}", x=0.02, ha="left", fontsize=15, weight="bold")

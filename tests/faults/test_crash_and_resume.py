@@ -47,7 +47,7 @@ from detector.training.checkpoint import (
 )
 from detector.training.resume import Run, check_same_run, clean_up, find_run, promote_checkpoint
 from detector.training.run_folder import FolderLock
-from detector.visualization.drawing import draw_batch
+from detector.visualization.sampling import draw_sampled_rois
 from tests.conftest import REPOSITORY
 from tests.faults.conftest import wait_for
 from tests.helpers.processes import FORKS, children
@@ -330,9 +330,9 @@ def test_case_08_a_folder_that_cannot_be_written_any_more_is_never_called_saved(
 
     def spoil(*arguments):
         (tmp_path / "run/checkpoints").write_text("")
-        return draw_batch(*arguments)
+        return draw_sampled_rois(*arguments)
 
-    monkeypatch.setattr("detector.training.trainer.draw_batch", spoil)
+    monkeypatch.setattr("detector.training.trainer.draw_sampled_rois", spoil)
     with pytest.raises(RunFailure, match="iteration 1 could NOT be written"):
         train.main(settings("train", *tiny, f"run.dir={tmp_path}/run", "train.iterations=1", "train.eval_every=9"))
     assert "done:" not in caplog.text

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
 
 from detector.errors import InputError
+from detector.evaluation.counts import ThresholdCounts
 from detector.runtime.device import peak_memory_mib
 from detector.training.tracking import Means, Tracker
 
@@ -101,3 +103,19 @@ def test_peak_memory_is_that_of_this_process():
     block = np.ones(int(before) * 2**20 // 8 + 2**24)
     assert peak_memory_mib(torch.device("cpu")) > before + 64
     assert block[0] == 1
+
+
+def test_precision_recall_curves_histograms_and_layout(tmp_path):
+    tracker = Tracker(tmp_path)
+    counts = ThresholdCounts(np.array([3, 2, 0]), np.array([1, 0, 0]), np.array([1, 2, 4]))
+    tracker.pr_curve(7, "val/cat", counts)
+    tracker.histogram(7, "roi/iou", np.array([0.0, 0.5]))
+    tracker.histogram(7, "roi/none", np.zeros(0))
+    tracker.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    hits, misses, _, not_found, precision, recall = make_ndarray(events.Tensors("val/cat")[0].tensor_proto)
+    assert [row.tolist() for row in (hits, misses, not_found)] == [[3, 2, 0], [1, 0, 0], [1, 2, 4]]
+    assert [row.tolist() for row in (precision, recall)] == [[0.75, 1, 1], [0.75, 0.5, 0]]
+    assert events.Tags()["histograms"] == ["roi/iou"]
+    [layout] = events.Tensors("custom_scalars__config__")
+    assert b"roi/foreground_accuracy" in layout.tensor_proto.string_val[0]

@@ -1,13 +1,9 @@
 import numpy as np
-import torch
 
-from detector.structures import Batch, Detections
-from detector.training.targets import RoiTargets
+from detector.structures import Detections
 from detector.visualization.drawing import (
-    BACKGROUND_COLOUR,
     GROUND_TRUTH_COLOUR,
     class_colour,
-    draw_batch,
     draw_detections,
 )
 from tests.conftest import ground_truth
@@ -45,15 +41,3 @@ def test_captions_stay_in_the_picture_and_the_best_lies_on_top():
     columns = np.flatnonzero((picture[:50] == other).all(axis=2).any(axis=0))
     assert 1200 < columns[0] < 1350  # moved to the left, to end inside
     assert [tuple(picture[200, x]) for x in (1400, 1401, 1402)] == [best, best, (0, 0, 0)]  # a thicker line
-
-
-def test_a_batch_shows_background_foreground_and_objects():
-    rois = torch.tensor([[0, 2, 2, 20, 20], [0, 30, 5, 60, 30], [1, 10, 10, 40, 40.0]])
-    targets = RoiTargets(rois, torch.tensor([0, 2, 0]), torch.zeros(3, 4))
-    batch = Batch(["a", "b"], [0, 1], torch.zeros(2, 3, 60, 80, dtype=torch.uint8), [(60, 80)] * 2, [(60, 80)] * 2,
-                  [torch.tensor([[40.0, 40, 70, 55]]), torch.zeros(0, 4)], [torch.tensor([2]), torch.zeros(0)],
-                  [torch.zeros(0, 4)] * 2)  # fmt: skip
-    picture = draw_batch(batch, targets)
-    assert picture.shape == (60, 160, 3)
-    assert colours_in(picture[:, :80]) == {(0, 0, 0), BACKGROUND_COLOUR, class_colour(2), GROUND_TRUTH_COLOUR}
-    assert colours_in(picture[:, 80:]) == {(0, 0, 0), BACKGROUND_COLOUR}
