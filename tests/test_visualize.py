@@ -2,17 +2,24 @@
 
 import argparse
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import torchvision
 from PIL import Image
 
+from detector.errors import InputError
+from detector.models.pooling import PyramidPooling, RoIAlign
+from detector.roi_pool import RoIPool
+from detector.settings import Detect
 from detector.visualization.detection import draw_stages
 from detector.visualization.features import pool_roi
 from scripts import detect
 from scripts.visualizations import _trained
 from scripts.visualizations.detection import stages_of
+from scripts.visualizations.features import pooling_of
 from scripts.visualize import main
 from tests.helpers import layouts
 
@@ -89,6 +96,25 @@ def test_pooled_roi_and_its_cells_are_those_of_the_network(seen):
     features = seen.features.float().detach().clone().requires_grad_()
     torchvision.ops.roi_pool(features, seen.rois[7:8].clone(), 7, 1 / 16).sum().backward()  # 1 per maximum of a cell
     assert np.array_equal(roi.counts, features.grad[0].sum(dim=0).numpy())
+
+
+def test_roi_is_pooled_from_its_level_of_a_pyramid():
+    def detecting(**values):
+        return SimpleNamespace(detect=Detect(**values))
+
+    maps = [torch.zeros(1, 1, 64 // 2**level, 64 // 2**level) for level in range(4)]
+    rois = torch.tensor([[0, 0, 0, 224, 224], [0, 0, 0, 100, 100.0]])
+    pools = PyramidPooling([RoIPool(7, 1 / 4 / 2**level) for level in range(4)])
+    seen = SimpleNamespace(model=SimpleNamespace(roi_pool=pools), settings=detecting(), features=maps, rois=rois)
+    layer, features = pooling_of(seen, 0)
+    assert (layer.spatial_scale, features.shape[2]) == (1 / 16, 16)
+    assert pooling_of(seen, 1)[0].spatial_scale == 1 / 4
+    seen.model.roi_pool = RoIAlign(7, 1 / 16)
+    with pytest.raises(InputError, match="RoI Align, which takes no maxima"):
+        pooling_of(seen, 0)
+    seen.settings = detecting(pyramid_px=(400,))
+    with pytest.raises(InputError, match=r"detect\.pyramid_px"):
+        pooling_of(seen, 0)
 
 
 @pytest.mark.slow

@@ -60,7 +60,7 @@ def new_figure(width: float, height: float, arranged: bool = True) -> Figure:
 
     arranged: find the places of its axes when it is drawn, which takes as long as drawing it.
     """
-    figure = Figure((width, height), DPI, "white", layout="constrained" if arranged else None)
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout="constrained" if arranged else None)
     FigureCanvasAgg(figure)
     return figure
 

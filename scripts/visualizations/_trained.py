@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from detector import builders, datasets
 from detector.boxes import with_batch_index
@@ -17,7 +17,7 @@ from detector.data.loader import collate
 from detector.errors import InputError
 from detector.inference.postprocess import Candidates, find_candidates, suppress
 from detector.inference.predict import predict
-from detector.models import FastRCNN
+from detector.inference.prepare import prepare
 from detector.runtime.device import Compute
 from detector.settings import CommonSettings
 from detector.structures import Batch
@@ -39,7 +39,7 @@ class Pass:
 
     settings: CommonSettings  # of the checkpoint, and of the command line
     classes: tuple[str, ...]
-    model: FastRCNN
+    model: nn.Module
     compute: Compute
     batch: Batch
     rois: Tensor  # (P, 5)
@@ -76,8 +76,7 @@ def forward(arguments: argparse.Namespace) -> Pass:
         raise InputError(f"{given}: no proposals for {arguments.image}")
     compute = builders.build_compute(settings)
     model = builders.build_trained_model(settings.model, checkpoint["model"], len(dataset.classes))
-    compute.place(model)
-    model.eval()
+    model = prepare(model, compute)
     seen = []
     hook = model.roi_pool.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0]))
     rois = with_batch_index(batch.proposals[0], 0)
