@@ -107,11 +107,15 @@ class Result:
         kept = Detections(found.image_id, found.boxes[keep], found.labels[keep], found.scores[keep])
         return replace(self, detections=kept)
 
-    def draw(self, path: str | Path | None = None) -> np.ndarray:
-        """The image (H, W, 3) uint8 RGB with the detections drawn on it, which is also saved as `path` if given."""
-        none = np.zeros(0, dtype=bool)
-        nothing = GroundTruth(self.image_id, np.zeros((0, 4), np.float32), none.astype(np.int64), none, none, none)
-        picture = draw_detections(self.image, nothing, self.detections, self.classes, score_threshold=0.0)
+    def draw(self, path: str | Path | None = None, truth: GroundTruth | None = None) -> np.ndarray:
+        """The image (H, W, 3) uint8 RGB with the detections drawn on it, which is also saved as `path` if given.
+
+        `truth` is drawn too, in white.
+        """
+        if truth is None:
+            none = np.zeros(0, dtype=bool)
+            truth = GroundTruth(self.image_id, np.zeros((0, 4), np.float32), none.astype(np.int64), none, none, none)
+        picture = draw_detections(self.image, truth, self.detections, self.classes, score_threshold=0.0)
         if path is not None:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture).save(path, quality=95, subsampling=0)  # keeps thin coloured lines sharp

@@ -2,6 +2,9 @@
 
     python scripts/detect.py --checkpoint runs/mine/checkpoints/best.pt --input photographs --out found
 
+With --data ROOT [--split SPLIT] in place of --input, the images are those of a dataset of any layout, and the pictures
+show its objects too.
+
 Writes to the folder OUT, which must be new or empty:
 
     pictures/NAME.jpg     each image with its detections
@@ -38,6 +41,8 @@ from tqdm import tqdm
 import detector
 from detector.api import SCORE_THRESHOLD, Options, label_of
 from detector.box_arrays import to_xywh
+from detector.data.command_line import add_dataset_options, given_dataset
+from detector.data.image import image_options
 from detector.data.image_files import find_files
 from detector.data.video import Video, VideoWriter, is_video
 from detector.data.voc import annotation_xml
@@ -46,6 +51,7 @@ from detector.evaluation.results import write_coco_results
 from detector.runtime.exits import FAILED, exit_status
 from detector.runtime.files import write_atomically
 from detector.selective_search import MODES
+from detector.structures import GroundTruth
 from detector.training.run_folder import require_new
 
 
@@ -57,9 +63,9 @@ def main(command_line: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--input",
-        required=True,
         help="an image, a folder (every file in it), a pattern: 'photos/**/*.jpg', a video file, or a camera: 0",
     )
+    add_dataset_options(parser, required=False)
     parser.add_argument("--out", required=True, type=Path, help="folder to write to, new or empty")
     parser.add_argument(
         "--proposals", type=Path, help="file of proposals; its ids are the files' names, with or without suffix"
@@ -88,11 +94,18 @@ def main(command_line: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Detect and write the results; returns the exit status, 1 if an image could not be used."""
-    if is_video(arguments.input):
+    if (arguments.input is None) == (arguments.data is None):
+        raise InputError("give either --input IMAGES or --data ROOT, a dataset")
+    if arguments.input is not None and is_video(arguments.input):
         return run_video(arguments)
-    files = find_files(arguments.input)
+    files = find_files(arguments.input) if arguments.input is not None else {}
     require_new("--out", arguments.out)
     model = load_model(arguments)
+    truths: dict[str, GroundTruth] = {}
+    if arguments.data is not None:
+        dataset = given_dataset(arguments, image_options(model.settings.data)).with_classes(model.classes)
+        files = {image_id: dataset.image_path(index) for index, image_id in enumerate(dataset.image_ids)}
+        truths = {image_id: dataset.ground_truth(index) for index, image_id in enumerate(dataset.image_ids)}
     results = model.stream(files, **options_of(arguments))
 
     bad, found = [], []
@@ -104,7 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
             continue
         chosen = result.only(arguments.classes or model.classes)
         found.append(chosen)
-        chosen.draw(arguments.out / "pictures" / f"{stem}.jpg")
+        chosen.draw(arguments.out / "pictures" / f"{stem}.jpg", truths.get(result.image_id))
         if arguments.voc_xml:
             write_xml(arguments.out / "annotations" / f"{stem}.xml", path.name, chosen)
         if arguments.yolo:

@@ -152,6 +152,17 @@ def test_classes_and_nms(checkpoint, images, tmp_path):
     assert len(read(tmp_path / "c")) > len(usual)
 
 
+def test_a_dataset_is_drawn_with_its_objects(checkpoint, small_shapes, tmp_path, capsys):
+    options = ["--checkpoint", str(checkpoint), "--device", "cpu", "--score-threshold", "1"]
+    dataset = ["--data", str(small_shapes), "--split", "test"]
+    assert detect.main([*options, *dataset, "--out", str(tmp_path / "out")]) == 0
+    assert files(tmp_path / "out/pictures") == ["test_0.jpg", "test_1.jpg", "test_2.jpg"]
+    picture = np.asarray(Image.open(tmp_path / "out/pictures/test_0.jpg"))
+    assert not np.allclose(picture, np.asarray(Image.open(small_shapes / "JPEGImages/test_0.jpg")), atol=60)
+    assert detect.main([*options, "--out", str(tmp_path / "none")]) == 2
+    assert "give either --input IMAGES or --data ROOT" in capsys.readouterr().err
+
+
 def test_tiles(checkpoint, images, tmp_path):
     assert run(checkpoint, images / "good.jpg", tmp_path / "a", "--tiles", "200", "--tile-overlap", "0.5") == 0
     model = detector.load(checkpoint, "cpu")
