@@ -102,8 +102,8 @@ def _read_single(data: Data, part: str) -> DetectionDataset | None:
 
 
 def _reader(data: Data) -> Callable[..., DetectionDataset]:
-    """The function that reads the layout. A config may be untrusted: only modules of detector/data/ can have it."""
-    module = f"detector.data.{data.reader}"
+    """The function that reads the layout. A config may be untrusted: only detector/data/formats/ can have it."""
+    module = f"detector.data.formats.{data.reader}"
     found = importlib.util.find_spec(module) and getattr(importlib.import_module(module), f"read_{data.reader}", None)
     if not found or "root" not in inspect.signature(found).parameters:  # such as read_image in image.py
         raise InputError(f"data.reader={data.reader}: there is no such layout: give data=voc data.root=DIR")

@@ -61,7 +61,7 @@ class Data(Settings):
         StringConstraints(pattern=r"^[a-z0-9_]+$"),
         Valid("voc, coco, folder or shapes: give data=voc data.root=DIR"),
     ]
-    """The layout: the module of detector/data/ that reads it, such as voc, coco or folder."""
+    """The layout: the module of detector/data/formats/ that reads it, such as voc, coco or folder."""
     root: Annotated[FolderName | None, MACHINE]
     """Folder of the dataset; null in exported weights."""
     train_split: Annotated[Text | None, LAYOUT] = None

@@ -32,8 +32,8 @@ from detector.box_arrays import clip_array
 from detector.data.check import Checked, check_data
 from detector.data.command_line import DATASET, SPLIT, add_format_option, add_image_options, image_options, read_any
 from detector.data.dataset import DetectionDataset
-from detector.data.folder.reader import split_names
-from detector.data.voc import annotation_xml
+from detector.data.formats.folder.reader import split_names
+from detector.data.formats.voc import annotation_xml
 from detector.errors import InputError, first_few
 from detector.runtime.exits import FAILED, exit_status
 from detector.runtime.files import write_atomically

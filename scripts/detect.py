@@ -42,10 +42,10 @@ import detector
 from detector.api import SCORE_THRESHOLD, Options, label_of
 from detector.box_arrays import to_xywh
 from detector.data.command_line import add_dataset_options, given_dataset
+from detector.data.formats.voc import annotation_xml
 from detector.data.image import image_options
 from detector.data.image_files import find_files
 from detector.data.video import Video, VideoWriter, is_video
-from detector.data.voc import annotation_xml
 from detector.errors import InputError
 from detector.evaluation.results import write_coco_results
 from detector.runtime.exits import FAILED, exit_status

@@ -17,8 +17,8 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from PIL import Image
 
-from detector.data.shapes import draw_scene
-from detector.data.voc import annotation_xml
+from detector.data.formats.shapes import draw_scene
+from detector.data.formats.voc import annotation_xml
 from detector.models import build_model
 from detector.proposals.store import write_store
 from detector.schema import Settings, defaults, parse

@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from detector.data.coco import read_coco
 from detector.data.dataset import DetectionDataset
-from detector.data.folder import read_folder
-from detector.data.voc import read_voc
+from detector.data.formats.coco import read_coco
+from detector.data.formats.folder import read_folder
+from detector.data.formats.voc import read_voc
 from scripts.convert_data import main
 from tests.helpers import layouts
 from tests.helpers.layouts import SCENES, put_image, put_text, xml

@@ -12,8 +12,8 @@ from PIL import Image
 import detector
 import evaluate
 from detector import api
+from detector.data.formats.voc import read_annotation, read_voc
 from detector.data.video import Video, VideoWriter
-from detector.data.voc import read_annotation, read_voc
 from detector.proposals import generate
 from detector.proposals import search as image_search
 from detector.training.checkpoint import load_checkpoint, save_weights

@@ -19,9 +19,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import evaluate
 import train
 from detector import scoring
-from detector.data.coco import read_coco
 from detector.data.dataset import DetectionDataset
-from detector.data.voc import read_voc
+from detector.data.formats.coco import read_coco
+from detector.data.formats.voc import read_voc
 from detector.errors import InputError
 from detector.proposals.generate import generate_proposals
 from detector.proposals.store import write_store

@@ -11,8 +11,8 @@ from detector import builders, datasets
 from detector.allowlist import build
 from detector.data.dataset import DetectionDataset
 from detector.data.epoch_order import EpochOrder
+from detector.data.formats.shapes import VERSION
 from detector.data.image import ImageOptions
-from detector.data.shapes import VERSION
 from detector.errors import InputError
 from detector.proposals.formats.records import ImageProposals
 from detector.proposals.store import stream_store
@@ -230,7 +230,7 @@ def test_build_passes_settings_on():
         "albumentations.load",
         "detector.proposals.generate.shutil.rmtree",
         "detector.proposals.generate.ThreadPoolExecutor",
-        "detector.data.voc.read_annotation",
+        "detector.data.formats.voc.read_annotation",
         "detector.nowhere.Thing",
         "detector.",
         None,

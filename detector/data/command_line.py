@@ -4,12 +4,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from detector.data.coco import read_coco
 from detector.data.dataset import DetectionDataset
-from detector.data.folder import read_folder
-from detector.data.folder.reader import ALL, FORMATS
+from detector.data.formats.coco import read_coco
+from detector.data.formats.folder import read_folder
+from detector.data.formats.folder.reader import ALL, FORMATS
+from detector.data.formats.voc import read_voc
 from detector.data.image import UPRIGHT_IMAGES, ImageOptions
-from detector.data.voc import read_voc
 from detector.errors import InputError, first_few
 
 DATASET = "root of a dataset: VOC layout, COCO with --annotations, or any other folder of annotated images"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from detector.boxes import BoxCoder
-from detector.data.shapes import draw_scene
+from detector.data.formats.shapes import draw_scene
 from detector.errors import InputError, RunFailure
 from detector.inference.onnx_network import METADATA
 from detector.models import FastRCNN

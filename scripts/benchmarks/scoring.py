@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from detector.data.voc import read_voc
+from detector.data.formats.voc import read_voc
 from detector.evaluation.coco_ap import score_coco
 from detector.evaluation.error_analysis import error_costs, find_errors
 from detector.evaluation.matching import match

@@ -2,7 +2,7 @@ import pytest
 
 from detector.data.classes import require_known
 from detector.data.dataset import DetectionDataset
-from detector.data.voc import read_voc
+from detector.data.formats.voc import read_voc
 from detector.errors import InputError
 
 

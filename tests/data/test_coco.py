@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from detector.data.check import check_data
-from detector.data.coco import read_coco
+from detector.data.formats.coco import read_coco
 from detector.errors import InputError
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from detector.data.check import check_data, require_all_valid
-from detector.data.folder import read_folder
+from detector.data.formats.folder import read_folder
 from detector.errors import InputError
 from tests.helpers import layouts
 from tests.helpers.layouts import put_image, put_text, xml

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from detector.data.coco import read_coco
+from detector.data.formats.coco import read_coco
+from detector.data.formats.voc import read_voc
 from detector.data.loader import (
     TrainBatchSampler,
     TransformedDataset,
@@ -20,7 +21,6 @@ from detector.data.loader import (
 )
 from detector.data.proposal_selection import Selection
 from detector.data.transforms import PADDING_RGB, Augment, Resize
-from detector.data.voc import read_voc
 from tests.conftest import REPOSITORY
 
 

@@ -4,7 +4,7 @@ import pytest
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import parse
 
-from detector.data.safe_xml import parse_xml
+from detector.data.formats.safe_xml import parse_xml
 
 HARMLESS = [
     "<a/>",

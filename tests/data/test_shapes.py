@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from detector.data import shapes
-from detector.data.shapes import CLASSES, draw_scene, read_shapes
-from detector.data.voc import read_voc
+from detector.data.formats import shapes
+from detector.data.formats.shapes import CLASSES, draw_scene, read_shapes
+from detector.data.formats.voc import read_voc
 from detector.errors import InputError
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from detector.data.voc import annotation_xml, read_annotation, read_voc
+from detector.data.formats.voc import annotation_xml, read_annotation, read_voc
 from detector.errors import InputError
 from tests.conftest import write_xml
 

@@ -7,7 +7,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detector.data.voc import read_voc
+from detector.data.formats.voc import read_voc
 from detector.evaluation.coco_ap import NAMES, score_coco
 from detector.structures import Detections
 from tests.conftest import ground_truth

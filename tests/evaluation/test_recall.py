@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from detector.data.voc import read_voc
+from detector.data.formats.voc import read_voc
 from detector.evaluation.recall import recall_table, score_recall, write_recall_plot
 from detector.proposals.store import open_proposals
 from tests.conftest import ground_truth

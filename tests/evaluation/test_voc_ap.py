@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from detector.data.voc import read_voc
+from detector.data.formats.voc import read_voc
 from detector.evaluation.matching import match
 from detector.evaluation.results import read_result_files
 from detector.evaluation.voc_ap import area_ap, eleven_point_ap, score_sizes, score_voc

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from detector.data.voc import read_voc
+from detector.data.formats.voc import read_voc
 from detector.proposals.store import write_store
 from tests.helpers.processes import start_program
 

@@ -23,9 +23,9 @@ from detector.data.check import (
     warn_leakage,
 )
 from detector.data.dataset import DetectionDataset
+from detector.data.formats.voc import read_annotation, read_voc
 from detector.data.loader import TransformedDataset
 from detector.data.transforms import Resize
-from detector.data.voc import read_annotation, read_voc
 from detector.errors import InputError
 from detector.evaluation.matching import match
 from detector.evaluation.voc_ap import score_voc

@@ -23,9 +23,9 @@ from PIL import Image
 import train
 from detector.data.check import check_data
 from detector.data.fingerprint import fingerprint_data, fingerprint_proposals
+from detector.data.formats.voc import read_voc
 from detector.data.loader import TrainBatchSampler, TransformedDataset, train_loader
 from detector.data.transforms import Augment, Resize
-from detector.data.voc import read_voc
 from detector.errors import InputError, RunFailure, Stopped
 from detector.evaluation.report import write_report
 from detector.inference.predict import evaluate

@@ -20,9 +20,9 @@ import train
 from detector import app, scoring
 from detector.boxes import BoxCoder
 from detector.builders import build_training
+from detector.data.formats.voc import read_voc
 from detector.data.loader import TrainBatchSampler, TransformedDataset, eval_loader, train_loader
 from detector.data.transforms import Resize
-from detector.data.voc import read_voc
 from detector.errors import InputError, RunFailure, Stopped
 from detector.evaluation.matching import match
 from detector.evaluation.voc_ap import score_voc

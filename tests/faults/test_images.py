@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from detector.data.check import check_data
+from detector.data.formats.voc import read_voc
 from detector.data.image import ImageOptions, read_image, read_image_hw
 from detector.data.loader import TransformedDataset, collate
 from detector.data.transforms import Resize
-from detector.data.voc import read_voc
 from detector.errors import InputError
 from detector.models import build_model
 from detector.runtime.files import digest_of

@@ -7,11 +7,11 @@ import pytest
 
 from detector.data.check import check_proposals
 from detector.data.dataset import DetectionDataset
+from detector.data.formats.voc import read_voc
 from detector.data.image import ImageOptions
 from detector.data.loader import TransformedDataset
 from detector.data.proposal_selection import Selection, select_proposals
 from detector.data.transforms import Resize
-from detector.data.voc import read_voc
 from detector.errors import InputError
 from detector.proposals.generate import proposals_for, store_path
 from detector.proposals.store import ProposalStore, open_proposals, require_images, write_store

@@ -22,7 +22,7 @@ import evaluate
 import train
 from detector import app, builders
 from detector.data.check import cache_folder, check_data
-from detector.data.voc import read_annotation, read_voc
+from detector.data.formats.voc import read_annotation, read_voc
 from detector.errors import InputError
 from detector.models import build_model
 from detector.models.weights import load_weights

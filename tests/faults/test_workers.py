@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from detector.data.formats.voc import read_voc
 from detector.data.loader import TransformedDataset, eval_loader, explain_workers
 from detector.data.transforms import Resize
-from detector.data.voc import read_voc
 from detector.errors import InputError, RunFailure
 from tests.faults.conftest import Boxes, wait_for
 from tests.helpers.processes import children

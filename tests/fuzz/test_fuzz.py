@@ -27,9 +27,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from detector import builders, datasets, scoring
-from detector.data.coco import read_coco
+from detector.data.formats.coco import read_coco
+from detector.data.formats.voc import read_annotation
 from detector.data.transforms import Augment
-from detector.data.voc import read_annotation
 from detector.errors import InputError
 from detector.proposals.convert import READERS, WRITERS
 from detector.proposals.formats import mat, tables

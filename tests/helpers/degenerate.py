@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from detector.data.shapes import draw_scene
-from detector.data.voc import annotation_xml
+from detector.data.formats.shapes import draw_scene
+from detector.data.formats.voc import annotation_xml
 
 Scene = tuple[np.ndarray, list[dict]]
 

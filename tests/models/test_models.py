@@ -254,9 +254,9 @@ def test_networks_without_res5(backbone):
 @pytest.mark.slow
 def test_two_images_are_overfitted(small_shapes, tmp_path):
     """With true boxes among the RoIs, the network learns two images by heart: every box right, none too many."""
+    from detector.data.formats.voc import read_voc
     from detector.data.loader import TrainBatchSampler, TransformedDataset, eval_loader, train_loader
     from detector.data.transforms import Resize
-    from detector.data.voc import read_voc
     from detector.evaluation.matching import match
     from detector.evaluation.voc_ap import score_voc
     from detector.inference.predict import DetectorConfig, evaluate

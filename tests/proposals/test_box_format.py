@@ -3,7 +3,7 @@ import pytest
 import scipy.io
 
 from detector.data.dataset import DetectionDataset
-from detector.data.voc import read_voc
+from detector.data.formats.voc import read_voc
 from detector.errors import InputError
 from detector.proposals.box_format import OtherOrder, measure_match, require_box_format
 from detector.proposals.convert import WRITERS, convert

@@ -1,6 +1,6 @@
 import numpy as np
 
-from detector.data.voc import read_voc
+from detector.data.formats.voc import read_voc
 from detector.proposals.check import FAULTS, fault_table, find_faults
 from detector.proposals.formats.records import ImageProposals
 from detector.proposals.store import ProposalStore, stream_store

@@ -15,7 +15,7 @@ from PIL import Image
 
 from detector.data.check import check_data, proposal_recall
 from detector.data.dataset import DetectionDataset
-from detector.data.voc import read_voc
+from detector.data.formats.voc import read_voc
 from detector.errors import InputError
 from detector.proposals import generate
 from detector.proposals import search as image_search

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detector.data.voc import read_voc
+from detector.data.formats.voc import read_voc
 from detector.errors import InputError
 from detector.proposals.formats.records import ImageProposals
 from detector.proposals.generate import proposals_for

@@ -9,8 +9,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from detector.data.check import proposal_recall
+from detector.data.formats.voc import read_voc
 from detector.data.proposal_selection import Selection, select_proposals
-from detector.data.voc import read_voc
 from detector.errors import InputError
 from detector.proposals.formats.records import ImageProposals
 from detector.proposals.store import ProposalStore, open_proposals, require_images, stream_store

@@ -26,8 +26,8 @@ from PIL import Image
 import detector.scoring  # noqa: F401  train.py imports late what is imported here once, before the forks
 import train
 from detector.app import run_program
-from detector.data.shapes import annotation_xml, draw_scene
-from detector.data.voc import read_voc
+from detector.data.formats.shapes import annotation_xml, draw_scene
+from detector.data.formats.voc import read_voc
 from detector.proposals.store import write_store
 from detector.runtime.files import UNFINISHED
 from detector.settings import TrainSettings

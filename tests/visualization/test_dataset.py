@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from detector.data.check import check_data
-from detector.data.voc import read_voc
+from detector.data.formats.voc import read_voc
 from detector.visualization.dataset import choose_objects, collect_objects, draw_contact_sheet, draw_statistics
 
 

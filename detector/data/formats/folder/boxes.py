@@ -7,8 +7,8 @@ from unicodedata import normalize
 
 import numpy as np
 
-from detector.data.coco import LARGEST_PX
 from detector.data.dataset import Record
+from detector.data.formats.coco import LARGEST_PX
 from detector.errors import InputError
 
 

@@ -15,8 +15,8 @@ from defusedxml import DefusedXmlException
 
 from detector.data.classes import check_classes
 from detector.data.dataset import DetectionDataset, Record
+from detector.data.formats.safe_xml import parse_xml
 from detector.data.image import UPRIGHT_IMAGES, ImageOptions
-from detector.data.safe_xml import parse_xml
 from detector.errors import InputError, first_few
 
 logger = logging.getLogger(__name__)

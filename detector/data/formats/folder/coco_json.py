@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from detector.data.coco import read_coco
 from detector.data.dataset import Record
-from detector.data.folder.tree import FileTree
+from detector.data.formats.coco import read_coco
+from detector.data.formats.folder.tree import FileTree
 from detector.data.image import ImageOptions
 from detector.errors import InputError
 

@@ -4,10 +4,10 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from detector.data.coco import LARGEST_PX
 from detector.data.dataset import Record
-from detector.data.folder.boxes import Boxes
-from detector.data.folder.tree import FileTree
+from detector.data.formats.coco import LARGEST_PX
+from detector.data.formats.folder.boxes import Boxes
+from detector.data.formats.folder.tree import FileTree
 from detector.data.image import ImageOptions
 from detector.errors import InputError
 

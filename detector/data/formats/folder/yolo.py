@@ -7,8 +7,8 @@ from pathlib import Path
 import yaml
 
 from detector.data.dataset import Record
-from detector.data.folder.boxes import Boxes, read_text
-from detector.data.folder.tree import FileTree
+from detector.data.formats.folder.boxes import Boxes, read_text
+from detector.data.formats.folder.tree import FileTree
 from detector.data.image import ImageOptions, read_image_hw
 from detector.errors import InputError, first_few
 

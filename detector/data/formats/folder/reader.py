@@ -10,10 +10,10 @@ import numpy as np
 
 from detector.data.classes import check_classes
 from detector.data.dataset import DetectionDataset, Record
-from detector.data.folder import coco_json, csv_boxes, cvat_xml, labelme, voc_xml, yolo
-from detector.data.folder.new_split import make_split
-from detector.data.folder.splits import find_splits
-from detector.data.folder.tree import FileTree
+from detector.data.formats.folder import coco_json, csv_boxes, cvat_xml, labelme, voc_xml, yolo
+from detector.data.formats.folder.new_split import make_split
+from detector.data.formats.folder.splits import find_splits
+from detector.data.formats.folder.tree import FileTree
 from detector.data.image import UPRIGHT_IMAGES, ImageOptions
 from detector.errors import InputError, first_few
 

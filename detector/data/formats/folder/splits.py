@@ -5,10 +5,10 @@ from collections.abc import Container, Sequence
 from pathlib import Path
 
 from detector.data.dataset import Record
-from detector.data.folder.boxes import read_text
-from detector.data.folder.tree import FileTree
-from detector.data.folder.yolo import read_data_yaml
-from detector.data.voc import read_split
+from detector.data.formats.folder.boxes import read_text
+from detector.data.formats.folder.tree import FileTree
+from detector.data.formats.folder.yolo import read_data_yaml
+from detector.data.formats.voc import read_split
 from detector.errors import InputError
 
 SPLITS = {

@@ -7,10 +7,10 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml import DefusedXmlException
 
 from detector.data.dataset import Record
-from detector.data.folder.boxes import Boxes
-from detector.data.folder.tree import FileTree
+from detector.data.formats.folder.boxes import Boxes
+from detector.data.formats.folder.tree import FileTree
+from detector.data.formats.safe_xml import parse_xml
 from detector.data.image import ImageOptions
-from detector.data.safe_xml import parse_xml
 from detector.errors import InputError
 
 MAX_BYTES = 200_000_000  # parsing takes many times the file size in memory

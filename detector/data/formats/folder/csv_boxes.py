@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from detector.data.dataset import Record
-from detector.data.folder.boxes import Boxes, read_text
-from detector.data.folder.tree import FileTree
+from detector.data.formats.folder.boxes import Boxes, read_text
+from detector.data.formats.folder.tree import FileTree
 from detector.data.image import ImageOptions
 from detector.errors import InputError
 

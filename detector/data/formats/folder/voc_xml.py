@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from detector.data.dataset import Record
-from detector.data.folder.tree import FileTree
+from detector.data.formats.folder.tree import FileTree
+from detector.data.formats.voc import read_annotation
 from detector.data.image import ImageOptions
-from detector.data.voc import read_annotation
 from detector.errors import InputError
 
 

@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from detector.data.dataset import DetectionDataset
+from detector.data.formats.voc import annotation_xml, read_voc
 from detector.data.image import UPRIGHT_IMAGES, ImageOptions
-from detector.data.voc import annotation_xml, read_voc
 from detector.errors import InputError
 
 logger = logging.getLogger(__name__)

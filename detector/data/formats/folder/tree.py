@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
-from detector.data.voc import IMAGE_SUFFIXES
+from detector.data.formats.voc import IMAGE_SUFFIXES
 from detector.errors import InputError, first_few
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "photos", "pictures")
