@@ -132,9 +132,9 @@ def test_case_40_names_that_differ_in_case_or_spaces_alone_are_no_classes_of_the
     def classes(*overrides: str, more: tuple = ()) -> tuple[str, ...]:
         config = settings("train", "data=voc", f"data.root={root}", "data.train_split=train", "data.val_split=val",
                           *overrides)  # fmt: skip
-        datasets = [datasets.build_dataset(config.data, part) for part in ("train", "val")]
-        chosen = datasets.resolve_classes(config.data, *datasets, more=more)
-        assert [dataset.with_classes(chosen).classes for dataset in datasets] == [chosen] * 2  # each object has a label
+        parts = [datasets.build_dataset(config.data, part) for part in ("train", "val")]
+        chosen = datasets.resolve_classes(config.data, *parts, more=more)
+        assert [dataset.with_classes(chosen).classes for dataset in parts] == [chosen] * 2  # each object has a label
         return chosen
 
     with pytest.raises(InputError) as error:
