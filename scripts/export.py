@@ -65,7 +65,7 @@ def export_weights(arguments: argparse.Namespace) -> None:
     require_writable("--out", arguments.out)
     require_absent(arguments.out / "model.md")
     checkpoint = load_checkpoint(arguments.checkpoint)
-    card = model_card(checkpoint, metrics_beside(arguments.checkpoint), arguments.licence)
+    card = model_card(checkpoint, metrics_beside(arguments.checkpoint, checkpoint["iteration"]), arguments.licence)
     save_weights(arguments.out, checkpoint)
     write_atomically(arguments.out / "model.md", card.encode())
     print(f"{arguments.out}/model.safetensors, model.json and model.md")
@@ -78,7 +78,7 @@ def export_network(arguments: argparse.Namespace) -> None:
         require_absent(path)
     require_writable("--out", arguments.out.parent)
     checkpoint = load_checkpoint(arguments.checkpoint)
-    card = model_card(checkpoint, metrics_beside(arguments.checkpoint), arguments.licence)
+    card = model_card(checkpoint, metrics_beside(arguments.checkpoint, checkpoint["iteration"]), arguments.licence)
     settings = trained_settings(checkpoint)
     require_supported(settings, arguments.checkpoint)
     if settings.model.pooling != "roi_pool" or settings.model.backbone.endswith("_fpn"):

@@ -278,7 +278,7 @@ def test_the_main_metric_decides_which_checkpoint_is_best(settings, common, tmp_
 def test_a_run_without_better_evaluations_ends_early(settings, common, tmp_path, monkeypatch, caplog):
     """The second evaluation is the best. With more patience the run resumes where it ended."""
     caplog.set_level(logging.INFO)
-    values, pages = iter([0.5, 0.9, 0.3, 0.2, 0.1, 0.0]), []
+    values, pages = iter([0.5, 0.9, 0.3, 0.2, 0.1, 0.0, 0.0, 0.0]), []
 
     def scored(*_, page):
         pages.append(page)
@@ -298,7 +298,9 @@ def test_a_run_without_better_evaluations_ends_early(settings, common, tmp_path,
     assert pages == [False, False, False, True]
     assert fit(patience=2) == (2, 4)
     assert len(pages) == 4  # nothing was left to do
-    assert fit(patience=4) == (2, 6)
+    assert "already complete: 4 of 9 iterations" in caplog.text
+    (tmp_path / "run/checkpoints/best.pt").unlink()  # patience then counts from the checkpoint
+    assert fit(patience=3) == (5, 8)
 
 
 def losses(settings, common, folder: Path, *overrides: str) -> list[float]:

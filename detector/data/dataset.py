@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
 import numpy as np
@@ -66,6 +66,11 @@ class DetectionDataset:
     excluded: tuple[str, ...] = ()  # classes whose objects were left out
 
     def __post_init__(self) -> None:
+        for record in self.records:  # ids are used in the names of result files
+            if PurePosixPath(record.image_id).is_absolute() or ".." in record.image_id.split("/"):
+                raise InputError(
+                    f"{record.annotation}: image id {record.image_id!r}: must be a relative path without '..'"
+                )
         counts: Counter[str] = Counter()
         first: dict[str, Path] = {}
         for record in self.records:

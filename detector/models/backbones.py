@@ -8,8 +8,6 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
 
-from detector.errors import InputError
-
 Net = TypeVar("Net", bound=nn.Module)
 
 
@@ -97,16 +95,15 @@ def resnet(name: str, norm: str) -> models.ResNet:
 
 
 # Batches of two images are too small to estimate batch statistics, so pretrained ones are kept: `frozen`.
+NORM_LAYERS = (FrozenBatchNorm2d, nn.BatchNorm2d, nn.GroupNorm)
 NORMS = {"frozen": FrozenBatchNorm2d, "batch": nn.BatchNorm2d, "group": lambda channels: nn.GroupNorm(32, channels)}
 
 
 def _with_norm(net: Net, norm: str) -> Net:
-    """The network with its batch norm layers replaced by those of this kind. Raises InputError if it has none."""
+    """The network with its batch norm layers replaced by those of this kind."""
     found = [name for name, module in net.named_modules() if isinstance(module, nn.BatchNorm2d)]
     for name in found:
         net.set_submodule(name, NORMS[norm](net.get_submodule(name).num_features))
-    if norm == "group" and not found:
-        raise InputError("model.norm=group: this model.backbone has no norm layers; vgg16_bn and the ResNets have")
     return net
 
 

@@ -15,9 +15,9 @@ import json
 import logging
 import math
 import zipfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 SHARED_FORMAT = "fast-rcnn weights 2"
 MAX_JSON_BYTES = 10_000_000
 # Settings of any group that name a path of this machine.
-MACHINE_SPECIFIC = {key.rpartition(".")[2] for key, field in fields(TrainSettings) if MACHINE in field.metadata}
+MACHINE_SPECIFIC = {key for key, field in fields(TrainSettings) if MACHINE in field.metadata}
 
 FORMAT = 2  # version of checkpoints and their settings; earlier ones are not supported
 TO_EVALUATE = {"model", "config", "classes", "iteration"}
@@ -327,13 +327,18 @@ def save_weights(folder: Path, checkpoint: dict) -> None:
         raise
 
 
-def _without_paths(value: Any, names: Collection[str] = MACHINE_SPECIFIC) -> Any:
-    """Settings with null for paths of this machine, which are known by setting name or by a separator in the string."""
+def _without_paths(value: Any, key: str = "") -> Any:
+    """Settings with null for paths of this machine: those with the policy MACHINE, and absolute paths anywhere."""
+    if key in MACHINE_SPECIFIC:
+        return None
     if isinstance(value, Mapping):
-        return {key: None if key in names else _without_paths(item, names) for key, item in value.items()}
+        return {name: _without_paths(item, f"{key}.{name}" if key else name) for name, item in value.items()}
     if isinstance(value, list):
-        return [_without_paths(item, ()) for item in value]  # joined datasets are inside data.root
-    return None if isinstance(value, str) and ("/" in value or "\\" in value) else value
+        return [_without_paths(item, f"{key}[]") for item in value]
+    is_absolute = isinstance(value, str) and (
+        PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute()
+    )
+    return None if is_absolute else value
 
 
 def _read_json(path: Path) -> dict:

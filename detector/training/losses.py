@@ -51,7 +51,8 @@ def roi_losses(
     settings, labels = config.settings, targets.labels
     cls = F.cross_entropy(class_logits.float(), labels, reduction="none")
     if settings.cls == "focal":  # Lin et al. 2017, equation 4, with a softmax
-        cls = (1 - (-cls).exp()) ** settings.focal_gamma * cls
+        rest = -torch.expm1(-cls)  # 1 - probability of the label; at 0 its root would have no gradient
+        cls = rest.clamp(min=1e-6) ** settings.focal_gamma * cls
     if config.class_weights is not None:
         cls = cls * cls.new_tensor(config.class_weights)[labels]
     foreground = torch.nonzero(labels > 0).flatten()

@@ -29,7 +29,7 @@ def model_card(checkpoint: dict, metrics: dict | None, licence: str) -> str:
         "",
         "## Metrics",
         "",
-        *(_metrics(metrics) if metrics else ["There is no evaluation beside the checkpoint."]),
+        *(_metrics(metrics) if metrics else ["There is no evaluation of these weights beside the checkpoint."]),
         "",
         "## Settings of training",
         "",
@@ -60,14 +60,15 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def metrics_beside(checkpoint: Path) -> dict[str, Any] | None:
-    """The `metrics.json` of the checkpoint's run, None if there is none or it is of something else."""
-    path = checkpoint.resolve().parents[1] / "metrics.json"
-    if checkpoint.resolve().parent.name != "checkpoints" or not path.is_file():
+def metrics_beside(checkpoint: Path, iteration: int) -> dict[str, Any] | None:
+    """The `metrics.json` of the checkpoint's run, None if there is none or it is of another iteration."""
+    folder = checkpoint.resolve().parent
+    path = folder.with_name("metrics.json")
+    if folder.name != "checkpoints" or not path.is_file():
         return None
     try:
         metrics = json.loads(path.read_bytes())
         _metrics(metrics)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: is not the metrics.json of a run ({type(error).__name__}: {error})") from None
-    return metrics
+    return metrics if metrics["source"].get("iteration") == iteration else None

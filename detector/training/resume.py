@@ -39,7 +39,10 @@ class Run:
     def is_complete(self, settings: TrainSettings) -> bool:
         """Whether nothing is left to do. Raises InputError if the settings are those of another run."""
         checkpoint = self.checkpoint
-        if checkpoint is None or self.start < settings.train.iterations or lacks_evaluation(checkpoint, settings.train):
+        if checkpoint is None or lacks_evaluation(checkpoint, settings.train):
+            return False
+        best_at = checkpoint.get("best_at", self.start)
+        if self.start < settings.train.iterations and not is_out_of_patience(settings.train, self.start, best_at):
             return False
         check_same_run(checkpoint, settings, tuple(checkpoint["classes"]), checkpoint["fingerprints"])
         logger.info("already complete: %d of %d iterations in %s", self.start, settings.train.iterations, self.path)
@@ -230,6 +233,11 @@ def is_due(what: str, iteration: int, train: Training) -> bool:
     """Whether `log`, `eval` or `checkpoint` is due after this iteration."""
     every = {"log": train.log_every, "eval": train.eval_every, "checkpoint": train.checkpoint_every}[what]
     return iteration == train.iterations or iteration % every == 0
+
+
+def is_out_of_patience(train: Training, iteration: int, best_at: int) -> bool:
+    """Whether a run ends after this iteration because its evaluations are no longer better than at `best_at`."""
+    return train.patience is not None and iteration - best_at >= train.patience * train.eval_every
 
 
 def lacks_evaluation(checkpoint: Mapping, train: Training) -> bool:

@@ -35,7 +35,7 @@ from detector.structures import Detections
 from detector.training.checkpoint import Checkpoints
 from detector.training.diagnostics import CollapseDetector, DivergenceDetector, label_entropy
 from detector.training.engine import Step, TrainingConfig, training_steps
-from detector.training.resume import Run, is_due, lacks_evaluation
+from detector.training.resume import Run, is_due, is_out_of_patience, lacks_evaluation
 from detector.training.tracking import Means, Tracker, tag_of
 from detector.visualization.confusion import draw_confusion
 from detector.visualization.drawing import draw_detections
@@ -150,7 +150,8 @@ class Trainer:
                 if "roi/label_entropy" in line:
                     self.collapse.add(line["iteration"], line)
             self.best, self.best_at = self.checkpoints.best()  # not the checkpoint's: see promote_checkpoint
-        self.best_at = broadcast_from_main(lambda: self.best_at)
+        # Without a best.pt, as after the run went back before it, patience counts from here.
+        self.best_at = broadcast_from_main(lambda: self.best_at or checkpoint["iteration"])
         if checkpoint["processes"] != rank_info().world_size:
             logger.warning(
                 "%d processes instead of %d: the same images at each step, but results are not bitwise identical",
@@ -279,10 +280,10 @@ class Trainer:
             self.folder / "detections", detections, dataset.classes, self.settings.metric.devkit
         )
         origin: dict[str, dict] = {"loss": losses, "source": {"iteration": iteration}}
-        is_end = iteration == self.settings.train.iterations or self.is_out_of_patience(
-            iteration
-        )  # unless it is better
-        metrics = write_report(self.folder, dataset, detections, self.settings.metric, origin, page=is_end)
+        # If this score is the best yet, patience has not run out after all, and the page is drawn again at the end.
+        metrics = write_report(
+            self.folder, dataset, detections, self.settings.metric, origin, page=self.is_last(iteration)
+        )
         logger.info("evaluation at iteration %d\n%s", iteration, ap_table(metrics))
         tracker.metrics(iteration, metrics)
         self.log_curves(tracker, iteration, detections)
@@ -325,6 +326,7 @@ class Trainer:
             "iteration": iteration,
             "evaluated": self.evaluated,
             "best": self.best,
+            "best_at": self.best_at,
             "fingerprints": self.components.fingerprints,
             "processes": rank_info().world_size,
             "versions": VERSIONS,
@@ -335,18 +337,17 @@ class Trainer:
 
     def is_last(self, iteration: int) -> bool:
         """Whether this checkpoint is the final one of the run."""
-        return bool(self.stopping) or iteration == self.settings.train.iterations
+        return bool(self.stopping) or iteration == self.settings.train.iterations or self.is_out_of_patience(iteration)
 
     def is_out_of_patience(self, iteration: int) -> bool:
         """Whether the run ends after this iteration because evaluations are no longer better."""
-        train = self.settings.train
-        return train.patience is not None and iteration - self.best_at >= train.patience * train.eval_every
+        return is_out_of_patience(self.settings.train, iteration, self.best_at)
 
     def finish(self) -> None:
         """Log the final metrics and the run's folder."""
         if self.tracker is None:
             return
-        if self.is_out_of_patience(self.evaluated):
+        if self.is_out_of_patience(self.evaluated) and self.evaluated < self.settings.train.iterations:
             logger.info(
                 "ended early: no evaluation since iteration %d is better (train.patience=%d)",
                 self.best_at, self.settings.train.patience,

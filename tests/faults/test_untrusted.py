@@ -22,6 +22,7 @@ import evaluate
 import train
 from detector import app, builders
 from detector.data.check import cache_folder, check_data
+from detector.data.formats.coco import read_coco
 from detector.data.formats.voc import read_annotation, read_voc
 from detector.errors import InputError
 from detector.models import build_model
@@ -260,6 +261,31 @@ def test_of_places_in_the_settings_not_even_the_name_is_exported(here, content):
     data = json.loads((here / "more/model.json").read_text())["config"]["data"]
     assert (data["root"], data["train_proposals"], data["val_json"]) == (None, None, "val.json")
     assert data["parts"] == [{"root": "VOC2007"}, {"root": None}]
+
+
+def test_what_is_no_path_of_this_machine_is_exported(here, content):
+    """Not a fold, a file inside the dataset, or a class that has the name of a setting of paths."""
+    kept = {"fold": "1/5", "val_json": "annotations/val.json", "classes": ["root", "a b"]}
+    content["config"]["data"] |= kept
+    content["config"]["loss"]["class_weights"] = {"root": 2.0, "folder": 0.5}
+    save_weights(here / "more", content)
+    config = json.loads((here / "more/model.json").read_text())["config"]
+    assert {key: config["data"][key] for key in kept} == kept
+    assert config["loss"]["class_weights"] == {"root": 2.0, "folder": 0.5}
+
+
+@pytest.mark.parametrize("image_id", ["/home/you/photo", "../../photo", "a/../../photo"])
+def test_an_image_id_cannot_lead_out_of_the_folder_of_results(make_voc, make_coco, image_id):
+    root = make_voc({"train": {"a": []}})
+    (root / "Annotations/x/y").mkdir(parents=True)
+    (root / "ImageSets/Main/evil.txt").write_text(f"{image_id}\n")
+    with pytest.raises(InputError, match=r"image id|have no XML file"):
+        read_voc(root, "evil")
+    coco = make_coco({"train": {"a": []}})
+    text = (coco / "train.json").read_text()
+    (coco / "train.json").write_text(text.replace('"id": 1', f'"id": "{image_id}"', 1))
+    with pytest.raises(InputError, match=r"train\.json: image id .* must be a relative path without '\.\.'"):
+        read_coco(coco, "train.json")
 
 
 def test_exported_weights_start_a_training(exported, content):

@@ -183,7 +183,7 @@ def test_the_program_writes_the_file_and_its_card(untrained_checkpoint, tmp_path
     for line in (
         "- Classes, label 1 first: ball, crate, kite, star",
         "- Licence of the weights: CC BY 4.0",
-        "There is no evaluation beside the checkpoint.",
+        "There is no evaluation of these weights beside the checkpoint.",
         "  max_side_px: 160",
     ):
         assert line in card.splitlines()
@@ -220,6 +220,10 @@ def test_the_card_has_the_metrics_of_the_run(untrained_checkpoint, tmp_path, cap
     assert "On 3 images of mine-test, after 1 iterations:" in card
     assert "| area@0.50 | 0.500 | 0.250 | - |" in card
     assert "- Licence of the weights: not stated" in card
+    metrics["source"]["iteration"] = 2  # of other weights of the run
+    (tmp_path / "run/metrics.json").write_text(json.dumps(metrics))
+    assert export.main([*command, str(tmp_path / "later")]) == 0
+    assert "There is no evaluation of these weights" in (tmp_path / "later/model.md").read_text()
     (tmp_path / "run/metrics.json").write_text("[]")
     assert export.main([*command, str(tmp_path / "b")]) == 2
     assert "metrics.json: is not the metrics.json of a run" in capsys.readouterr().err

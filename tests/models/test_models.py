@@ -123,8 +123,16 @@ def test_norm_layers_are_a_setting():
     assert kinds(norm="group") == {"GroupNorm"}
     with pytest.raises(InputError, match="norm=frozen: without model.weights"):
         kinds(norm="frozen")
-    with pytest.raises(InputError, match="norm=group: this model.backbone has no norm layers"):
-        build_model(Model(backbone="vgg11", hidden=8, norm="group"), num_classes=2)
+    for norm in ("group", "batch"):
+        with pytest.raises(InputError, match=f"norm={norm}: vgg11 has no norm layers"):
+            build_model(Model(backbone="vgg11", hidden=8, norm=norm), num_classes=2)
+
+
+@pytest.mark.parametrize("values", [{"hidden_last": 8}, {"dropout": 0.5}])
+@pytest.mark.parametrize("head", ["4conv1fc", "res5"])
+def test_settings_of_another_head_are_refused(head, values):
+    with pytest.raises(InputError, match="needs model.hidden_last=null model.dropout=0"):
+        build_model(Model(backbone="resnet18", head=head, hidden=8, **values), num_classes=2)
 
 
 def test_pool_size_of_res5_is_14_unless_given():
