@@ -40,7 +40,7 @@ def find_faults(proposals: ProposalStore | FileProposals, dataset: DetectionData
 
 
 def describe(proposals: ProposalStore | FileProposals) -> str:
-    """What a file has, one fact a line: images, boxes per image, their sides, scores, origin."""
+    """What a file has, one fact per line: images, boxes per image, their sides, scores, origin."""
     boxes = [proposals[image_id] for image_id in proposals.image_ids if image_id in proposals]
     counts = np.array([len(item) for item in boxes] or [0])
     together = np.concatenate([np.zeros((0, 4), np.float32), *boxes])

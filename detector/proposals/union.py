@@ -40,14 +40,13 @@ def common_metadata(sources: Sequence[Proposals]) -> dict:
     Raises InputError for sources made with different `exif`.
     """
     stores = [source for source in sources if isinstance(source, ProposalStore)]
-    exifs = sorted({store.generator["exif"] for store in stores if "exif" in store.generator})
+    exifs = {store.generator["exif"]: store.path for store in stores if "exif" in store.generator}
     if len(exifs) > 1:
-        raise InputError(
-            f"{stores[0].path}: is of images read with --exif {exifs[0]}, and another file with {exifs[1]}"
-        )
+        (one, path), (another, other) = [*exifs.items()][:2]
+        raise InputError(f"{path}: its images were read with --exif {one}, those of {other} with --exif {another}")
     reasons = {image_id: reason for store in stores for image_id, reason in store.unreadable.items()}
     unreadable = {id: reason for id, reason in reasons.items() if not any(id in source for source in sources)}
-    return {**({"exif": exifs[0]} if exifs else {}), **({"unreadable": unreadable} if unreadable else {})}
+    return {**({"exif": next(iter(exifs))} if exifs else {}), **({"unreadable": unreadable} if unreadable else {})}
 
 
 def interleave(boxes: Sequence[np.ndarray], nms_iou: float) -> np.ndarray:

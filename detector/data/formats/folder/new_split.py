@@ -41,8 +41,8 @@ def make_split(
     train = sorted({*range(len(records))} - {*val})
     if not (train and val):
         raise InputError(
-            f"{len(records)} images, of which {len(groups)} are no copies of each other, are too few to make a split "
-            "of: make folders train/ and val/, or give data.val_fraction"
+            f"only {len(groups)} of {len(records)} images are distinct, too few for a split: make folders train/ and "
+            "val/, or give data.val_fraction"
         )
     return train, val, sum(len(group) for group in groups if len(group) > 1)
 
