@@ -1,8 +1,8 @@
 """Export of a trained network as ONNX: images and RoIs in, scores and boxes out.
 
 RoI pooling becomes the operator MaxRoiPool, which has the same rounding (it is Caffe's layer). Some programs that run
-ONNX start its maximum at 0; onnxruntime does not, and after the ReLU that ends every backbone here it makes no
-difference. `export_onnx` compares the results of the file with those of the network.
+ONNX start its maximum at 0; onnxruntime does not, and after the ReLU that ends every backbone that is exported it
+makes no difference. `export_onnx` compares the results of the file with those of the network.
 """
 
 import json

@@ -163,7 +163,7 @@ def test_a_difference_ends_the_export(exported, coder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("backbone", "head"), [("resnet18", "fc"), ("resnet50", "res5"), ("vgg16", "fc")])
-def test_every_network_is_exported(backbone, head, coder):
+def test_networks_with_one_map_and_hard_nms_are_exported(backbone, head, coder):
     torch.manual_seed(0)
     network = build_model(Model(backbone=backbone, head=head, hidden=64), 3)
     content = onnx_export.export_onnx(network, coder, {})  # which compares 100 RoIs
