@@ -81,11 +81,11 @@ class Data(Settings):
     format: Annotated[Literal["voc", "yolo", "coco", "labelme", "cvat", "csv"] | None, LAYOUT, AS_TRAINED] = None
     """Folder: the format of the annotations to use; null: the one that is found."""
     val_fraction: Annotated[OpenRatio | None, LAYOUT, AS_TRAINED] = None
-    """Folder: makes a split with this part of the images in val; null: the splits that are found, else 0.2."""
+    """Folder: makes a new split with this fraction of the images in val; null: the folder's own split, else 0.2."""
     fold: Annotated[Fold | None, LAYOUT, AS_TRAINED] = None
     """Folder: K/N makes a split into N parts, of which the K-th is val, for cross-validation."""
     split_seed: Annotated[NonNegativeInt | None, LAYOUT, AS_TRAINED] = None
-    """Folder: of the split that is made; null: 0."""
+    """Folder: seed of the split that is made; null: 0."""
     parts: Annotated[
         Annotated[tuple[dict[str, bool | Text | None], ...], Field(strict=False)] | None,
         Valid("null or a list of datasets, such as [{root: /data/a}, {root: /data/b}]"),
@@ -102,7 +102,7 @@ class Data(Settings):
     max_image_pixels: Annotated[PositiveInt, AS_TRAINED] = 178_956_970
     """A larger image is rejected before it is decoded."""
     max_bad_fraction: Ratio = 0.01
-    """Up to this part of the training images may be unusable and is skipped; in evaluation none may."""
+    """Up to this fraction of the training images may be unusable and is skipped; in evaluation none may."""
     train_proposals: Annotated[Proposals, MACHINE] = None
     """A .safetensors store or a release's .mat (docs/proposals.md); null: selective search, run once."""
     val_proposals: Annotated[Proposals, MACHINE] = None
@@ -207,15 +207,15 @@ class Loss(Settings):
     """The loss of training (paper, section 2.3)."""
 
     cls: Literal["cross_entropy", "focal"] = "cross_entropy"
-    """Of the classification. focal: the cross entropy times (1 - probability of the label)^loss.focal_gamma."""
+    """Classification loss. focal: the cross entropy times (1 - probability of the label)^loss.focal_gamma."""
     focal_gamma: NonNegativeFloat = 2.0
-    """The larger, the less the RoIs count that are classified well."""
+    """The larger, the less a RoI that is already classified well contributes."""
     class_weights: (
         Annotated[dict[Text, NonNegativeFloat], Valid("weights of classes, such as {cat: 2.0, background: 0.5}")] | None
     ) = None
     """Factors on the classification loss of RoIs of these classes; the others have 1."""
     box: Literal["smooth_l1", "l1", "giou"] = "smooth_l1"
-    """Of the boxes of foreground RoIs. smooth_l1, l1: of the deltas; giou: 1 - generalized IoU of the boxes."""
+    """Box loss of foreground RoIs. smooth_l1, l1: on the deltas; giou: 1 - generalized IoU of the boxes."""
     beta: PositiveFloat = 1.0
     """Distance at which smooth_l1 turns from a square into a line."""
     box_weight: NonNegativeFloat = 1.0
@@ -418,7 +418,7 @@ class Training(Settings):
     """Images per optimizer step, in all processes together."""
     accumulate: PositiveInt = 1
     """Each process splits its images of a step into this many parts, one after the other in memory; their gradients add
-    up to that of the whole batch."""
+    up to that of the whole batch, except with model.norm=batch, where each part has its own statistics."""
     eval_every: PositiveInt = 250
     """Iterations between evaluations; there is one at the end too."""
     patience: PositiveInt | None = None
