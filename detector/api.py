@@ -254,7 +254,7 @@ class Detector:
         """Features (N, C) float32 of any boxes of an image: what the output layers see, after the head.
 
         Use them to compare objects: for retrieval, tracking, or a classifier of your own. C is `model.hidden` with
-        `model.head=fc`, and the channels of the last stage with res5.
+        `model.head=fc` (`model.hidden_last` if set) and 4conv1fc, and the channels of the last stage with res5.
 
         Args:
             image: as in `detect`.
