@@ -134,6 +134,8 @@ CASES: dict[str, tuple] = {
     "cvat-broken": (layouts.cvat_images, write(CVAT, "<annotations><image>"), r"annotations\.xml: broken XML"),
     "cvat-number": (layouts.cvat_images, replace(CVAT, 'xbr="20"', ""), r"'me/img 0\.jpg': shape 1 has no valid coor"),
     "cvat-rotated": (layouts.cvat_images, replace(CVAT, "<box ", '<box rotation="30" '), r"shape 1 is a rotated box"),
+    "cvat-rotation": (layouts.cvat_images, replace(CVAT, "<box ", '<box rotation="abc" '),
+                      r"shape 1 has a rotation that is not a number: 'abc'"),
     "csv-fractions": (T, write(CSV, "file,x1,y1,x2,y2,class\nimg 0.jpg,.1,.1,.2,.3,cat\n"), r"from 0 to 1, so"),
     "csv-number": (T, replace(CSV, "cat,0,2,", "cat,0,,"), r"line 2 has no four numbers as corners: \['0', '', "),
     "csv-no-file": (T, replace(CSV, "img 0.jpg", ""), r"boxes\.csv: line 2 names no image"),

@@ -47,7 +47,7 @@ def _boxes(path: Path, name: str, item: Element) -> Boxes:
     boxes = Boxes()
     for number, shape in enumerate((shape for shape in item if shape.tag not in TAGS), start=1):
         where = f"{path}: image '{name}': shape {number}"
-        if shape.tag == "box" and float(shape.get("rotation") or 0) == 0:
+        if shape.tag == "box" and _rotation(where, shape) == 0:
             boxes.add(where, shape.get("label"), _numbers(where, [shape.get(key) for key in CORNERS]))
         elif shape.tag == "polygon":
             points = _numbers(where, (shape.get("points") or "").replace(";", ",").split(","))
@@ -56,6 +56,14 @@ def _boxes(path: Path, name: str, item: Element) -> Boxes:
         else:
             boxes.skipped.append(f"{where} is a {'rotated ' if shape.tag == 'box' else ''}{shape.tag}, not a box")
     return boxes
+
+
+def _rotation(where: str, shape: Element) -> float:
+    text = shape.get("rotation") or "0"
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"{where} has a rotation that is not a number: {text!r:.60}") from None
 
 
 def _numbers(where: str, texts: list) -> list[float]:
