@@ -27,6 +27,10 @@ DIFFICULT = ("1", "1.0", "true", "yes")  # as tools write it
 MAX_XML_BYTES = 10_000_000  # real files have a few thousand; parsing takes many times the file size in memory
 
 
+class NotAnAnnotation(InputError):
+    """The XML file of another program."""
+
+
 class _NoObject(Exception):
     """An <object> without a class or a box."""
 
@@ -133,7 +137,7 @@ def read_annotation(path: Path) -> Record:
 
     1 is subtracted from x1 and y1 only (1-based inclusive to continuous pixels). An object without a class, or without
     four numbers that enclose a pixel, is left out and listed in `skipped`. Raises InputError if the file is not XML,
-    not an annotation, too large, or has an object with swapped corners.
+    not an annotation (NotAnAnnotation), too large, or has an object with swapped corners.
     """
     try:
         if path.stat().st_size > MAX_XML_BYTES:
@@ -142,7 +146,7 @@ def read_annotation(path: Path) -> Record:
     except (ParseError, DefusedXmlException, UnicodeDecodeError, LookupError, ValueError, OSError) as error:
         raise InputError(f"{path}: broken XML: {error or type(error).__name__}") from None
     if root.tag != "annotation":
-        raise InputError(f"{path}: its root is <{root.tag}>, not <annotation>: no VOC annotation file")
+        raise NotAnAnnotation(f"{path}: its root is <{root.tag}>, not <annotation>: no VOC annotation file")
     for item in root:
         if item.tag != "object" and item.tag.lower() in ("object", "objects"):
             raise InputError(f"{path}: <{item.tag}> is not VOC's <object>, so its objects would not be read")

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from detector.data.dataset import Record
 from detector.data.formats.folder.tree import FileTree
-from detector.data.formats.voc import read_annotation
+from detector.data.formats.voc import NotAnAnnotation, read_annotation
 from detector.data.image import ImageOptions
 from detector.errors import InputError
 
@@ -17,6 +17,6 @@ def read(tree: FileTree, _: ImageOptions) -> Iterator[Record]:
         try:
             yield replace(read_annotation(path), image_id=tree.relative(path), image=image)
         except InputError as error:
-            if isinstance(image, InputError) and "its root is" in str(error):
-                continue  # the XML file of another program
+            if isinstance(image, InputError) and isinstance(error, NotAnAnnotation):
+                continue
             yield Record(tree.relative(path), image, path, invalid=error)
