@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from detector.boxes import box_iou
 from detector.data.dataset import DetectionDataset
-from detector.visualization.detection import class_colour
-from detector.visualization.style import COLOURS, new_figure, pixels, styled
+from detector.visualization.drawing import COLOURS, class_colour
+from detector.visualization.style import new_figure, pixels, styled
 
 THUMBNAIL_PX, CAPTION_PX, COLUMNS = 130, 20, 8
 PER_SHEET = 24

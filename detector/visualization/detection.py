@@ -8,8 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL import ImageColor
 
-from detector.visualization.style import COLOURS, FAINT, INK, LIGHT_COLOURS, new_figure, pixels, show_image, styled
+from detector.visualization.drawing import class_colour, is_dark
+from detector.visualization.style import FAINT, INK, new_figure, pixels, show_image, styled
 
 PROPOSALS_SHOWN = 200  # of one image, the first ones
 MOVES = 6  # frames in which the boxes move
@@ -41,10 +43,6 @@ def pale(image: np.ndarray) -> np.ndarray:
     return (118 + 0.27 * gray[..., None] + 0.25 * image).astype(np.uint8)
 
 
-def class_colour(label: int) -> str:
-    return COLOURS[(label - 1) % len(COLOURS)]
-
-
 def add_boxes(
     axes: Axes,
     boxes: np.ndarray,
@@ -65,7 +63,8 @@ def add_caption(axes: Axes, box: np.ndarray, text: str, colour: str) -> str:
     at_right = box[0] > left + 0.75 * (right - left)
     x = min(float(box[2]), right) if at_right else max(float(box[0]), left)
     artist = axes.text(
-        x, max(float(box[1]), 0), text, fontsize=10, weight="bold", color=INK if colour in LIGHT_COLOURS else "white",
+        x, max(float(box[1]), 0), text, fontsize=10, weight="bold",
+        color="white" if is_dark(ImageColor.getrgb(colour)) else INK,
         va="top", ha="right" if at_right else "left", bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.5},
     )  # fmt: skip
     return artist.get_text()

@@ -1,28 +1,37 @@
 """Drawing boxes on images."""
 
+import colorsys
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from detector.structures import Detections, GroundTruth
 
+# Okabe and Ito (2008): told apart by readers with any colour vision.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442")
 GROUND_TRUTH_COLOUR = (255, 255, 255)
 SCREEN_PX = 1000  # images with a longer side are shown downscaled
 
 
-def class_colour(label: int) -> tuple[int, int, int]:
-    """Colour of a label 1..K; consecutive labels are far apart on the colour wheel."""
-    hue = (label * 137.5) % 360 / 2  # the golden angle; OpenCV hues range to 180
-    red, green, blue = cv2.cvtColor(np.array([[[hue, 220, 255]]], dtype=np.uint8), cv2.COLOR_HSV2RGB)[0, 0]
-    return int(red), int(green), int(blue)
+def class_colour(label: int) -> str:
+    """Colour "#RRGGBB" of a label 1..K: one of COLOURS, after them others far apart on the colour wheel."""
+    if label <= len(COLOURS):
+        return COLOURS[label - 1]
+    parts = colorsys.hsv_to_rgb(label * 137.5 / 360 % 1, 0.86, 1.0)  # the golden angle
+    return "#" + "".join(f"{round(255 * part):02X}" for part in parts)
+
+
+def is_dark(colour: Sequence[int]) -> bool:
+    """Whether text on this colour (red, green, blue) must be light."""
+    return bool(np.dot(colour, (0.299, 0.587, 0.114)) < 128)
 
 
 def draw_boxes(
     image: np.ndarray,
     boxes: np.ndarray,
-    colours: Sequence[tuple[int, int, int]],
+    colours: Sequence[tuple[int, ...]],
     captions: Sequence[str] | None = None,
     thickness: int = 1,
 ) -> np.ndarray:
@@ -41,7 +50,7 @@ def draw_boxes(
 def _draw_captions(
     picture: np.ndarray,
     corners: Sequence[tuple[int, int, int, int]],
-    colours: Sequence[tuple[int, int, int]],
+    colours: Sequence[tuple[int, ...]],
     captions: Sequence[str],
     size_px: float,
 ) -> np.ndarray:
@@ -53,8 +62,8 @@ def _draw_captions(
         x = max(min(x1, canvas.width - width), 0)
         y = y1 - height if y1 >= height else y1
         draw.rectangle((x, y, x + width, y + height), fill=colour)
-        dark = np.dot(colour, (0.299, 0.587, 0.114)) < 128
-        draw.text((x + 0.2 * size_px, y + height / 2), text, "white" if dark else "black", font, anchor="lm")
+        ink = "white" if is_dark(colour) else "black"
+        draw.text((x + 0.2 * size_px, y + height / 2), text, ink, font, anchor="lm")
     return np.array(canvas)
 
 
@@ -69,4 +78,4 @@ def draw_detections(
     shown = np.flatnonzero(detections.scores >= score_threshold)[::-1]
     boxes, labels, scores = detections.boxes[shown], detections.labels[shown], detections.scores[shown]
     captions = [f"{classes[label - 1]} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
-    return draw_boxes(picture, boxes, [class_colour(label) for label in labels], captions)
+    return draw_boxes(picture, boxes, [ImageColor.getrgb(class_colour(label)) for label in labels], captions)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from detector.roi_pool import ops, reference
 from detector.visualization.detection import add_boxes, pale
-from detector.visualization.style import COLOURS, HEAT_MAP, new_figure, show_image, styled
+from detector.visualization.drawing import COLOURS
+from detector.visualization.style import HEAT_MAP, new_figure, show_image, styled
 
 CHANNELS_SHOWN = 3
 

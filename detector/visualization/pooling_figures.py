@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from detector.visualization.drawing import COLOURS
 from detector.visualization.pooling import Pooling
-from detector.visualization.style import COLOURS, FAINT, INK, new_figure, pixels, styled
+from detector.visualization.style import FAINT, INK, new_figure, pixels, styled
 
 MAX_TURNS = 16  # sections that an animation shows one after the other; more are shown at once
 NUMBERS_UP_TO = 16  # cells per side of a map whose numbers are written into its cells

@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from detector.boxes import box_iou
 from detector.selective_search.colour import LEVEL, smooth, to_space
 from detector.selective_search.segmentation import segment, sorted_edges
-from detector.visualization.detection import add_boxes, add_caption, class_colour, pale
-from detector.visualization.style import COLOURS, INK, RANK_MAP, new_figure, show_image, styled
+from detector.visualization.detection import add_boxes, add_caption, pale
+from detector.visualization.drawing import COLOURS, class_colour
+from detector.visualization.style import INK, RANK_MAP, new_figure, show_image, styled
 
 LEVEL_KS = (75, 300, 1200, 4800)  # of the segmentations shown
 MIN_REGION_PX = 100

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 
 from detector.boxes import BoxCoder, box_iou
 from detector.structures import Batch, RoiTargets, Sample
-from detector.visualization.detection import add_boxes, add_caption, class_colour, pale
+from detector.visualization.detection import add_boxes, add_caption, pale
+from detector.visualization.drawing import class_colour
 from detector.visualization.style import INK, RANK_MAP, new_figure, show_image, styled
 
 PROPOSALS_SHOWN = 20  # in each augmented image, the first ones

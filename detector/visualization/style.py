@@ -16,10 +16,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from detector.runtime.files import write_atomically
+from detector.visualization.drawing import COLOURS
 
-# Okabe and Ito (2008): told apart by readers with any colour vision.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442")
-LIGHT_COLOURS = COLOURS[1:2] + COLOURS[5:]  # with dark text on them
 INK, FAINT = "#1a1a1a", "#8a8a8a"
 RANK_MAP, HEAT_MAP = "viridis", "inferno"
 STYLE: dict[Any, Any] = {

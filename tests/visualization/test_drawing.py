@@ -1,7 +1,9 @@
 import numpy as np
+from PIL.ImageColor import getrgb
 
 from detector.structures import Detections
 from detector.visualization.drawing import (
+    COLOURS,
     GROUND_TRUTH_COLOUR,
     class_colour,
     draw_detections,
@@ -16,7 +18,9 @@ def colours_in(picture: np.ndarray) -> set[tuple[int, ...]]:
 
 
 def test_classes_have_colours_of_their_own():
-    assert len({class_colour(label) for label in range(1, 21)}) == 20
+    colours = [class_colour(label) for label in range(1, 21)]
+    assert len({*colours}) == 20
+    assert colours[:7] == [*COLOURS]
 
 
 def test_detections_below_the_threshold_are_not_drawn():
@@ -25,9 +29,9 @@ def test_detections_below_the_threshold_are_not_drawn():
     picture = draw_detections(
         BLACK, truth, Detections("a", boxes, np.array([1, 2]), np.array([0.9, 0.1])), ["cat", "dog"]
     )
-    assert picture[5, 5].tolist() == list(class_colour(1))
+    assert picture[5, 5].tolist() == list(getrgb(class_colour(1)))
     assert picture[49, 40].tolist() == list(GROUND_TRUTH_COLOUR)
-    assert class_colour(2) not in colours_in(picture)
+    assert getrgb(class_colour(2)) not in colours_in(picture)
     assert not BLACK.any()
 
 
@@ -36,7 +40,7 @@ def test_captions_stay_in_the_picture_and_the_best_lies_on_top():
     boxes = np.array([[1400, 0, 1500, 300], [1390, 5, 1500, 300]], np.float32)
     found = Detections("a", boxes, np.array([1, 2]), np.array([0.9, 0.5]))
     picture = draw_detections(image, ground_truth("a"), found, ["cat", "a long name, Ünïcödé"])
-    best, other = class_colour(1), class_colour(2)
+    best, other = getrgb(class_colour(1)), getrgb(class_colour(2))
     assert (picture[1, 1400:1450] == best).all(axis=1).mean() > 0.5
     columns = np.flatnonzero((picture[:50] == other).all(axis=2).any(axis=0))
     assert 1200 < columns[0] < 1350  # moved to the left, to end inside
