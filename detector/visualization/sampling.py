@@ -1,6 +1,7 @@
 """Figures of what the network trains on: a sample under augmentation, and the RoIs sampled from a batch."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import matplotlib
 import numpy as np
@@ -18,6 +19,16 @@ from detector.visualization.style import INK, RANK_MAP, new_figure, show_image, 
 
 PROPOSALS_SHOWN = 20  # in each augmented image, the first ones
 COLUMNS = 3
+
+
+@dataclass(frozen=True)
+class _SampledRois:
+    """The R sampled RoIs of one image."""
+
+    boxes: np.ndarray  # (R, 4)
+    labels: np.ndarray  # (R,) in 0..K
+    iou: np.ndarray  # (R,) with the object that it covers best
+    wanted: np.ndarray  # (R, 4): the object of a foreground RoI
 
 
 @styled
@@ -65,16 +76,13 @@ def draw_sampled_rois(
     figure.subplots_adjust(0.01, 0.85 / inches, 0.99, 1 - 0.4 / inches, 0.03, 0.1)
     captions: list[str] = []
     for index, (left, right) in enumerate(panels):
-        mine = targets.rois[:, 0] == index
-        boxes, labels = targets.rois[mine, 1:], targets.labels[mine].numpy()
-        iou = roi_ious(batch, targets)[mine.numpy()]
-        wanted = coder.decode(targets.deltas[mine][:, None], boxes)[:, 0].numpy()  # the object of a foreground RoI
         image = pale(batch.images[index].permute(1, 2, 0).numpy())
-        captions += _draw_foreground(left, image, boxes.numpy(), labels, iou, wanted, classes)
-        background = np.flatnonzero(labels == 0)
-        background = background[np.argsort(iou[background], kind="stable")]
+        sampled = _sampled_rois(batch, targets, coder, index)
+        captions += _draw_foreground(left, image, sampled, classes)
+        background = np.flatnonzero(sampled.labels == 0)
+        background = background[np.argsort(sampled.iou[background], kind="stable")]
         show_image(right, image, f"{len(background)} background RoIs")
-        add_boxes(right, boxes.numpy()[background], matplotlib.colormaps[RANK_MAP](iou[background] * 2), 1.5)
+        add_boxes(right, sampled.boxes[background], matplotlib.colormaps[RANK_MAP](sampled.iou[background] * 2), 1.5)
         _add_dashed(right, batch.gt_boxes[index].numpy())
     scale = ScalarMappable(Normalize(0, 0.5), RANK_MAP)
     label = "IoU of a background RoI with its nearest object (dashed)"
@@ -83,13 +91,20 @@ def draw_sampled_rois(
     return figure, captions
 
 
-def _draw_foreground(
-    axes: Axes, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, iou: np.ndarray, wanted: np.ndarray,
-    classes: Sequence[str],
-) -> list[str]:  # fmt: skip
+def _sampled_rois(batch: Batch, targets: RoiTargets, coder: BoxCoder, index: int) -> _SampledRois:
+    """Those of the image at this index in the batch."""
+    mine = targets.rois[:, 0] == index
+    boxes = targets.rois[mine, 1:]
+    wanted = coder.decode(targets.deltas[mine][:, None], boxes)[:, 0]
+    iou = roi_ious(batch, targets)[mine.numpy()]
+    return _SampledRois(boxes.numpy(), targets.labels[mine].numpy(), iou, wanted.numpy())
+
+
+def _draw_foreground(axes: Axes, image: np.ndarray, sampled: _SampledRois, classes: Sequence[str]) -> list[str]:
+    labels, iou, wanted = sampled.labels, sampled.iou, sampled.wanted
     foreground = np.flatnonzero(labels > 0)
     show_image(axes, image, f"{len(foreground)} foreground RoIs, and their objects (dashed)")
-    add_boxes(axes, boxes[foreground], [class_colour(label) for label in labels[foreground]], 2)
+    add_boxes(axes, sampled.boxes[foreground], [class_colour(label) for label in labels[foreground]], 2)
     captions = []
     for target in np.unique(wanted[foreground].round(1), axis=0):
         own = foreground[(wanted[foreground].round(1) == target).all(axis=1)]
