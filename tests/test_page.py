@@ -47,7 +47,7 @@ def test_the_page_is_one_small_file_without_a_network():
 def test_the_example_of_the_page_is_the_articles():
     article = data_of(PAGE)["article"]
     assert torch.equal(decoded(article["values"], article["height"], article["width"]), ARTICLE)
-    assert article["roi"] == REGION[0, 1:].tolist()
+    assert (article["roi"], article["output"]) == (REGION[0, 1:].tolist(), [2, 2])
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def build(checkpoint: Path, image: Path, out: Path) -> int:
 
 def test_build_page_takes_its_data_from_a_detection(make_checkpoint, small_shapes, tmp_path, monkeypatch):
     seen, photograph = [], build_page.photograph
-    monkeypatch.setattr(build_page, "photograph", lambda *inputs: seen.append(inputs[0]) or photograph(*inputs))
+    monkeypatch.setattr(build_page, "photograph", lambda *given: seen.append(given[0].features) or photograph(*given))
     assert build(make_checkpoint(9.0), small_shapes / "JPEGImages/test_0.jpg", tmp_path / "page.html") == 0
     data = data_of(tmp_path / "page.html")
     shown = data["photograph"]
@@ -107,6 +107,12 @@ def test_build_page_needs_roi_pooling(make_checkpoint, small_shapes, tmp_path, c
     checkpoint = make_checkpoint(9.0, "model.pooling=roi_align")
     assert build(checkpoint, small_shapes / "JPEGImages/test_0.jpg", tmp_path / "page.html") == 2
     assert "model.pooling=roi_align): give another network" in capsys.readouterr().err
+
+
+def test_build_page_needs_one_scale(make_checkpoint, small_shapes, tmp_path, capsys):
+    checkpoint = make_checkpoint(9.0, "detect.pyramid_px=[64,96]")
+    assert build(checkpoint, small_shapes / "JPEGImages/test_0.jpg", tmp_path / "page.html") == 2
+    assert "(detect.pyramid_px): there is no one feature map" in capsys.readouterr().err
 
 
 # --- in a browser

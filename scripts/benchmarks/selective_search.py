@@ -26,6 +26,7 @@ from defusedxml import ElementTree
 from PIL import Image
 
 from detector.selective_search import selective_search
+from scripts._measure import processor
 
 THRESHOLDS = np.arange(0.5, 0.96, 0.05)
 COUNTS = (100, 300, 1000, 2000, None)
@@ -82,10 +83,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def machine() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     versions = f"Python {platform.python_version()}, numba {numba.__version__}, numpy {np.__version__}"
-    return f"{models[0] if models else platform.processor()}, {os.cpu_count()} cores; {versions}"
+    return f"{processor()}, {os.cpu_count()} cores; {versions}"
 
 
 def read_objects(path: Path) -> tuple[list[str], np.ndarray]:

@@ -18,7 +18,7 @@ for (const map of Object.values(maps)) map.unit = SIDE / map.width;
 const state = {
   map: "article", rule: "overlapping", view: "both", position: 0, playing: null, selected: null, hovered: null,
   feedback: null, solved: new Set(),
-  article: { roi: [...data.article.roi], output: [2, 2] },
+  article: { roi: [...data.article.roi], output: [...data.article.output] },
   photograph: { roi: [...data.photograph.regions[0].box], output: [7, 7] },
 };
 let result; // of roiPool for the state

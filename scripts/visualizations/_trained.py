@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from detector import builders, datasets
 from detector.boxes import with_batch_index
@@ -18,6 +18,7 @@ from detector.errors import InputError
 from detector.inference.postprocess import Candidates, find_candidates, suppress
 from detector.inference.predict import predict
 from detector.inference.prepare import prepare
+from detector.models import FastRCNN
 from detector.runtime.device import Compute
 from detector.settings import CommonSettings
 from detector.structures import Batch
@@ -39,7 +40,7 @@ class Pass:
 
     settings: CommonSettings  # of the checkpoint, and of the command line
     classes: tuple[str, ...]
-    model: nn.Module
+    model: FastRCNN
     compute: Compute
     batch: Batch
     rois: Tensor  # (P, 5)
@@ -53,6 +54,12 @@ class Pass:
         """(H, W, 3) uint8 in the network frame, without padding."""
         height, width = self.batch.image_hws[0]
         return self.batch.images[0, :, :height, :width].permute(1, 2, 0).numpy()
+
+
+def require_one_scale(settings: CommonSettings) -> None:
+    """Raises InputError where `Pass.features` would be the map of one scale of several."""
+    if settings.detect.pyramid_px:
+        raise InputError("the network detects on an image pyramid (detect.pyramid_px): there is no one feature map")
 
 
 @torch.no_grad()

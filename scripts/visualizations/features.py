@@ -6,7 +6,7 @@ how long one pass takes for all proposals, and with a pass for each.
 """
 
 import argparse
-import time
+from functools import partial
 
 import torch
 
@@ -15,6 +15,7 @@ from detector.models.pooling import PyramidPooling, levels_of
 from detector.roi_pool import RoIPool
 from detector.visualization.features import draw_features, pool_roi
 from detector.visualization.style import save_figure
+from scripts._measure import seconds
 from scripts.visualizations import _trained
 
 SINGLE_PASSES = 3  # measured; all others would take as long
@@ -45,8 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def pooling_of(seen: _trained.Pass, row: int) -> tuple[RoIPool, torch.Tensor]:
     """The layer that pools this proposal, and the map (1, C, H, W) it pools from: one level of a feature pyramid."""
-    if seen.settings.detect.pyramid_px:
-        raise InputError("the network detects on an image pyramid (detect.pyramid_px): there is no one feature map")
+    _trained.require_one_scale(seen.settings)
     layer, features = seen.model.roi_pool, seen.features
     if isinstance(layer, PyramidPooling):
         level = int(levels_of(seen.rois[row : row + 1], len(layer.pools)))
@@ -60,17 +60,14 @@ def pooling_of(seen: _trained.Pass, row: int) -> tuple[RoIPool, torch.Tensor]:
 @torch.no_grad()
 def sharing(seen: _trained.Pass) -> str:
     """How long the pass takes for all proposals together, and with a pass for each."""
-    together = seconds(seen, seen.rois)
-    alone = min(seconds(seen, seen.rois[index : index + 1]) for index in range(min(SINGLE_PASSES, len(seen.rois))))
     count = len(seen.rois)
+    together = seconds(partial(outputs, seen, seen.rois))
+    alone = min(seconds(partial(outputs, seen, rois)) for rois in seen.rois[:SINGLE_PASSES].split(1))
     return (
         f"one pass for {count} RoIs: {together:.2f} s; a pass for each: {count} x {alone:.3f} s = {count * alone:.0f} s"
     )
 
 
-def seconds(seen: _trained.Pass, rois: torch.Tensor) -> float:
-    """Time of a forward pass with these RoIs, with the results on the CPU."""
-    start = time.perf_counter()
-    for output in seen.compute.forward(seen.model, seen.batch.images, rois):
-        output.float().cpu()
-    return time.perf_counter() - start
+def outputs(seen: _trained.Pass, rois: torch.Tensor) -> list[torch.Tensor]:
+    """Those of a forward pass with these RoIs, on the CPU."""
+    return [output.float().cpu() for output in seen.compute.forward(seen.model, seen.batch.images, rois)]

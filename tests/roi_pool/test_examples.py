@@ -2,12 +2,14 @@
 
 import doctest
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 
 import detector.roi_pool
 from detector.roi_pool import RoIPool, roi_pool
+from detector.visualization.pooling import ARTICLE_MAP, ARTICLE_REGION
 from tests.conftest import REPOSITORY
 
 # "Region of Interest Pooling Explained", its 8x8 map row by row.
@@ -27,6 +29,14 @@ ARTICLE = torch.tensor(
 
 def test_docstring():
     assert doctest.testmod(detector.roi_pool) == (0, 4)
+
+
+def test_docstring_has_the_map_of_the_figures():
+    names: dict = {}
+    for example in doctest.DocTestParser().get_examples(detector.roi_pool.__doc__)[:3]:  # import torch, features, rois
+        exec(example.source, names)
+    assert np.array_equal(names["features"][0, 0], ARTICLE_MAP)
+    assert tuple(names["rois"][0, 1:].tolist()) == ARTICLE_REGION
 
 
 def test_article_region_is_pooled_with_overlapping_bins():
