@@ -58,8 +58,18 @@ def main(arguments: list[str] | None = None) -> None:
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add_generate(commands.add_parser("generate", help="selective search over all images of a split"))
+    add_merge(commands.add_parser("merge", help="join the shards of one dataset"))
+    add_convert(commands.add_parser("convert", help="from any format to any other"))
+    add_check(commands.add_parser("check", help="faults of proposals: missing, extra, NaN, out of bounds, ..."))
+    add_info(commands.add_parser("info", help="what a file has"))
+    add_union(commands.add_parser("union", help="join files of the same images, without near duplicates"))
+    add_grid(commands.add_parser("grid", help="windows on a grid, a baseline for recall"))
+    add_recall(commands.add_parser("recall", help="how many of the objects the proposals find"))
+    return parser
 
-    command = commands.add_parser("generate", help="selective search over all images of a split")
+
+def add_generate(command: argparse.ArgumentParser) -> None:
     add_dataset_options(command)
     add_image_options(command)
     add_out(command)
@@ -72,12 +82,14 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--shard", type=shard, metavar="I/N", help="only the I-th of N parts, from 1/N to N/N")
     command.set_defaults(run=generate)
 
-    command = commands.add_parser("merge", help="join the shards of one dataset")
+
+def add_merge(command: argparse.ArgumentParser) -> None:
     command.add_argument("parts", nargs="+", type=Path, metavar="PART", help="a store made with --shard")
     add_out(command)
     command.set_defaults(run=merge)
 
-    command = commands.add_parser("convert", help="from any format to any other")
+
+def add_convert(command: argparse.ArgumentParser) -> None:
     command.add_argument("source", type=Path, help="file or folder to read")
     command.add_argument("target", type=Path, help="file or folder to write")
     command.add_argument("--from", required=True, choices=list(READERS), dest="source_format")
@@ -91,32 +103,36 @@ def make_parser() -> argparse.ArgumentParser:
     add_image_options(command)
     command.set_defaults(run=run_convert)
 
-    command = commands.add_parser("check", help="faults of proposals: missing, extra, NaN, out of bounds, ...")
+
+def add_check(command: argparse.ArgumentParser) -> None:
     add_file(command)
     add_image_options(command)
     command.set_defaults(run=check)
 
-    command = commands.add_parser("info", help="what a file has")
+
+def add_info(command: argparse.ArgumentParser) -> None:
     command.add_argument("file", type=Path, help=FILE)
     command.set_defaults(run=info)
 
-    command = commands.add_parser("union", help="join files of the same images, without near duplicates")
+
+def add_union(command: argparse.ArgumentParser) -> None:
     command.add_argument("files", nargs="+", type=Path, metavar="FILE", help=FILE)
     command.add_argument("--nms", type=float, default=0.9, metavar="IOU", help="default: %(default)s; 1: keep all")
     add_out(command)
     command.set_defaults(run=union)
 
-    command = commands.add_parser("grid", help="windows on a grid, a baseline for recall")
+
+def add_grid(command: argparse.ArgumentParser) -> None:
     add_dataset_options(command)
     add_image_options(command)
     add_out(command)
     command.set_defaults(run=grid)
 
-    command = commands.add_parser("recall", help="how many of the objects the proposals find")
+
+def add_recall(command: argparse.ArgumentParser) -> None:
     add_file(command, nargs="+")
     command.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw a plot")
     command.set_defaults(run=recall)
-    return parser
 
 
 def add_out(command: argparse.ArgumentParser) -> None:
