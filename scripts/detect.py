@@ -45,9 +45,9 @@ from detector.data.command_line import add_dataset_options, given_dataset
 from detector.data.formats.voc import annotation_xml
 from detector.data.image import image_options
 from detector.data.image_files import find_files
-from detector.data.video import Video, VideoWriter, is_video
 from detector.errors import InputError
 from detector.evaluation.results import write_coco_results
+from detector.inference.video import Video, VideoWriter, is_video
 from detector.runtime.exits import FAILED, exit_status
 from detector.runtime.files import write_atomically
 from detector.selective_search import MODES

@@ -13,7 +13,7 @@ import detector
 import evaluate
 from detector import api
 from detector.data.formats.voc import read_annotation, read_voc
-from detector.data.video import Video, VideoWriter
+from detector.inference.video import Video, VideoWriter
 from detector.proposals import generate
 from detector.proposals import search as image_search
 from detector.training.checkpoint import load_checkpoint, save_weights
