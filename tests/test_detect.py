@@ -13,7 +13,8 @@ import detector
 import evaluate
 from detector import api
 from detector.data.formats.voc import read_annotation, read_voc
-from detector.inference.video import Video, VideoWriter
+from detector.errors import InputError
+from detector.inference.video import Video, VideoWriter, is_video
 from detector.proposals import generate
 from detector.proposals import search as image_search
 from detector.training.checkpoint import load_checkpoint, save_weights
@@ -220,6 +221,14 @@ def test_the_frames_of_a_video_are_detected_as_single_images(checkpoint, tmp_pat
     assert len(drawn) == count
     assert drawn[0].shape == frames[0].shape
     assert np.abs(drawn[0].astype(int) - frames[0]).mean() > 5
+
+
+def test_a_number_is_a_camera_unless_a_folder_has_this_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "2007").mkdir()
+    assert [is_video(name) for name in ("0", "2007", "clip.MP4", "photographs")] == [True, False, True, False]
+    with pytest.raises(InputError, match="2007: no such video file"):
+        Video("2007")
 
 
 @pytest.mark.parametrize(

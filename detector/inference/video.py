@@ -15,7 +15,11 @@ USUAL_FPS = 25.0  # of a camera or file that does not state its own
 
 def is_video(source: str) -> bool:
     """Whether this is the name of a video file, or the number of a camera."""
-    return source.isdecimal() or source.lower().endswith(SUFFIXES)
+    return _is_camera(source) or source.lower().endswith(SUFFIXES)
+
+
+def _is_camera(source: str) -> bool:
+    return source.isdecimal() and not Path(source).exists()  # a folder may be named 2007
 
 
 class Video:
@@ -23,11 +27,11 @@ class Video:
 
     def __init__(self, source: str) -> None:
         self.source = source
-        if not source.isdecimal() and not Path(source).is_file():
+        if not (is_camera := _is_camera(source)) and not Path(source).is_file():
             raise InputError(f"{source}: no such video file")
-        self._capture = cv2.VideoCapture(int(source) if source.isdecimal() else source)
+        self._capture = cv2.VideoCapture(int(source) if is_camera else source)
         if not self._capture.isOpened():
-            what = "there is no such camera" if source.isdecimal() else "not a video that OpenCV can read"
+            what = "there is no such camera" if is_camera else "not a video that OpenCV can read"
             raise InputError(f"{source}: {what}")
         self.fps = self._capture.get(cv2.CAP_PROP_FPS) or USUAL_FPS
         frames = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
