@@ -40,14 +40,17 @@ def evaluate(
 ) -> tuple[list[Detections], dict[str, float]]:
     """Detections of every image, and the mean losses `cls` and `box` on RoIs sampled as in training.
 
-    Each image passes through the network once: its proposals and the RoIs of the loss share the feature map. Several
-    processes take the images in turn, and each returns the whole result.
+    Without flip and pyramid, each image passes through the network once: its proposals and the RoIs of the loss share
+    the feature map. Several processes take the images in turn, and each returns the whole result.
     """
     model = prepare(model, compute)
     detections, losses = [], []
     for batch in tqdm(batches, unit="image", desc="evaluate", leave=False, disable=None if is_main() else True):
         targets = sample_targets(batch)
-        class_logits, deltas = _predict(model, batch, torch.cat([targets.rois, _proposal_rois(batch)]), compute)
+        rois = targets.rois
+        if not config.postprocess.pyramid_px:  # else proposals are scored at other scales
+            rois = torch.cat([rois, _proposal_rois(batch)])
+        class_logits, deltas = _predict(model, batch, rois, compute)
         sampled = len(targets.rois)
         losses.append(loss(class_logits[:sampled], deltas[:sampled], targets))
         outputs = predict(model, batch, config.postprocess, compute, (class_logits[sampled:], deltas[sampled:]))

@@ -10,7 +10,7 @@ from detector.inference.predict import DetectorConfig, detect, mirrored
 from detector.models import build_model
 from detector.runtime.device import Compute
 from detector.settings import Detect, Model
-from detector.structures import Batch
+from detector.structures import Batch, RoiTargets
 
 COMPUTE = Compute(torch.device("cpu"), torch.float32)
 CODER = BoxCoder((0.1, 0.1, 0.2, 0.2))
@@ -91,3 +91,24 @@ def test_each_proposal_is_scored_at_the_scale_where_it_is_closest_to_224_pixels(
     thin = replace(one, images=torch.zeros(1, 3, 100, 1000, dtype=torch.uint8), image_hws=[(100, 1000)])
     capped = predict.predict(Sizes(), thin, Detect(pyramid_px=(400,)), COMPUTE)[0] * 1000
     assert capped[:, 1].tolist() == pytest.approx([200] * 5)  # the long side is 2000
+
+
+@pytest.mark.parametrize(("pyramid_px", "passes"), [((), [2 + 3]), ((200,), [2, 3])])
+def test_proposals_share_the_pass_of_the_loss_unless_they_are_scored_at_other_scales(monkeypatch, pyramid_px, passes):
+    proposals = torch.tensor([[0.0, 0, 60, 60], [0, 0, 100, 100], [10, 10, 40, 40]])
+    one = replace(batch(torch.zeros(1, 3, 100, 200, dtype=torch.uint8), proposals), image_hws=[(100, 200)])
+    rois = torch.tensor([[0.0, 0, 0, 50, 50], [0, 0, 0, 90, 90]])
+    targets = RoiTargets(rois, torch.zeros(2, dtype=torch.int64), torch.zeros(2, 4))
+    seen, plain_predict = [], predict._predict
+
+    def counted(model, batch, rois, compute):
+        seen.append(len(rois))
+        return plain_predict(model, batch, rois, compute)
+
+    monkeypatch.setattr(predict, "_predict", counted)
+    _, losses = predict.evaluate(
+        Sizes(), [one], DetectorConfig(CODER, Detect(pyramid_px=pyramid_px)), COMPUTE, lambda _: targets,
+        lambda logits, deltas, targets: {"cls": logits[:, 2].sum() * 1000, "box": torch.tensor(float(len(deltas)))},
+    )  # fmt: skip
+    assert seen == passes
+    assert losses == pytest.approx({"cls": 50 + 90, "box": 2})
