@@ -191,6 +191,7 @@ def read_detections(given: EvaluateSettings) -> tuple[DetectionDataset, list[Det
     assert given.detections is not None
     if given.data.reader is None:
         raise InputError("detections=FOLDER needs a dataset to score it on: data=voc data.root=DIR")
+    _require_effect(given)
     data = parse(Data, {"root": None} | _given(given.data))
     whole, path = datasets.read_dataset(data, "val"), Path(given.detections)
     known_ids = whole.image_ids  # data.max_images removes images, not their detections
@@ -204,14 +205,22 @@ def read_detections(given: EvaluateSettings) -> tuple[DetectionDataset, list[Det
     else:
         dataset = _with_classes_of_files(data, dataset, path)
         detections = read_result_files(path, dataset.image_ids, dataset.classes, known_ids)
+    if _given(given.detect):
+        detections = [postprocess_again(item, given.detect) for item in detections]
+    return dataset, detections
+
+
+def _require_effect(given: EvaluateSettings) -> None:
+    """Raise InputError for a setting that does nothing to saved detections."""
     if given.svd_ranks is not None:
         raise InputError("svd_ranks: is for a network, and detections= has none; leave it out")
     for key in ("regress_boxes", "flip", "pyramid_px"):
         if getattr(given.detect, key) is not None:
             raise InputError(f"detect.{key}: is for a network, and detections= has none; leave it out")
-    if _given(given.detect):
-        detections = [postprocess_again(item, given.detect) for item in detections]
-    return dataset, detections
+    if given.detect.nms == "hard" and given.detect.nms_iou is None:
+        raise InputError("detect.nms=hard: needs detect.nms_iou")
+    if given.detect.soft_nms_sigma is not None and given.detect.nms != "soft":
+        raise InputError("detect.soft_nms_sigma: needs detect.nms=soft")
 
 
 def _with_classes_of_files(data: Data, dataset: DetectionDataset, folder: Path) -> DetectionDataset:

@@ -255,6 +255,12 @@ def test_saved_detections_are_suppressed_once_more(settings, small_shapes, tmp_p
     assert softened == pytest.approx([0.9, 0.8 * math.exp(-(0.6**2) / 0.5), 0.2], rel=1e-2)
     with pytest.raises(InputError, match="detect.flip: is for a network, and detections= has none"):
         kept("detect.flip=true")
+    assert kept("detect.nms=hard", "detect.nms_iou=0.5") == [0.9, 0.2]
+    with pytest.raises(InputError, match="detect.nms=hard: needs detect.nms_iou"):
+        kept("detect.nms=hard")
+    with pytest.raises(InputError, match="detect.soft_nms_sigma: needs detect.nms=soft"):
+        kept("detect.soft_nms_sigma=0.3")
+    assert min(kept("detect.nms=soft", "detect.soft_nms_sigma=0.1")) < 0.1
     with pytest.raises(InputError, match="detect.nms_iou=3: must be null or a number from 0 to 1"):
         kept("detect.nms_iou=3")
 
