@@ -224,8 +224,9 @@ class Detector:
                 or a file of proposals whose ids are the names of the images, with or without suffix. By default they
                 are found by selective search.
             score_threshold: detections have a higher score.
-            nms_iou, max_detections: of an image; by default as in training.
-            tiles: cuts large images into overlapping tiles, and merges the detections.
+            nms_iou, max_detections: of an image; by default as in training. A network with detect.nms=soft has no
+                nms_iou but that of merging tiles.
+            tiles: cuts large images into overlapping tiles, and merges the detections by hard NMS.
 
         Raises:
             InputError: for invalid options, before the first result.
@@ -233,6 +234,10 @@ class Detector:
         given = {"score_threshold": score_threshold, "nms_iou": nms_iou, "max_detections": max_detections}
         chosen = self.settings.detect.plain() | {key: value for key, value in given.items() if value is not None}
         limits = self.settings.with_values(detect=chosen).detect
+        if nms_iou is not None and limits.nms == "soft" and tiles is None:
+            raise InputError(
+                "nms_iou: this network was trained with detect.nms=soft, which has no IoU threshold: leave it out"
+            )
         named = _named(images)
         source = None if proposals is None else _given_proposals(proposals, named, self.settings)
         cores = os.cpu_count() or 1

@@ -103,6 +103,15 @@ def test_options_have_their_effect(model, image):
     assert len(fewer) == np.isin(usual.names, ["kite", "ball"]).sum()
 
 
+def test_with_soft_nms_the_iou_is_that_of_merging_tiles(model, image):
+    detect = model.settings.detect.plain() | {"nms": "soft"}
+    soft = detector.Detector(model.network, model.settings.with_values(detect=detect), model.classes)
+    with pytest.raises(InputError, match="nms_iou: this network was trained with detect.nms=soft"):
+        soft.detect(image, nms_iou=0.5)
+    options = {"tiles": Tiles(96, 0.5), "proposals": BOXES, "score_threshold": 0.0, "max_detections": 10000}
+    assert len(soft.detect(image, **options, nms_iou=0.1)) < len(soft.detect(image, **options, nms_iou=0.9))
+
+
 def test_the_mode_of_selective_search_is_chosen_on_load(untrained_checkpoint, image, model):
     other = detector.load(untrained_checkpoint, "cpu", mode="fast")
     assert other.settings.proposals.mode == "fast"
