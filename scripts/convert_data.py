@@ -36,7 +36,7 @@ from detector.data.formats.folder.reader import split_names
 from detector.data.formats.voc import annotation_xml
 from detector.errors import InputError, first_few
 from detector.runtime.exits import FAILED, exit_status
-from detector.runtime.files import write_atomically
+from detector.runtime.files import require_inside, write_atomically
 from detector.structures import GroundTruth
 from detector.training.run_folder import require_new
 
@@ -67,6 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
         )
     splits = {name: check_data(dataset) for name, dataset in read_splits(arguments).items()}
     require_disjoint(splits)
+    for checked in splits.values():
+        require_inside(arguments.out, checked.dataset.image_ids)
     classes = sorted({name for checked in splits.values() for name in checked.dataset.classes})
     omitted = []
     for name, checked in splits.items():
@@ -194,8 +196,10 @@ def inside(truth: GroundTruth, hw: tuple[int, int], crowd: bool = False) -> Grou
 
 
 def copy_image(source: Path, target: Path) -> Path:
-    """Copy a file to a path that must be free."""
+    """Copy a file to a path that must be free. Raises InputError if it is not."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        raise InputError(f"{source}: {target} is the copy of another image: rename one; what is written is incomplete")
     return Path(shutil.copyfile(source, target))
 
 

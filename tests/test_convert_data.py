@@ -4,10 +4,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from detector.data.dataset import DetectionDataset
+from detector.data.dataset import DetectionDataset, Record
 from detector.data.formats.coco import read_coco
 from detector.data.formats.folder import read_folder
 from detector.data.formats.voc import read_voc
+from scripts import convert_data
 from scripts.convert_data import main
 from tests.helpers import layouts
 from tests.helpers.layouts import SCENES, put_image, put_text, xml
@@ -86,6 +87,25 @@ def test_wrong_input_writes_nothing(tmp_path, capsys):
         assert main(arguments) == 2
         assert says in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "set"]
+
+
+@pytest.mark.parametrize(
+    ("image_ids", "says"),
+    [
+        (["../../x"], "its id leads out of"),
+        (["{tmp_path}/x"], "its id leads out of"),
+        (["a", "b/../a"], "is the copy of another image"),
+    ],
+)
+def test_ids_of_an_untrusted_dataset_overwrite_nothing(tmp_path, monkeypatch, capsys, image_ids, says):
+    put_image(tmp_path / "set/a.jpg")
+    ids = [image_id.format(tmp_path=tmp_path) for image_id in image_ids]
+    records = [Record(image_id, tmp_path / "set/a.jpg", tmp_path / "set/a.json") for image_id in ids]
+    monkeypatch.setattr(convert_data, "read_splits", lambda _: {"train": DetectionDataset("t", ("cat",), records)})
+    assert main(["--data", str(tmp_path / "set"), "--to", "voc", "--out", str(tmp_path / "parent/out")]) == 2
+    assert says in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] in (["set"], ["set", "parent"], ["parent", "set"])
+    assert not (tmp_path / "parent/x.jpg").exists()
 
 
 def test_an_image_on_its_side_keeps_its_boxes(tmp_path):

@@ -8,7 +8,7 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
@@ -73,6 +73,13 @@ def numbered(path: Path, suffix: str = "") -> Iterator[Path]:
     yield path
     for number in itertools.count(2):
         yield path.with_name(f"{path.name.removesuffix(suffix)}-{number}{suffix}")
+
+
+def require_inside(folder: Path, image_ids: Iterable[str]) -> None:
+    """Raise InputError if an id, of an untrusted dataset, leads out of the folder where it becomes a file's name."""
+    for image_id in image_ids:
+        if not (folder / image_id).resolve().is_relative_to(folder.resolve()):
+            raise InputError(f"image {image_id!r}: its id leads out of {folder}, where files are named by it")
 
 
 @contextmanager
