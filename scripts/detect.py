@@ -33,7 +33,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -42,6 +42,7 @@ import detector
 from detector.api import SCORE_THRESHOLD, Options, label_of
 from detector.box_arrays import to_xywh
 from detector.data.command_line import add_dataset_options, given_dataset
+from detector.data.dataset import DetectionDataset
 from detector.data.formats.voc import annotation_xml
 from detector.data.image import image_options
 from detector.data.image_files import find_files
@@ -49,7 +50,7 @@ from detector.errors import InputError
 from detector.evaluation.results import write_coco_results
 from detector.inference.video import Video, VideoWriter, is_video
 from detector.runtime.exits import FAILED, exit_status
-from detector.runtime.files import write_atomically
+from detector.runtime.files import require_inside, write_atomically
 from detector.selective_search import MODES
 from detector.structures import GroundTruth
 from detector.training.run_folder import require_new
@@ -81,7 +82,7 @@ def main(command_line: Sequence[str] | None = None) -> int:
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="write detections of these only (default: all)")
     parser.add_argument("--tiles", type=int, metavar="PX", help="detect in overlapping squares of this size")
     parser.add_argument(
-        "--tile-overlap", type=float, default=0.2, help="of neighbours, part of their side (default: %(default)s)"
+        "--tile-overlap", type=float, help=f"of neighbours, part of their side (default: {detector.Tiles.overlap})"
     )
     parser.add_argument("--mode", choices=list(MODES), help="of selective search (default: as in training)")
     parser.add_argument("--voc-xml", action="store_true", help="write VOC annotations too")
@@ -96,24 +97,27 @@ def run(arguments: argparse.Namespace) -> int:
     """Detect and write the results; returns the exit status, 1 if an image could not be used."""
     if (arguments.input is None) == (arguments.data is None):
         raise InputError("give either --input IMAGES or --data ROOT, a dataset")
+    require_belonging(arguments)
     if arguments.input is not None and is_video(arguments.input):
         return run_video(arguments)
     files = find_files(arguments.input) if arguments.input is not None else {}
     require_new("--out", arguments.out)
     model = load_model(arguments)
     truths: dict[str, GroundTruth] = {}
+    bad: list[str] = []
     if arguments.data is not None:
-        dataset = given_dataset(arguments, image_options(model.settings.data)).with_classes(model.classes)
-        files = {image_id: dataset.image_path(index) for index, image_id in enumerate(dataset.image_ids)}
-        truths = {image_id: dataset.ground_truth(index) for index, image_id in enumerate(dataset.image_ids)}
+        dataset = given_dataset(arguments, image_options(model.settings.data))
+        files, truths, bad = usable_images(dataset, model.classes)
+    stems, number_of_images = output_stems(files), len(files) + len(bad)
+    require_inside(arguments.out, stems)
     results = model.stream(files, **options_of(arguments))
 
-    bad, found = [], []
+    found = []
     arguments.out.mkdir(parents=True, exist_ok=True)
     progress = tqdm(results, total=len(files), unit="image", desc="detect", disable=None)
-    for stem, path, result in zip(output_stems(list(files)), files.values(), progress, strict=True):
+    for stem, path, result in zip(stems, files.values(), progress, strict=True):
         if isinstance(result, InputError):
-            bad.append(" ".join(str(result).split()))  # on one line
+            bad.append(on_one_line(result))
             continue
         chosen = result.only(arguments.classes or model.classes)
         found.append(chosen)
@@ -129,10 +133,38 @@ def run(arguments: argparse.Namespace) -> int:
     category_ids = {name: number for number, name in enumerate(model.classes, start=1)}
     detections = [result.detections for result in found]
     write_coco_results(arguments.out / "detections.json", detections, model.classes, category_ids)
-    print(f"{sum(map(len, found))} detections in {len(found)} of {len(files)} images -> {arguments.out}")
+    print(f"{sum(map(len, found))} detections in {len(found)} of {number_of_images} images -> {arguments.out}")
     for line in bad:
         print(line, file=sys.stderr)
     return FAILED if bad else 0
+
+
+def require_belonging(arguments: argparse.Namespace) -> None:
+    """Raise InputError for an option without the one that it belongs to."""
+    for option in ("split", "annotations", "images", "format"):
+        if getattr(arguments, option) is not None and arguments.data is None:
+            raise InputError(f"--{option} belongs to --data")
+    if arguments.tile_overlap is not None and arguments.tiles is None:
+        raise InputError("--tile-overlap belongs to --tiles")
+
+
+def usable_images(
+    dataset: DetectionDataset, classes: Sequence[str]
+) -> tuple[dict[str, Path], dict[str, GroundTruth], list[str]]:
+    """The image files of a dataset and their objects of these classes, by id, and a line for each that has an error."""
+    dataset = dataset.without_classes({*dataset.classes} - {*classes}).with_classes(classes)
+    files, truths, bad = {}, {}, []
+    for index, image_id in enumerate(dataset.image_ids):
+        try:
+            path, truths[image_id] = dataset.image_path(index), dataset.ground_truth(index)
+            files[image_id] = path
+        except InputError as error:
+            bad.append(on_one_line(error))
+    return files, truths, bad
+
+
+def on_one_line(error: InputError) -> str:
+    return " ".join(str(error).split())
 
 
 def run_video(arguments: argparse.Namespace) -> int:
@@ -178,17 +210,24 @@ def options_of(arguments: argparse.Namespace) -> Options:
         "score_threshold": arguments.score_threshold,
         "nms_iou": arguments.nms_iou,
         "max_detections": arguments.max_detections,
-        "tiles": None if arguments.tiles is None else detector.Tiles(arguments.tiles, arguments.tile_overlap),
+        "tiles": tiles_of(arguments),
     }
 
 
-def output_stems(image_ids: Sequence[str]) -> list[str]:
-    """A name without suffix for each image; if two are the same, the second keeps its suffix: `a`, `a.png`."""
+def tiles_of(arguments: argparse.Namespace) -> detector.Tiles | None:
+    if arguments.tiles is None:
+        return None
+    given = {} if arguments.tile_overlap is None else {"overlap": arguments.tile_overlap}
+    return detector.Tiles(arguments.tiles, **given)
+
+
+def output_stems(files: Mapping[str, Path]) -> list[str]:
+    """The id of each image without its file's suffix; if two are the same, the second keeps it: `a`, `a.png`."""
     stems: list[str] = []
     taken: set[str] = set()
-    for image_id in image_ids:
+    for image_id, path in files.items():
         numbered = (f"{image_id}-{number}" for number in itertools.count(2))
-        names = itertools.chain([str(Path(image_id).with_suffix("")), image_id], numbered)
+        names = itertools.chain([image_id.removesuffix(path.suffix), image_id], numbered)
         stems.append(next(name for name in names if name.lower() not in taken))
         taken.add(stems[-1].lower())
     return stems

@@ -12,6 +12,7 @@ from PIL import Image
 import detector
 import evaluate
 from detector import api
+from detector.data.dataset import DetectionDataset, Record
 from detector.data.formats.voc import read_annotation, read_voc
 from detector.errors import InputError
 from detector.inference.video import Video, VideoWriter, is_video
@@ -164,6 +165,30 @@ def test_a_dataset_is_drawn_with_its_objects(checkpoint, small_shapes, tmp_path,
     assert "give either --input IMAGES or --data ROOT" in capsys.readouterr().err
 
 
+def test_a_bad_record_of_a_dataset_is_reported_and_the_rest_goes_on(checkpoint, make_coco, tmp_path, capsys):
+    """The first image has an object of a class that the network does not know; the second has no file."""
+    coco = make_coco({"val": {"a.b": [("dog", 5, 5, 20, 20), ("kite", 5, 5, 20, 20)], "gone": [("kite", 1, 1, 9, 9)]}})
+    next(coco.rglob("gone.*")).unlink()
+    options = ["--checkpoint", str(checkpoint), "--device", "cpu", "--out", str(tmp_path / "out")]
+    data = ["--data", str(coco), "--annotations", "val.json", "--images", "images"]
+    assert detect.main([*options, *data]) == 1
+    captured = capsys.readouterr()
+    assert "gone.jpg: there is no such file" in captured.err.splitlines()[-1]
+    assert "in 1 of 2 images" in captured.out
+    assert len(files(tmp_path / "out/pictures")) == 1
+
+
+@pytest.mark.parametrize("image_id", ["../../x", "a/../../x", "{tmp_path}/x"])
+def test_an_id_that_leads_out_of_the_folder_writes_nothing(checkpoint, images, tmp_path, capsys, monkeypatch, image_id):
+    record = Record(image_id.format(tmp_path=tmp_path), images / "good.jpg", tmp_path / "val.json")
+    monkeypatch.setattr(detect, "given_dataset", lambda *_: DetectionDataset("val", ("kite",), [record]))
+    before = files(tmp_path)
+    options = ["--checkpoint", str(checkpoint), "--device", "cpu", "--out", str(tmp_path / "out"), "--yolo"]
+    assert detect.main([*options, "--data", str(images)]) == 2
+    assert "its id leads out of" in capsys.readouterr().err
+    assert files(tmp_path) == before
+
+
 def test_tiles(checkpoint, images, tmp_path):
     assert run(checkpoint, images / "good.jpg", tmp_path / "a", "--tiles", "200", "--tile-overlap", "0.5") == 0
     model = detector.load(checkpoint, "cpu")
@@ -260,6 +285,11 @@ def test_wrong_input_with_a_video(checkpoint, tmp_path, capsys, name, options, s
         ({"--nms-iou": "2"}, "detect.nms_iou=2.0: must be"),
         ({"--classes": "dog"}, "class 'dog' is not known to this network"),
         ({"--tiles": "0"}, "tiles: their size is 0"),
+        ({"--tile-overlap": "0.2"}, "--tile-overlap belongs to --tiles"),
+        ({"--split": "val"}, "--split belongs to --data"),
+        ({"--annotations": "val.json"}, "--annotations belongs to --data"),
+        ({"--images": "images"}, "--images belongs to --data"),
+        ({"--format": "yolo"}, "--format belongs to --data"),
         ({"--device": "cuda:99"}, "device: 'cuda:99' is not available"),
         ({"--proposals": "p.npy"}, "p.npy: proposals are read from"),
     ],
@@ -288,4 +318,9 @@ def test_images_of_the_same_name_are_told_apart(checkpoint, images, tmp_path):
     }
     pictures = ["good.jpg", "good.png.jpg", "sub/a b.jpg", "sub/good.jpg"]
     assert files(tmp_path / "out/pictures") == pictures
-    assert detect.output_stems(["a.jpg", "a.png", "A.PNG", "a.png.bmp"]) == ["a", "a.png", "A.PNG-2", "a.png.bmp"]
+    names = ["a.jpg", "a.png", "A.PNG", "a.png.bmp"]
+    assert detect.output_stems({name: Path(name) for name in names}) == ["a", "a.png", "A.PNG-2", "a.png.bmp"]
+
+
+def test_names_of_outputs_are_those_of_images_for_ids_without_suffix():
+    assert detect.output_stems({"a_jpg.rf.0a1b": Path("a_jpg.rf.0a1b.jpg")}) == ["a_jpg.rf.0a1b"]
