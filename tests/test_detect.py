@@ -180,6 +180,7 @@ def test_a_bad_record_of_a_dataset_is_reported_and_the_rest_goes_on(checkpoint, 
 
 @pytest.mark.parametrize("image_id", ["../../x", "a/../../x", "{tmp_path}/x"])
 def test_an_id_that_leads_out_of_the_folder_writes_nothing(checkpoint, images, tmp_path, capsys, monkeypatch, image_id):
+    monkeypatch.setattr(DetectionDataset, "__post_init__", lambda _: None)  # which refuses these ids too
     record = Record(image_id.format(tmp_path=tmp_path), images / "good.jpg", tmp_path / "val.json")
     monkeypatch.setattr(detect, "given_dataset", lambda *_: DetectionDataset("val", ("kite",), [record]))
     before = files(tmp_path)
