@@ -49,7 +49,9 @@ class Augment:
         count = len(sample.gt_boxes)
         boxes = np.concatenate([sample.gt_boxes, sample.proposals])
         self.compose.set_random_seed(seed)
-        with as_input_error(f" on image {sample.image_id} of {sample.image.shape[1]}x{sample.image.shape[0]}"):
+        where = f" on image {sample.image_id} of {sample.image.shape[1]}x{sample.image.shape[0]}"
+        # CoarseDropout divides by the area of a box in whole pixels, which can be 0: such a box is dropped.
+        with as_input_error(where), np.errstate(invalid="ignore"):
             result = self.compose(image=sample.image, bboxes=boxes, index=np.arange(len(boxes)))
         image = result["image"]
         if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,)):

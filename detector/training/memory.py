@@ -24,8 +24,8 @@ def warn_if_memory_is_short(
     size = f"{images} images of at most {max_hw[0]}x{max_hw[1]} with {rois_per_image} RoIs each"
     if needed > free:
         logger.warning(
-            "a step of %s needs about %.1f GiB, and %.1f GiB are free: reduce data.max_side_px or "
-            "roi.rois_per_image, or split the batch with train.accumulate", size, needed, free,
+            "a step of %s needs about %.1f GiB, and %.1f GiB are free: reduce train.images_per_batch, "
+            "data.max_side_px or roi.rois_per_image, or split the batch with train.accumulate", size, needed, free,
         )  # fmt: skip
     else:
         logger.info("a step of %s needs about %.1f GiB; %.1f GiB are free", size, needed, free)

@@ -77,9 +77,10 @@ def test_a_run_of_a_sweep_that_fails_does_not_take_the_others_with_it(tmp_path, 
 def test_a_process_that_a_launcher_starts_can_import_the_program(program, monkeypatch):
     """Launchers such as submitit's hand it over by name; what is defined in `__main__` they cannot."""
     handed = []
-    monkeypatch.setattr(app, "run_program", lambda main, name, schema: handed.append((main, name)))
+    module = importlib.import_module(program)
+    monkeypatch.setattr(module, "run_program", lambda main, name, schema: handed.append((main, name)))
     runpy.run_path(str(REPOSITORY / f"{program}.py"), run_name="__main__")
-    assert handed == [(importlib.import_module(program).main, program)]
+    assert handed == [(module.main, program)]
     assert handed[0][0].__module__ == program
 
 
