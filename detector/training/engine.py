@@ -117,7 +117,7 @@ def train_step(
     processes = rank_info().world_size
     count = all_reduce_sum(len(targets.labels)) / processes  # gradients are averaged over the processes
     optimizer.zero_grad()
-    own, logits = torch.zeros(2, device=compute.device), []
+    own, logits, labels = torch.zeros(2, device=compute.device), [], []
     for part_images, part in split_batch(images, targets, config.accumulate):
         part = part.to(compute.device)
         class_logits, deltas = compute.forward(model, part_images, part.rois)
@@ -125,6 +125,7 @@ def train_step(
         (losses["cls"] + losses["box"]).backward()
         own += torch.stack([losses["cls"], losses["box"]]).detach()
         logits.append(class_logits.detach())
+        labels.append(part.labels)
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
     # Reading these synchronizes with the GPU once per step; only the launch of the update is then not overlapped.
@@ -139,7 +140,7 @@ def train_step(
         "train/loss_cls": cls,
         "train/loss_box": box,
         "train/grad_norm": grad_norm,
-        **{f"roi/{name}": value for name, value in accuracy(torch.cat(logits), targets.to(compute.device)).items()},
+        **{f"roi/{name}": value for name, value in accuracy(torch.cat(logits), torch.cat(labels)).items()},
     }
 
 

@@ -69,13 +69,13 @@ def roi_losses(
 
 
 @torch.no_grad()
-def accuracy(class_logits: Tensor, targets: RoiTargets) -> dict[str, Tensor]:
+def accuracy(class_logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """The accuracies `foreground_accuracy` and `background_accuracy`, and the `foreground_fraction` of the RoIs.
 
     An accuracy over no RoI is NaN.
     """
-    correct = class_logits.argmax(dim=1) == targets.labels
-    foreground = targets.labels > 0
+    correct = class_logits.argmax(dim=1) == labels
+    foreground = labels > 0
     return {
         "foreground_accuracy": correct[foreground].float().mean(),
         "background_accuracy": correct[~foreground].float().mean(),
