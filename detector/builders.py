@@ -6,6 +6,7 @@ Each component receives only the values that it needs. datasets.py has the part 
 import logging
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,8 +14,9 @@ import torch
 from detector import datasets
 from detector.allowlist import build, find_class
 from detector.boxes import BoxCoder
-from detector.data.check import warn_leakage
+from detector.data.check import Checked, warn_leakage
 from detector.data.fingerprint import dataset_fingerprints
+from detector.data.loader import TransformedDataset
 from detector.errors import InputError
 from detector.inference.predict import DetectorConfig
 from detector.models import FastRCNN, build_model
@@ -31,6 +33,7 @@ from detector.training.memory import warn_if_memory_is_short
 from detector.training.optimizers import default_rate, parameter_groups
 from detector.training.resume import check_same_run
 from detector.training.run_folder import require_writable
+from detector.training.targets import delta_statistics
 from detector.training.trainer import TrainingComponents
 
 logger = logging.getLogger(__name__)
@@ -48,6 +51,23 @@ def build_training_config(
     coder = BoxCoder(settings.roi.delta_std)
     loss = LossConfig(settings.loss, coder, _class_weights(settings.loss, classes))
     return TrainingConfig(settings.roi, coder, settings.seed, loss, max_grad_norm, accumulate)
+
+
+def with_delta_std(training: TrainingConfig, model: FastRCNN) -> TrainingConfig:
+    """The same, with the deviation of the targets of each class, if the network has it."""
+    if model.delta_std is None:
+        return training
+    std = tuple(map(tuple, model.delta_std.expand(model.num_classes, -1).tolist()))
+    return replace(training, loss=replace(training.loss, delta_std=std))
+
+
+def _delta_statistics(
+    settings: CommonSettings, model: FastRCNN, checked: Checked, samples: TransformedDataset
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation of the targets in the training set."""
+    logger.info("model.delta_normalization: reading the proposals of %d images", len(checked.image_hws))
+    coder, boxes_per_roi = BoxCoder(settings.roi.delta_std), model.bbox_pred.out_features // 4
+    return delta_statistics(samples, checked.image_hws, coder, settings.roi.foreground_iou, boxes_per_roi)
 
 
 def _class_weights(loss: Loss, classes: Sequence[str]) -> tuple[float, ...] | None:
@@ -133,11 +153,11 @@ def build_training(settings: TrainSettings, checkpoint: dict | None) -> Training
 
     torch.manual_seed(settings.seed)  # seeds the initial weights
     model = build_model(settings.model, len(classes))
+    has_boxes = False  # trained ones
     if settings.model.weights is not None and checkpoint is None:
-        load_weights(model, settings.model.backbone, settings.model.weights, classes)
+        has_boxes = load_weights(model, settings.model.backbone, settings.model.weights, classes)
     compute.place(model)
     optimizer, schedule = build_optimizer(settings, model)
-    averaged = None if settings.train.ema is None else averaged_model(model, settings.train.ema)
     largest_hw = max(datasets.short_sides(data)), data.max_side_px
     warn_if_memory_is_short(model, compute, _images_per_pass(settings.train), largest_hw, settings.roi.rois_per_image)
 
@@ -148,10 +168,14 @@ def build_training(settings: TrainSettings, checkpoint: dict | None) -> Training
     val_samples = datasets.build_transformed_dataset(settings, val_checked, "val")
     fingerprints = dataset_fingerprints("training", train_checked, train_samples.proposals)
     fingerprints |= dataset_fingerprints("validation", val_checked, val_samples.proposals)
+    if model.delta_std is not None and checkpoint is None:
+        statistics = _delta_statistics(settings, model, train_checked, train_samples)
+        model.set_delta_statistics(*statistics, keep_outputs=has_boxes)
+    averaged = None if settings.train.ema is None else averaged_model(model, settings.train.ema)
     if checkpoint is not None:
         check_same_run(checkpoint, settings, classes, fingerprints)
         load_state(checkpoint, model, optimizer, averaged)
     return TrainingComponents(
-        classes, model, optimizer, schedule, training, build_detector_config(settings), compute, train_samples,
-        val_samples, fingerprints, datasets.build_epoch_order(settings, train_checked), averaged,
+        classes, model, optimizer, schedule, with_delta_std(training, model), build_detector_config(settings), compute,
+        train_samples, val_samples, fingerprints, datasets.build_epoch_order(settings, train_checked), averaged,
     )  # fmt: skip

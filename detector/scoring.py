@@ -70,7 +70,7 @@ def score_checkpoint(given: EvaluateSettings) -> float | None:
             model.head.compress(given.svd_ranks)
         compute = builders.build_compute(settings)
         samples = datasets.build_transformed_dataset(settings, checked, "val")
-        training = builders.build_training_config(settings, dataset.classes)
+        training = builders.with_delta_std(builders.build_training_config(settings, dataset.classes), model)
     batches = eval_loader(samples, settings.workers, here.rank, here.world_size)
     with explain_workers([]):
         detections, losses = evaluate(

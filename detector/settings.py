@@ -166,6 +166,9 @@ class Model(Settings):
     """Probability after each fully connected layer."""
     class_agnostic: bool = False
     """true: one box per RoI for all classes; false (the paper): one for each class."""
+    delta_normalization: Literal["fixed", "per_class"] = "fixed"
+    """Of box targets. fixed: by roi.delta_std; per_class (the paper): also by mean and deviation of each class over the
+    training set, which checkpoints keep."""
 
 
 class RoISampling(Settings):

@@ -16,6 +16,7 @@ import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import detector
 import evaluate
 import train
 from detector import scoring
@@ -333,13 +334,39 @@ def test_the_seed_decides_the_run_and_the_number_of_workers_does_not(settings, c
      "roi.foreground_iou=0.7", "roi.background_iou_low=0.1", "roi.background_iou_high=0.3", "roi.rois_per_image=8",
      "roi.balance_objects=false", "roi.ohem=true", "loss.cls=focal", "loss.class_weights={ball: 3.0}", "loss.box=giou",
      "loss.box=l1", "loss.beta=0.1", "loss.box_weight=3.0", "model.pooling=roi_align", "model.norm=group",
-     "data.short_side_px=[64,96,128]", "data.repeat_rare=1.0", "train.accumulate=2",
-     "model.class_agnostic=true", "model.head=4conv1fc", "model.hidden_last=8", "model.backbone=resnet18_fpn",
+     "model.delta_normalization=per_class", "data.short_side_px=[64,96,128]", "data.repeat_rare=1.0",
+     "train.accumulate=2", "model.class_agnostic=true", "model.head=4conv1fc", "model.hidden_last=8",
+     "model.backbone=resnet18_fpn",
      "optimizer.weight_decay=0.5", "optimizer=sgd", "optimizer.max_grad_norm=0.01", "optimizer.bias_lr_factor=9",
      "augment=photometric", "augment=scale", "augment=strong"],
 )  # fmt: skip
 def test_every_setting_of_training_has_its_effect(settings, common, tmp_path, override, usual_losses):
     assert losses(settings, common, tmp_path / "run", override) != usual_losses
+
+
+@pytest.mark.parametrize("more", [[], ["model.class_agnostic=true", "train.ema=0.9"]])
+def test_statistics_of_the_targets_are_part_of_the_network(settings, common, tmp_path, more):
+    """They come from the training set, do not change in training, and scripts and interface use them."""
+    overrides = [*common, "model.delta_normalization=per_class", *more, "train.iterations=2"]
+    train.main(settings("train", *overrides, f"run.dir={tmp_path}/run"))
+    path = tmp_path / "run/checkpoints/last.pt"
+    content = torch.load(path, weights_only=True)
+    mean, std = content["model"]["delta_mean"], content["model"]["delta_std"]
+    assert mean.shape == std.shape == ((1, 4) if more else (4, 4))
+    assert (std != 1).any()
+    assert not mean[:, 0].any()
+    if more:
+        assert torch.equal(std, content["raw_model"]["delta_std"])
+    score = evaluate.main(settings("evaluate", f"checkpoint={path}", f"out={tmp_path}/out"))
+    assert score == json.loads((tmp_path / "run/metrics.json").read_text())["main"]["value"]
+    detector_ = detector.load(path, device="cpu")
+    network = detector_.network.model
+    assert torch.equal(network.delta_std, std)
+    result = detector_.detect(np.full((90, 120, 3), 100, np.uint8), score_threshold=0.0)
+    network.delta_mean += 0.5
+    assert not np.array_equal(
+        result.boxes, detector_.detect(np.full((90, 120, 3), 100, np.uint8), score_threshold=0).boxes
+    )
 
 
 def test_averaged_weights_are_evaluated_and_the_last_ones_kept(settings, common, tmp_path):

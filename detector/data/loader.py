@@ -84,24 +84,24 @@ class TransformedDataset(Dataset):
 
     def original(self, index: int) -> Sample:
         """The sample in the original frame."""
-        image, truth = self.dataset.image(index), self.dataset.ground_truth(index)
-        gt_boxes, inside = _cut(truth.boxes, image.shape)
+        image = self.dataset.image(index)
+        gt_boxes, gt_labels, proposals = self.boxes(index, image.shape[:2])
+        image_id = self.dataset.image_ids[index]
+        return Sample(image_id, image, gt_boxes, gt_labels, proposals, image.shape[:2])
+
+    def boxes(self, index: int, image_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The sample's gt_boxes, gt_labels and proposals in the original frame, for an image of this size."""
+        truth = self.dataset.ground_truth(index)
+        gt_boxes, inside = _cut(truth.boxes, image_hw)
         crowds = gt_boxes[inside & truth.crowd]
         inside &= ~truth.crowd
         if not self.use_difficult:
             inside &= ~truth.difficult
         scores = self.proposals.scores(truth.image_id) if self.selection.by_score else None
-        proposals = select_proposals(self.proposals[truth.image_id], scores, image.shape[:2], self.selection)
+        proposals = select_proposals(self.proposals[truth.image_id], scores, image_hw, self.selection)
         if self.crowd_ioa_threshold is not None and len(crowds):
             proposals = proposals[_part_inside(proposals, crowds) < self.crowd_ioa_threshold]
-        return Sample(
-            image_id=truth.image_id,
-            image=image,
-            gt_boxes=gt_boxes[inside],
-            gt_labels=truth.labels[inside],
-            proposals=proposals,
-            original_hw=image.shape[:2],
-        )
+        return gt_boxes[inside], truth.labels[inside], proposals
 
 
 def _cut(boxes: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:

@@ -27,7 +27,8 @@ def build_model(model: Model, num_classes: int) -> FastRCNN:
     head = _build_head(model, body, pool_size, norm)
     pools = [POOLINGS[model.pooling](pool_size, 1 / (body.stride * 2**level)) for level in range(body.levels)]
     pooling = pools[0] if body.levels == 1 else PyramidPooling(pools)
-    network = FastRCNN(body, pooling, head, num_classes, model.class_agnostic)
+    normalize = model.delta_normalization == "per_class"
+    network = FastRCNN(body, pooling, head, num_classes, model.class_agnostic, normalize)
     _freeze(network, model)
     return network
 

@@ -12,9 +12,17 @@ class FastRCNN(nn.Module):
 
     mean: Tensor
     std: Tensor
+    delta_mean: Tensor | None  # (K, 4), or (1, 4) for class-agnostic boxes: of the targets, in units of the BoxCoder
+    delta_std: Tensor | None
 
     def __init__(
-        self, backbone: Backbone, roi_pool: nn.Module, head: Head, num_classes: int, class_agnostic: bool = False
+        self,
+        backbone: Backbone,
+        roi_pool: nn.Module,
+        head: Head,
+        num_classes: int,
+        class_agnostic: bool = False,
+        normalize_deltas: bool = False,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -22,13 +30,16 @@ class FastRCNN(nn.Module):
         self.roi_pool = roi_pool  # (features, rois) -> (R, C, h, w)
         self.head = head
         self.cls_score = nn.Linear(head.out_features, num_classes + 1)
-        self.bbox_pred = nn.Linear(head.out_features, 4 if class_agnostic else num_classes * 4)
+        boxes = 1 if class_agnostic else num_classes
+        self.bbox_pred = nn.Linear(head.out_features, boxes * 4)
         for layer, std in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):  # section 2.3
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
         # Mean and standard deviation of ImageNet images, as torchvision's weights expect.
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1) * 255, persistent=False)
+        self.register_buffer("delta_mean", torch.zeros(boxes, 4) if normalize_deltas else None)
+        self.register_buffer("delta_std", torch.ones(boxes, 4) if normalize_deltas else None)
 
     def forward(self, images: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
         """images (B, 3, H, W) uint8, rois (R, 5) in their frame -> class_logits (R, K+1), deltas (R, K, 4).
@@ -37,6 +48,8 @@ class FastRCNN(nn.Module):
         """
         hidden = self.roi_features(images, rois)
         deltas = self.bbox_pred(hidden).unflatten(1, (-1, 4))
+        if self.delta_std is not None:
+            deltas = deltas * self.delta_std + self.delta_mean
         return self.cls_score(hidden), deltas.expand(-1, self.num_classes, -1)
 
     def roi_features(self, images: Tensor, rois: Tensor) -> Tensor:
@@ -44,3 +57,16 @@ class FastRCNN(nn.Module):
         features = self.backbone((images - self.mean) / self.std)  # (B, C, H/stride, W/stride)
         pooled = self.roi_pool(features, rois)  # (R, C, h, w)
         return self.head(pooled)
+
+    @torch.no_grad()
+    def set_delta_statistics(self, mean: Tensor, std: Tensor, keep_outputs: bool) -> None:
+        """Set mean and deviation of the targets, as `delta_mean` and `delta_std`; `keep_outputs`: of a trained network
+        that had none, whose box regression then predicts the same deltas as before.
+        """
+        assert self.delta_mean is not None
+        assert self.delta_std is not None
+        self.delta_mean.copy_(mean)
+        self.delta_std.copy_(std)
+        if keep_outputs:
+            self.bbox_pred.weight /= self.delta_std.reshape(-1, 1)
+            self.bbox_pred.bias.copy_((self.bbox_pred.bias - self.delta_mean.flatten()) / self.delta_std.flatten())

@@ -17,6 +17,7 @@ from detector.errors import InputError, first_few
 logger = logging.getLogger(__name__)
 
 OUTPUT_LAYERS = ("cls_score.", "bbox_pred.")
+DELTA_STATISTICS = ("delta_mean", "delta_std")  # see FastRCNN
 FC6_WEIGHT = "head.fc6.weight"
 FC6_SIDES = {512 * 7 * 7: 7, 256 * 6 * 6: 6}  # inputs of the first fully connected layer -> pool size: VGG, AlexNet
 CLASSIFIER_SHAPE = (4096, 4096)  # of the second one, in both
@@ -34,8 +35,9 @@ def torchvision_prefixes(backbone: str) -> dict[str, str]:
     return names | {"layer4.": "backbone.layer4." if backbone.endswith("_fpn") else "head.layer4."}
 
 
-def load_weights(model: nn.Module, backbone: str, weights: str, classes: Sequence[str]) -> None:
+def load_weights(model: nn.Module, backbone: str, weights: str, classes: Sequence[str]) -> bool:
     """Load weights into the model from `imagenet` or from a file, and log which layers keep their initialization.
+    Returns whether the box regression is loaded, for targets that are normalised by `roi.delta_std` alone.
 
     The file has the state dict of a classification network with torchvision's names, or is a checkpoint of this
     program; if its classes are not these, in this order, the two output layers are not loaded. Raises InputError if the
@@ -57,11 +59,12 @@ def load_weights(model: nn.Module, backbone: str, weights: str, classes: Sequenc
     }
     if not of_checkpoint:
         state = _from_classifier(state, backbone)
+    state = _without_statistics(state, source)
     if theirs != [*classes]:
         if theirs is not None:
             logger.info("its classes differ, so its output layers are not loaded: %s", ", ".join(map(str, theirs)))
         state = {key: value for key, value in state.items() if not key.startswith(OUTPUT_LAYERS)}
-    own = model.state_dict()
+    own = {key: value for key, value in model.state_dict().items() if key not in DELTA_STATISTICS}
     fitting = {key: value for key, value in state.items() if key in own and _fits(value, own[key])}
     trunk = [key for key in own if key.startswith("backbone.") and not key.startswith("backbone.fpn.")]
     lacking = [key for key in trunk if "num_batches" not in key and key not in fitting]
@@ -74,11 +77,23 @@ def load_weights(model: nn.Module, backbone: str, weights: str, classes: Sequenc
     model.load_state_dict(fitting, strict=False)
     new = sorted({key.rpartition(".")[0] for key in own if key not in fitting and "num_batches" not in key})
     logger.info("weights from %s; not in it and trained from scratch: %s", source, first_few(new, 12) or "nothing")
+    return "bbox_pred.weight" in fitting
 
 
 def _fits(value: Tensor, own: Tensor) -> bool:
     is_alike = value.is_floating_point() == own.is_floating_point() and not value.is_complex()
     return value.shape == own.shape and is_alike and value.device.type == "cpu"
+
+
+def _without_statistics(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The weights with the statistics of its targets, if it has them, as a part of the box regression."""
+    if not all(key in state for key in (*DELTA_STATISTICS, "bbox_pred.weight", "bbox_pred.bias")):
+        return state
+    weight, bias = state["bbox_pred.weight"], state["bbox_pred.bias"]
+    mean, std = (state[key].flatten() for key in DELTA_STATISTICS)
+    if weight.dim() != 2 or not mean.shape == std.shape == bias.shape == weight.shape[:1]:
+        raise InputError(f"model.weights: {source}: the statistics of its targets do not fit its box regression")
+    return state | {"bbox_pred.weight": weight * std[:, None], "bbox_pred.bias": bias * std + mean}
 
 
 def _classes_of(weights: str, state: dict) -> list | None:

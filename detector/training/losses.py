@@ -20,6 +20,7 @@ class LossConfig:
     settings: Loss = field(default_factory=Loss)
     coder: BoxCoder = field(default_factory=lambda: BoxCoder(default(RoISampling, "delta_std")))  # giou decodes boxes
     class_weights: tuple[float, ...] | None = None  # of background and the K classes
+    delta_std: tuple[tuple[float, ...], ...] | None = None  # K x 4: `FastRCNN.delta_std`
 
 
 PAPER = LossConfig()
@@ -61,11 +62,20 @@ def roi_losses(
         rois = targets.rois[foreground, 1:]
         boxes, gt_boxes = (config.coder.decode(each[:, None], rois)[:, 0] for each in (predicted, wanted))
         distance = generalized_box_iou_loss(boxes, gt_boxes, reduction="none")
-    elif settings.box == "l1":
-        distance = F.l1_loss(predicted, wanted, reduction="none").sum(dim=1)
+    elif config.delta_std is not None:
+        # The mean of the class is in both, so that it makes no difference.
+        scale = predicted.new_tensor(config.delta_std)[labels[foreground] - 1]
+        distance = _distance(predicted / scale, wanted / scale, settings)
     else:
-        distance = F.smooth_l1_loss(predicted, wanted, reduction="none", beta=settings.beta).sum(dim=1)
+        distance = _distance(predicted, wanted, settings)
     return cls, torch.zeros_like(cls).index_put((foreground,), distance * settings.box_weight)
+
+
+def _distance(predicted: Tensor, wanted: Tensor, settings: Loss) -> Tensor:
+    """The distance (F,) of deltas (F, 4)."""
+    if settings.box == "l1":
+        return F.l1_loss(predicted, wanted, reduction="none").sum(dim=1)
+    return F.smooth_l1_loss(predicted, wanted, reduction="none", beta=settings.beta).sum(dim=1)
 
 
 @torch.no_grad()

@@ -1,9 +1,12 @@
 """RoI sampling and training targets (Fast R-CNN, section 2.3)."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from detector.boxes import BoxCoder, box_iou, with_batch_index
+from detector.data.loader import TransformedDataset
 from detector.runtime.seeds import Stream, seed_of
 from detector.settings import RoISampling
 from detector.structures import Batch, RoiTargets
@@ -79,3 +82,33 @@ def make_targets(batch: Batch, sampling: RoISampling, coder: BoxCoder, seed: int
         labels.append(roi_labels)
         deltas.append(coder.encode(matched, boxes))
     return RoiTargets(torch.cat(rois), torch.cat(labels), torch.cat(deltas))
+
+
+def delta_statistics(
+    samples: TransformedDataset, image_hws: Sequence[tuple[int, int]], coder: BoxCoder, iou: float, boxes_per_roi: int
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (K, 4) of the targets of each class, as in the paper's code: of all proposals with at
+    least this IoU and the objects themselves, over all images and their mirror images. `boxes_per_roi` is K, or 1 for
+    the statistics (1, 4) of all classes together.
+
+    A class with fewer than two such RoIs, or without any deviation, has mean 0 and deviation 1.
+    """
+    count = torch.zeros(boxes_per_roi, 1, dtype=torch.float64)
+    total, squares = (torch.zeros(boxes_per_roi, 4, dtype=torch.float64) for _ in range(2))
+    for index, image_hw in enumerate(image_hws):
+        gt_boxes, gt_labels, proposals = (torch.from_numpy(array) for array in samples.boxes(index, image_hw))
+        if len(gt_boxes) == 0:
+            continue
+        boxes = torch.cat([proposals, gt_boxes])
+        best_iou, match = box_iou(boxes, gt_boxes).max(dim=1)
+        row = torch.nonzero(best_iou >= iou).flatten()
+        deltas = coder.encode(gt_boxes[match[row]], boxes[row]).double()
+        labels = (gt_labels[match[row]] - 1).clamp(max=boxes_per_roi - 1)
+        count.index_add_(0, labels, torch.ones(len(row), 1, dtype=torch.float64))
+        total.index_add_(0, labels, deltas)
+        squares.index_add_(0, labels, deltas**2)
+    mean, square = total / count.clamp(min=1), squares / count.clamp(min=1)
+    mean[:, 0] = 0  # mirroring changes the sign of dx
+    std = (square - mean**2).clamp(min=0).sqrt()
+    usable = (count > 1) & (std > 1e-3)
+    return mean.where(usable, 0.0).float(), std.where(usable, 1.0).float()

@@ -76,7 +76,10 @@ def test_case_01_killed_at_any_moment_and_in_a_write_the_outcome_is_equal_in_eve
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("override", ["train.ema=null", "optimizer=sgd", "optimizer.max_grad_norm=0.5"])
+@pytest.mark.parametrize(
+    "override",
+    ["train.ema=null", "optimizer=sgd", "optimizer.max_grad_norm=0.5", "model.delta_normalization=per_class"],
+)
 def test_resume_is_exact_with_other_optimizers(override, settings, tiny, tmp_path):
     folder = tmp_path / "run"
     train.main(settings("train", *tiny, override, f"run.dir={folder}"))

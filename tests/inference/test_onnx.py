@@ -44,7 +44,8 @@ class SmallBackbone(nn.Module):
 
 def small_network(num_classes: int = 4) -> FastRCNN:
     torch.manual_seed(0)
-    network = FastRCNN(SmallBackbone(), RoIPool(7, 1 / 16), FcHead(32, 7, 32, 0.5), num_classes)
+    network = FastRCNN(SmallBackbone(), RoIPool(7, 1 / 16), FcHead(32, 7, 32, 0.5), num_classes, normalize_deltas=True)
+    network.set_delta_statistics(torch.randn(num_classes, 4) / 4, torch.rand(num_classes, 4) + 0.5, keep_outputs=False)
     nn.init.normal_(network.bbox_pred.weight, std=0.05)
     nn.init.normal_(network.cls_score.weight, std=0.3)
     return network.eval()

@@ -127,6 +127,37 @@ def test_a_checkpoint_with_the_same_classes_gives_all(tmp_path, caplog):
     assert "trained from scratch: nothing" in caplog.text
 
 
+@pytest.mark.parametrize("agnostic", [False, True])
+@pytest.mark.parametrize(
+    ("theirs", "own"), [("per_class", "fixed"), ("fixed", "per_class"), ("per_class", "per_class")]
+)
+def test_a_checkpoint_gives_its_boxes_whatever_the_statistics_of_its_targets(tmp_path, theirs, own, agnostic):
+    model = Model(backbone="resnet18", hidden=8, class_agnostic=agnostic, delta_normalization=theirs)
+    trained = build_model(model, num_classes=2)
+    rows = 1 if agnostic else 2
+    if theirs == "per_class":
+        trained.set_delta_statistics(torch.randn(rows, 4), torch.rand(rows, 4) + 0.5, keep_outputs=False)
+    torch.nn.init.normal_(trained.bbox_pred.bias)
+    torch.nn.init.normal_(trained.bbox_pred.weight)
+    Checkpoints(tmp_path).save_last({"model": trained.state_dict(), "classes": CLASSES, "iteration": 7})
+    taken = build_model(model.with_values(weights="x", delta_normalization=own, norm="batch"), num_classes=2)
+    assert load_weights(taken, "resnet18", str(tmp_path / "last.pt"), CLASSES)
+    if own == "per_class":
+        taken.set_delta_statistics(torch.randn(rows, 4), torch.rand(rows, 4) + 0.5, keep_outputs=True)
+    images, rois = torch.randint(0, 255, (1, 3, 64, 64), dtype=torch.uint8), torch.tensor([[0, 0, 0, 50, 60.0]])
+    expected, found = trained.eval()(images, rois)[1], taken.eval()(images, rois)[1]
+    assert expected.shape == (1, 2, 4)
+    torch.testing.assert_close(found, expected)
+
+
+def test_statistics_that_do_not_fit_their_boxes_are_refused(tmp_path):
+    model = Model(backbone="resnet18", hidden=8, delta_normalization="per_class")
+    state = build_model(model, num_classes=2).state_dict() | {"delta_std": torch.ones(3, 4)}
+    Checkpoints(tmp_path).save_last({"model": state, "classes": CLASSES, "iteration": 7})
+    with pytest.raises(InputError, match="statistics of its targets do not fit its box regression"):
+        load_weights(build_model(model, num_classes=2), "resnet18", str(tmp_path / "last.pt"), CLASSES)
+
+
 class Payload:
     def __reduce__(self):
         return (open, ("stolen", "w"))

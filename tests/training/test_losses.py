@@ -70,6 +70,19 @@ def test_giou_is_of_the_decoded_boxes():
     assert losses_of(Loss(box="giou"))["box"] == pytest.approx((1 - shifted + 1 - taller) / 3, rel=1e-5)
 
 
+@pytest.mark.parametrize(("loss", "paper"), [("smooth_l1", torch.nn.SmoothL1Loss), ("l1", torch.nn.L1Loss)])
+def test_with_the_deviation_of_each_class_the_loss_is_that_of_normalised_targets(loss, paper):
+    """The network's outputs are output * std + mean; the paper's loss compares the output and (target - mean) / std."""
+    mean, std = torch.randn(2, 4), torch.rand(2, 4) + 0.5
+    outputs, wanted = torch.randn(3, 2, 4), torch.randn(3, 4)
+    config = LossConfig(Loss(box=loss), delta_std=tuple(map(tuple, std.tolist())))
+    labels = torch.tensor([2, 0, 1])
+    _, box = roi_losses(LOGITS, outputs * std + mean, RoiTargets(torch.zeros(3, 5), labels, wanted), config)
+    first = paper(reduction="sum")(outputs[0, 1], (wanted[0] - mean[1]) / std[1])
+    last = paper(reduction="sum")(outputs[2, 0], (wanted[2] - mean[0]) / std[0])
+    assert box.tolist() == pytest.approx([first.item(), 0, last.item()], rel=1e-4)
+
+
 def test_losses_of_rois_add_up_to_the_loss():
     rois = torch.tensor([[0, 0, 0, 10.0, 10.0]] * 3)
     wanted = RoiTargets(rois, torch.tensor([0, 1, 2]), torch.zeros(3, 4))

@@ -1,12 +1,18 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from detector.boxes import BoxCoder, box_iou
+from detector.data.formats.voc import read_voc
+from detector.data.loader import TransformedDataset
+from detector.data.transforms import Resize
+from detector.proposals.store import ProposalStore
 from detector.settings import RoISampling
 from detector.structures import Batch
-from detector.training.targets import make_targets, sample_rois
+from detector.training.targets import delta_statistics, make_targets, sample_rois
 from tests.test_boxes import random_boxes
 
 CODER = BoxCoder((0.1, 0.1, 0.2, 0.2))
@@ -144,3 +150,34 @@ def test_deltas_lead_from_rois_to_their_objects():
     expected = torch.stack([GT[LABELS.tolist().index(label)] for label in targets.labels[foreground].tolist()])
     torch.testing.assert_close(decoded, expected, atol=1e-3, rtol=1e-4)
     assert not targets.deltas[~foreground].any()
+
+
+@pytest.fixture
+def boxes_of_two_classes(make_voc, make_proposals, tmp_path) -> TransformedDataset:
+    """An ant of 20x20 pixels with four proposals, two of them with an IoU below 0.5, and a lonely cat."""
+    root = make_voc({"train": {"a": [("ant", 11, 11, 30, 30)], "b": [("cat", 1, 1, 20, 20)], "c": []}})
+    ants = [[14, 10, 34, 30], [10, 10, 30, 40], [22, 10, 42, 30], [40, 0, 60, 10]]
+    make_proposals(tmp_path / "p.safetensors", {"a": ants, "b": [], "c": []})
+    dataset = read_voc(root, "train").with_classes(["ant", "cat", "dog"])
+    return TransformedDataset(dataset, ProposalStore(tmp_path / "p.safetensors"), Resize((40,), 60))
+
+
+def test_statistics_of_the_targets_of_each_class(boxes_of_two_classes):
+    """The ant's: one proposal is 4 pixels, 0.2 of its width, too far right; one 10 too high; one is the object."""
+    mean, std = delta_statistics(boxes_of_two_classes, [(40, 60)] * 3, CODER, 0.5, boxes_per_roi=3)
+    taller = math.log(20 / 30) / 0.2
+    shift = -5 / 30 / 0.1
+    # dx is -2, 0, 0, and with the mirror images 2, 0, 0.
+    assert mean[0].tolist() == pytest.approx([0, shift / 3, 0, taller / 3])
+    deviation = math.sqrt(2 / 9)  # of the numbers 1, 0, 0
+    assert std[0].tolist() == pytest.approx(
+        [math.sqrt(4 / 3), -shift * deviation, 1, -taller * deviation], rel=1e-5
+    )  # no proposal has another width
+    assert mean[1:].tolist() == [[0.0] * 4] * 2  # of a single RoI, and of none
+    assert std[1:].tolist() == [[1.0] * 4] * 2
+
+
+def test_statistics_of_class_agnostic_targets(boxes_of_two_classes):
+    mean, std = delta_statistics(boxes_of_two_classes, [(40, 60)] * 3, CODER, 0.5, boxes_per_roi=1)
+    assert mean.shape == std.shape == (1, 4)
+    assert mean[0, 1].item() == pytest.approx(-5 / 30 / 0.1 / 4)  # the cat is one more RoI without a shift
