@@ -214,11 +214,13 @@ def _require_effect(given: EvaluateSettings) -> None:
     """Raise InputError for a setting that does nothing to saved detections."""
     if given.svd_ranks is not None:
         raise InputError("svd_ranks: is for a network, and detections= has none; leave it out")
-    for key in ("regress_boxes", "flip", "pyramid_px"):
+    for key in ("regress_boxes", "flip", "pyramid_px", "average_per_class"):
         if getattr(given.detect, key) is not None:
             raise InputError(f"detect.{key}: is for a network, and detections= has none; leave it out")
     if given.detect.nms == "hard" and given.detect.nms_iou is None:
         raise InputError("detect.nms=hard: needs detect.nms_iou")
+    if given.detect.nms == "soft" and given.detect.nms_iou is not None:
+        raise InputError("detect.nms_iou: has no effect with detect.nms=soft; leave one of them out")
     if given.detect.soft_nms_sigma is not None and given.detect.nms != "soft":
         raise InputError("detect.soft_nms_sigma: needs detect.nms=soft")
 

@@ -230,6 +230,9 @@ class Detect(Settings):
 
     score_threshold: Ratio = 0.05
     """Boxes with a lower score are removed."""
+    average_per_class: NonNegativeFloat = 0.0
+    """Of a dataset that is scored, each class has the score threshold that leaves so many boxes per image on average
+    before suppression, and at most 100 of an image (the paper's code: 40); 0: detect.score_threshold alone."""
     nms: Literal["hard", "soft"] = "hard"
     """Non-maximum suppression, for each class. hard: a box that overlaps a higher-scored one is removed; soft: its
     score is multiplied by exp(-IoU^2 / detect.soft_nms_sigma)."""

@@ -54,6 +54,8 @@ def test_the_numbers_of_vgg16_on_voc07(settings):
     assert (roi.rois_per_image, roi.foreground_fraction) == (64, 0.25)
     assert (roi.foreground_iou, roi.background_iou_low, roi.background_iou_high) == (0.5, 0.1, 0.5)
     assert (roi.balance_objects, roi.ohem, roi.delta_std) == (False, False, (0.1, 0.1, 0.2, 0.2))
+    detect = config.detect
+    assert (detect.score_threshold, detect.average_per_class, detect.max_detections) == (0.0, 40.0, 10_000)
     assert model.delta_normalization == "per_class"
     loss = config.loss
     assert (loss.cls, loss.class_weights, loss.box, loss.beta, loss.box_weight) == (

@@ -259,6 +259,10 @@ def test_saved_detections_are_suppressed_once_more(settings, small_shapes, tmp_p
     assert kept("detect.nms=hard", "detect.nms_iou=0.5") == [0.9, 0.2]
     with pytest.raises(InputError, match="detect.nms=hard: needs detect.nms_iou"):
         kept("detect.nms=hard")
+    with pytest.raises(InputError, match="detect.nms_iou: has no effect with detect.nms=soft"):
+        kept("detect.nms=soft", "detect.nms_iou=0.5")
+    with pytest.raises(InputError, match="detect.average_per_class: is for a network"):
+        kept("detect.average_per_class=40")
     with pytest.raises(InputError, match="detect.soft_nms_sigma: needs detect.nms=soft"):
         kept("detect.soft_nms_sigma=0.3")
     assert min(kept("detect.nms=soft", "detect.soft_nms_sigma=0.1")) < 0.1

@@ -24,7 +24,7 @@ class OnnxNetwork:
         self.session = session
 
     def detect(self, sample: Sample, limits: Detect) -> Detections:
-        """Detections of a sample in the network frame: the steps of `postprocess`, in numpy."""
+        """Detections of a sample in the network frame: the steps of postprocess.py, in numpy."""
         image_hw, count = sample.image.shape[:2], len(sample.proposals)
         if not count:
             none = np.zeros(0, np.float32)

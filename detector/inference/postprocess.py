@@ -22,34 +22,18 @@ class Candidates:
     scores: Tensor  # (M,) float32
     boxes: Tensor  # (M, 4) float32: the proposal after its correction for the class, clipped to the image
 
+    def rows_of(self, keep: Tensor) -> "Candidates":
+        """Those at these indices."""
+        return Candidates(self.rows[keep], self.labels[keep], self.scores[keep], self.boxes[keep])
 
-def postprocess(
-    class_logits: Tensor,
-    deltas: Tensor,
-    proposals: Tensor,
-    coder: BoxCoder,
-    image_id: str,
-    image_hw: tuple[int, int],
-    original_hw: tuple[int, int],
-    settings: Detect,
-) -> Detections:
-    """Detections of one image, highest score first, in the original frame: score threshold, NMS, then the limit.
 
-    class_logits (P, K+1), deltas (P, K, 4) and proposals (P, 4) are in the network frame, where the image has
-    the size `image_hw`. Only boxes with a score above the threshold are decoded.
-    """
-    found = find_candidates(class_logits, deltas, proposals, coder, image_hw, settings)
-    keep, scores = suppress(found.boxes, found.scores, found.labels, settings)
-    boxes = found.boxes[keep]
-    to_original = boxes.new_tensor(
-        [original_hw[1] / image_hw[1], original_hw[0] / image_hw[0]] * 2
-    )  # network -> original, for x and y
-    return Detections(
-        image_id=image_id,
-        boxes=(boxes * to_original).cpu().numpy(),
-        labels=found.labels[keep].cpu().numpy(),
-        scores=scores.cpu().numpy(),
-    )
+@dataclass(frozen=True)
+class ImageFrames:
+    """An image and its size in both frames."""
+
+    image_id: str
+    network_hw: tuple[int, int]
+    original_hw: tuple[int, int]
 
 
 def find_candidates(
@@ -60,7 +44,11 @@ def find_candidates(
     image_hw: tuple[int, int],
     settings: Detect,
 ) -> Candidates:
-    """The boxes of all proposals and classes with an area and a score above the threshold; shapes: `postprocess`."""
+    """The boxes of all proposals and classes with an area and a score above the threshold.
+
+    class_logits (P, K+1), deltas (P, K, 4) and proposals (P, 4) are in the network frame, where the image has the size
+    `image_hw`. Only boxes with a score above the threshold are decoded.
+    """
     scores = class_logits.float().softmax(dim=1)[:, 1:]  # (P, K)
     row, column = torch.nonzero(scores > settings.score_threshold, as_tuple=True)
     boxes = proposals[row]
@@ -70,6 +58,20 @@ def find_candidates(
     has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
     row, column = row[has_area], column[has_area]
     return Candidates(row, column + 1, scores[row, column], boxes[has_area])
+
+
+def finish(found: Candidates, image: ImageFrames, settings: Detect) -> Detections:
+    """Detections of one image from its candidates: NMS, then the limit; highest score first, in the original frame."""
+    keep, scores = suppress(found.boxes, found.scores, found.labels, settings)
+    boxes = found.boxes[keep]
+    (height, width), (original_height, original_width) = image.network_hw, image.original_hw
+    to_original = boxes.new_tensor([original_width / width, original_height / height] * 2)
+    return Detections(
+        image_id=image.image_id,
+        boxes=(boxes * to_original).cpu().numpy(),
+        labels=found.labels[keep].cpu().numpy(),
+        scores=scores.cpu().numpy(),
+    )
 
 
 def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, settings: GivenDetect) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """The prediction loop: detections of images, and the losses on them."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,7 +9,8 @@ from tqdm import tqdm
 
 from detector.boxes import BoxCoder, areas, with_batch_index
 from detector.errors import RunFailure
-from detector.inference.postprocess import postprocess
+from detector.inference.adaptive_threshold import above, best_of_each_class, class_thresholds
+from detector.inference.postprocess import Candidates, ImageFrames, find_candidates, finish
 from detector.inference.prepare import prepare
 from detector.runtime.device import Compute, peak_memory_mib
 from detector.runtime.distributed import gather_interleaved
@@ -44,17 +45,25 @@ def evaluate(
     the feature map. Several processes take the images in turn, and each returns the whole result.
     """
     model = prepare(model, compute)
-    detections, losses = [], []
+    settings, losses = config.postprocess, []
+    found: list[tuple[Candidates, ImageFrames]] = []
+    detections: list[Detections] = []
     for batch in tqdm(batches, unit="image", desc="evaluate", leave=False, disable=None if is_main() else True):
         targets = sample_targets(batch)
         rois = targets.rois
-        if not config.postprocess.pyramid_px:  # else proposals are scored at other scales
+        if not settings.pyramid_px:  # else proposals are scored at other scales
             rois = torch.cat([rois, _proposal_rois(batch)])
         class_logits, deltas = _predict(model, batch, rois, compute)
         sampled = len(targets.rois)
         losses.append(loss(class_logits[:sampled], deltas[:sampled], targets))
-        outputs = predict(model, batch, config.postprocess, compute, (class_logits[sampled:], deltas[sampled:]))
-        detections += _detections(outputs, batch, config)
+        outputs = predict(model, batch, settings, compute, (class_logits[sampled:], deltas[sampled:]))
+        if settings.average_per_class:  # NMS follows when all scores are known
+            found += [(best_of_each_class(item), image) for item, image in _candidates(outputs, batch, config)]
+        else:
+            detections += _detections(outputs, batch, config)
+    if settings.average_per_class:
+        thresholds = class_thresholds([item for item, _ in found], settings.average_per_class)
+        detections = [finish(above(item, thresholds), image, settings) for item, image in found]
     detections, losses = gather_interleaved(detections), gather_interleaved(losses)
     return detections, {name: float(torch.stack([item[name] for item in losses]).mean()) for name in ("cls", "box")}
 
@@ -138,18 +147,24 @@ def _predict_pyramid(
     return torch.cat(class_logits)[order], torch.cat(deltas)[order]
 
 
-def _detections(outputs: tuple[Tensor, Tensor], batch: Batch, config: DetectorConfig) -> list[Detections]:
-    """Detections from the outputs (P, ...) for the concatenated proposals of all images of the batch."""
+def _candidates(
+    outputs: tuple[Tensor, Tensor], batch: Batch, config: DetectorConfig
+) -> Iterator[tuple[Candidates, ImageFrames]]:
+    """The candidates of each image, from the outputs (P, ...) for the concatenated proposals of all of the batch."""
     sizes = [len(boxes) for boxes in batch.proposals]
-    return [
-        postprocess(logits, moves, proposals, config.coder, image_id, image_hw, original_hw, config.postprocess)
-        for logits, moves, proposals, image_id, image_hw, original_hw in zip(
-            outputs[0].split(sizes),
-            outputs[1].split(sizes),
-            batch.proposals,
-            batch.image_ids,
-            batch.image_hws,
-            batch.original_hws,
-            strict=True,
-        )
-    ]
+    for logits, moves, proposals, image_id, image_hw, original_hw in zip(
+        outputs[0].split(sizes),
+        outputs[1].split(sizes),
+        batch.proposals,
+        batch.image_ids,
+        batch.image_hws,
+        batch.original_hws,
+        strict=True,
+    ):
+        found = find_candidates(logits, moves, proposals, config.coder, image_hw, config.postprocess)
+        yield found, ImageFrames(image_id, image_hw, original_hw)
+
+
+def _detections(outputs: tuple[Tensor, Tensor], batch: Batch, config: DetectorConfig) -> list[Detections]:
+    """Detections of each image of the batch."""
+    return [finish(found, image, config.postprocess) for found, image in _candidates(outputs, batch, config)]

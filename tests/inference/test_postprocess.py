@@ -7,7 +7,7 @@ import torch
 from torchvision.ops import batched_nms
 
 from detector.boxes import BoxCoder, clip
-from detector.inference.postprocess import postprocess, postprocess_again
+from detector.inference.postprocess import ImageFrames, find_candidates, finish, postprocess_again
 from detector.settings import Detect, GivenDetect
 from detector.structures import Detections
 
@@ -24,9 +24,14 @@ PROBABILITIES = torch.tensor([[0.1, 0.8, 0.1], [0.2, 0.7, 0.1], [0.5, 0.4, 0.1],
 LOOSE = Detect(score_threshold=0.15, nms_iou=0.5, max_detections=100)
 
 
+def postprocess(logits, deltas, proposals, image_hw, original_hw, settings):
+    found = find_candidates(logits, deltas, proposals, CODER, image_hw, settings)
+    return finish(found, ImageFrames("a", image_hw, original_hw), settings)
+
+
 def run(settings: Detect, deltas: torch.Tensor | None = None, original_hw=(50, 100), image_hw=(50, 100)):
     deltas = torch.zeros(4, 2, 4) if deltas is None else deltas
-    return postprocess(PROBABILITIES.log(), deltas, PROPOSALS, CODER, "a", image_hw, original_hw, settings)
+    return postprocess(PROBABILITIES.log(), deltas, PROPOSALS, image_hw, original_hw, settings)
 
 
 def test_suppression_is_by_class_and_the_result_is_sorted():
@@ -66,7 +71,7 @@ def test_decoding_what_is_above_the_threshold_equals_decoding_everything(seed):
     corners = torch.rand(300, 2, generator=generator) * 80
     proposals = torch.cat([corners, corners + 1 + torch.rand(300, 2, generator=generator) * 30], dim=1)
     logits, deltas = torch.randn(300, 6, generator=generator), torch.randn(300, 5, 4, generator=generator)
-    found = postprocess(logits, deltas, proposals, CODER, "a", (90, 100), (90, 100), LOOSE)
+    found = postprocess(logits, deltas, proposals, (90, 100), (90, 100), LOOSE)
     scores, boxes = logits.softmax(dim=1)[:, 1:], clip(CODER.decode(deltas, proposals), (90, 100))
     row, column = torch.nonzero((scores > 0.15) & (boxes[..., 2:] > boxes[..., :2]).all(dim=2), as_tuple=True)
     keep = batched_nms(boxes[row, column].double(), scores[row, column].double(), column, 0.5)[:100]
@@ -96,16 +101,7 @@ def test_a_box_moved_out_of_the_image_disappears():
 
 
 def test_no_proposals():
-    none = postprocess(
-        torch.zeros(0, 3),
-        torch.zeros(0, 2, 4),
-        torch.zeros(0, 4),
-        CODER,
-        "a",
-        (5, 5),
-        (5, 5),
-        LOOSE,
-    )
+    none = postprocess(torch.zeros(0, 3), torch.zeros(0, 2, 4), torch.zeros(0, 4), (5, 5), (5, 5), LOOSE)
     assert none.boxes.shape == (0, 4)
     assert len(none.scores) == len(none.labels) == 0
 
