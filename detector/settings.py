@@ -78,7 +78,9 @@ class Data(Settings):
     """COCO layout: folder of the images to validate on, relative to the root; null: the root."""
     drop_empty_boxes: Annotated[bool | None, LAYOUT] = None
     """COCO layout: true ignores boxes without width or height."""
-    format: Annotated[Literal["voc", "yolo", "coco", "labelme", "cvat", "csv"] | None, LAYOUT, AS_TRAINED] = None
+    format: Annotated[
+        Literal["voc", "yolo", "coco", "labelme", "label_studio", "createml", "cvat", "csv"] | None, LAYOUT, AS_TRAINED
+    ] = None
     """Folder: the format of the annotations to use; null: the one that is found."""
     val_fraction: Annotated[OpenRatio | None, LAYOUT, AS_TRAINED] = None
     """Folder: makes a new split with this fraction of the images in val; null: the folder's own split, else 0.2."""

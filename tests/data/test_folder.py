@@ -69,6 +69,7 @@ def run_settings(program: str, tmp_path: Path, *overrides: str):
 
 TINY = (
     "data.short_side_px=48", "data.max_side_px=64", "proposals.mode=single", "model.hidden=16", "train.iterations=1",
+    "model.backbone=alexnet",
     "train.images_per_batch=2", "roi.rois_per_image=8", "precision=float32",
 )  # fmt: skip
 

@@ -78,10 +78,28 @@ def json_key(name: str, change: Callable[[dict], object]) -> Callable[[Path], No
     return apply
 
 
+def json_task(change: Callable[[dict], object], number: int = 0) -> Callable[[Path], None]:
+    """Change an entry of the JSON list in the root."""
+
+    def apply(root: Path) -> None:
+        (path,) = root.glob("*.json")
+        content = json.loads(path.read_text())
+        change(content[number])
+        path.write_text(json.dumps(content))
+
+    return apply
+
+
+def of_box(task: dict) -> dict:
+    """The first result of a task of Label Studio that is a box."""
+    return task["annotations"][1]["result"][1]
+
+
 CVAT = "annotations.xml"
 LIST = "ImageSets/Main/train.txt"
 XML, YOLO, COCO, ME, CSV = "img 0.xml", "labels/img 0.txt", "result.json", "img 0.json", "boxes.csv"
 V, Y, C = layouts.labelimg_xml, layouts.label_studio_yolo, layouts.label_studio_coco
+S, L, STUDIO = layouts.label_studio_json, layouts.labelimg_createml, "project.json"
 M, T, R, F = layouts.labelme_json, layouts.csv_table, layouts.raccoon, layouts.roboflow_voc
 # A layout, what is wrong with it, a part of the error, and, where it matters, the split that is read.
 CASES: dict[str, tuple] = {
@@ -144,6 +162,18 @@ CASES: dict[str, tuple] = {
     "yolo-image": (Y, remove("images/img 0.jpg"), r"missing: .*img 0\.txt: there is no image 'img 0' for it"),
     "coco-broken-valid": (layouts.roboflow_coco, write("valid/_annotations.coco.json", "{"), r"valid/.*: broken JSON"),
     "yolo-deep": (layouts.roboflow_yolo, write("data.yaml", "names: " + "[" * 5000), r"data\.yaml: broken YAML: "),
+    "studio-broken": (S, write(STUDIO, '[{"id": 1, "data"'), r"project\.json: broken JSON"),
+    "studio-address": (S, json_task(lambda it: it.update(data={"image": "http://[a.jpg"})), r"task 1 names no image"),
+    "studio-image": (S, replace(STUDIO, "img%200.jpg", "gone.jpg"), r"there is no image 'gone\.jpg' for it"),
+    "studio-no-image": (S, json_task(lambda it: it.update(data={})), r"project\.json: task 1 names no image"),
+    "studio-result": (S, json_task(lambda it: it["annotations"][1].pop("result")), r"1: 'result' is not a list"),
+    "studio-number": (S, json_task(lambda it: of_box(it)["value"].update(x=None)), r"shape 1 has .*\[None, .* they m"),
+    "studio-two": (S, json_task(lambda it: it["annotations"][0].pop("was_cancelled")), r"task 1 has 2 annotations: "),
+    "studio-size": (S, json_task(lambda it: of_box(it).update(original_width=640)), r"is for an image of 640x48"),
+    "createml-image": (L, json_task(lambda it: it.pop("image"), 1), r"phone\.json: entry 2 names no image"),
+    "createml-list": (L, json_task(lambda it: it.update(annotations=None)), r"img 0\.jpg: 'annotations' is not a list"),
+    "createml-box": (L, json_task(lambda it: it["annotations"][0].pop("coordinates")), r"object 1 has no 'coord"),
+    "createml-label": (L, json_task(lambda it: it["annotations"][0].pop("label")), r"object 1 has no class: None"),
     "csv-image": (T, replace(CSV, "img 0.jpg", "gone.jpg"), r"missing: .*there is no image 'gone\.jpg' for it"),
 }  # fmt: skip
 

@@ -36,9 +36,9 @@ def put_image(path: Path) -> Path:
     return path
 
 
-def put_text(path: Path, text: str) -> None:
+def put_text(path: Path, text: str, encoding: str = "utf-8") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    path.write_bytes(text.encode(encoding))
 
 
 def xml(name: str, objects: Objects, size: tuple[int, int] = (WIDTH, HEIGHT)) -> str:
@@ -285,10 +285,104 @@ def coco_files(root: Path) -> None:
         put_text(root / f"annotations/instances_{split}2017.json", coco(of_split(split)))
 
 
+def roboflow_darknet(root: Path) -> None:
+    """Roboflow's YOLO Darknet: text beside each image, with _darknet.labels in the folder of each split."""
+    for split in ("train", "valid", "test"):
+        put_text(root / split / "_darknet.labels", "cat\ndog\n")
+        for name, objects in of_split(split).items():
+            put_image(root / split / f"{name}.jpg")
+            put_text(root / split / f"{name}.txt", yolo(objects))
+    put_text(root / "README.dataset.txt", "animals > 2024-01-01\n")
+
+
+def roboflow_csv(root: Path) -> None:
+    """Roboflow's Tensorflow CSV: _annotations.csv in the folder of each split."""
+    for split in ("train", "valid", "test"):
+        for name in of_split(split):
+            put_image(root / split / f"{name}.jpg")
+        put_csv(root / split / "_annotations.csv", of_split(split), TENSORFLOW)
+
+
+def roboflow_createml(root: Path) -> None:
+    """Roboflow's CreateML: _annotations.createml.json in the folder of each split."""
+    for split in ("train", "valid", "test"):
+        for name in of_split(split):
+            put_image(root / split / f"{name}.jpg")
+        put_text(root / split / "_annotations.createml.json", createml(of_split(split)))
+
+
+def cvat_ultralytics(root: Path) -> None:
+    """CVAT's Ultralytics YOLO: images/ and labels/ by split, and lists of images that data.yaml names."""
+    lists = {}
+    for split, folder in (("train", "Train"), ("valid", "Validation"), ("test", "Test")):
+        for name, objects in of_split(split).items():
+            put_image(root / f"images/{folder}" / f"{name}.jpg")
+            put_text(root / f"labels/{folder}" / f"{name}.txt", yolo(objects))
+        put_text(root / f"{folder}.txt", "".join(f"data/images/{folder}/{name}.jpg\n" for name in of_split(split)))
+        lists["val" if split == "valid" else split] = f"{folder}.txt"
+    put_text(root / "data.yaml", yaml.safe_dump({"names": dict(enumerate(CLASSES)), "path": "."} | lists))
+
+
+def labelimg_createml(root: Path) -> None:
+    """labelImg's CreateML: one JSON for all images of the folder."""
+    for name in SCENES:
+        put_image(root / f"{name}.jpg")
+    put_text(root / "phone.json", createml(SCENES))
+
+
+def label_studio_json(root: Path) -> None:
+    """Label Studio's own JSON, beside the images as they were before they were uploaded."""
+    for name in SCENES:
+        put_image(root / "photos" / f"{name}.jpg")
+    cancelled = {"id": 1, "was_cancelled": True, "result": []}
+    tasks = [
+        {"id": number, "data": {"note": "seen", "image": f"/data/upload/1/0a1b2c3d-{name.replace(' ', '%20')}.jpg"},
+         "annotations": [cancelled, {"id": 2, "was_cancelled": False, "result": _results(objects)}], "predictions": []}
+        for number, (name, objects) in enumerate(SCENES.items(), start=1)
+    ]  # fmt: skip
+    tasks.append({"id": 99, "data": {"image": "/data/upload/1/later.jpg"}, "annotations": [cancelled]})
+    put_text(root / "project.json", json.dumps(tasks))
+
+
+def label_studio_json_min(root: Path) -> None:
+    """Label Studio's JSON-MIN of local files."""
+    tasks = []
+    for number, (name, objects) in enumerate(SCENES.items(), start=1):
+        put_image(root / "photos" / f"{name}.jpg")
+        found = [item["value"] | {"original_width": WIDTH, "original_height": HEIGHT} for item in _results(objects)[1:]]
+        address = f"/data/local-files/?d=my/photos/{name.replace(' ', '%20')}.jpg"
+        tasks.append({"image": address, "id": number, "annotator": 1, "annotation_id": number})
+        tasks[-1] |= {"label": found} if found else {}
+    put_text(root / "project-1.json", json.dumps(tasks))
+
+
+def createml(scenes: dict[str, Objects]) -> str:
+    return json.dumps([
+        {"image": f"{name}.jpg", "annotations": [
+            {"label": cls,
+             "coordinates": {"x": (x1 + x2) / 2, "y": (y1 + y2) / 2, "width": x2 - x1, "height": y2 - y1}}
+            for cls, x1, y1, x2, y2 in objects
+        ]}
+        for name, objects in scenes.items()
+    ])  # fmt: skip
+
+
+def _results(objects: Objects) -> list[dict]:
+    """A choice for the whole image, and objects as results of Label Studio, with positions as percentages."""
+    found: list[dict] = [{"from_name": "seen", "type": "choices", "value": {"choices": ["yes"]}}]
+    for number, (cls, x1, y1, x2, y2) in enumerate(objects):
+        value = {"x": 100 * x1 / WIDTH, "y": 100 * y1 / HEIGHT, "width": 100 * (x2 - x1) / WIDTH,
+                 "height": 100 * (y2 - y1) / HEIGHT, "rotation": 0, "rectanglelabels": [cls]}  # fmt: skip
+        about = {"id": f"r{number}", "type": "rectanglelabels", "original_width": WIDTH, "original_height": HEIGHT}
+        found.append(about | {"value": value})
+    return found
+
+
 WITH_SPLITS: list[Callable[[Path], None]] = [
     roboflow_voc, roboflow_coco, roboflow_yolo, ultralytics, cvat_yolo, csv_retinanet, coco_files,
+    roboflow_darknet, roboflow_csv, roboflow_createml, cvat_ultralytics,
 ]  # fmt: skip
 WITHOUT_SPLITS: list[Callable[[Path], None]] = [
     labelimg_xml, labelimg_yolo, raccoon, cvat_voc, cvat_coco, cvat_images, label_studio_voc, label_studio_yolo,
-    label_studio_coco, labelme_json, csv_table,
+    label_studio_coco, labelme_json, csv_table, labelimg_createml, label_studio_json, label_studio_json_min,
 ]  # fmt: skip

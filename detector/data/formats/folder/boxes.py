@@ -1,5 +1,6 @@
 """A record from boxes, for the formats whose files are plain lists of boxes."""
 
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,10 +62,15 @@ class Boxes:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file. Raises InputError if it is not UTF-8 or cannot be read."""
+    """The text of a file. Raises InputError if it is in another encoding than `text_of` reads, or cannot be read."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return text_of(path.read_bytes())
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text: {error}") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def text_of(data: bytes, errors: str = "strict") -> str:
+    """UTF-8, or UTF-16 if a byte order mark says so, as programs on Windows write it."""
+    return data.decode("utf-16" if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig", errors)

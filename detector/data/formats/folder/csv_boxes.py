@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from detector.data.dataset import Record
-from detector.data.formats.folder.boxes import Boxes, read_text
+from detector.data.formats.folder.boxes import Boxes, read_text, text_of
 from detector.data.formats.folder.tree import FileTree
 from detector.data.image import ImageOptions
 from detector.errors import InputError
@@ -42,7 +42,8 @@ def read(tree: FileTree, _: ImageOptions) -> Iterator[Record]:
 def first_line(path: Path) -> str:
     """The header of a CSV file, for messages."""
     with open(path, "rb") as file:
-        return file.readline(MAX_HEADER_BYTES).decode("utf-8-sig", errors="replace").strip()
+        data = file.read(MAX_HEADER_BYTES)
+    return (text_of(data, errors="replace").splitlines() or [""])[0].strip()
 
 
 def _records(tree: FileTree, path: Path) -> Iterator[Record]:

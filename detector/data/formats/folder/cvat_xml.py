@@ -33,7 +33,7 @@ def read(tree: FileTree, _: ImageOptions) -> Iterator[Record]:
 def _images(path: Path) -> list[Element]:
     """The <image> elements of a file; none for XML of another kind. Raises InputError for broken XML."""
     with open(path, "rb") as file:
-        if b"<annotations" not in file.read(1000):
+        if b"<annotations" not in file.read(1000).replace(b"\0", b""):  # UTF-16 has zeros
             return []
     try:
         if path.stat().st_size > MAX_BYTES:

@@ -10,7 +10,16 @@ import numpy as np
 
 from detector.data.classes import check_classes
 from detector.data.dataset import DetectionDataset, Record
-from detector.data.formats.folder import coco_json, csv_boxes, cvat_xml, labelme, voc_xml, yolo
+from detector.data.formats.folder import (
+    coco_json,
+    createml,
+    csv_boxes,
+    cvat_xml,
+    label_studio,
+    labelme,
+    voc_xml,
+    yolo,
+)
 from detector.data.formats.folder.new_split import make_split
 from detector.data.formats.folder.splits import find_splits
 from detector.data.formats.folder.tree import FileTree
@@ -25,6 +34,8 @@ FORMATS: dict[str, tuple[str, Callable[[FileTree, ImageOptions], Iterator[Record
     "yolo": ("YOLO text", yolo.read),
     "coco": ("COCO JSON", coco_json.read),
     "labelme": ("LabelMe JSON", labelme.read),
+    "label_studio": ("Label Studio JSON", label_studio.read),
+    "createml": ("CreateML JSON", createml.read),
     "cvat": ("CVAT XML", cvat_xml.read),
     "csv": ("CSV", csv_boxes.read),
 }

@@ -7,6 +7,7 @@ from collections.abc import Callable, Container, Iterable
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
+from unicodedata import normalize
 
 from detector.data.formats.voc import IMAGE_SUFFIXES
 from detector.errors import InputError, first_few
@@ -24,7 +25,7 @@ class FileTree:
         self.files = sorted(_files_below(root))
         self.images = [path for path in self.files if path.suffix.lower() in IMAGE_SUFFIXES]
         self.broken_json: dict[Path, InputError] = {}  # of the files that `json_keys` has read
-        self._json_keys: dict[Path, frozenset[str]] = {}
+        self._json_keys: dict[Path, tuple[frozenset[str], frozenset[str]]] = {}
 
     def with_suffix(self, *suffixes: str) -> list[Path]:
         """The files with one of these suffixes, in any case."""
@@ -45,7 +46,7 @@ class FileTree:
         A parallel folder differs in one component, such as a/labels/b and a/images/b; of several, one named like
         IMAGE_FOLDERS is preferred. An annotation file can also append its suffix to the image's: a.jpg.txt.
         """
-        named = self._by_name.get(annotation.stem, []) or self._by_stem.get(annotation.stem, [])
+        named = self._called(annotation.stem)
         return _only(named, lambda image: _distance(annotation.parent, image.parent), annotation, annotation.stem)
 
     def image_named(self, name: str, source: Path, among: Container[Path] | None = None) -> Path | InputError:
@@ -56,8 +57,7 @@ class FileTree:
         """
         parts = PurePosixPath(name.strip().replace("\\", "/")).parts
         last = parts[-1] if parts else ""
-        found = self._by_name.get(last, []) or self._by_stem.get(last, [])
-        found = [image for image in found if among is None or image in among]
+        found = [image for image in self._called(last) if among is None or image in among]
         folders = parts[:-1]
         return _only(
             found,
@@ -68,24 +68,45 @@ class FileTree:
 
     def json_keys(self, path: Path) -> frozenset[str]:
         """The keys of the object in a JSON file; none for anything else, and for a file in `broken_json`."""
+        return self._keys(path)[0]
+
+    def json_item_keys(self, path: Path) -> frozenset[str]:
+        """The keys of the first item of a list of objects in a JSON file; none as in `json_keys`."""
+        return self._keys(path)[1]
+
+    def _keys(self, path: Path) -> tuple[frozenset[str], frozenset[str]]:
         if path not in self._json_keys:
-            self._json_keys[path] = frozenset()
+            self._json_keys[path] = frozenset(), frozenset()
             try:
                 content = json.loads(path.read_bytes())
-                self._json_keys[path] = frozenset(content if isinstance(content, dict) else ())
+                first = content[0] if isinstance(content, list) and content else None
+                self._json_keys[path] = (
+                    frozenset(content if isinstance(content, dict) else ()),
+                    frozenset(first if isinstance(first, dict) else ()),
+                )
             except (ValueError, RecursionError) as error:
                 self.broken_json[path] = InputError(f"{path}: broken JSON: {error}")
             except OSError as error:
                 self.broken_json[path] = InputError(f"{path}: cannot be read: {error.strerror}")
         return self._json_keys[path]
 
+    def _called(self, name: str) -> list[Path]:
+        """The images of this name or stem; case and the Unicode form of umlauts count only if several are left."""
+        found = self._by_name.get(_plain(name), []) or self._by_stem.get(_plain(name), [])
+        return [path for path in found if name in (path.name, path.stem)] or found
+
     @cached_property
     def _by_stem(self) -> dict[str, list[Path]]:
-        return _grouped(self.images, lambda path: path.stem)
+        return _grouped(self.images, lambda path: _plain(path.stem))
 
     @cached_property
     def _by_name(self) -> dict[str, list[Path]]:
-        return _grouped(self.images, lambda path: path.name)
+        return _grouped(self.images, lambda path: _plain(path.name))
+
+
+def _plain(name: str) -> str:
+    """A name as file systems compare it that ignore case (Windows) or decompose umlauts (macOS)."""
+    return normalize("NFC", name).casefold()
 
 
 def _files_below(root: Path) -> Iterable[Path]:

@@ -12,7 +12,8 @@ from detector.data.formats.folder.tree import FileTree
 from detector.data.image import ImageOptions, read_image_hw
 from detector.errors import InputError, first_few
 
-LINE = re.compile(r"\d+(\s+-?[\d.]+(e-?\d+)?){4,}\s*", re.IGNORECASE)
+NUMBER = r"-?[\d.]+(e[+-]?\d+)?"
+LINE = re.compile(rf"\d+(\.0*)?(e\+?0+)?(\s+{NUMBER}){{4,}}\s*", re.IGNORECASE)  # numpy writes 0 as 0.000e+00
 MAX_YAML_BYTES = 1_000_000
 NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels")
 
