@@ -24,7 +24,7 @@ def test_degenerate_data_train_to_the_end(kind, settings, tmp_path, monkeypatch,
     where = ["data=voc", f"data.root={root}", f"proposals.folder={tmp_path}/proposals", f"run.dir={tmp_path}/run"]
     train.main(settings("train", *where, *FEW))
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    logged = [line for line in lines if "train/loss" in line]
+    logged = [line for line in lines if "loss/train" in line]
     assert logged[-1]["iteration"] == 8
     assert all(line["roi/background_accuracy"] is not None for line in logged)
     for before, line in itertools.pairwise(logged):

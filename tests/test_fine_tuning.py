@@ -53,7 +53,7 @@ def test_fine_tuning_leaves_every_frozen_tensor_unchanged(exported, common, sett
     key = "backbone.layer3.1.conv2.weight"
     assert not torch.equal(checkpoint["raw_model"][key], given(key))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert all(line["train/loss"] > 0 for line in lines if "train/loss" in line)
+    assert all(line["loss/train"] > 0 for line in lines if "loss/train" in line)
 
 
 def test_an_export_overwrites_nothing(exported, capsys):

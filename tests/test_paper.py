@@ -130,7 +130,7 @@ def test_overlays_train_a_few_iterations(settings, small_shapes, tmp_path, overl
         )
     )  # fmt: skip
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    losses = [line["train/loss"] for line in lines if "train/loss" in line]
+    losses = [line["loss/train"] for line in lines if "loss/train" in line]
     assert len(losses) == 20
     assert all(0 < loss < 20 for loss in losses)
     trained = torch.load(folder / "checkpoints/last.pt", weights_only=True)["model"]

@@ -82,16 +82,21 @@ def test_a_run_leaves_what_is_promised(run):
     assert [line["iteration"] for line in lines] == [2, 2, 3, 4, 4]
     logged = {tag for line in lines for tag in line}
     assert logged >= {
-        "train/loss", "train/loss_cls", "train/loss_box", "train/lr", "train/grad_norm", "roi/foreground_accuracy",
-        "roi/background_accuracy", "roi/foreground_fraction", "time/step_s", "time/data_s", "memory/peak_mib",
-        "val/loss", "val/mAP_11point_0.50", "val/mAP_area_0.50", "val_AP_area_0.50/ball",
+        "loss/train", "loss/train_cls", "loss/train_box", "train/lr", "train/grad_norm", "roi/foreground_accuracy",
+        "roi/background_accuracy", "roi/foreground_fraction", "time/step_s", "time/data_s", "time/images_per_s",
+        "memory/peak_mib", "proposals/recall_0.50", "proposals/recall_0.70", "proposals/average_recall",
+        "loss/val", "mAP/11point_0.50", "mAP/area_0.50", "val_AP_area_0.50/ball",
     }  # fmt: skip
     tags = EventAccumulator(str(run)).Reload().Tags()
     assert set(tags["images"]) == {"train/rois", "val/confusion", "val/test_0", "val/test_1", "val/test_2"}
     assert tags["histograms"] == ["roi/iou"]
     assert logged - {"iteration"} <= set(tags["scalars"])
+    steps = [line for line in lines if "time/step_s" in line]
+    assert [line["time/images_per_s"] * line["time/step_s"] for line in steps] == pytest.approx([2.0] * len(steps))
+    ids = {row.split("\t")[1] for row in (run / "00004/objects/metadata.tsv").read_text().splitlines()[1:]}
+    assert ids == {"test_0", "test_1", "test_2"}
     best = torch.load(run / "checkpoints/best.pt", weights_only=True)["iteration"]
-    by_iteration = {line["iteration"]: line["val/mAP_11point_0.50"] for line in lines if "val/loss" in line}
+    by_iteration = {line["iteration"]: line["mAP/11point_0.50"] for line in lines if "loss/val" in line}
     assert by_iteration[best] == max(by_iteration.values())
 
 
@@ -318,7 +323,7 @@ def losses(settings, common, folder: Path, *overrides: str) -> list[float]:
     short = ["train.iterations=3", "train.log_every=1"]
     train.main(settings("train", *common, *short, f"run.dir={folder}", *overrides))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line["train/loss"] for line in lines if "train/loss" in line]
+    return [line["loss/train"] for line in lines if "loss/train" in line]
 
 
 @pytest.mark.slow
@@ -392,7 +397,7 @@ def usual_losses(common, tmp_path_factory):
     folder = tmp_path_factory.mktemp("usual") / "run"
     train.main(compose_settings("train", *common, "train.iterations=3", "train.log_every=1", f"run.dir={folder}"))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line["train/loss"] for line in lines if "train/loss" in line]
+    return [line["loss/train"] for line in lines if "loss/train" in line]
 
 
 def spoil_xml(root: Path) -> None:
@@ -655,6 +660,8 @@ def test_a_collapse_is_named_once_and_at_the_end(settings, common, tmp_path, mon
         lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
         return [line["train/collapsed"] for line in lines if "train/collapsed" in line]
 
+    [text] = EventAccumulator(str(tmp_path / "run")).Reload().Tensors("collapse/text_summary")
+    assert b"the network has collapsed: since iteration" in text.tensor_proto.string_val[0]
     whole = flags()
     assert (whole[0], whole[-1]) == (0, 1)
     caplog.clear()

@@ -46,7 +46,7 @@ class CollapseDetector:
         if first > iteration:
             return False
         accuracy = values["roi/foreground_accuracy"]
-        loss, entropy = values["train/loss_cls"] or 0.0, values["roi/label_entropy"] or 0.0
+        loss, entropy = values["loss/train_cls"] or 0.0, values["roi/label_entropy"] or 0.0
         self._seen.append((first, iteration, math.nan if accuracy is None else accuracy, loss, entropy))
         while iteration - self._seen[0][1] >= self.window:
             self._seen.popleft()

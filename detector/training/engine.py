@@ -136,9 +136,9 @@ def train_step(
         torch.nn.utils.clip_grads_with_norm_(parameters, config.max_grad_norm, norm)
     optimizer.step()
     return {
-        "train/loss": cls + box,
-        "train/loss_cls": cls,
-        "train/loss_box": box,
+        "loss/train": cls + box,
+        "loss/train_cls": cls,
+        "loss/train_box": box,
         "train/grad_norm": grad_norm,
         **{f"roi/{name}": value for name, value in accuracy(torch.cat(logits), torch.cat(labels)).items()},
     }

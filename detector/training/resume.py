@@ -120,7 +120,7 @@ def _find_run_or_history(settings: TrainSettings, lock: FolderLock) -> tuple[Pat
     folder, path = find_run(settings.resume, settings.run.dir, lock)
     if folder is not None and path is None:
         done = max((n for n in map(_iteration_of, _history(folder)) if n != math.inf), default=0)
-        was_evaluated = (folder / "metrics.json").is_file() or any('"val/loss"' in line for line in _history(folder))
+        was_evaluated = (folder / "metrics.json").is_file() or any('"loss/val"' in line for line in _history(folder))
         if done > settings.train.checkpoint_every or was_evaluated:
             raise InputError(
                 f"resume: {folder} has results up to iteration {done}, but no checkpoint: they were deleted or moved. "

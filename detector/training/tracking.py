@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,15 +19,22 @@ from torch.utils.tensorboard.summary import hparams
 
 from detector.errors import InputError
 from detector.evaluation.counts import ThresholdCounts
+from detector.inference.embedding import EmbeddedObjects
 from detector.runtime.exits import DISK_IS_FULL
 
 logger = logging.getLogger(__name__)
 
+EMBEDDING = "objects"  # its name on the page PROJECTOR
+
+# Groups of tags are shown in alphabetical order: `loss/` and `mAP/` stand first.
 # The page CUSTOM SCALARS: what to look at first, several curves in a plot. Tags are regular expressions.
 LAYOUT = {
     "Does it learn?": {
-        "loss": ["Multiline", ["train/loss$", "val/loss$"]],
-        "mAP": ["Multiline", ["val/mAP_.*"]],
+        "loss": ["Multiline", ["loss/train$", "loss/val$"]],
+        "mAP, and the recall of the proposals at IoU 0.5, which limits it": [
+            "Multiline",
+            ["mAP/.*", "proposals/recall_0.50"],
+        ],
         "accuracy of sampled RoIs": ["Multiline", ["roi/foreground_accuracy", "roi/background_accuracy"]],
     },
     "Is it stable?": {
@@ -102,7 +109,7 @@ class Tracker:
             logger.warning("no more TensorBoard events: %s. Training continues, with metrics.jsonl", error)
 
     def scalars(self, iteration: int, values: dict[str, float]) -> None:
-        """Log values by tag, such as `train/loss`. A value that is not finite is null in the file only."""
+        """Log values by tag, such as `loss/train`. A value that is not finite is null in the file only."""
         finite = {tag: value for tag, value in values.items() if math.isfinite(value)}
 
         def write(writer: SummaryWriter) -> None:
@@ -148,27 +155,50 @@ class Tracker:
         shown = "\n".join("    " + line for line in text.splitlines())
         self._write_events(lambda writer: writer.add_text(tag, shown))
 
-    def metrics(self, iteration: int, metrics: dict) -> None:
-        """Log the metrics of an evaluation, as `write_report` returns them."""
-        values = {f"val/loss_{name}": value for name, value in metrics["loss"].items()}
-        values["val/loss"] = sum(values.values())
+    def metrics(self, iteration: int, metrics: dict, proposal_recall: dict) -> None:
+        """Log the metrics of an evaluation, as `write_report` and `score_recall` return them."""
+        values = {f"loss/val_{name}": value for name, value in metrics["loss"].items()}
+        values["loss/val"] = sum(values.values())
         for metric, result in metrics["voc"].items():
             name = tag_of(metric)
-            values[f"val/mAP_{name}"] = result["mAP"]
+            values[f"mAP/{name}"] = result["mAP"]
             values |= {f"val_AP_{name}/{cls.replace(' ', '_')}": ap for cls, ap in result["AP"].items()}
-        values |= {f"val_coco/{name}": value for name, value in metrics.get("coco", {}).items() if name != "classes"}
+        coco = {name: value for name, value in metrics.get("coco", {}).items() if name != "classes"}
+        values |= {"mAP/coco" if name == "AP" else f"val_coco/{name}": value for name, value in coco.items()}
+        everything = proposal_recall["groups"]["all"]
+        if everything["objects"]:
+            by_iou = dict(zip(proposal_recall["iou"], everything["recall"]["all"], strict=True))
+            values |= {f"proposals/recall_{iou:.2f}": by_iou[iou] for iou in (0.5, 0.7)}
+            values["proposals/average_recall"] = everything["AR"]["all"]
         self.scalars(iteration, {tag: value for tag, value in values.items() if value is not None})
 
-    def hyperparameters(self, settings: dict[str, str | int | float | bool], metrics: dict[str, float]) -> None:
-        """Log settings and final metrics for TensorBoard's HPARAMS page, in this run (add_hparams starts another)."""
+    def hyperparameters(self, settings: dict[str, str | int | float | bool], metric_tags: Sequence[str]) -> None:
+        """Log settings for TensorBoard's HPARAMS page, in this run (add_hparams starts another).
+
+        Beside them the page shows the last value of these scalars.
+        """
 
         def write(writer: SummaryWriter) -> None:
-            for summary in hparams(settings, metrics):
+            for summary in hparams(settings, dict.fromkeys(metric_tags)):
                 writer._get_file_writer().add_summary(summary)
-            for tag, value in metrics.items():
-                writer.add_scalar(tag, value)
 
         self._write_events(write)
+
+    def embedding(self, iteration: int, objects: EmbeddedObjects, classes: Sequence[str]) -> None:
+        """Write features for the page PROJECTOR, a point for each object, with class and image, shown as its crop."""
+        folder = self.path.parent / f"{iteration:05d}" / EMBEDDING
+        if len(objects.labels) < 3 or folder.exists():  # the page needs three points; a finished run was resumed
+            return
+        rows = [
+            [classes[label - 1], image_id] for label, image_id in zip(objects.labels, objects.image_ids, strict=True)
+        ]
+        crops = torch.from_numpy(objects.crops).permute(0, 3, 1, 2) / 255
+        self._write_events(
+            lambda writer: writer.add_embedding(
+                objects.features, [[" ".join(cell.split()) for cell in row] for row in rows], crops, iteration,
+                EMBEDDING, ["class", "image"],
+            )
+        )  # fmt: skip
 
     def flush(self) -> None:
         """Flush everything to disk before a checkpoint is written."""

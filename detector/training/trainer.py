@@ -6,22 +6,25 @@ import math
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torchvision
 import yaml
-from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from detector.data.epoch_order import EpochOrder
+from detector.data.image import read_image_hw
 from detector.data.loader import TrainBatchSampler, TransformedDataset, eval_loader, explain_workers, train_loader
 from detector.errors import Stopped
 from detector.evaluation.counts import confusion_matrix, count_by_threshold
 from detector.evaluation.matching import match
+from detector.evaluation.recall import score_recall
 from detector.evaluation.report import write_report
 from detector.evaluation.results import round_trip_results
 from detector.evaluation.tables import ap_table
+from detector.inference.embedding import embed_objects
 from detector.inference.predict import DetectorConfig, evaluate
 from detector.models import FastRCNN
 from detector.runtime.device import Compute, peak_memory_mib
@@ -66,9 +69,11 @@ class TrainingComponents:
     averaged: AveragedModel | None = None  # the moving average of the weights, if `train.ema` is set
 
     @property
-    def evaluated_model(self) -> nn.Module:
+    def evaluated_model(self) -> FastRCNN:
         """The network that is evaluated and shared."""
-        return self.model if self.averaged is None else self.averaged.module
+        model = self.model if self.averaged is None else self.averaged.module
+        assert isinstance(model, FastRCNN)
+        return model
 
 
 class Trainer:
@@ -85,7 +90,7 @@ class Trainer:
         self.last_images: list[str] = []
         self.best, self.best_at = -math.inf, 0  # score and iteration of best.pt
         self.score: float | None = None  # the main metric of the last evaluation
-        self.final: dict[str, float] = {}  # the same, by TensorBoard tag
+        self.final: list[str] = []  # its TensorBoard tag
         self.evaluated = 0  # iteration of the last evaluation
         self.stopping = 0  # the signal that requested it
         self.checkpoints = Checkpoints(self.folder / "checkpoints")
@@ -147,7 +152,7 @@ class Trainer:
         self.evaluated = checkpoint["evaluated"]
         if self.tracker is not None:
             for line in self.tracker.history():
-                if "roi/label_entropy" in line:
+                if "loss/train_cls" in line:
                     self.collapse.add(line["iteration"], line)
             self.best, self.best_at = self.checkpoints.best()  # not the checkpoint's: see promote_checkpoint
         # Without a best.pt, as after the run went back before it, patience counts from here.
@@ -187,13 +192,14 @@ class Trainer:
         values = self.means.take() | {"memory/peak_mib": peak_memory_mib(self.components.compute.device)}
         values["roi/label_entropy"] = label_entropy(self.label_counts)
         self.label_counts.zero_()
+        values["time/images_per_s"] = self.settings.train.images_per_batch / values["time/step_s"]
         values["train/collapsed"] = float(self.watch_for_collapse(step.iteration, values))
         tracker.scalars(step.iteration, values)
-        self.progress.set_postfix(loss=f"{values['train/loss']:.3f}")
+        self.progress.set_postfix(loss=f"{values['loss/train']:.3f}")
         if self.progress.disable:  # no terminal
             of, seconds = self.settings.train.iterations, values["time/step_s"]
             logger.info(
-                "iteration %d of %d: loss %.3f, %.2f s per step", step.iteration, of, values["train/loss"], seconds
+                "iteration %d of %d: loss %.3f, %.2f s per step", step.iteration, of, values["loss/train"], seconds
             )
 
     def log_rois(self, tracker: Tracker, step: Step) -> None:
@@ -285,7 +291,7 @@ class Trainer:
             self.folder, dataset, detections, self.settings.metric, origin, page=self.is_last(iteration)
         )
         logger.info("evaluation at iteration %d\n%s", iteration, ap_table(metrics))
-        tracker.metrics(iteration, metrics)
+        tracker.metrics(iteration, metrics, self.proposal_recall)
         self.log_curves(tracker, iteration, detections)
         for index in range(0, len(dataset), max(len(dataset) // NUM_PICTURES, 1))[:NUM_PICTURES]:
             truth = dataset.ground_truth(index)
@@ -293,13 +299,23 @@ class Trainer:
             tracker.image(iteration, f"val/{truth.image_id}", picture)
         name, score = metrics["main"]["metric"], metrics["main"]["value"]
         self.score = score
-        self.final = {} if score is None else {f"hparam/mAP_{tag_of(name)}": score}
+        self.final = [] if score is None else [f"mAP/{tag_of(name)}"]
         if score is None or score > self.best:  # without any object, the latest is the best
             before = self.best, self.best_at
             self.best, self.best_at = -math.inf if score is None else score, iteration
             self.save(iteration, best=True)
             if self.checkpoints.failed:
                 self.best, self.best_at = before  # not written, so the next better than the old one replaces it
+
+    @cached_property
+    def proposal_recall(self) -> dict:
+        """The recall of the proposals of the validation images, as far as they are used, from `score_recall`."""
+        samples = self.components.val_samples
+        dataset = samples.dataset
+        truths = (dataset.ground_truth(index) for index in range(len(dataset)))
+        image_hws = (read_image_hw(dataset.image_path(index), dataset.image_options) for index in range(len(dataset)))
+        proposals = (samples.boxes(index, image_hw)[2] for index, image_hw in enumerate(image_hws))
+        return score_recall(truths, proposals, dataset.classes)
 
     def log_curves(self, tracker: Tracker, iteration: int, detections: list[Detections]) -> None:
         """Log precision-recall curves and the confusion matrix, at the first IoU threshold."""
@@ -353,6 +369,9 @@ class Trainer:
                 self.best_at, self.settings.train.patience,
             )  # fmt: skip
         self.tracker.hyperparameters(flatten(self.settings), self.final)
+        components = self.components
+        objects = embed_objects(components.evaluated_model, components.val_samples, components.compute)
+        self.tracker.embedding(self.evaluated, objects, components.classes)
         if self.collapse.since is not None:
             logger.warning("%s", self.collapse_message())
         elif self.collapse.first is not None:

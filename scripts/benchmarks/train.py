@@ -51,7 +51,7 @@ def measure(name: str, rounds: int) -> dict[str, object]:
         compute.place(network)
         optimizer = torch.optim.SGD(network.parameters(), lr=1e-6, momentum=0.9, weight_decay=5e-4, fused=True)
         functions[str(dtype)] = partial(train_step, network, pixels, targets, optimizer, compute, config)
-    wanted, found = functions["torchvision"](), functions["torch.float32"]()["train/loss"]
+    wanted, found = functions["torchvision"](), functions["torch.float32"]()["loss/train"]
     assert abs(found - wanted) < 1e-3 * abs(wanted), f"the losses differ: {found} and {wanted}"
     seconds = peers.median_seconds(functions, rounds)
     rate = peers.flops(functions["torch.bfloat16"]) / seconds["torch.bfloat16"]

@@ -98,7 +98,7 @@ def train_a_little(root: Path, model: FastRCNN) -> list[float]:
     steps = training_steps(
         learner, train_loader(six_images(root), order, 0), optimizer, lambda _: 1.0, TRAINING, COMPUTE
     )
-    return [float(step.values["train/loss"]) for step in steps]
+    return [float(step.values["loss/train"]) for step in steps]
 
 
 def score(root: Path, model: FastRCNN) -> dict:
@@ -309,7 +309,7 @@ def test_case_52_torchrun_takes_the_run_up_again(tiny, tmp_path):
     assert "resuming after iteration" in log.read_text()
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["run"]
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [line["iteration"] for line in lines if "train/loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert [line["iteration"] for line in lines if "loss/train" in line] == [1, 2, 3, 4, 5, 6]
     assert json.loads((run / "metrics.json").read_text())["source"]["images"] == 3
     assert torch.load(run / "checkpoints/last.pt", weights_only=True)["processes"] == 2
 

@@ -112,9 +112,9 @@ def test_case_17_the_last_good_checkpoint_is_kept(settings, tiny, tmp_path):
     saved = torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert saved["iteration"] == max(line["iteration"] for line in lines)
-    assert all(line["train/loss"] is not None for line in lines if "train/loss" in line)
-    events = EventAccumulator(str(tmp_path / "run")).Reload().Scalars("train/loss")  # none is lost with the run
-    assert [event.step for event in events] == [line["iteration"] for line in lines if "train/loss" in line]
+    assert all(line["loss/train"] is not None for line in lines if "loss/train" in line)
+    events = EventAccumulator(str(tmp_path / "run")).Reload().Scalars("loss/train")  # none is lost with the run
+    assert [event.step for event in events] == [line["iteration"] for line in lines if "loss/train" in line]
 
 
 def test_an_augmentation_that_cannot_work_ends_before_there_is_a_folder(settings, tiny, tmp_path):
@@ -127,15 +127,15 @@ def test_an_augmentation_that_cannot_work_ends_before_there_is_a_folder(settings
 
 def test_case_19_a_batch_without_foreground_gives_every_parameter_a_gradient(model, optimizer):
     values = train_step(model, batch().images, rois(0, 0), optimizer, COMPUTE, TRAINING)
-    assert values["train/loss_box"] == 0
-    assert values["train/loss_cls"] > 0
+    assert values["loss/train_box"] == 0
+    assert values["loss/train_cls"] > 0
     assert all(parameter.grad is not None for parameter in model.parameters())  # or DDP would wait for it
     assert not model.bbox_pred.weight.grad.any()
 
 
 def test_case_20_images_without_a_single_usable_roi(model, optimizer):
     values = train_step(model, batch().images, rois(), optimizer, COMPUTE, TRAINING)
-    assert (values["train/loss"], values["train/grad_norm"]) == (0, 0)
+    assert (values["loss/train"], values["train/grad_norm"]) == (0, 0)
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 

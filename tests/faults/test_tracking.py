@@ -15,14 +15,14 @@ from tests.conftest import REPOSITORY
 
 def test_case_55_when_tensorboard_cannot_write_the_run_goes_on(tmp_path, caplog):
     tracker = Tracker(tmp_path)
-    tracker.scalars(1, {"train/loss": 0.5})
+    tracker.scalars(1, {"loss/train": 0.5})
 
     def fails(*arguments):
         raise OSError(28, "No space left on device")
 
     tracker.writer.add_scalar = fails
     for iteration in (2, 3):
-        tracker.scalars(iteration, {"train/loss": 0.25})
+        tracker.scalars(iteration, {"loss/train": 0.25})
     tracker.text("config", "a")
     tracker.close()
     assert caplog.text.count("no more TensorBoard events: [Errno 28] No space left") == 1
@@ -39,7 +39,7 @@ from pathlib import Path
 from detector.training.tracking import Tracker
 tracker = Tracker(Path(sys.argv[1]))
 for iteration in range(1, 31):
-    tracker.scalars(iteration, {f"train/loss{number}": 0.5 for number in range(20)})
+    tracker.scalars(iteration, {f"loss/train{number}": 0.5 for number in range(20)})
     if iteration == 10:
         tracker.flush()
         end = (Path(sys.argv[1]) / "metrics.jsonl").stat().st_size
@@ -77,18 +77,18 @@ def test_case_55_metrics_that_cannot_be_written_are_one_warning(tmp_path, caplog
     tracker.lines.close()
     tracker.lines = open("/dev/full", "ab", buffering=0)  # noqa: SIM115
     for iteration in (1, 2):
-        tracker.scalars(iteration, {"train/loss": 0.5})
+        tracker.scalars(iteration, {"loss/train": 0.5})
     tracker.close()
     assert caplog.text.count("metrics.jsonl cannot be written") == 1
-    assert len(EventAccumulator(str(tmp_path)).Reload().Scalars("train/loss")) == 2
+    assert len(EventAccumulator(str(tmp_path)).Reload().Scalars("loss/train")) == 2
 
 
 def test_case_56_curves_go_on_without_overlap(tmp_path):
     for start, value in ((0, 1.0), (2, 2.0)):
         tracker = Tracker(tmp_path, start)
         for iteration in range(start + 1, start + 4):
-            tracker.scalars(iteration, {"train/loss": value})
+            tracker.scalars(iteration, {"loss/train": value})
         tracker.close()
         time.sleep(1.1)  # the names of event files count seconds
-    scalars = EventAccumulator(str(tmp_path)).Reload().Scalars("train/loss")
+    scalars = EventAccumulator(str(tmp_path)).Reload().Scalars("loss/train")
     assert [(event.step, event.value) for event in scalars] == [(1, 1), (2, 1), (3, 2), (4, 2), (5, 2)]

@@ -169,7 +169,7 @@ def test_losses_of_training_are_those_with_torchvision_s_pooling(backbone):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
         config = TrainingConfig(RoISampling(), CODER, seed=0)
         steps = [train_step(model, IMAGES, targets, optimizer, compute, config) for _ in range(4)]
-        losses[pool] = [float(step["train/loss"]) for step in steps]
+        losses[pool] = [float(step["loss/train"]) for step in steps]
     assert losses["ours"] == pytest.approx(losses["theirs"], rel=1e-5)
     assert losses["ours"][3] < losses["ours"][0]
 
@@ -292,7 +292,7 @@ def test_two_images_are_overfitted(small_shapes, tmp_path):
     optimizer = torch.optim.SGD(parameter_groups(model, 0.01, 5e-4, 2.0), momentum=0.9)
     batches = train_loader(samples, TrainBatchSampler(2, 2, 60, seed=0), workers=0)
     losses = [
-        float(s.values["train/loss"]) for s in training_steps(model, batches, optimizer, lambda i: 1.0, config, compute)
+        float(s.values["loss/train"]) for s in training_steps(model, batches, optimizer, lambda i: 1.0, config, compute)
     ]
     detections, val_losses = evaluate(
         model, eval_loader(samples, 0), detector, compute, config.sample_targets, multi_task_loss

@@ -12,7 +12,7 @@ def feed(detector: CollapseDetector, accuracies: list[float | None], loss_cls: f
     return [
         detector.add(
             10 * number,
-            {"roi/foreground_accuracy": accuracy, "train/loss_cls": loss_cls, "roi/label_entropy": ENTROPY},
+            {"roi/foreground_accuracy": accuracy, "loss/train_cls": loss_cls, "roi/label_entropy": ENTROPY},
         )
         for number, accuracy in enumerate(accuracies, start=1)
     ]
