@@ -52,6 +52,7 @@ docs: setup
 	cp $(NEW)/photograph/hierarchy.png docs/images/selective_search.png
 	cp $(NEW)/proposals/test_0001.png docs/images/proposals.png
 	cp runs/demo/precision_recall/kite.png docs/images/precision_recall.png
+	$(BIN)/python scripts/take_screenshots.py runs/demo
 
 lint: setup
 	$(BIN)/ruff check .

@@ -31,10 +31,7 @@ EMBEDDING = "objects"  # its name on the page PROJECTOR
 LAYOUT = {
     "Does it learn?": {
         "loss": ["Multiline", ["loss/train$", "loss/val$"]],
-        "mAP, and the recall of the proposals at IoU 0.5, which limits it": [
-            "Multiline",
-            ["mAP/.*", "proposals/recall_0.50"],
-        ],
+        "mAP, and recall of the proposals": ["Multiline", ["mAP/.*", "proposals/recall_0.50"]],
         "accuracy of sampled RoIs": ["Multiline", ["roi/foreground_accuracy", "roi/background_accuracy"]],
     },
     "Is it stable?": {
