@@ -79,7 +79,7 @@ def test_one_command_trains_on_a_layout(name, tmp_path, monkeypatch, one_thread)
         assert sorted(split["train"] + split["val"]) == [*SCENES]
     assert [found.image_id for found in detected] == split["val"]
     assert len(losses) == 2
-    assert all(torch.isfinite(torch.as_tensor(values["train/loss"])) for values in losses)
+    assert all(torch.isfinite(torch.as_tensor(values["loss/train"])) for values in losses)
     assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
 
 
