@@ -21,11 +21,11 @@ from detector.errors import InputError
 from detector.inference.predict import DetectorConfig
 from detector.models import FastRCNN, build_model
 from detector.models.weights import load_weights
-from detector.runtime.device import Compute, resolve_compute
+from detector.runtime.device import Compute, loss_scaler, resolve_compute
 from detector.runtime.distributed import shared_errors
 from detector.runtime.ranks import rank_info
 from detector.settings import CommonSettings, EvaluateSettings, Loss, Model, Training, TrainSettings
-from detector.training.checkpoint import load_state
+from detector.training.checkpoint import load_scaler, load_state
 from detector.training.ema import averaged_model
 from detector.training.engine import TrainingConfig
 from detector.training.losses import LossConfig
@@ -150,6 +150,7 @@ def build_training(settings: TrainSettings, checkpoint: dict | None) -> Training
         logger.warning("no object of class %s to train on", name)
     train_set, val_set = train_set.with_classes(classes), val_set.with_classes(classes)
     training = build_training_config(settings, classes, settings.optimizer.max_grad_norm, settings.train.accumulate)
+    training = replace(training, scaler=loss_scaler(compute))
 
     torch.manual_seed(settings.seed)  # seeds the initial weights
     model = build_model(settings.model, len(classes))
@@ -175,6 +176,7 @@ def build_training(settings: TrainSettings, checkpoint: dict | None) -> Training
     if checkpoint is not None:
         check_same_run(checkpoint, settings, classes, fingerprints)
         load_state(checkpoint, model, optimizer, averaged)
+        load_scaler(checkpoint, training.scaler)
     return TrainingComponents(
         classes, model, optimizer, schedule, with_delta_std(training, model), build_detector_config(settings), compute,
         train_samples, val_samples, fingerprints, datasets.build_epoch_order(settings, train_checked), averaged,

@@ -310,8 +310,9 @@ class CommonSettings(Settings):
     """Of image order, augmentation, RoI sampling, initial weights and dropout."""
     device: Annotated[str, Valid("auto, cpu, cuda or cuda:N")] = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1."""
-    precision: Literal["auto", "bfloat16", "float32"] = "auto"
-    """auto: bfloat16 where the hardware multiplies it natively."""
+    precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """auto: bfloat16 where the hardware multiplies it natively; float16: with a scaled loss, for GPUs without bfloat16
+    (T4, V100)."""
     workers: Annotated[int, Field(ge=0, le=1000), Valid("an integer from 0 to 1000")] = 2
     """Processes that read and augment images, for each training process; 0: the process does it itself."""
     data: Data
@@ -501,7 +502,7 @@ class EvaluateSettings(Settings):
     distributed: Distributed = Distributed()
     device: Annotated[str, Valid("auto, cpu, cuda or cuda:N")] = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1."""
-    precision: Literal["auto", "bfloat16", "float32"] | None = None
+    precision: Literal["auto", "bfloat16", "float16", "float32"] | None = None
     """auto: bfloat16 where the hardware multiplies it natively; null: as in training."""
     workers: Annotated[int, Field(ge=0, le=1000), Valid("an integer from 0 to 1000")] = 2
     """Processes that read images; 0: the process does it itself."""

@@ -263,7 +263,7 @@ def test_a_wrong_argument_is_an_input_error():
         ("model.hidden=1000000", "model.hidden=1000000: must be an integer from 1 to 65536"),
         ("train.eval_every=true", "train.eval_every=True"),
         ("seed=-1", "seed=-1"),
-        ("precision=float8", "precision=float8: must be auto, bfloat16 or float32"),
+        ("precision=float8", "precision=float8: must be auto, bfloat16, float16 or float32"),
         ("roi.foreground_fraction=1.5", "roi.foreground_fraction=1.5: must be a number from 0 to 1"),
         ("roi.background_iou_low=0.6", "needs background_iou_low < background_iou_high <= foreground_iou"),
         ("roi.delta_std=[1,2]", r"roi.delta_std=\[1, 2\]: must be four numbers"),

@@ -14,6 +14,7 @@ from detector.errors import InputError
 from detector.runtime.ranks import rank_info
 
 Output = TypeVar("Output")
+PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 def resolve_device(name: str) -> torch.device:
@@ -72,7 +73,12 @@ def resolve_compute(device: str, precision: str) -> Compute:
     chosen = resolve_device(device)
     if precision == "auto":
         precision = "bfloat16" if has_fast_bfloat16(chosen) else "float32"
-    return Compute(chosen, {"bfloat16": torch.bfloat16, "float32": torch.float32}[precision])
+    return Compute(chosen, PRECISIONS[precision])
+
+
+def loss_scaler(compute: Compute) -> torch.amp.GradScaler:
+    """Scales the loss in float16, where small gradients would become 0; in other precisions it does nothing."""
+    return torch.amp.GradScaler(compute.device.type, enabled=compute.dtype == torch.float16)
 
 
 def free_memory_gib(device: torch.device) -> float:

@@ -224,6 +224,21 @@ def load_state(
         ) from None
 
 
+def load_scaler(checkpoint: dict, scaler: torch.amp.GradScaler) -> None:
+    """Load the state of the loss scaler. A run that was in another precision has none, and the scaler begins anew.
+
+    Raises InputError for an invalid state.
+    """
+    state = checkpoint.get("scaler", {})
+    if not scaler.is_enabled() or state == {}:
+        return
+    own, names = scaler.state_dict(), ("scale", "_growth_tracker")
+    values: list[Any] = [state.get(name) for name in names] if isinstance(state, dict) else []
+    if [type(value) for value in values] != [float, int] or not 0 < values[0] < math.inf or values[1] < 0:
+        raise InputError("resume: the state of the loss scaler in the checkpoint is invalid")
+    scaler.load_state_dict(own | dict(zip(names, values, strict=True)))
+
+
 def _fits(value: Any, parameter: Tensor) -> bool:
     """Whether a part of an optimizer's state fits this weight: a number, the same shape, or reduced along some axes."""
     if not isinstance(value, Tensor) or not value.dim():

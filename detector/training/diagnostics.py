@@ -81,7 +81,11 @@ class DivergenceDetector:
         self._above = 0
 
     def add(self, grad_norm: float) -> float | None:
-        """Add the gradient norm of a step. Returns its usual value at the third step in a row far above it."""
+        """Add the gradient norm of a step, NaN for a skipped one. Returns its usual value at the third step in a row
+        far above it.
+        """
+        if math.isnan(grad_norm):
+            return None
         usual = median(self._norms) if len(self._norms) >= USUAL_STEPS // 5 else math.inf
         if grad_norm <= NORM_FACTOR * usual:
             self._above = 0

@@ -3,10 +3,11 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 
 from detector.boxes import BoxCoder
 from detector.runtime.device import Compute
@@ -31,6 +32,7 @@ class TrainingConfig:
     loss: LossConfig = PAPER
     max_grad_norm: float | None = None  # a larger gradient is scaled down to this norm
     accumulate: int = 1  # parts into which a batch is split, whose gradients are added
+    scaler: GradScaler = field(default_factory=lambda: GradScaler("cpu", enabled=False))  # of the loss in float16
 
     def sample_targets(self, batch: Batch) -> RoiTargets:
         """Sample the RoIs of a batch, with their targets."""
@@ -108,6 +110,8 @@ def train_step(
     """Forward, loss and backward of each part of the batch, update. Returns losses, gradient norm and accuracies by
     TensorBoard tag.
 
+    In float16, a step whose gradient overflows is skipped, its norm is NaN, and the next losses have a smaller scale.
+
     A gradient whose norm is above `config.max_grad_norm` is scaled down to it; the returned norm is that before this.
 
     Of several processes, each has a part of the batch. Losses are divided by the RoIs of the whole batch, so gradient
@@ -122,26 +126,36 @@ def train_step(
         part = part.to(compute.device)
         class_logits, deltas = compute.forward(model, part_images, part.rois)
         losses = multi_task_loss(class_logits, deltas, part, count, config.loss)
-        (losses["cls"] + losses["box"]).backward()
+        config.scaler.scale(losses["cls"] + losses["box"]).backward()
         own += torch.stack([losses["cls"], losses["box"]]).detach()
         logits.append(class_logits.detach())
         labels.append(part.labels)
+    config.scaler.unscale_(optimizer)
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
     # Reading these synchronizes with the GPU once per step; only the launch of the update is then not overlapped.
     cls, box, grad_norm = torch.cat([mean(own), norm[None]]).tolist()
-    if not math.isfinite(cls + box + grad_norm):
+    overflows = math.isfinite(cls + box) and not math.isfinite(grad_norm) and can_decrease(config.scaler)
+    if not (math.isfinite(cls + box + grad_norm) or overflows):
         raise NotFinite(cls + box, grad_norm, mine=not bool(own.isfinite().all()))
     if config.max_grad_norm is not None and grad_norm > config.max_grad_norm:
         torch.nn.utils.clip_grads_with_norm_(parameters, config.max_grad_norm, norm)
-    optimizer.step()
+    if not overflows:
+        optimizer.step()
+    config.scaler.update()
     return {
         "loss/train": cls + box,
         "loss/train_cls": cls,
         "loss/train_box": box,
-        "train/grad_norm": grad_norm,
+        "train/grad_norm": math.nan if overflows else grad_norm,
+        **({"train/skipped": float(overflows)} if config.scaler.is_enabled() else {}),
         **{f"roi/{name}": value for name, value in accuracy(torch.cat(logits), torch.cat(labels)).items()},
     }
+
+
+def can_decrease(scaler: GradScaler) -> bool:
+    """Whether a gradient that is not finite may be due to the scale of the loss."""
+    return scaler.is_enabled() and scaler.get_scale() > 1
 
 
 def split_batch(images: Tensor, targets: RoiTargets, parts: int) -> Iterator[tuple[Tensor, RoiTargets]]:

@@ -41,10 +41,14 @@ LAYOUT = {
 }
 
 
+MAY_LACK = ("roi/", "train/grad_norm")  # tags of values that not every step has
+
+
 class Means:
     """Means of values over steps. Tensors are read only when the mean is requested.
 
-    In `roi/` values, NaN means no value, such as the accuracy without foreground; elsewhere, NaN propagates.
+    In `roi/` values and the gradient's norm, NaN means no value, such as the accuracy without foreground; elsewhere,
+    NaN propagates.
     """
 
     def __init__(self) -> None:
@@ -60,7 +64,8 @@ class Means:
         }
         self.steps = []
         return {
-            tag: float(column.nanmean() if tag.startswith("roi/") else column.mean()) for tag, column in columns.items()
+            tag: float(column.nanmean() if tag.startswith(MAY_LACK) else column.mean())
+            for tag, column in columns.items()
         }
 
 

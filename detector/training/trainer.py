@@ -346,6 +346,7 @@ class Trainer:
             "fingerprints": self.components.fingerprints,
             "processes": rank_info().world_size,
             "versions": VERSIONS,
+            "scaler": self.components.training.scaler.state_dict(),  # empty except in float16
         }
         if self.components.averaged is not None:
             content["raw_model"] = self.components.model.state_dict()  # training resumes from this

@@ -78,7 +78,13 @@ def test_case_01_killed_at_any_moment_and_in_a_write_the_outcome_is_equal_in_eve
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "override",
-    ["train.ema=null", "optimizer=sgd", "optimizer.max_grad_norm=0.5", "model.delta_normalization=per_class"],
+    [
+        "train.ema=null",
+        "optimizer=sgd",
+        "optimizer.max_grad_norm=0.5",
+        "model.delta_normalization=per_class",
+        "precision=float16",
+    ],
 )
 def test_resume_is_exact_with_other_optimizers(override, settings, tiny, tmp_path):
     folder = tmp_path / "run"
@@ -86,7 +92,7 @@ def test_resume_is_exact_with_other_optimizers(override, settings, tiny, tmp_pat
     whole = torch.load(folder / "checkpoints/last.pt", weights_only=True)
     train.main(settings("train", *tiny, override, f"resume={folder}/checkpoints/previous.pt"))
     again = torch.load(folder / "checkpoints/last.pt", weights_only=True)
-    for part in ("model", "raw_model", "optimizer", "iteration"):
+    for part in ("model", "raw_model", "optimizer", "iteration", "scaler"):
         assert same(again.get(part), whole.get(part))
     assert (folder / "checkpoints/last-of-6.pt").is_file()  # so the run did resume before its end
 

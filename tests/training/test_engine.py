@@ -1,15 +1,21 @@
 import copy
+import math
 from dataclasses import replace
 
 import pytest
 import torch
+from torch.amp import GradScaler
 
 from detector.boxes import BoxCoder
+from detector.errors import InputError
 from detector.models import build_model
 from detector.runtime.device import Compute
 from detector.settings import Model, RoISampling
 from detector.structures import RoiTargets
+from detector.training.checkpoint import load_scaler
+from detector.training.diagnostics import DivergenceDetector, NotFinite
 from detector.training.engine import TrainingConfig, split_batch, train_step
+from detector.training.tracking import Means
 
 COMPUTE = Compute(torch.device("cpu"), torch.float32)
 CONFIG = TrainingConfig(RoISampling(), BoxCoder((0.1, 0.1, 0.2, 0.2)), seed=0, max_grad_norm=0.5)
@@ -57,3 +63,69 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(accumulate):
     for whole_step, parts_step in zip(whole_values, parts_values, strict=True):
         for name, value in whole_step.items():
             assert float(parts_step[name]) == pytest.approx(float(value), rel=1e-4, abs=1e-6)
+
+
+class TestFloat16:
+    """On the CPU, with the scaler of the loss."""
+
+    compute = Compute(torch.device("cpu"), torch.float16)
+
+    def step(self, scale: float, overflow: bool = False, **more) -> tuple[dict, dict, dict, TrainingConfig]:
+        """Values of a step, the weights before and after it, and its settings."""
+        torch.manual_seed(0)
+        model = build_model(Model(backbone="resnet18", norm="group", pool_size=2, hidden=8), num_classes=2)
+        if overflow:
+            model.head.fc7.weight.register_hook(lambda gradient: gradient / 0)
+        before = copy.deepcopy(model.state_dict())
+        config = replace(CONFIG, max_grad_norm=None, scaler=GradScaler("cpu", init_scale=scale), **more)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        values = train_step(model, IMAGES, TARGETS, optimizer, self.compute, config)
+        return values, before, model.state_dict(), config
+
+    def test_a_step_is_that_of_float32_up_to_rounding(self):
+        values, before, after, config = self.step(256.0, accumulate=2)
+        torch.manual_seed(0)
+        model = build_model(Model(backbone="resnet18", norm="group", pool_size=2, hidden=8), num_classes=2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        plain = train_step(model, IMAGES, TARGETS, optimizer, COMPUTE, replace(CONFIG, max_grad_norm=None))
+        assert values["train/grad_norm"] == pytest.approx(plain["train/grad_norm"], rel=0.02)
+        key = "cls_score.bias"
+        torch.testing.assert_close(after[key], model.state_dict()[key], rtol=0.02, atol=1e-4)
+        assert not torch.equal(after[key], before[key])
+        assert (values["train/skipped"], config.scaler.get_scale()) == (0.0, 256.0)
+        assert "train/skipped" not in plain
+
+    def test_a_gradient_that_overflows_is_skipped_with_a_smaller_scale(self):
+        values, before, after, config = self.step(256.0, overflow=True)
+        assert all(torch.equal(after[key], value) for key, value in before.items())
+        assert (values["train/skipped"], config.scaler.get_scale()) == (1.0, 128.0)
+        assert math.isnan(values["train/grad_norm"])
+        assert math.isfinite(values["loss/train"])
+
+    def test_one_that_overflows_without_scale_ends_the_run(self):
+        with pytest.raises(NotFinite, match="gradient's norm (nan|inf)"):
+            self.step(1.0, overflow=True)
+
+
+def test_skipped_steps_have_no_norm_that_counts():
+    means = Means()
+    for norm in (2.0, math.nan, 4.0):
+        means.add({"train/grad_norm": norm})
+    assert means.take() == {"train/grad_norm": 3.0}
+    detector = DivergenceDetector()
+    assert [detector.add(norm) for norm in [1.0] * 20 + [math.nan] * 3 + [1.0]] == [None] * 24
+
+
+def test_the_state_of_the_scaler_is_loaded_or_refused():
+    saved = GradScaler("cpu", init_scale=512.0)
+    saved.load_state_dict(saved.state_dict() | {"_growth_tracker": 7})
+    scaler = GradScaler("cpu")
+    load_scaler({"scaler": {}}, scaler)  # of a run in another precision
+    load_scaler({}, scaler)
+    assert scaler.get_scale() == 65536.0
+    load_scaler({"scaler": saved.state_dict()}, scaler)
+    assert scaler.state_dict() == saved.state_dict()
+    for wrong in (3, {"scale": 0.0, "_growth_tracker": 0}, {"scale": math.nan, "_growth_tracker": 0}, {"scale": 2.0}):
+        with pytest.raises(InputError, match="the state of the loss scaler in the checkpoint is invalid"):
+            load_scaler({"scaler": wrong}, scaler)
+    load_scaler({"scaler": 3}, GradScaler("cpu", enabled=False))
