@@ -13,6 +13,7 @@ from detector.data.check import Checked, accept, check_data, check_proposals, re
 from detector.data.classes import require_known, require_unlike
 from detector.data.dataset import DetectionDataset, join, split_into_parts
 from detector.data.epoch_order import EpochOrder, repeat_factors
+from detector.data.formats.voc import is_unlabelled, read_voc_images
 from detector.data.image import image_options
 from detector.data.loader import CROWD_IOA_THRESHOLD, Proposals, TransformedDataset
 from detector.data.proposal_selection import selection_of
@@ -48,6 +49,21 @@ def read_dataset(data: Data, part: str) -> DetectionDataset:
             f"give data.{' or data.'.join(sorted(keys))}"
         )
     return found[0] if len(found) == 1 else join(found)
+
+
+def build_unlabelled(data: Data, classes: Sequence[str], submission: bool) -> DetectionDataset | None:
+    """The images to detect in for an evaluation server: with `submission`, or if no image of a VOC split has an
+    annotation. None for any other dataset.
+    """
+    is_voc = data.reader == "voc" and data.parts is None
+    if submission and not is_voc:
+        raise InputError("submission=true: writes the files of VOC: it needs one dataset in VOC layout")
+    if not is_voc or data.root is None or data.val_split is None:
+        return None
+    if not (submission or is_unlabelled(data.root, data.val_split)):
+        return None
+    whole = read_voc_images(data.root, data.val_split, classes, image_options(data))
+    return restricted(whole, data.with_values(exclude_classes=None))
 
 
 def restricted(dataset: DetectionDataset, data: Data) -> DetectionDataset:

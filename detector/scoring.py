@@ -18,6 +18,7 @@ from detector.evaluation.results import (
     result_classes,
     round_trip_results,
     write_coco_results,
+    write_result_files,
 )
 from detector.evaluation.tables import summary
 from detector.inference.postprocess import postprocess_again
@@ -50,10 +51,8 @@ def score_checkpoint(given: EvaluateSettings) -> float | None:
         trained = trained_settings(checkpoint)
         _require_trained_classes(given, checkpoint["classes"])
         settings = with_training_settings(given, trained)
-        dataset = datasets.build_dataset(settings.data, "val")
-        learned = [*checkpoint["classes"], *(trained.data.exclude_classes or ())]
-        datasets.require_known_exclusions(settings.data, dataset, more=learned)
-        dataset = dataset.with_classes(checkpoint["classes"])
+        unlabelled = datasets.build_unlabelled(settings.data, checkpoint["classes"], given.submission)
+        dataset = unlabelled or _annotated(settings.data, trained.data, checkpoint["classes"])
         if given.out is None:
             require_writable("out", _run_of(given.checkpoint))
         checked = datasets.check(settings.data, dataset, "val")
@@ -80,10 +79,29 @@ def score_checkpoint(given: EvaluateSettings) -> float | None:
         return None
     folder = Path(given.out) if given.out else make_new_folder(_run_of(given.checkpoint), f"evaluate-{dataset.name}")
     write_coco_results(folder / "detections.json", detections, dataset.classes, category_ids(dataset, dataset.classes))
+    _write_settings(folder, given.plain() | settings.plain())
+    if unlabelled is not None:
+        _write_submission(folder, Path(settings.data.root or "").resolve().name, dataset, detections)
+        return None
     detections = round_trip_results(folder / "detections", detections, dataset.classes, settings.metric.devkit)
     source = {"checkpoint": given.checkpoint, "iteration": checkpoint["iteration"]}
-    _write_settings(folder, given.plain() | settings.plain())
     return _report(folder, dataset, detections, given, {"loss": losses, "source": source})
+
+
+def _annotated(data: Data, trained: Data, classes: Sequence[str]) -> DetectionDataset:
+    """The dataset with its ground truth, of the classes of the network."""
+    dataset = datasets.build_dataset(data, "val")
+    datasets.require_known_exclusions(data, dataset, more=[*classes, *(trained.exclude_classes or ())])
+    return dataset.with_classes(classes)
+
+
+def _write_submission(folder: Path, devkit_name: str, dataset: DetectionDataset, detections: list[Detections]) -> None:
+    """Write the files of VOC's evaluation server: results/VOC2012/Main/comp4_det_test_CLASS.txt."""
+    write_result_files(folder / "results" / devkit_name / "Main", detections, dataset.classes, devkit=False)
+    print(
+        f"no mAP: {dataset.name} is scored without annotations by an evaluation server. Its files "
+        f"comp4_det_test_CLASS.txt are in {folder}/results; to pack them: tar -C {folder} -czf results.tar.gz results"
+    )
 
 
 def score_saved(given: EvaluateSettings) -> float | None:
@@ -212,6 +230,8 @@ def read_detections(given: EvaluateSettings) -> tuple[DetectionDataset, list[Det
 
 def _require_effect(given: EvaluateSettings) -> None:
     """Raise InputError for a setting that does nothing to saved detections."""
+    if given.submission:
+        raise InputError("submission: is for a network, and detections= has none; leave it out")
     if given.svd_ranks is not None:
         raise InputError("svd_ranks: is for a network, and detections= has none; leave it out")
     for key in ("regress_boxes", "flip", "pyramid_px", "average_per_class"):

@@ -497,6 +497,8 @@ class EvaluateSettings(Settings):
         Valid("null or two integers above 0, such as [1024,256]"),
     ] = None
     """Ranks of the truncated SVD of fc6 and fc7 (paper, section 3.1), which makes large layers faster; null: none."""
+    submission: bool = False
+    """true: no scores, but the files of VOC's evaluation server, as for a split without annotations."""
     out: FolderName | None = None
     """New folder for report, numbers, detections and curves; null: RUN/evaluate-DATA (-2, -3 ...)."""
     distributed: Distributed = Distributed()

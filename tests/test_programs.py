@@ -546,6 +546,37 @@ def test_a_data_set_without_objects_to_find_is_scored_as_such(settings, common, 
     assert (tmp_path / "run/checkpoints/best.pt").is_file()
 
 
+def test_a_split_without_annotations_gives_the_files_of_the_evaluation_server(
+    checkpoint, settings, small_shapes, tmp_path, capsys
+):
+    root, plain = tmp_path / "VOC2012", [f"checkpoint={checkpoint}", "workers=0", f"proposals.folder={tmp_path}/p"]
+    shutil.copytree(small_shapes, root)
+    evaluate.main(settings("evaluate", *plain, f"data.root={root}", f"out={tmp_path}/scored"))
+    assert evaluate.main(
+        settings("evaluate", *plain, f"data.root={root}", "submission=true", f"out={tmp_path}/asked")
+    ) is None  # fmt: skip
+    for path in (root / "Annotations").glob("test_*.xml"):
+        path.unlink()
+    capsys.readouterr()
+    assert evaluate.main(settings("evaluate", *plain, f"data.root={root}", f"out={tmp_path}/out")) is None
+    assert capsys.readouterr().out.startswith("no mAP: VOC2012-test is scored without annotations")
+    for name in ("ball", "crate", "kite", "star"):
+        expected = (tmp_path / f"scored/detections/comp4_det_test_{name}.txt").read_bytes()
+        for folder in ("out", "asked"):
+            assert (tmp_path / folder / f"results/VOC2012/Main/comp4_det_test_{name}.txt").read_bytes() == expected
+    assert expected
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"config.yaml", "detections.json", "results"}
+    with pytest.raises(
+        InputError, match="submission=true: writes the files of VOC: it needs one dataset in VOC layout"
+    ):
+        evaluate.main(settings("evaluate", *plain, "data=shapes", f"data.root={root}", "submission=true"))
+    with pytest.raises(InputError, match="submission: is for a network"):
+        evaluate.main(settings("evaluate", f"detections={root}", "data=voc", f"data.root={root}", "submission=true"))
+    (root / "Annotations/train_0.xml").unlink()  # one that is missing is still an error
+    with pytest.raises(InputError, match="1 of the 6 images of split 'train' have no XML file: train_0"):
+        evaluate.main(settings("evaluate", *plain, f"data.root={root}", "data.val_split=train"))
+
+
 def test_data_in_coco_layout_trains_and_is_scored(settings, common, small_shapes, tmp_path):
     """The same scenes give the same numbers, whatever the layout; a part of them is scored as what it is."""
     root = tmp_path / "coco"

@@ -65,9 +65,30 @@ def read_voc(
             records.append(replace(read_annotation(annotation), image_id=image_id, image=image))
         except InputError as error:
             records.append(Record(image_id, image, annotation, invalid=error))
-    name = f"{root.resolve().name}-{quote(split, safe='')}"
     named = check_classes(root, classes or sorted({name for record in records for name in record.names}))
-    return DetectionDataset(name, named, records, image_options)
+    return DetectionDataset(_name_of(root, split), named, records, image_options)
+
+
+def is_unlabelled(root: str | Path, split: str) -> bool:
+    """Whether no image of the split has an XML file, as in the test splits of an evaluation server."""
+    return not any(_annotation_path(Path(root), image_id).is_file() for image_id in read_split(Path(root), split))
+
+
+def read_voc_images(
+    root: str | Path, split: str, classes: Sequence[str], image_options: ImageOptions = UPRIGHT_IMAGES
+) -> DetectionDataset:
+    """The images of a split without any ground truth. Raises InputError as `read_voc`."""
+    root = Path(root)
+    files: dict[Path, dict[str, list[str]]] = {}
+    records = [
+        Record(image_id, _image_path(root, image_id, split, files), _annotation_path(root, image_id))
+        for image_id in read_split(root, split)
+    ]
+    return DetectionDataset(_name_of(root, split), tuple(classes), records, image_options)
+
+
+def _name_of(root: Path, split: str) -> str:
+    return f"{root.resolve().name}-{quote(split, safe='')}"
 
 
 def _annotation_path(root: Path, image_id: str) -> Path:
