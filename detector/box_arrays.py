@@ -28,6 +28,14 @@ def intersection_areas(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.clip(bottom_right - top_left, 0, None).prod(axis=2)
 
 
+def box_iou_array(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Intersection over union, (N, M), of boxes (N, 4) and others (M, 4), as `boxes.box_iou` computes it."""
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # of boxes that are checked only afterwards
+        common = intersection_areas(boxes, others)
+        union = box_areas(boxes)[:, None] + box_areas(others) - common
+        return np.where(union > 0, common / union, 0)
+
+
 def nms(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, iou_threshold: float) -> np.ndarray:
     """Non-maximum suppression for each label: the indices of the boxes (N, 4) that are kept, highest score first.
 

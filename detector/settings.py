@@ -43,6 +43,7 @@ Proposals = Annotated[
     Valid(f"null, the name of a file, or {valid_values(PartFiles)}"),
 ]
 Units = Annotated[int, Field(ge=1, le=65_536), Valid("an integer from 1 to 65536")]
+SearchMode = Literal["single", "fast", "quality"]  # of selective search
 Backbone = Literal[
     "alexnet", "vgg_cnn_m", "vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn",
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
@@ -290,7 +291,7 @@ class Metric(Settings):
 class ProposalSource(Settings):
     """Selective search, for the parts of the dataset that have no file of proposals."""
 
-    mode: Literal["single", "fast", "quality"] = "fast"
+    mode: SearchMode = "fast"
     """Number of segmentations: more take longer and find more."""
     folder: Annotated[FolderName | None, MACHINE] = "data/proposals"
     """Folder of generated proposals."""

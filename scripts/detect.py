@@ -35,6 +35,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 from tqdm import tqdm
 
@@ -51,7 +52,7 @@ from detector.evaluation.results import write_coco_results
 from detector.inference.video import Video, VideoWriter, is_video
 from detector.runtime.exits import FAILED, exit_status
 from detector.runtime.files import require_inside, write_atomically
-from detector.selective_search import MODES
+from detector.settings import SearchMode
 from detector.structures import GroundTruth
 from detector.training.run_folder import require_new
 
@@ -84,7 +85,7 @@ def main(command_line: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--tile-overlap", type=float, help=f"of neighbours, part of their side (default: {detector.Tiles.overlap})"
     )
-    parser.add_argument("--mode", choices=list(MODES), help="of selective search (default: as in training)")
+    parser.add_argument("--mode", choices=get_args(SearchMode), help="of selective search (default: as in training)")
     parser.add_argument("--voc-xml", action="store_true", help="write VOC annotations too")
     parser.add_argument("--yolo", action="store_true", help="write YOLO text files too")
     parser.add_argument("--csv", action="store_true", help="write a table of the detections too")

@@ -1,5 +1,6 @@
 """Write docs/settings.md from the schema in detector/settings.py: python scripts/document_settings.py"""
 
+import argparse
 from pathlib import Path
 
 import yaml
@@ -25,6 +26,7 @@ OF_NEW_RUNS = yaml.safe_load((PAGE.parents[1] / "configs/train.yaml").read_text(
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     PAGE.write_text(settings_page())
 
 

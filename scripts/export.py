@@ -25,18 +25,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from detector.boxes import BoxCoder
-from detector.builders import build_trained_model
 from detector.errors import InputError
-from detector.inference.onnx_export import TOLERANCE, export_onnx
-from detector.inference.onnx_network import FORMAT, require_supported
-from detector.models.weights import to_torchvision
 from detector.runtime.exits import exit_status
 from detector.runtime.files import write_atomically
-from detector.training.checkpoint import describe_network, load_checkpoint, save_weights, trained_settings
-from detector.training.model_card import NOT_STATED, metrics_beside, model_card
 from detector.training.run_folder import require_writable
 
 
@@ -61,9 +52,15 @@ def main(command_line: Sequence[str] | None = None) -> int:
     return exit_status(lambda: arguments.run(arguments), "no partial file is left")
 
 
+# The exports import what they need after their arguments are validated: torch takes seconds.
+
+
 def export_weights(arguments: argparse.Namespace) -> None:
     require_writable("--out", arguments.out)
     require_absent(arguments.out / "model.md")
+    from detector.training.checkpoint import load_checkpoint, save_weights
+    from detector.training.model_card import metrics_beside, model_card
+
     checkpoint = load_checkpoint(arguments.checkpoint)
     card = model_card(checkpoint, metrics_beside(arguments.checkpoint, checkpoint["iteration"]), arguments.licence)
     save_weights(arguments.out, checkpoint)
@@ -77,6 +74,13 @@ def export_network(arguments: argparse.Namespace) -> None:
     for path in (arguments.out, arguments.out.with_suffix(".md")):
         require_absent(path)
     require_writable("--out", arguments.out.parent)
+    from detector.boxes import BoxCoder
+    from detector.builders import build_trained_model
+    from detector.inference.onnx_export import TOLERANCE, export_onnx
+    from detector.inference.onnx_network import FORMAT, require_supported
+    from detector.training.checkpoint import describe_network, load_checkpoint, trained_settings
+    from detector.training.model_card import metrics_beside, model_card
+
     checkpoint = load_checkpoint(arguments.checkpoint)
     card = model_card(checkpoint, metrics_beside(arguments.checkpoint, checkpoint["iteration"]), arguments.licence)
     settings = trained_settings(checkpoint)
@@ -99,6 +103,11 @@ def export_torchvision(arguments: argparse.Namespace) -> None:
         raise InputError(f"--out: {arguments.out} must end in .pth or .pt")
     require_absent(arguments.out)
     require_writable("--out", arguments.out.parent)
+    import torch
+
+    from detector.models.weights import to_torchvision
+    from detector.training.checkpoint import load_checkpoint, trained_settings
+
     checkpoint = load_checkpoint(arguments.checkpoint)
     state = to_torchvision(checkpoint["model"], trained_settings(checkpoint).model.backbone)
     data = io.BytesIO()
@@ -108,7 +117,7 @@ def export_torchvision(arguments: argparse.Namespace) -> None:
 
 
 def add_licence(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--licence", default=NOT_STATED, help="of the weights, for the card (default: %(default)s)")
+    parser.add_argument("--licence", default="not stated", help="of the weights, for the card (default: %(default)s)")
 
 
 def require_absent(path: Path) -> None:

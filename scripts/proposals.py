@@ -21,15 +21,14 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import get_args
 
 from detector.data.command_line import add_dataset_options, add_image_options, given_dataset, image_options
 from detector.data.dataset import DetectionDataset
 from detector.errors import InputError
-from detector.evaluation.recall import recall_table, score_recall, write_recall_comparison, write_recall_plot
 from detector.proposals.check import describe, fault_table, find_faults
 from detector.proposals.convert import READERS, WRITERS, convert
 from detector.proposals.formats.records import ORDERS, PIXEL_ORIGINS
-from detector.proposals.generate import generate_proposals, merge_shards, write_grid
 from detector.proposals.store import (
     FileProposals,
     ProposalStore,
@@ -38,10 +37,9 @@ from detector.proposals.store import (
     require_present,
     stream_store,
 )
-from detector.proposals.union import common_metadata, unite
 from detector.runtime.exits import exit_status
 from detector.runtime.files import write_atomically
-from detector.selective_search import MODES
+from detector.settings import SearchMode
 from detector.training.run_folder import require_writable
 
 FOUND_SOMETHING = 1
@@ -73,7 +71,9 @@ def add_generate(command: argparse.ArgumentParser) -> None:
     add_dataset_options(command)
     add_image_options(command)
     add_out(command)
-    command.add_argument("--mode", default="fast", choices=list(MODES), help="search mode (default: %(default)s)")
+    command.add_argument(
+        "--mode", default="fast", choices=get_args(SearchMode), help="search mode (default: %(default)s)"
+    )
     command.add_argument("--workers", type=int, default=os.cpu_count(), help="images in parallel (default: all cores)")
     command.add_argument(
         "--max-bad-fraction", type=float, default=0.01, metavar="F",
@@ -166,6 +166,8 @@ def generate(options: argparse.Namespace) -> None:
         raise InputError(f"--workers: {options.workers} must be 1 or more")
     if not 0 <= options.max_bad_fraction <= 1:
         raise InputError(f"--max-bad-fraction: {options.max_bad_fraction} must be from 0 to 1")
+    from detector.proposals.generate import generate_proposals
+
     dataset = given_dataset(options, image_options(options))
     generate_proposals(dataset, options.out, options.mode, options.workers, options.shard, options.max_bad_fraction)
     print(summary(ProposalStore(options.out)))
@@ -173,6 +175,8 @@ def generate(options: argparse.Namespace) -> None:
 
 def merge(options: argparse.Namespace) -> None:
     require_new("--out", options.out, ".safetensors")
+    from detector.proposals.generate import merge_shards
+
     merge_shards(options.parts, options.out)
     print(summary(ProposalStore(options.out)))
 
@@ -216,6 +220,8 @@ def union(options: argparse.Namespace) -> None:
     require_new("--out", options.out, ".safetensors")
     if not 0 < options.nms <= 1:
         raise InputError(f"--nms: {options.nms} must be above 0, and 1 at most")
+    from detector.proposals.union import common_metadata, unite
+
     sources = [open_proposals(path) for path in options.files]
     generator = {"name": "union", "files": [path.name for path in options.files], "nms": options.nms}
     stream_store(options.out, unite(sources, options.nms), generator | common_metadata(sources))
@@ -224,6 +230,8 @@ def union(options: argparse.Namespace) -> None:
 
 def grid(options: argparse.Namespace) -> None:
     require_new("--out", options.out, ".safetensors")
+    from detector.proposals.generate import write_grid
+
     write_grid(given_dataset(options, image_options(options)), options.out)
     print(summary(ProposalStore(options.out)))
 
@@ -232,6 +240,8 @@ def recall(options: argparse.Namespace) -> None:
     for name in ("json", "plot"):
         if getattr(options, name):
             require_new(f"--{name}", getattr(options, name), ".png" if name == "plot" else "")
+    from detector.evaluation.recall import recall_table, write_recall_comparison, write_recall_plot
+
     dataset = given_dataset(options)
     results = {str(path): recall_of(open_proposals(path), dataset) for path in options.file}
     if len(options.file) == 1:
@@ -249,6 +259,8 @@ def recall(options: argparse.Namespace) -> None:
 
 
 def recall_of(proposals: ProposalStore | FileProposals, dataset: DetectionDataset) -> dict:
+    from detector.evaluation.recall import score_recall
+
     require_present(proposals, dataset.image_ids)
     return score_recall(
         (dataset.ground_truth(index) for index in range(len(dataset))),

@@ -23,7 +23,6 @@ from PIL import Image
 from detector.errors import InputError, RunFailure
 from detector.runtime.exits import exit_status
 from detector.training.run_folder import require_writable
-from detector.visualization.style import save_picture
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs/images"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -62,6 +61,8 @@ def run(arguments: argparse.Namespace) -> None:
             raise RunFailure(f"{browser}: {error.message.splitlines()[0]}") from error
         finally:
             chromium.close()
+    from detector.visualization.style import save_picture
+
     for name, picture in pictures.items():
         path = arguments.out / f"{name}.png"
         save_picture(path, np.array(Image.open(io.BytesIO(picture)).convert("RGB")), COLOURS)

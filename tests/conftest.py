@@ -14,6 +14,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hypothesis import settings as hypothesis_settings
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -28,6 +29,10 @@ from detector.training.checkpoint import Checkpoints
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("FAST_RCNN_SHARED", REPOSITORY.parent / "shared"))
+
+# The time of an example depends on what else the machine does.
+hypothesis_settings.register_profile("without deadline", deadline=None)
+hypothesis_settings.load_profile("without deadline")
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask
 
+from detector.box_arrays import box_iou_array
 from detector.boxes import BoxCoder, areas, box_iou, clip
 
 CODER = BoxCoder((0.1, 0.1, 0.2, 0.2))
@@ -37,6 +38,16 @@ def test_overlaps_equal_pycocotools(seed):
     as_xywh = [torch.cat([b[:, :2], b[:, 2:] - b[:, :2]], dim=1).double().numpy() for b in (boxes, others)]
     expected = mask.iou(*as_xywh, np.zeros(5, dtype=np.uint8))
     np.testing.assert_allclose(box_iou(boxes, others).numpy(), expected, atol=1e-5)
+
+
+@given(st.integers(0, 1000))
+def test_ious_of_arrays_are_those_of_tensors(seed):
+    boxes, others = random_boxes(7, seed), random_boxes(5, seed + 1)
+    boxes[0], boxes[1], boxes[2], others[0] = torch.nan, 3e38, others[1], boxes[3, [0, 1, 0, 1]]  # without area
+    found = box_iou_array(boxes.numpy(), others.numpy())
+    np.testing.assert_array_equal(found, box_iou(boxes, others).numpy())
+    assert found.dtype == np.float32
+    assert box_iou_array(boxes.numpy(), np.zeros((0, 4), np.float32)).shape == (7, 0)
 
 
 def test_overlaps_and_areas_of_nothing():

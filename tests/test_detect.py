@@ -11,13 +11,12 @@ from PIL import Image
 
 import detector
 import evaluate
-from detector import api
+from detector import api, selective_search
 from detector.data.dataset import DetectionDataset, Record
 from detector.data.formats.voc import read_annotation, read_voc
 from detector.errors import InputError
 from detector.inference.video import Video, VideoWriter, is_video
 from detector.proposals import generate
-from detector.proposals import search as image_search
 from detector.training.checkpoint import load_checkpoint, save_weights
 from scripts import detect
 
@@ -137,9 +136,11 @@ def test_options_have_their_effect(checkpoint, images, tmp_path):
 
 
 def test_one_image_is_searched_on_all_cores_and_many_beside_each_other(checkpoint, images, tmp_path, monkeypatch):
-    search, asked = image_search.selective_search, []
+    search, asked = selective_search.selective_search, []
     monkeypatch.setattr(api.os, "cpu_count", lambda: 4)
-    monkeypatch.setattr(image_search, "selective_search", lambda *a, **b: asked.append(b["threads"]) or search(*a, **b))
+    monkeypatch.setattr(
+        selective_search, "selective_search", lambda *a, **b: asked.append(b["threads"]) or search(*a, **b)
+    )
     assert run(checkpoint, images / "good.jpg", tmp_path / "one") == 0
     assert run(checkpoint, images / "[gd]*.*", tmp_path / "two") == 0
     assert run(checkpoint, images, tmp_path / "four") == 1

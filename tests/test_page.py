@@ -1,5 +1,6 @@
 """docs/roi_pooling.html: its arithmetic against the operator, and its use, in a real browser where there is one."""
 
+import base64
 import json
 import re
 import shutil
@@ -13,7 +14,7 @@ import torch
 from detector.models import build_model
 from detector.roi_pool import roi_pool
 from detector.training.checkpoint import Checkpoints
-from scripts import build_page
+from scripts import _page_contents, build_page
 from tests.roi_pool.test_examples import ARTICLE
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -27,7 +28,7 @@ def data_of(page: Path) -> dict:
 
 
 def decoded(values: str, height: int, width: int) -> torch.Tensor:
-    raw = np.frombuffer(build_page.base64.b64decode(values), "<f4").copy()
+    raw = np.frombuffer(base64.b64decode(values), "<f4").copy()
     return torch.from_numpy(raw).view(1, 1, height, width)
 
 
@@ -73,8 +74,10 @@ def build(checkpoint: Path, image: Path, out: Path) -> int:
 
 
 def test_build_page_takes_its_data_from_a_detection(make_checkpoint, small_shapes, tmp_path, monkeypatch):
-    seen, photograph = [], build_page.photograph
-    monkeypatch.setattr(build_page, "photograph", lambda *given: seen.append(given[0].features) or photograph(*given))
+    seen, photograph = [], _page_contents.photograph
+    monkeypatch.setattr(
+        _page_contents, "photograph", lambda *given: seen.append(given[0].features) or photograph(*given)
+    )
     assert build(make_checkpoint(9.0), small_shapes / "JPEGImages/test_0.jpg", tmp_path / "page.html") == 0
     data = data_of(tmp_path / "page.html")
     shown = data["photograph"]
@@ -179,7 +182,7 @@ def test_1000_random_cases_equal_the_operator_bit_by_bit(open_page):
         pooled.backward(grads)
         inside += bool(leaf.grad.any())
         tensors = {"values": features, "grads": grads, "pooled": pooled.detach(), "gradient": leaf.grad}
-        encoded = {name: build_page.encode(tensor.flatten()) for name, tensor in tensors.items()}
+        encoded = {name: _page_contents.encode(tensor.flatten()) for name, tensor in tensors.items()}
         height, width = features.shape[2:]
         sent.append({"height": height, "width": width, "roi": roi, "output": output, "scale": scale, **encoded})
     different = open_page().evaluate(

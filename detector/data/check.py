@@ -4,6 +4,8 @@
 that the next start only reads the files. User files are not changed.
 """
 
+from __future__ import annotations
+
 import functools
 import hashlib
 import json
@@ -15,19 +17,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import __version__ as PILLOW
 from tqdm import tqdm
 
-from detector.box_arrays import clip_array
-from detector.boxes import box_iou
+from detector.box_arrays import box_iou_array, clip_array
 from detector.data.dataset import DetectionDataset
 from detector.data.image import read_image, stored_hw
-from detector.data.loader import Proposals
 from detector.errors import InputError, first_few
 from detector.runtime.files import digest_of, locked, write_atomically
+
+if TYPE_CHECKING:  # check_data runs without torch
+    from detector.data.loader import Proposals
 
 logger = logging.getLogger(__name__)
 
@@ -174,11 +177,11 @@ def proposal_recall(dataset: DetectionDataset, proposals: Proposals, indices: Se
     found = total = 0
     for index in indices:
         truth = dataset.ground_truth(index)
-        boxes = torch.from_numpy(proposals[truth.image_id])
-        objects = torch.from_numpy(truth.boxes[~truth.crowd & ~truth.difficult])
+        boxes = proposals[truth.image_id]
+        objects = truth.boxes[~truth.crowd & ~truth.difficult]
         total += len(objects)
         if len(boxes) and len(objects):
-            found += int((box_iou(objects, boxes).amax(dim=1) >= iou - 1e-6).sum())  # float32 tolerance
+            found += int((box_iou_array(objects, boxes).max(axis=1) >= iou - 1e-6).sum())  # float32 tolerance
     return found / total if total else 1.0
 
 

@@ -9,10 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 
-from detector.boxes import box_iou
+from detector.box_arrays import box_iou_array
 from detector.evaluation.matching import within
 from detector.evaluation.plots import png
 from detector.evaluation.voc_ap import SIZES
@@ -53,7 +52,7 @@ def _best_ious(gt_boxes: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """(G, numbers): the IoU of each object with the best of the first 10, 30, ... and of all proposals."""
     if not len(gt_boxes) or not len(boxes):
         return np.zeros((len(gt_boxes), len(NUMBERS) + 1))
-    so_far = box_iou(torch.from_numpy(gt_boxes), torch.from_numpy(boxes)).cummax(dim=1).values.numpy()
+    so_far = np.maximum.accumulate(box_iou_array(gt_boxes, boxes), axis=1)
     return so_far[:, [min(number, len(boxes)) - 1 for number in (*NUMBERS, len(boxes))]]
 
 

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from detector.boxes import box_iou
+from detector.box_arrays import box_iou_array
 from detector.data.dataset import DetectionDataset
 from detector.errors import InputError
 from detector.proposals.formats.records import ORDERS, PIXEL_ORIGINS, BoxFormat, RawProposals
@@ -74,7 +73,7 @@ def measure_match(
         total += len(image_boxes)
         objects += len(image_gt)
         if len(image_boxes) and len(image_gt):
-            best = box_iou(torch.from_numpy(image_gt), torch.from_numpy(image_boxes)).amax(dim=1)
+            best = box_iou_array(image_gt, image_boxes).max(axis=1)
             found += int((best >= 0.5).sum())
     return BoxFormatMatch(inside / max(total, 1), valid / max(total, 1), found, objects, (near, far))
 

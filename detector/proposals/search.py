@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from detector.data.proposal_selection import first_of_equals
-from detector.selective_search import selective_search
 
 SEED = 0
 # If selective search finds fewer boxes (a plain sky, for example), the boxes of a grid are appended.
@@ -15,6 +14,9 @@ GRID_PARTS = (1, 2, 4)  # windows of 1/n of the image's height and width, half a
 
 def search_image(image: np.ndarray, mode: str, threads: int) -> tuple[np.ndarray, bool]:
     """Boxes (P, 4) of selective search, and whether the boxes of a grid are appended because it found too few."""
+    # Imported here: numba takes a second, which programs that have their proposals do not spend.
+    from detector.selective_search import selective_search
+
     boxes = selective_search(image, mode=mode, seed=SEED, threads=threads)
     if len(boxes) >= MIN_BOXES:
         return boxes, False

@@ -9,8 +9,6 @@ import yaml
 from detector.errors import InputError
 from detector.training.checkpoint import describe_network
 
-NOT_STATED = "not stated"
-
 
 def model_card(checkpoint: dict, metrics: dict | None, licence: str) -> str:
     """Markdown text. `metrics` are those of an evaluation, `metrics.json`, if there is one."""

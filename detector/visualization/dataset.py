@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from html import escape
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-from detector.boxes import box_iou
+from detector.box_arrays import box_iou_array
 from detector.data.dataset import DetectionDataset
 from detector.visualization.drawing import COLOURS, class_colour
 from detector.visualization.style import new_figure, pixels, styled
@@ -59,8 +58,9 @@ def collect_objects(dataset: DetectionDataset, image_hws: Sequence[tuple[int, in
         boxes.append(truth.boxes)
         inside = np.array([width, height]) - BORDER_PX
         at_border.append((truth.boxes[:, :2] <= BORDER_PX).any(axis=1) | (truth.boxes[:, 2:] >= inside).any(axis=1))
-        iou = box_iou(torch.from_numpy(truth.boxes), torch.from_numpy(truth.boxes)).fill_diagonal_(0)
-        overlap.append(iou.max(dim=1).values.numpy() if len(iou) else np.zeros(0, dtype=np.float32))
+        iou = box_iou_array(truth.boxes, truth.boxes)
+        np.fill_diagonal(iou, 0)
+        overlap.append(iou.max(axis=1, initial=0))
     if not images:
         none = np.zeros(0, dtype=np.int64)
         return Objects(none, none, np.zeros((0, 4), np.float32), none.astype(bool), none.astype(np.float32))

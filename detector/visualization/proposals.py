@@ -5,12 +5,11 @@ from dataclasses import dataclass
 
 import matplotlib
 import numpy as np
-import torch
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from detector.boxes import box_iou
+from detector.box_arrays import box_iou_array
 from detector.selective_search.colour import LEVEL, smooth, to_space
 from detector.selective_search.segmentation import segment, sorted_edges
 from detector.visualization.detection import add_boxes, add_caption, pale
@@ -34,10 +33,12 @@ def best_proposals(gt_boxes: np.ndarray, gt_labels: np.ndarray, proposals: np.nd
     """The best proposal of each object (G, 4); the first one of equals. Empty without proposals."""
     if not len(proposals):
         return []
-    iou, index = box_iou(torch.from_numpy(gt_boxes), torch.from_numpy(proposals)).max(dim=1)
+    iou = box_iou_array(gt_boxes, proposals)
     return [
         Best(label, rank + 1, value)
-        for label, rank, value in zip(gt_labels.tolist(), index.tolist(), iou.tolist(), strict=True)
+        for label, rank, value in zip(
+            gt_labels.tolist(), iou.argmax(axis=1).tolist(), iou.max(axis=1).tolist(), strict=True
+        )
     ]
 
 

@@ -8,13 +8,14 @@ Proposals come from a file or from selective search. Each .png has an .svg besid
 import argparse
 import os
 from pathlib import Path
+from typing import get_args
 
 from detector.data.command_line import image_options
 from detector.data.dataset import DetectionDataset
 from detector.data.image_files import find_files, image_dataset
 from detector.errors import InputError
 from detector.evaluation.recall import score_recall
-from detector.selective_search import MODES
+from detector.settings import SearchMode
 from detector.visualization.proposals import draw_hierarchy, draw_proposals, draw_recall
 from detector.visualization.style import save_figure
 from scripts.visualizations import _data
@@ -27,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, metavar="IMAGE|DATASET", help="an image file, or the folder of a dataset")
     _data.add_arguments(parser)
     parser.add_argument("--proposals", type=Path, help="file of proposals (default: selective search)")
-    parser.add_argument("--mode", choices=list(MODES), default="fast", help="of the search (default: %(default)s)")
+    parser.add_argument(
+        "--mode", choices=get_args(SearchMode), default="fast", help="of the search (default: %(default)s)"
+    )
     parser.add_argument("--shown", type=int, default=100, help="proposals drawn in an image (default: %(default)s)")
     parser.add_argument("--drawn", type=int, default=4, help="images of a dataset to draw (default: %(default)s)")
     parser.add_argument("--count", type=int, default=20, help="images of a dataset for recall (default: %(default)s)")

@@ -175,7 +175,7 @@ def test_networks_with_one_map_and_hard_nms_are_exported(backbone, head, coder):
 def test_the_program_writes_the_file_and_its_card(untrained_checkpoint, tmp_path, monkeypatch, capsys):
     calls = []
     monkeypatch.setattr(
-        export, "export_onnx", lambda model, coder, about: calls.append((model, coder, about)) or b"onnx"
+        onnx_export, "export_onnx", lambda model, coder, about: calls.append((model, coder, about)) or b"onnx"
     )
     command = ["onnx", "--checkpoint", str(untrained_checkpoint), "--out", str(tmp_path / "new/model.onnx")]
     assert export.main([*command, "--licence", "CC BY 4.0"]) == 0
@@ -199,7 +199,7 @@ def test_the_program_writes_the_file_and_its_card(untrained_checkpoint, tmp_path
     assert export.main(command) == 2
     assert "model.onnx already exists and is not overwritten" in capsys.readouterr().err
     other = settings.with_values(model=settings.model.plain() | {"pooling": "roi_align"})
-    monkeypatch.setattr(export, "trained_settings", lambda checkpoint: other)
+    monkeypatch.setattr("detector.training.checkpoint.trained_settings", lambda checkpoint: other)
     assert export.main([*command[:-1], str(tmp_path / "aligned.onnx")]) == 2
     assert "on a single map are exported as ONNX, not model.backbone=resnet18 with model.pooling=roi_align" in (
         capsys.readouterr().err

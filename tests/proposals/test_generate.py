@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from detector import selective_search
 from detector.data.check import check_data, proposal_recall
 from detector.data.dataset import DetectionDataset
 from detector.data.formats.voc import read_voc
 from detector.errors import InputError
 from detector.proposals import generate
-from detector.proposals import search as image_search
 from detector.proposals.formats.records import ImageProposals
 from detector.proposals.generate import generate_proposals, merge_shards, proposals_for, store_path
 from detector.proposals.search import grid_boxes
@@ -43,7 +43,7 @@ def test_generated_proposals_find_the_objects(dataset, tmp_path):
 
 def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(dataset, tmp_path, monkeypatch):
     generate_proposals(dataset, tmp_path / "whole.safetensors", "single", workers=2)
-    search, calls = image_search.selective_search, []
+    search, calls = selective_search.selective_search, []
 
     def stops(image, **options):
         calls.append(1)
@@ -51,7 +51,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(dataset, tmp_path, m
             raise KeyboardInterrupt
         return search(image, **options)
 
-    monkeypatch.setattr(image_search, "selective_search", stops)
+    monkeypatch.setattr(selective_search, "selective_search", stops)
     with pytest.raises(KeyboardInterrupt):
         generate_proposals(dataset, tmp_path / "p.safetensors", "single", workers=1)
     assert not (tmp_path / "p.safetensors").exists()
@@ -83,8 +83,8 @@ def test_more_images_than_a_process_may_have_files_open(small_shapes, tmp_path):
 
 def test_of_two_processes_one_works_and_the_other_waits(dataset, tmp_path, monkeypatch):
     processes, calls = multiprocessing.get_context("fork"), []
-    search, counts = image_search.selective_search, processes.Queue()
-    monkeypatch.setattr(image_search, "selective_search", lambda *a, **b: calls.append(1) or search(*a, **b))
+    search, counts = selective_search.selective_search, processes.Queue()
+    monkeypatch.setattr(selective_search, "selective_search", lambda *a, **b: calls.append(1) or search(*a, **b))
 
     def work():
         generate_proposals(dataset, tmp_path / "p.safetensors", "single", 1)
@@ -190,7 +190,7 @@ def test_the_limit_of_unreadable_images_holds_for_a_resumed_call(make_voc, tmp_p
     def stop(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(image_search, "selective_search", stop)
+    monkeypatch.setattr(selective_search, "selective_search", stop)
     with pytest.raises(KeyboardInterrupt):
         generate_proposals(dataset, tmp_path / "p.safetensors", "single", 1, max_bad_fraction=0.5)
     with pytest.raises(InputError, match="more than the fraction 0 of its 2 images"):

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import scipy.io
 
 from detector.errors import InputError
 from detector.proposals.formats.mat5 import read_mat5
@@ -98,16 +97,20 @@ class _MatFolder(Mapping[str, np.ndarray]):
 
 def write_voc_mat(path: Path, images: Iterable[ImageProposals]) -> None:
     """Write the file; all boxes are held in memory. The format has no scores."""
+    from scipy.io import savemat  # here, as the import is slow and few programs write .mat files
+
     found = list(images)
     cells, ids = np.empty((1, len(found)), dtype=object), np.empty((len(found), 1), dtype=object)
     for number, image in enumerate(found):
         cells[0, number], ids[number, 0] = _compact(VOC_BOX_FORMAT.from_boxes(image.boxes)), image.image_id
     with open_atomically(path) as file:
-        scipy.io.savemat(file, {"boxes": cells, "images": ids}, do_compression=True)
+        savemat(file, {"boxes": cells, "images": ids}, do_compression=True)
 
 
 def write_mat_folder(path: Path, images: Iterable[ImageProposals], name: str) -> None:
     """Write one file per image; mcg-mat and hosang-mat use folders like COCO's, named by the first characters."""
+    from scipy.io import savemat  # as above
+
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
         unfinished.mkdir(parents=True)
@@ -121,7 +124,7 @@ def write_mat_folder(path: Path, images: Iterable[ImageProposals], name: str) ->
             content = {"boxes": _compact(FOLDER_BOX_FORMATS[name].from_boxes(image.boxes))}
             if image.scores is not None:
                 content["scores"] = image.scores[:, None]
-            scipy.io.savemat(file, content)
+            savemat(file, content)
         os.rename(unfinished, path)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

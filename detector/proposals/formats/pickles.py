@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from detector.errors import InputError
 from detector.proposals.formats.records import (
@@ -39,6 +38,8 @@ class _Fields:
 
 
 def _load_tensor(data: bytes) -> Any:
+    import torch  # here: other files are converted without it, and its import takes seconds
+
     return torch.load(io.BytesIO(data), weights_only=True)
 
 

@@ -7,8 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from detector.data.dataset import Record
 from detector.data.image import ImageOptions, read_image_hw, read_thumbnail
@@ -52,6 +50,9 @@ def near_copies(records: Sequence[Record], thumbnails: Sequence[np.ndarray | Non
 
     Re-encoded and resized images are found, and those with another brightness; mirrored and cropped ones are not.
     """
+    from scipy.sparse import coo_array  # here, as the import is slow and few datasets need it
+    from scipy.sparse.csgraph import connected_components
+
     pairs: list[tuple[int, int]] = []
     sources: dict[str, int] = {}
     for number, record in enumerate(records):
