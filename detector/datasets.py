@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import logging
+import re
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
@@ -219,8 +220,9 @@ def build_proposals(
     files = settings.data.train_proposals if part == "train" else settings.data.val_proposals
     mode, folder = settings.proposals.mode, Path(settings.proposals.folder or ".")
     parts = split_into_parts(dataset)
-    if not isinstance(files, tuple) and (files or len(parts) == 1):
-        return proposals_for(dataset, image_hws, files, mode, folder)
+    if isinstance(files, str) or (files is None and len(parts) == 1):
+        file = files or released_proposals(settings.data, dataset, mode)
+        return proposals_for(dataset, image_hws, file, mode, folder)
     files = files or (None,) * len(parts)
     if len(files) != len(parts):
         raise InputError(
@@ -229,13 +231,38 @@ def build_proposals(
     sources: dict[str, tuple[Proposals, str]] = {}
     for (single, positions), file in zip(parts, files, strict=True):
         if positions:
+            file = file or released_proposals(settings.data, single, mode)
             proposals = proposals_for(single, [image_hws[position] for position in positions], file, mode, folder)
             ids = zip(positions, single.image_ids, strict=True)
             sources |= {dataset.image_ids[position]: (proposals, own_id) for position, own_id in ids}
     return JoinedProposals(sources)
 
 
-def kept_proposals(dataset: DetectionDataset, folder: Path, mode: str) -> list[str | None]:
-    """For each dataset joined in `dataset`, the file of generated proposals in `folder`, None where there is none."""
-    paths = [store_path(folder, single, mode) for single, _ in split_into_parts(dataset)]
-    return [str(path) if path.is_file() else None for path in paths]
+def released_proposals(data: Data, dataset: DetectionDataset, mode: str | None = None) -> str | None:
+    """The file of the paper's released proposals of a VOC split, None without one; with `mode`, logs what is used then.
+
+    The files of trainval have the images of train and val too.
+    """
+    found = re.fullmatch(r"VOC(\d{4})-(train|val|trainval|test)", dataset.name)
+    if data.released_proposals is None or found is None:
+        return None
+    year, split = found.groups()
+    names = [f"voc_{year}_{name}.mat" for name in (split, *(["trainval"] if split in ("train", "val") else []))]
+    for path in (Path(data.released_proposals, name) for name in names):
+        if path.is_file():
+            return str(path)
+    if mode is not None:
+        logger.info(
+            "%s: there is no %s of the paper's proposals in %s, where scripts/download_voc.py puts it: selective "
+            "search (%s) is used instead", dataset.name, names[-1], data.released_proposals, mode,
+        )  # fmt: skip
+    return None
+
+
+def kept_proposals(data: Data, dataset: DetectionDataset, folder: Path, mode: str) -> list[str | None]:
+    """For each dataset joined in `dataset`, the file of generated proposals in `folder`, None where there is none, or
+    where there are released ones.
+    """
+    parts = [single for single, _ in split_into_parts(dataset)]
+    paths = [None if released_proposals(data, single) else store_path(folder, single, mode) for single in parts]
+    return [str(path) if path and path.is_file() else None for path in paths]

@@ -58,7 +58,7 @@ def score_checkpoint(given: EvaluateSettings) -> float | None:
         checked = datasets.check(settings.data, dataset, "val")
         if settings.data.val_proposals is None:  # reads those made in training, saves new ones here
             folder = Path(trained.proposals.folder or "")
-            kept = datasets.kept_proposals(dataset, folder, settings.proposals.mode)
+            kept = datasets.kept_proposals(settings.data, dataset, folder, settings.proposals.mode)
             settings = _with_data(settings, val_proposals=kept if any(kept) else None)
         model = builders.build_trained_model(settings.model, checkpoint["model"], len(dataset.classes))
         if given.svd_ranks is not None:

@@ -110,6 +110,9 @@ class Data(Settings):
     """A .safetensors store or a release's .mat (docs/proposals.md); null: selective search, run once."""
     val_proposals: Annotated[Proposals, MACHINE] = None
     """Proposals of the images to validate on, as data.train_proposals."""
+    released_proposals: Annotated[FolderName | None, MACHINE] = None
+    """Folder of the paper's released proposals: its voc_2007_trainval.mat, and so on for each split of VOC, is used if
+    it is there and no other file is given."""
     proposals_by_score: Annotated[bool, AS_TRAINED] = False
     """true: highest score first, if the file has scores; false: the order of the file."""
     min_proposal_px: Annotated[float, Field(ge=0), Valid("a number of pixels, 0 or more"), AS_TRAINED] = 0.0
