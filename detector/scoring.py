@@ -11,7 +11,7 @@ from detector.data.check import require_readable
 from detector.data.dataset import DetectionDataset
 from detector.data.loader import eval_loader, explain_workers
 from detector.errors import InputError
-from detector.evaluation.report import write_report
+from detector.evaluation.report import score_detections, write_report
 from detector.evaluation.results import (
     read_coco_results,
     read_result_files,
@@ -125,7 +125,7 @@ def _report(
     origin: dict[str, dict],
 ) -> float | None:
     """Write the report and print its summary. Returns the main metric."""
-    metrics = write_report(folder, dataset, detections, given.metric, origin)
+    metrics = write_report(folder, dataset, score_detections(dataset, detections, given.metric), origin)
     print(summary(metrics))
     logger.info("%d images of %s; the report is in %s", len(dataset), dataset.name, folder / "report.html")
     return metrics["main"]["value"]

@@ -91,3 +91,4 @@ class Detections:
     boxes: np.ndarray  # (N, 4) float32
     labels: np.ndarray  # (N,) int64 in 1..K
     scores: np.ndarray  # (N,) float32
+    proposals: np.ndarray | None = None  # (N, 4) float32: what each was refined from; None if read from a file

@@ -280,8 +280,8 @@ def test_the_main_metric_decides_which_checkpoint_is_best(settings, common, tmp_
     """By 11point the first evaluation, at iteration 2, is the better one, by COCO's AP the second."""
     values = iter([{None: 0.9, "coco": 0.1}, {None: 0.5, "coco": 0.2}])
 
-    def scored(folder, dataset, detections, metric, *_, page):
-        main = metric.main
+    def scored(folder, dataset, scores, *_, page):
+        main = scores.metric.main
         voc = {"area@0.50": {"mAP": 0.0, "AP": {}}}
         return {"main": {"metric": str(main), "value": next(values)[main]}, "loss": {}, "voc": voc}
 

@@ -63,6 +63,7 @@ class Matches:
     object_index: np.ndarray  # (N,) int64, into `objects`; -1 without an object of this class in the image
     iou: np.ndarray  # (N,) float64
     crowd_ioa: np.ndarray  # (N,) float64: fraction of its own area in a crowd of its class
+    proposals: np.ndarray  # (N, 4) float64: what each was refined from; NaN if not known
     objects: Objects
     num_classes: int
 
@@ -119,6 +120,7 @@ def match(truths: Sequence[GroundTruth], detections: Iterable[Detections], num_c
     order = order[labels[order] <= num_classes]
     images, labels, scores = images[order], labels[order], scores[order]
     boxes = _join([item.boxes for item in found], np.float64).reshape(-1, 4)[order]
+    proposals = _join([_proposals(item) for item in found], np.float64).reshape(-1, 4)[order]
 
     def iou(one: np.ndarray, other: np.ndarray) -> np.ndarray:
         return pair_iou(boxes[one], objects.boxes[other])
@@ -130,7 +132,11 @@ def match(truths: Sequence[GroundTruth], detections: Iterable[Detections], num_c
     object_key = np.where(objects.labels <= num_classes, object_key, -1)
     object_index, best_iou = best_object(key, np.where(objects.crowd, -1, object_key), iou)
     _, crowd_ioa = best_object(key, np.where(objects.crowd, object_key, -1), part)
-    return Matches(images, labels, scores, boxes, object_index, best_iou, crowd_ioa, objects, num_classes)
+    return Matches(images, labels, scores, boxes, object_index, best_iou, crowd_ioa, proposals, objects, num_classes)
+
+
+def _proposals(found: Detections) -> np.ndarray:
+    return np.full(found.boxes.shape, np.nan) if found.proposals is None else found.proposals
 
 
 def best_object(

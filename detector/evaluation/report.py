@@ -2,14 +2,18 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from detector.data.dataset import DetectionDataset
 from detector.evaluation.coco_ap import score_coco
-from detector.evaluation.error_analysis import KINDS, error_costs, find_errors
-from detector.evaluation.html_report import html_report
-from detector.evaluation.matching import match
-from detector.evaluation.pictures import draw_errors
+from detector.evaluation.counts import ThresholdCounts, confusion_matrix, count_by_threshold
+from detector.evaluation.error_analysis import KINDS, Errors, error_costs, find_errors
+from detector.evaluation.matching import Curve, Matches, match
+from detector.evaluation.pages.pictures import draw_errors
+from detector.evaluation.pages.report_page import report_page
 from detector.evaluation.plots import plot_errors, plot_precision_recall
 from detector.evaluation.voc_ap import score_sizes, score_voc
 from detector.runtime.files import write_atomically
@@ -17,52 +21,65 @@ from detector.settings import Metric
 from detector.structures import Detections
 
 
-def write_report(
-    folder: Path,
-    dataset: DetectionDataset,
-    detections: Sequence[Detections],
-    metric: Metric,
-    origin: dict[str, dict],
-    page: bool = True,
-) -> dict:
-    """Score detections, one item per image, and write the result into `folder`.
+@dataclass(frozen=True)
+class Scores:
+    """The result of scoring, all of it from one matching. The IoU threshold is the first where there is only one."""
 
-    Writes `metrics.json`, `precision_recall/` and `errors.png`; with `page`, `report.html` too.
+    metric: Metric
+    matches: Matches
+    metrics: dict  # of `score_detections`
+    curves: dict[str, dict[str, Curve]]  # by IoU threshold ("0.50") and class
+    errors: Errors
+    counts: list[ThresholdCounts]  # of each class
+    confusion: np.ndarray  # (K+1, K+1)
 
-    origin: `source`, what was scored, and `loss`, where they are known; they become part of the metrics.
 
-    Returns the metrics: `main` (name and value), `voc` from `score_voc`, `coco` from `score_coco`, `sizes` from
-    `score_sizes` and `errors` by kind (count and cost in mAP), both at `overlap`, the first IoU threshold; `loss` and
-    `source`, to which the name and the size of the dataset are added.
+def score_detections(dataset: DetectionDataset, detections: Sequence[Detections], metric: Metric) -> Scores:
+    """Score detections, one item per image.
+
+    The metrics are `main` (name and value), `voc` from `score_voc`, `coco` from `score_coco`, `sizes` from
+    `score_sizes` and `errors` by kind (count and cost in mAP), both at `overlap`, the first IoU threshold.
     """
     classes, truths = dataset.classes, [dataset.ground_truth(index) for index in range(len(dataset))]
-    iou_thresholds, devkit = metric.iou_thresholds, metric.devkit
+    iou_threshold, devkit = metric.iou_thresholds[0], metric.devkit
     matches = match(truths, detections, len(classes))
-    voc, curves = score_voc(matches, classes, iou_thresholds, devkit)
-    errors = find_errors(matches, iou_thresholds[0], devkit)
+    voc, curves = score_voc(matches, classes, metric.iou_thresholds, devkit)
+    errors = find_errors(matches, iou_threshold, devkit)
     costs = error_costs(matches, errors)
     metrics: dict = {"main": {}, "voc": voc}
     if metric.coco:
         metrics["coco"] = score_coco(truths, detections, classes)
-    metrics["overlap"] = iou_thresholds[0]
-    metrics["sizes"] = score_sizes(matches, classes, iou_thresholds[0], devkit)
+    metrics["overlap"] = iou_threshold
+    metrics["sizes"] = score_sizes(matches, classes, iou_threshold, devkit)
     metrics["errors"] = {kind: {"count": len(errors.of_kind(kind)), "cost": costs[kind]} for kind in KINDS}
-    main = metric.main or f"11point@{iou_thresholds[0]:.2f}"
+    main = metric.main or f"11point@{iou_threshold:.2f}"
     metrics["main"] = {"metric": main, "value": metrics["coco"]["AP"] if main == "coco" else voc[main]["mAP"]}
-    metrics |= origin | {"source": origin.get("source", {}) | {"data": dataset.name, "images": len(dataset)}}
+    counts = count_by_threshold(matches, iou_threshold, devkit)
+    return Scores(metric, matches, metrics, curves, errors, counts, confusion_matrix(matches, iou_threshold))
 
-    error_plot = plot_errors(metrics["errors"])
-    curve_plots = {
-        name: plot_precision_recall(name, {iou: curves[iou][name] for iou in curves})
-        for name in classes
-        if next(iter(curves.values()))[name].num_objects
-    }
-    write_atomically(folder / "errors.png", error_plot)
-    for name, png in curve_plots.items():
-        write_atomically(folder / "precision_recall" / f"{name}.png", png)
+
+def write_report(
+    folder: Path, dataset: DetectionDataset, scores: Scores, origin: dict[str, dict], page: bool = True
+) -> dict:
+    """Write `metrics.json`, `precision_recall/` and `errors.png` into `folder`; with `page`, `report.html` too.
+
+    origin: `source`, what was scored, and `loss`, where they are known; they become part of the metrics.
+
+    Returns the metrics of `scores` with these; the name and the size of the dataset are added to `source`.
+    """
+    classes, curves = dataset.classes, scores.curves
+    source = origin.get("source", {}) | {"data": dataset.name, "images": len(dataset)}
+    metrics = scores.metrics | origin | {"source": source}
+    write_atomically(folder / "errors.png", plot_errors(metrics["errors"]))
+    for name in classes:
+        of_class = {iou: curves[iou][name] for iou in curves}
+        if next(iter(of_class.values())).num_objects:
+            png = plot_precision_recall(name, of_class)
+            write_atomically(folder / "precision_recall" / f"{name}.png", png)
     write_atomically(folder / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
     if page:
-        pictures = draw_errors(matches, errors, truths, classes, dataset.image)
-        text = html_report(f"Evaluation on {dataset.name}", metrics, error_plot, curve_plots, pictures)
+        pictures = draw_errors(scores.matches, scores.errors, dataset.image_ids, classes, dataset.image)
+        title = f"Evaluation on {dataset.name}"
+        text = report_page(title, metrics, curves, scores.counts, scores.confusion, pictures)
         write_atomically(folder / "report.html", text.encode())
     return metrics

@@ -21,10 +21,11 @@ class Candidates:
     labels: Tensor  # (M,) int64 in 1..K
     scores: Tensor  # (M,) float32
     boxes: Tensor  # (M, 4) float32: the proposal after its correction for the class, clipped to the image
+    proposals: Tensor  # (M, 4) float32
 
     def rows_of(self, keep: Tensor) -> "Candidates":
         """Those at these indices."""
-        return Candidates(self.rows[keep], self.labels[keep], self.scores[keep], self.boxes[keep])
+        return Candidates(self.rows[keep], self.labels[keep], self.scores[keep], self.boxes[keep], self.proposals[keep])
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def find_candidates(
     boxes = clip(boxes, image_hw)
     has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
     row, column = row[has_area], column[has_area]
-    return Candidates(row, column + 1, scores[row, column], boxes[has_area])
+    return Candidates(row, column + 1, scores[row, column], boxes[has_area], proposals[row])
 
 
 def finish(found: Candidates, image: ImageFrames, settings: Detect) -> Detections:
@@ -71,6 +72,7 @@ def finish(found: Candidates, image: ImageFrames, settings: Detect) -> Detection
         boxes=(boxes * to_original).cpu().numpy(),
         labels=found.labels[keep].cpu().numpy(),
         scores=scores.cpu().numpy(),
+        proposals=(found.proposals[keep] * to_original).cpu().numpy(),
     )
 
 

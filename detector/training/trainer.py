@@ -18,10 +18,8 @@ from detector.data.epoch_order import EpochOrder
 from detector.data.image import read_image_hw
 from detector.data.loader import TrainBatchSampler, TransformedDataset, eval_loader, explain_workers, train_loader
 from detector.errors import Stopped
-from detector.evaluation.counts import confusion_matrix, count_by_threshold
-from detector.evaluation.matching import match
 from detector.evaluation.recall import score_recall
-from detector.evaluation.report import write_report
+from detector.evaluation.report import Scores, score_detections, write_report
 from detector.evaluation.results import round_trip_results
 from detector.evaluation.tables import ap_table
 from detector.inference.embedding import embed_objects
@@ -287,12 +285,11 @@ class Trainer:
         )
         origin: dict[str, dict] = {"loss": losses, "source": {"iteration": iteration}}
         # If this score is the best yet, patience has not run out after all, and the page is drawn again at the end.
-        metrics = write_report(
-            self.folder, dataset, detections, self.settings.metric, origin, page=self.is_last(iteration)
-        )
+        scores = score_detections(dataset, detections, self.settings.metric)
+        metrics = write_report(self.folder, dataset, scores, origin, page=self.is_last(iteration))
         logger.info("evaluation at iteration %d\n%s", iteration, ap_table(metrics))
         tracker.metrics(iteration, metrics, self.proposal_recall)
-        self.log_curves(tracker, iteration, detections)
+        self.log_curves(tracker, iteration, scores)
         for index in range(0, len(dataset), max(len(dataset) // NUM_PICTURES, 1))[:NUM_PICTURES]:
             truth = dataset.ground_truth(index)
             picture = draw_detections(dataset.image(index), truth, detections[index], dataset.classes)
@@ -317,17 +314,12 @@ class Trainer:
         proposals = (samples.boxes(index, image_hw)[2] for index, image_hw in enumerate(image_hws))
         return score_recall(truths, proposals, dataset.classes)
 
-    def log_curves(self, tracker: Tracker, iteration: int, detections: list[Detections]) -> None:
+    def log_curves(self, tracker: Tracker, iteration: int, scores: Scores) -> None:
         """Log precision-recall curves and the confusion matrix, at the first IoU threshold."""
-        dataset, metric = self.components.val_samples.dataset, self.settings.metric
-        truths = [dataset.ground_truth(index) for index in range(len(dataset))]
-        matches = match(truths, detections, len(dataset.classes))
-        counts = count_by_threshold(matches, metric.iou_thresholds[0], metric.devkit)
-        for name, count in zip(dataset.classes, counts, strict=True):
-            if count is not None:
+        for name, count in zip(self.components.classes, scores.counts, strict=True):
+            if count.num_objects:
                 tracker.pr_curve(iteration, f"val/{name}", count)
-        matrix = confusion_matrix(truths, detections, len(dataset.classes), metric.iou_thresholds[0])
-        tracker.image(iteration, "val/confusion", pixels(draw_confusion(matrix, dataset.classes)))
+        tracker.image(iteration, "val/confusion", pixels(draw_confusion(scores.confusion, self.components.classes)))
 
     def save(self, iteration: int, best: bool = False) -> None:
         """Write last.pt or best.pt, with everything needed to resume as if the run had not stopped."""

@@ -31,17 +31,18 @@ def test_hits_and_misses_by_score_threshold():
     assert (other.hits.max(), other.misses[0], other.misses[41], other.not_found[0]) == (0, 1, 0, 1)
 
 
-def test_class_without_objects_has_no_counts():
-    assert count_by_threshold(match(TRUTHS[1:], DETECTIONS[1:], 2), 0.5)[1] is None
+def test_class_without_objects_has_misses_only():
+    [_, other] = count_by_threshold(match(TRUTHS[1:], DETECTIONS[1:], 2), 0.5)
+    assert (other.num_objects, other.misses[0], other.misses[41]) == (0, 1, 0)
 
 
 def test_confusions_of_classes_and_background():
-    matrix = confusion_matrix(TRUTHS, DETECTIONS, 2)
+    matrix = confusion_matrix(match(TRUTHS, DETECTIONS, 2))
     assert matrix.tolist() == [
         [0, 1, 1],  # without an object: the second detection of one, and the one of class 2
         [1, 1, 0],  # class 1: not found in the second image, where the score is below 0.3
         [0, 1, 0],  # class 2: found as class 1
     ]
-    assert confusion_matrix(TRUTHS, DETECTIONS, 2, score_threshold=0.1)[1].tolist() == [0, 2, 0]
+    assert confusion_matrix(match(TRUTHS, DETECTIONS, 2), score_threshold=0.1)[1].tolist() == [0, 2, 0]
     texts = [text.get_text() for text in draw_confusion(matrix, ["cat", "dog"]).axes[0].texts]
     assert texts == ["1", "0", "1", "1", "0", "0", "1", "1"]  # background last

@@ -1,17 +1,23 @@
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from detector.data.dataset import DetectionDataset, Record
 from detector.errors import InputError
 from detector.evaluation.error_analysis import KINDS
-from detector.evaluation.report import write_report
+from detector.evaluation.matching import HIT, MISS, match
+from detector.evaluation.pages.pictures import draw_errors
+from detector.evaluation.pages.report_page import report_page
+from detector.evaluation.report import score_detections, write_report
 from detector.evaluation.tables import ap_table, summary
 from detector.settings import Metric
+from detector.structures import Detections
 from tests.conftest import ground_truth
 from tests.evaluation.test_voc_ap import found
 
@@ -36,6 +42,15 @@ def dataset_of(truths, classes, name="set", image: Path | InputError = Path("gon
     return DetectionDataset(name, tuple(classes), records)
 
 
+def embedded(page: Path) -> dict:
+    [text] = re.findall('<script type="application/json" id="data">(.*?)</script>', page.read_text(), re.DOTALL)
+    return json.loads(text)
+
+
+def report(folder, dataset, detections, metric, origin, page=True) -> dict:
+    return write_report(folder, dataset, score_detections(dataset, detections, metric), origin, page)
+
+
 @pytest.fixture
 def gray(tmp_path) -> Path:
     Image.new("RGB", (100, 80), (128, 128, 128)).save(tmp_path / "gray.png")
@@ -45,7 +60,7 @@ def gray(tmp_path) -> Path:
 def test_metrics_and_plots(tmp_path):
     dataset, metric = dataset_of(TRUTHS, CLASSES), Metric(iou_thresholds=(0.5, 0.9), coco=True)
     origin = {"loss": {"cls": 1.0}, "source": {"iteration": 7}}
-    metrics = write_report(tmp_path, dataset, FOUND, metric, origin, page=False)
+    metrics = report(tmp_path, dataset, FOUND, metric, origin, page=False)
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     assert metrics["main"] == {"metric": "11point@0.50", "value": metrics["voc"]["11point@0.50"]["mAP"]}
     assert metrics["voc"]["area@0.50"]["AP"] == {EVIL: 0.5, "dog": 0.0, "unicorn": None}
@@ -66,12 +81,12 @@ def test_metrics_and_plots(tmp_path):
 def test_the_main_metric(tmp_path, main):
     truths, detections = [ground_truth("a", (1, 0, 0, 10, 10))], [found("a", (1, 0.9, 0, 0, 10, 8))]
     metric = Metric(iou_thresholds=(0.75,), main=main, coco=True)
-    metrics = write_report(tmp_path, dataset_of(truths, ["cat"]), detections, metric, {}, page=False)
+    metrics = report(tmp_path, dataset_of(truths, ["cat"]), detections, metric, {}, page=False)
     assert metrics["main"] == {"metric": main, "value": pytest.approx(1.0 if main == "area@0.75" else 0.7)}
 
 
 def test_the_tables(tmp_path):
-    metrics = write_report(tmp_path, dataset_of(TRUTHS, CLASSES), FOUND, Metric(coco=True), {}, page=False)
+    metrics = report(tmp_path, dataset_of(TRUTHS, CLASSES), FOUND, Metric(coco=True), {}, page=False)
     head, *rows, mean = [line.split("  ") for line in ap_table(metrics).splitlines()]
     assert [cell for cell in head if cell.strip()][-1].strip() == "coco"
     assert (rows[-1][0], rows[-1][-1].strip()) == ("unicorn", "no object")
@@ -96,22 +111,68 @@ class Page(HTMLParser):
 
 
 def test_the_page_holds_all_and_asks_for_nothing(tmp_path, gray):
-    write_report(tmp_path, dataset_of(TRUTHS, CLASSES, "<set>", gray), FOUND, Metric(coco=True), {})
+    report(tmp_path, dataset_of(TRUTHS, CLASSES, "<set>", gray), FOUND, Metric(coco=True), {})
     text = (tmp_path / "report.html").read_text()
     page = Page(text)
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 2  # the data and page.js
     assert "<a>: traffic light" not in text
     assert "&lt;a&gt;: traffic light &lt;script&gt;&amp;" + "ж" * 38 + " 0.80, IoU 1.00 with dog" in text
     assert "&lt;set&gt;" in text
-    # one plot of errors, two classes' curves, five errors' pictures (none of kind `both`), one hit
-    assert page.tags.count("img") == 1 + 2 + 5 + 1
-    assert all(re.match("data:image/(png|jpeg);base64,", link) for link in page.links)
+    assert page.tags.count("img") == 5 + 1  # five errors (none of kind `both`), one hit
+    assert page.tags.count("figure") == 5 + 1 + 2  # two classes have a curve
+    assert all(re.match("data:(image/jpeg;base64)?,|#", link) for link in page.links)
     assert "http" not in text
+    assert "@import" not in text
+
+
+def test_embedded_counts_are_those_of_the_matching(tmp_path):
+    dataset = dataset_of(TRUTHS, CLASSES)
+    report(tmp_path, dataset, FOUND, Metric(), {})
+    data = embedded(tmp_path / "report.html")
+    matches = match(TRUTHS, FOUND, len(CLASSES))
+    judged = matches.judge(0.5)
+    assert (data["classes"], data["objects"]) == (CLASSES, [2, 2, 0])
+    for step in range(101):
+        for label in (1, 2, 3):
+            at_least = (matches.labels == label) & (matches.scores >= step / 100 - 1e-6)
+            counted = data["hits"][label - 1][step], data["misses"][label - 1][step]
+            assert counted == ((judged[at_least] == HIT).sum(), (judged[at_least] == MISS).sum())
+
+
+def test_pictures_show_the_proposals_of_the_detections(tmp_path, gray):
+    moved = [replace(item, proposals=item.boxes + np.float32(2)) for item in FOUND]
+    dataset = dataset_of(TRUTHS, CLASSES, image=gray)
+    scores = score_detections(dataset, moved, Metric())
+    [picture] = draw_errors(scores.matches, scores.errors, dataset.image_ids, CLASSES, dataset.image)["confusion"]
+    roles = {mark.role: mark.box for mark in picture.marks}
+    assert [*roles] == ["object", "proposal", "detection"]
+    scale = (roles["object"][2] - roles["object"][0]) / 40  # the object is 40 pixels wide
+    assert (roles["proposal"] - roles["detection"]).tolist() == pytest.approx([2 * scale] * 4)
+    report(tmp_path, dataset, moved, Metric(), {})
+    assert (tmp_path / "report.html").read_text().count('class="line proposal"') == 5  # none for the missed object
+
+
+def test_page_of_many_detections_and_classes_stays_small(gray):
+    generator = np.random.default_rng(0)
+    classes = [f"class {number}" for number in range(60)]
+    truths = [ground_truth(str(image), *[(label, 0, 0, 50, 40) for label in range(1, 61)]) for image in range(20)]
+    detections = []
+    for image in range(20):
+        corner = generator.uniform(0, 30, (3000, 2))
+        boxes = np.hstack([corner, corner + generator.uniform(20, 50, (3000, 2))]).astype(np.float32)
+        scores = np.sort(generator.random(3000).astype(np.float32))[::-1]
+        detections.append(Detections(str(image), boxes, generator.integers(1, 61, 3000), scores))
+    dataset = dataset_of(truths, classes, image=gray)
+    scores = score_detections(dataset, detections, Metric())
+    pictures = draw_errors(scores.matches, scores.errors, dataset.image_ids, classes, dataset.image)
+    text = report_page("many", scores.metrics, scores.curves, scores.counts, scores.confusion, pictures)
+    assert len(text) < 1_000_000
+    assert "most frequent" in text
 
 
 def test_scores_need_no_images(tmp_path):
     gone = InputError("no <image>")
-    write_report(tmp_path, dataset_of(TRUTHS, CLASSES, image=gone), FOUND, Metric(), {})
+    report(tmp_path, dataset_of(TRUTHS, CLASSES, image=gone), FOUND, Metric(), {})
     text = (tmp_path / "report.html").read_text()
-    assert Page(text).tags.count("img") == 3
+    assert "img" not in Page(text).tags
     assert "0.80, IoU 1.00 with dog (no &lt;image&gt;)" in text

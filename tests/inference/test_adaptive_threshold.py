@@ -20,9 +20,8 @@ def candidates(*scored: tuple[int, float]) -> Candidates:
     """Boxes of (label, score)."""
     labels, scores = zip(*scored, strict=True) if scored else ((), ())
     count = len(scored)
-    return Candidates(
-        torch.arange(count), torch.tensor(labels, dtype=torch.int64), torch.tensor(scores), torch.zeros(count, 4)
-    )
+    boxes = torch.zeros(count, 4)
+    return Candidates(torch.arange(count), torch.tensor(labels, dtype=torch.int64), torch.tensor(scores), boxes, boxes)
 
 
 def of_class(found: list[Candidates], label: int) -> list[list[float]]:
@@ -70,7 +69,8 @@ def test_the_boxes_are_those_that_the_heap_of_the_paper_s_code_keeps(monkeypatch
     for count in (0, 40, 3, 25, 60, 9):
         scores = torch.rand(count, generator=generator)
         labels = torch.randint(1, 4, (count,), generator=generator)
-        images.append(Candidates(torch.arange(count), labels, scores, torch.zeros(count, 4)))
+        boxes = torch.zeros(count, 4)
+        images.append(Candidates(torch.arange(count), labels, scores, boxes, boxes))
     best = [best_of_each_class(item) for item in images]
     thresholds = class_thresholds(best, 3)
     found = [above(item, thresholds) for item in best]

@@ -42,6 +42,13 @@ def test_suppression_is_by_class_and_the_result_is_sorted():
     assert found.image_id == "a"
 
 
+def test_proposals_of_the_detections_are_kept_in_the_original_frame():
+    deltas = torch.full((4, 2, 4), 0.5)
+    found = run(LOOSE, deltas, original_hw=(100, 300))
+    np.testing.assert_allclose(found.proposals, PROPOSALS[[3, 0, 2]] * torch.tensor([3, 2, 3, 2]))
+    assert not np.allclose(found.proposals, found.boxes, atol=1)
+
+
 def test_each_setting_has_its_effect():
     assert len(run(LOOSE.with_values(nms_iou=0.3)).scores) == 2
     assert len(run(LOOSE.with_values(nms_iou=0.95)).scores) == 4

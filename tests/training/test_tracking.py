@@ -145,7 +145,7 @@ def test_peak_memory_is_that_of_this_process():
 
 def test_precision_recall_curves_histograms_and_layout(tmp_path):
     tracker = Tracker(tmp_path)
-    counts = ThresholdCounts(np.array([3, 2, 0]), np.array([1, 0, 0]), np.array([1, 2, 4]))
+    counts = ThresholdCounts(np.array([3, 2, 0]), np.array([1, 0, 0]), 4)
     tracker.pr_curve(7, "val/cat", counts)
     tracker.histogram(7, "roi/iou", np.array([0.0, 0.5]))
     tracker.histogram(7, "roi/none", np.zeros(0))

@@ -1,4 +1,4 @@
-"""Pictures with captions of the worst errors of each kind and of the best detections."""
+"""Pictures with captions of the worst errors of each kind, of the best detections and of suspected label errors."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,33 +9,39 @@ import numpy as np
 from detector.errors import InputError
 from detector.evaluation.error_analysis import KINDS, Errors
 from detector.evaluation.matching import HIT, Matches
-from detector.structures import GroundTruth
-from detector.visualization.drawing import GROUND_TRUTH_COLOUR, draw_boxes
 
 ERRORS_SHOWN, BEST_SHOWN = 4, 8  # per kind, each from a different image
-DETECTION_COLOUR = (255, 80, 40)
-LONG_SIDE_PX = 250
+LONG_SIDE_PX = 480
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A box to draw over a picture."""
+
+    role: str  # detection, object, proposal or other: a class in style.css
+    box: np.ndarray  # (4,), in the frame of the picture it is drawn on
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A crop of an image with its boxes drawn."""
+    """A crop of an image, with the boxes to draw over it."""
 
     caption: str
-    jpeg: bytes  # empty if the image cannot be read; the caption says why
+    jpeg: bytes = b""  # empty if the image cannot be read; the caption says why
+    width: int = 0
+    height: int = 0
+    marks: tuple[Mark, ...] = ()
+
+
+ReadImage = Callable[[int], np.ndarray]  # the image (H, W, 3) uint8 of a ground truth by index
 
 
 def draw_errors(
-    matches: Matches,
-    errors: Errors,
-    truths: Sequence[GroundTruth],
-    classes: Sequence[str],
-    image: Callable[[int], np.ndarray],
+    matches: Matches, errors: Errors, image_ids: Sequence[str], classes: Sequence[str], image: ReadImage
 ) -> dict[str, list[Picture]]:
     """The highest scored detections by kind, for `missed` the largest objects, and as `best` the highest scored hits.
 
-    Each is cropped from its image with a margin: the detection in orange, its object in white. `image` returns the
-    image (H, W, 3) of a ground truth by index.
+    Each picture has the detection, the proposal that it was refined from, and its object.
     """
     objects = matches.objects
 
@@ -44,22 +50,13 @@ def draw_errors(
         caption = f"{classes[matches.labels[index] - 1]} {matches.scores[index]:.2f}"
         if target >= 0:
             caption += f", IoU {errors.iou[index]:.2f} with {classes[objects.labels[target] - 1]}"
-        return draw(int(matches.images[index]), caption, target, matches.boxes[index])
+        number = int(matches.images[index])
+        return cut_out(image, number, f"{image_ids[number]}: {caption}", marks_of(matches, index, target))
 
     def of_object(index: int) -> Picture:
-        return draw(int(objects.images[index]), classes[objects.labels[index] - 1], index)
-
-    def draw(number: int, caption: str, target: int, box: np.ndarray | None = None) -> Picture:
-        boxes, colours = np.zeros((0, 4)), []
-        if target >= 0:
-            boxes, colours = objects.boxes[[target]], [GROUND_TRUTH_COLOUR]
-        if box is not None:
-            boxes, colours = np.vstack([boxes, box]), [*colours, DETECTION_COLOUR]
-        caption = f"{truths[number].image_id}: {caption}"
-        try:
-            return Picture(caption, _cut_out(image(number), boxes, colours))
-        except InputError as error:  # detections from files can be scored without the images
-            return Picture(f"{caption} ({error})", b"")
+        number = int(objects.images[index])
+        caption = f"{image_ids[number]}: {classes[objects.labels[index] - 1]}"
+        return cut_out(image, number, caption, [Mark("object", objects.boxes[index])])
 
     pictures = {}
     for kind in KINDS:
@@ -75,15 +72,28 @@ def draw_errors(
     return pictures | {"best": [of_detection(index) for index in best]}
 
 
+def marks_of(matches: Matches, detection: int, target: int = -1) -> list[Mark]:
+    """The boxes of a detection, of its proposal if that is known, and of an object if `target` is not -1."""
+    marks = [Mark("object", matches.objects.boxes[target])] if target >= 0 else []
+    if np.isfinite(matches.proposals[detection]).all():
+        marks.append(Mark("proposal", matches.proposals[detection]))
+    return [*marks, Mark("detection", matches.boxes[detection])]
+
+
 def _first_of_each_image(images: np.ndarray, order: np.ndarray, limit: int) -> np.ndarray:
     """The first `limit` entries of `order`, indices into images (N,), that are in different images."""
     _, first = np.unique(images[order], return_index=True)
     return order[np.sort(first)[:limit]]
 
 
-def _cut_out(image: np.ndarray, boxes: np.ndarray, colours: list[tuple[int, int, int]]) -> bytes:
-    """JPEG of a crop of the image around these boxes, with a margin of 0.75 of their extent, and the boxes drawn."""
+def cut_out(read: ReadImage, number: int, caption: str, marks: Sequence[Mark]) -> Picture:
+    """The part of an image around these boxes, with a margin of 0.75 of their extent."""
+    try:
+        image = read(number)
+    except InputError as error:  # detections from files can be scored without the images
+        return Picture(f"{caption} ({error})")
     height, width = image.shape[:2]
+    boxes = np.array([mark.box for mark in marks], dtype=np.float64)
     low, high = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
     margin = (high - low).max() * 0.75 + 8
     x1, y1 = np.maximum(np.floor(low - margin), 0).astype(int)
@@ -93,5 +103,7 @@ def _cut_out(image: np.ndarray, boxes: np.ndarray, colours: list[tuple[int, int,
     scale = LONG_SIDE_PX / max(x2 - x1, y2 - y1)
     size = max(round((x2 - x1) * scale), 1), max(round((y2 - y1) * scale), 1)
     part = cv2.resize(image[y1:y2, x1:x2], size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    drawn = draw_boxes(part, np.clip((boxes - [x1, y1, x1, y1]) * scale, -1e4, 1e4), colours, thickness=2)
-    return cv2.imencode(".jpg", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))[1].tobytes()
+    jpeg = cv2.imencode(".jpg", cv2.cvtColor(part, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
+    moved = np.clip((boxes - [x1, y1, x1, y1]) * scale, -1e4, 1e4)
+    shown = tuple(Mark(mark.role, box) for mark, box in zip(marks, moved, strict=True))
+    return Picture(caption, jpeg, *size, shown)
