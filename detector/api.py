@@ -14,10 +14,9 @@ torch, which is therefore imported by `load` only.
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, TypeVar, Unpack, overload
 
@@ -26,9 +25,10 @@ from PIL import Image
 
 from detector.data.image import ImageOptions, image_options, read_image, rgb_array
 from detector.data.image_files import find_files
-from detector.data.proposal_selection import select_proposals, selection_of
+from detector.data.proposal_selection import Selection, select_proposals, selection_of
 from detector.data.transforms import Resize, scored_side_px
 from detector.errors import InputError
+from detector.inference.stream import detect_stream
 from detector.inference.tiles import Tiles, Window, given_inside, merge
 from detector.proposals.search import search_image
 from detector.proposals.store import open_proposals, require_exif, require_images
@@ -42,8 +42,8 @@ ImageLike = str | Path | np.ndarray | Image.Image
 Proposals = tuple[np.ndarray, np.ndarray | None]  # boxes (P, 4) of an image and, if there are any, scores (P,)
 ProposalSource = Callable[[int, str, np.ndarray], Proposals]  # of image number i, its id and its pixels
 Named = Mapping[str, ImageLike] | Iterable[tuple[str, ImageLike]]  # images with their ids
+Images = ImageLike | Iterable[ImageLike] | Mapping[str, ImageLike]
 GivenProposals = str | Path | np.ndarray | Sequence[np.ndarray]
-Item = TypeVar("Item")
 Output = TypeVar("Output")
 
 
@@ -54,12 +54,14 @@ class Options(TypedDict, total=False):
     score_threshold: float
     nms_iou: float | None
     max_detections: int | None
+    max_proposals: int | None
     tiles: Tiles | None
 
 
 class Network(Protocol):
     """What runs the network: `TorchNetwork`, or `OnnxNetwork` of an exported file."""
 
+    def limit_threads(self, threads: int) -> None: ...
     def detect(self, sample: Sample, limits: Detect) -> Detections: ...
     def roi_features(self, sample: Sample) -> np.ndarray: ...
 
@@ -203,29 +205,42 @@ class Detector:
             results.append(result)
         return results[0] if _is_single(images) else results
 
+    @overload
+    def stream(self, images: Images, **options: Unpack[Options]) -> Iterator[Result | InputError]: ...
+    @overload
+    def stream(
+        self, images: Images, *, then: Callable[[Result], Output], **options: Unpack[Options]
+    ) -> Iterator[Output | InputError]: ...
+
     def stream(
         self,
-        images: ImageLike | Iterable[ImageLike] | Mapping[str, ImageLike],
+        images: Images,
         *,
+        then: Callable[[Result], Any] | None = None,
         proposals: GivenProposals | None = None,
         score_threshold: float = SCORE_THRESHOLD,
         nms_iou: float | None = None,
         max_detections: int | None = None,
+        max_proposals: int | None = None,
         tiles: Tiles | None = None,
-    ) -> Iterator[Result | InputError]:
-        """The results one by one, in order, while the next images are prepared: for many images, or for a video.
+    ) -> Iterator[Any]:
+        """The results one by one, in order, while the next images are in flight: for many images, or for a video.
 
-        An image that cannot be used gives its InputError in place of a result.
+        Each image passes through all steps on a thread of its own, one for each core. An image that cannot be used
+        gives its InputError in place of a result.
 
         Args:
             images: those of `detect`, or any iterable of images, such as the frames of a video; a mapping gives them
                 their ids.
+            then: called with each result on the image's thread, such as to draw it; what it returns is given in place
+                of the result. Its exceptions end the stream.
             proposals: boxes (P, 4) as x1, y1, x2, y2 in pixels of the image; for several images a list of such arrays,
                 or a file of proposals whose ids are the names of the images, with or without suffix. By default they
                 are found by selective search.
             score_threshold: detections have a higher score.
             nms_iou, max_detections: of an image; by default as in training. A network with detect.nms=soft has no
                 nms_iou but that of merging tiles.
+            max_proposals: of an image, or of a tile, those with the highest rank; by default as in training.
             tiles: cuts large images into overlapping tiles, and merges the detections by hard NMS.
 
         Raises:
@@ -238,22 +253,32 @@ class Detector:
             raise InputError(
                 "nms_iou: this network was trained with detect.nms=soft, which has no IoU threshold: leave it out"
             )
+        data = self.settings.data.plain()
+        if max_proposals is not None:
+            data["val_max_proposals"] = max_proposals
+        selection = selection_of(self.settings.with_values(data=data).data, "val")
         named = _named(images)
         source = None if proposals is None else _given_proposals(proposals, named, self.settings)
         cores = os.cpu_count() or 1
-        threads = max(cores // len(named), 1) if isinstance(named, Sized) and named else 1  # all search a single image
-        items = enumerate(named.items() if isinstance(named, Mapping) else named)
+        at_once = min(len(named), cores) or 1 if isinstance(named, Sized) else cores
+        threads = cores // at_once  # a single image has all cores
 
-        def prepare(item: tuple[int, tuple[str, ImageLike]]) -> _Prepared | InputError:
+        def detect(item: tuple[int, tuple[str, ImageLike]]) -> Any:
             index, (image_id, image) = item
             try:
                 pixels = _pixels(image, image_options(self.settings.data))
-                return self._prepare(image_id, pixels, tiles, threads, source and source(index, image_id, pixels))
+                given = source and source(index, image_id, pixels)
+                windows, samples = self._samples(image_id, pixels, tiles, threads, given, selection)
             except InputError as error:
                 where = str(image) if isinstance(image, str | Path) else f"image {image_id}"
                 return error if str(error).startswith(where) else InputError(f"{where}: {error}")
+            parts = [self.network.detect(sample, limits) for sample in samples]
+            found = parts[0] if len(parts) == 1 else merge(windows, parts, limits)
+            result = Result(pixels, found, self.classes)
+            return then(result) if then else result
 
-        return self._results(_in_background(prepare, items, cores), limits)
+        items = enumerate(named.items() if isinstance(named, Mapping) else named)
+        return detect_stream(detect, items, at_once, partial(self.network.limit_threads, threads))
 
     def roi_features(self, image: ImageLike, boxes: np.ndarray) -> np.ndarray:
         """Features (N, C) float32 of any boxes of an image: what the output layers see, after the head.
@@ -275,13 +300,19 @@ class Detector:
             raise InputError(f"boxes: number {bad[0]} is {rois[bad[0]].tolist()}: it needs x2 > x1 and y2 > y1")
         return self.network.roi_features(self._resize(_sample("image", pixels, rois)))
 
-    def _prepare(
-        self, image_id: str, image: np.ndarray, tiles: Tiles | None, threads: int, given: Proposals | None
-    ) -> _Prepared:
-        """The image with its samples in the network frame: one, or one for each tile."""
+    def _samples(
+        self,
+        image_id: str,
+        image: np.ndarray,
+        tiles: Tiles | None,
+        threads: int,
+        given: Proposals | None,
+        selection: Selection,
+    ) -> tuple[list[Window], list[Sample]]:
+        """The tiles of an image (or the whole image as the only one), and a sample of each in the network frame."""
         height, width = image.shape[:2]
         windows = [(0, 0, width, height)] if tiles is None else tiles.windows((height, width))
-        selection, samples = selection_of(self.settings.data, "val"), []
+        samples = []
         for window in windows:
             x1, y1, x2, y2 = window
             view = image[y1:y2, x1:x2]
@@ -293,34 +324,14 @@ class Detector:
                 boxes, scores = given_inside(*given, window)
             chosen = select_proposals(boxes, scores, view.shape[:2], selection)
             samples.append(self._resize(_sample(image_id, view, chosen)))
-        return _Prepared(image, windows, samples)
-
-    def _results(self, prepared: Iterator[_Prepared | InputError], limits: Detect) -> Iterator[Result | InputError]:
-        for item in prepared:
-            if isinstance(item, InputError):
-                yield item
-                continue
-            parts = [self.network.detect(sample, limits) for sample in item.samples]
-            found = parts[0] if len(parts) == 1 else merge(item.windows, parts, limits)
-            yield Result(item.image, found, self.classes)
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """An image, its tiles (or the whole image as the only one), and a sample of each in the network frame."""
-
-    image: np.ndarray
-    windows: list[Window]
-    samples: list[Sample]
+        return windows, samples
 
 
 def _is_single(images: Any) -> bool:
     return isinstance(images, np.ndarray | Image.Image) or (isinstance(images, str | Path) and Path(images).is_file())
 
 
-def _named(
-    images: ImageLike | Iterable[ImageLike] | Mapping[str, ImageLike],
-) -> Named:
+def _named(images: Images) -> Named:
     """The images with their ids."""
     if isinstance(images, str | Path):
         return find_files(str(images))
@@ -410,21 +421,6 @@ class ProposalFile:
             raise InputError(f"{self.path} has no proposals for it")
         require_images(self.proposals, [own_id], [image.shape[:2]])
         return self.proposals[own_id], self.proposals.scores(own_id)
-
-
-def _in_background(prepare: Callable[[Item], Output], items: Iterable[Item], threads: int) -> Iterator[Output]:
-    """`prepare` of each item, in order; the next ones are computed by threads while the caller works."""
-    with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[Future[Output]] = deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(prepare, item))
-                if len(waiting) > threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def label_of(name: str, classes: tuple[str, ...]) -> int:

@@ -37,6 +37,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 from tqdm import tqdm
 
 import detector
@@ -53,7 +54,7 @@ from detector.inference.video import Video, VideoWriter, is_video
 from detector.runtime.exits import FAILED, exit_status
 from detector.runtime.files import require_inside, write_atomically
 from detector.settings import SearchMode
-from detector.structures import GroundTruth
+from detector.structures import Detections, GroundTruth
 from detector.training.run_folder import require_new
 
 
@@ -80,6 +81,9 @@ def main(command_line: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--nms-iou", type=float, help="of non-maximum suppression (default: as in training)")
     parser.add_argument("--max-detections", type=int, help="per image (default: as in training)")
+    parser.add_argument(
+        "--max-proposals", type=int, help="per image, those of the highest rank (default: as in training)"
+    )
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="write detections of these only (default: all)")
     parser.add_argument("--tiles", type=int, metavar="PX", help="detect in overlapping squares of this size")
     parser.add_argument(
@@ -111,30 +115,36 @@ def run(arguments: argparse.Namespace) -> int:
         files, truths, bad = usable_images(dataset, model.classes)
     stems, number_of_images = output_stems(files), len(files) + len(bad)
     require_inside(arguments.out, stems)
-    results = model.stream(files, **options_of(arguments))
+    stem_of = dict(zip(files, stems, strict=True))
 
-    found = []
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    progress = tqdm(results, total=len(files), unit="image", desc="detect", disable=None)
-    for stem, path, result in zip(stems, files.values(), progress, strict=True):
-        if isinstance(result, InputError):
-            bad.append(on_one_line(result))
-            continue
-        chosen = result.only(arguments.classes or model.classes)
-        found.append(chosen)
+    def write(result: detector.Result) -> Detections:
+        """Write the files of an image, on its thread. Only its detections are kept in memory."""
+        chosen, stem = result.only(arguments.classes or model.classes), stem_of[result.image_id]
         chosen.draw(arguments.out / "pictures" / f"{stem}.jpg", truths.get(result.image_id))
         if arguments.voc_xml:
-            write_xml(arguments.out / "annotations" / f"{stem}.xml", path.name, chosen)
+            write_xml(arguments.out / "annotations" / f"{stem}.xml", files[result.image_id].name, chosen)
         if arguments.yolo:
             write_yolo(arguments.out / "labels" / f"{stem}.txt", chosen)
+        return chosen.detections
+
+    results = model.stream(files, then=write, **options_of(arguments))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    found, began = [], time.monotonic()
+    for result in tqdm(results, total=len(files), unit="image", desc="detect", disable=None):
+        if isinstance(result, InputError):
+            bad.append(on_one_line(result))
+        else:
+            found.append(result)
+    rate = len(found) / (time.monotonic() - began)
     if arguments.yolo:
         write_atomically(arguments.out / "labels/classes.txt", "".join(f"{name}\n" for name in model.classes).encode())
     if arguments.csv:
-        write_csv(arguments.out / "detections.csv", found)
+        write_csv(arguments.out / "detections.csv", found, model.classes)
     category_ids = {name: number for number, name in enumerate(model.classes, start=1)}
-    detections = [result.detections for result in found]
-    write_coco_results(arguments.out / "detections.json", detections, model.classes, category_ids)
-    print(f"{sum(map(len, found))} detections in {len(found)} of {number_of_images} images -> {arguments.out}")
+    write_coco_results(arguments.out / "detections.json", found, model.classes, category_ids)
+    count = sum(len(detections.scores) for detections in found)
+    images = f"{len(found)} of {number_of_images} images"
+    print(f"{count} detections in {images}, {rate:.2f} images per second -> {arguments.out}")
     for line in bad:
         print(line, file=sys.stderr)
     return FAILED if bad else 0
@@ -176,7 +186,12 @@ def run_video(arguments: argparse.Namespace) -> int:
     require_new("--out", arguments.out)
     model = load_model(arguments)
     video = Video(arguments.input)
-    results = model.stream(video, **options_of(arguments))
+
+    def draw(result: detector.Result) -> tuple[detector.Result, np.ndarray]:
+        chosen = result.only(arguments.classes or model.classes)
+        return chosen, chosen.draw()
+
+    results = model.stream(video, then=draw, **options_of(arguments))
     arguments.out.mkdir(parents=True, exist_ok=True)
     progress = tqdm(results, total=video.frames, unit="frame", desc="detect", disable=None)
     number, began = 0, time.monotonic()
@@ -187,8 +202,8 @@ def run_video(arguments: argparse.Namespace) -> int:
         for number, result in enumerate(progress, start=1):
             if isinstance(result, InputError):
                 raise result
-            chosen = result.only(arguments.classes or model.classes)
-            writer.write(chosen.draw())
+            chosen, picture = result
+            writer.write(picture)
             entry = {"frame": number - 1, "time_s": round((number - 1) / video.fps, 4), "detections": entries(chosen)}
             print(json.dumps(entry), file=lines)
     if number == 0:
@@ -211,6 +226,7 @@ def options_of(arguments: argparse.Namespace) -> Options:
         "score_threshold": arguments.score_threshold,
         "nms_iou": arguments.nms_iou,
         "max_detections": arguments.max_detections,
+        "max_proposals": arguments.max_proposals,
         "tiles": tiles_of(arguments),
     }
 
@@ -253,13 +269,13 @@ def write_yolo(path: Path, result: detector.Result) -> None:
     write_atomically(path, "".join(lines).encode())
 
 
-def write_csv(path: Path, results: Sequence[detector.Result]) -> None:
+def write_csv(path: Path, found: Sequence[Detections], classes: Sequence[str]) -> None:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["image", "class", "score", "x1", "y1", "x2", "y2"])
-    for result in results:
-        for name, score, box in zip(result.names, result.scores, result.boxes, strict=True):
-            table.writerow([result.image_id, name, f"{score:.6f}", *(f"{value:.2f}" for value in box)])
+    for image in found:
+        for label, score, box in zip(image.labels, image.scores, image.boxes, strict=True):
+            table.writerow([image.image_id, classes[label - 1], f"{score:.6f}", *(f"{value:.2f}" for value in box)])
     write_atomically(path, text.getvalue().encode())
 
 

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import types
 from concurrent.futures import ThreadPoolExecutor
 
@@ -95,6 +96,9 @@ def test_options_have_their_effect(model, image):
     usual = model.detect(image, **LOW)
     assert len(model.detect(image, **LOW, max_detections=3)) == 3 < len(usual)
     assert len(model.detect(image, **LOW, nms_iou=0.9)) > len(usual)
+    options = {"score_threshold": 0.0, "nms_iou": 1.0, "max_detections": 10000}
+    fewer = model.detect(image, **options, max_proposals=5)
+    assert len(fewer) == 5 * len(model.classes) < len(model.detect(image, **options))
     middle = float(np.median(usual.scores))
     assert (model.detect(image, score_threshold=middle).scores > middle).all()
     assert len(model.detect(image)) == (usual.scores > 0.3).sum()  # the default
@@ -204,6 +208,7 @@ def test_tiles_cover_the_image_and_their_detections_are_merged(model, image):
         (lambda model, image: model.detect(image, score_threshold=3), "score_threshold=3"),
         (lambda model, image: model.detect(image, max_detections=0), "max_detections=0"),
         (lambda model, image: model.detect(image, nms_iou=-1), "nms_iou=-1"),
+        (lambda model, image: model.detect(image, max_proposals=0), "val_max_proposals=0"),
         (lambda model, image: model.detect(image, proposals=[[1, 2, 3]]), "must be boxes (N, 4)"),
         (lambda model, image: model.detect([image], proposals=[BOXES, BOXES]), "2 arrays of boxes for 1 images"),
         (lambda model, image: model.detect([image], proposals="p.safetensors"), "p.safetensors needs names"),
@@ -224,6 +229,18 @@ def test_a_bad_image_of_a_stream_does_not_end_it(model, image):
     results = list(model.stream([image, "nowhere.jpg", image], **LOW))
     assert str(results[1]) == "nowhere.jpg: no such image file"
     assert same(results[0], results[2])
+
+
+def test_results_are_finished_on_their_threads_and_an_error_there_ends_the_stream(model, image):
+    def then(result: detector.Result) -> tuple[str, int]:
+        return threading.current_thread().name, len(result)
+
+    alone = model.detect(image, **LOW)
+    names, counts = zip(*model.stream([image] * 5, then=then, **LOW), strict=True)
+    assert all(name.startswith("detect") for name in names)
+    assert counts == (len(alone),) * 5
+    with pytest.raises(InputError, match="class 'dog' is not known"):
+        list(model.stream([image], then=lambda result: result.only(["dog"]), **LOW))
 
 
 def test_the_examples_of_the_documentation_run(untrained_checkpoint, photo, tmp_path, monkeypatch, capsys):

@@ -12,6 +12,7 @@ from PIL import Image
 import detector
 import evaluate
 from detector import api, selective_search
+from detector.data import image as image_files
 from detector.data.dataset import DetectionDataset, Record
 from detector.data.formats.voc import read_annotation, read_voc
 from detector.errors import InputError
@@ -129,6 +130,7 @@ def test_options_have_their_effect(checkpoint, images, tmp_path):
 
     usual = found()
     assert len(found("--max-detections", "3")) == 3 < len(usual)
+    assert found("--max-proposals", "5") != usual
     assert {item["bbox"][0] for item in found("--mode", "fast")} != {item["bbox"][0] for item in usual}
     middle = float(np.median([item["score"] for item in usual]))
     above = [item for item in usual if item["score"] > middle]
@@ -145,6 +147,14 @@ def test_one_image_is_searched_on_all_cores_and_many_beside_each_other(checkpoin
     assert run(checkpoint, images / "[gd]*.*", tmp_path / "two") == 0
     assert run(checkpoint, images, tmp_path / "four") == 1
     assert asked == [4, 2, 2, 1, 1]
+
+
+def test_each_image_is_decoded_once(checkpoint, small_shapes, tmp_path, monkeypatch):
+    to_rgb, decoded = image_files._to_rgb, []
+    monkeypatch.setattr(image_files, "_to_rgb", lambda image: decoded.append(image) or to_rgb(image))
+    source = ["--checkpoint", str(checkpoint), "--data", str(small_shapes), "--split", "test", "--device", "cpu"]
+    assert detect.main([*source, "--out", str(tmp_path / "out"), "--voc-xml", "--yolo"]) == 0
+    assert len(decoded) == len(files(tmp_path / "out/pictures")) == 3
 
 
 def test_classes_and_nms(checkpoint, images, tmp_path):
@@ -285,6 +295,7 @@ def test_wrong_input_with_a_video(checkpoint, tmp_path, capsys, name, options, s
         ({"--score-threshold": "3"}, "detect.score_threshold=3.0: must be a number from 0 to 1"),
         ({"--max-detections": "0"}, "detect.max_detections=0: must be"),
         ({"--nms-iou": "2"}, "detect.nms_iou=2.0: must be"),
+        ({"--max-proposals": "0"}, "data.val_max_proposals=0: must be"),
         ({"--classes": "dog"}, "class 'dog' is not known to this network"),
         ({"--tiles": "0"}, "tiles: their size is 0"),
         ({"--tile-overlap": "0.2"}, "--tile-overlap belongs to --tiles"),

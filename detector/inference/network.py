@@ -9,7 +9,7 @@ from detector.boxes import BoxCoder, with_batch_index
 from detector.data.loader import collate
 from detector.inference.predict import DetectorConfig, detect
 from detector.models import FastRCNN
-from detector.runtime.device import Compute
+from detector.runtime.device import Compute, limit_threads
 from detector.settings import Detect
 from detector.structures import Detections, Sample
 
@@ -21,6 +21,10 @@ class TorchNetwork:
     model: FastRCNN
     coder: BoxCoder
     compute: Compute
+
+    def limit_threads(self, threads: int) -> None:
+        """The calling thread uses at most so many cores."""
+        limit_threads(threads)
 
     def detect(self, sample: Sample, limits: Detect) -> Detections:
         """Detections of a sample in the network frame."""

@@ -23,6 +23,9 @@ class OnnxNetwork:
     def __init__(self, session: Any) -> None:
         self.session = session
 
+    def limit_threads(self, threads: int) -> None:
+        """Nothing: all threads that call onnxruntime share the threads of the session, one for each core."""
+
     def detect(self, sample: Sample, limits: Detect) -> Detections:
         """Detections of a sample in the network frame: the steps of postprocess.py, in numpy."""
         image_hw, count = sample.image.shape[:2], len(sample.proposals)

@@ -1,7 +1,10 @@
 """The prediction loop: detections of images, and the losses on them."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +15,8 @@ from detector.errors import RunFailure
 from detector.inference.adaptive_threshold import above, best_of_each_class, class_thresholds
 from detector.inference.postprocess import Candidates, ImageFrames, find_candidates, finish
 from detector.inference.prepare import prepare
-from detector.runtime.device import Compute, peak_memory_mib
+from detector.inference.stream import detect_stream
+from detector.runtime.device import Compute, limit_threads, peak_memory_mib
 from detector.runtime.distributed import gather_interleaved
 from detector.runtime.ranks import is_main
 from detector.settings import Detect
@@ -20,6 +24,9 @@ from detector.structures import Batch, Detections, RoiTargets
 
 MAX_LONG_PX = 2000  # of the images of a pyramid (the paper's code)
 MIN_SIDE_PX = 32  # every backbone gives a feature cell
+IMAGES_AT_ONCE = 4  # in an evaluation; more take more memory
+Pending = tuple[Candidates, ImageFrames]  # of one image, before NMS
+_gpu = threading.Lock()  # one image at a time: it fills the GPU
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,6 @@ class DetectorConfig:
     postprocess: Detect
 
 
-@torch.inference_mode()
 def evaluate(
     model: nn.Module,
     batches: Iterable[Batch],
@@ -42,29 +48,40 @@ def evaluate(
     """Detections of every image, and the mean losses `cls` and `box` on RoIs sampled as in training.
 
     Without flip and pyramid, each image passes through the network once: its proposals and the RoIs of the loss share
-    the feature map. Several processes take the images in turn, and each returns the whole result.
+    the feature map. Several images are in flight, each on its share of the cores. Several processes take the images in
+    turn, and each returns the whole result.
     """
-    model = prepare(model, compute)
-    settings, losses = config.postprocess, []
-    found: list[tuple[Candidates, ImageFrames]] = []
-    detections: list[Detections] = []
-    for batch in tqdm(batches, unit="image", desc="evaluate", leave=False, disable=None if is_main() else True):
+    model, settings = prepare(model, compute), config.postprocess
+
+    @torch.inference_mode()  # of the thread that calls it
+    def evaluate_batch(batch: Batch) -> tuple[list[Detections], list[Pending], dict[str, Tensor]]:
         targets = sample_targets(batch)
         rois = targets.rois
         if not settings.pyramid_px:  # else proposals are scored at other scales
             rois = torch.cat([rois, _proposal_rois(batch)])
         class_logits, deltas = _predict(model, batch, rois, compute)
         sampled = len(targets.rois)
-        losses.append(loss(class_logits[:sampled], deltas[:sampled], targets))
+        losses = loss(class_logits[:sampled], deltas[:sampled], targets)
         outputs = predict(model, batch, settings, compute, (class_logits[sampled:], deltas[sampled:]))
         if settings.average_per_class:  # NMS follows when all scores are known
-            found += [(best_of_each_class(item), image) for item, image in _candidates(outputs, batch, config)]
-        else:
-            detections += _detections(outputs, batch, config)
+            return (
+                [],
+                [(best_of_each_class(item), image) for item, image in _candidates(outputs, batch, config)],
+                losses,
+            )
+        return _detections(outputs, batch, config), [], losses
+
+    cores = torch.get_num_threads()
+    at_once = min(cores, IMAGES_AT_ONCE) if compute.device.type == "cpu" else 2  # the other is post-processed
+    stream = detect_stream(evaluate_batch, batches, at_once, partial(limit_threads, max(cores // at_once, 1)))
+    total, disable = len(batches) if isinstance(batches, Sized) else None, None if is_main() else True
+    results = list(tqdm(stream, total=total, unit="image", desc="evaluate", leave=False, disable=disable))
+    detections = [item for of_batch, _, _ in results for item in of_batch]
     if settings.average_per_class:
-        thresholds = class_thresholds([item for item, _ in found], settings.average_per_class)
-        detections = [finish(above(item, thresholds), image, settings) for item, image in found]
-    detections, losses = gather_interleaved(detections), gather_interleaved(losses)
+        pending = [item for _, of_batch, _ in results for item in of_batch]
+        thresholds = class_thresholds([item for item, _ in pending], settings.average_per_class)
+        detections = [finish(above(item, thresholds), image, settings) for item, image in pending]
+    detections, losses = gather_interleaved(detections), gather_interleaved([item for _, _, item in results])
     return detections, {name: float(torch.stack([item[name] for item in losses]).mean()) for name in ("cls", "box")}
 
 
@@ -83,8 +100,9 @@ def _proposal_rois(batch: Batch) -> Tensor:
 def _predict(model: nn.Module, batch: Batch, rois: Tensor, compute: Compute) -> tuple[Tensor, Tensor]:
     """Class logits and deltas of every RoI, in float32 on the CPU."""
     try:
-        class_logits, deltas = compute.forward(model, batch.images, rois)
-        return class_logits.float().cpu(), deltas.float().cpu()
+        with nullcontext() if compute.device.type == "cpu" else _gpu:
+            class_logits, deltas = compute.forward(model, batch.images, rois)
+            return class_logits.float().cpu(), deltas.float().cpu()
     except torch.OutOfMemoryError as error:
         raise RunFailure(
             f"out of GPU memory at {', '.join(batch.image_ids)}: padded to {batch.images.shape[2]}x"

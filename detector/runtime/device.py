@@ -2,7 +2,9 @@
 
 import resource
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,6 +17,7 @@ from detector.runtime.ranks import rank_info
 
 Output = TypeVar("Output")
 PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_limiting = threading.Lock()
 
 
 def resolve_device(name: str) -> torch.device:
@@ -79,6 +82,19 @@ def resolve_compute(device: str, precision: str) -> Compute:
 def loss_scaler(compute: Compute) -> torch.amp.GradScaler:
     """Scales the loss in float16, where small gradients would become 0; in other precisions it does nothing."""
     return torch.amp.GradScaler(compute.device.type, enabled=compute.dtype == torch.float16)
+
+
+def limit_threads(threads: int) -> None:
+    """Operators of torch that the calling thread calls use at most so many threads.
+
+    torch.set_num_threads sets this for the calling thread, and for threads that use torch for the first time later,
+    which get back their number here.
+    """
+    with _limiting:
+        usual = torch.get_num_threads()
+        torch.set_num_threads(min(threads, usual))
+        with ThreadPoolExecutor(1) as other:
+            other.submit(torch.set_num_threads, usual).result()
 
 
 def free_memory_gib(device: torch.device) -> float:

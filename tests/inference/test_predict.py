@@ -93,6 +93,32 @@ def test_each_proposal_is_scored_at_the_scale_where_it_is_closest_to_224_pixels(
     assert capped[:, 1].tolist() == pytest.approx([200] * 5)  # the long side is 2000
 
 
+def test_images_evaluated_at_once_give_what_each_gives_alone(model):
+    generator = torch.Generator().manual_seed(2)
+    images = [torch.randint(0, 255, IMAGE.shape, dtype=torch.uint8, generator=generator) for _ in range(7)]
+    batches = [replace(batch(pixels, PROPOSALS), image_ids=[str(index)]) for index, pixels in enumerate(images)]
+    config = DetectorConfig(CODER, Detect(score_threshold=0.0, nms_iou=1.0))
+    targets = RoiTargets(torch.tensor([[0.0, 0, 0, 50, 50]]), torch.zeros(1, dtype=torch.int64), torch.zeros(1, 4))
+
+    def evaluated(threads: int) -> tuple:
+        usual = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            return predict.evaluate(
+                model, batches, config, COMPUTE, lambda _: targets,
+                lambda logits, deltas, _: {"cls": logits.sum(), "box": deltas.sum()},
+            )  # fmt: skip
+        finally:
+            torch.set_num_threads(usual)
+
+    (found, losses), (one_by_one, same_losses) = evaluated(3), evaluated(1)
+    assert losses == pytest.approx(same_losses, abs=1e-5)
+    assert [item.image_id for item in found] == [str(index) for index in range(7)]
+    for item, other in zip(found, one_by_one, strict=True):
+        np.testing.assert_allclose(item.scores, other.scores, atol=1e-6)
+        np.testing.assert_allclose(item.boxes, other.boxes, atol=1e-4)
+
+
 @pytest.mark.parametrize(("pyramid_px", "passes"), [((), [2 + 3]), ((200,), [2, 3])])
 def test_proposals_share_the_pass_of_the_loss_unless_they_are_scored_at_other_scales(monkeypatch, pyramid_px, passes):
     proposals = torch.tensor([[0.0, 0, 60, 60], [0, 0, 100, 100], [10, 10, 40, 40]])

@@ -1,0 +1,40 @@
+"""Detection of many images at once, each on a thread of its own."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+Image = TypeVar("Image")
+Output = TypeVar("Output")
+
+
+def detect_stream(
+    detect: Callable[[Image], Output],
+    images: Iterable[Image],
+    threads: int,
+    begin_thread: Callable[[], None] | None = None,
+) -> Iterator[Output]:
+    """`detect` of each image, in order, while the next images are in flight on `threads` threads.
+
+    An image passes through all of its steps on one thread. Decoding, selective search, the network, post-processing and
+    writing release the GIL, so the steps of different images run at the same time. At most twice as many images as
+    threads are in flight or wait for the caller.
+
+    An exception of `detect` is raised in the image's turn, and ends the stream. When the stream ends or is closed, no
+    image is begun any more, and those that have begun are waited for.
+
+    Args:
+        begin_thread: called once on each thread, such as to limit the threads that the network starts in turn.
+    """
+    with ThreadPoolExecutor(threads, "detect", begin_thread) as pool:
+        waiting: deque[Future[Output]] = deque()
+        try:
+            for image in images:
+                waiting.append(pool.submit(detect, image))
+                if len(waiting) >= 2 * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
