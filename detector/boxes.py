@@ -50,15 +50,18 @@ class BoxCoder:
         target_xy, target_wh = _centre_and_size(targets)
         xy, wh = _centre_and_size(proposals)
         deltas = torch.cat([(target_xy - xy) / wh, torch.log(target_wh / wh)], dim=1)
-        return deltas / deltas.new_tensor(self.std)
+        return deltas / self._std_like(deltas)
 
     def decode(self, deltas: Tensor, proposals: Tensor) -> Tensor:
         """Boxes (N, K, 4) from deltas (N, K, 4) and proposals (N, 4), in the proposals' frame."""
-        deltas = deltas * deltas.new_tensor(self.std)
+        deltas = deltas * self._std_like(deltas)
         xy, wh = _centre_and_size(proposals)
         xy = xy[:, None] + deltas[..., :2] * wh[:, None]
         wh = wh[:, None] * deltas[..., 2:].clamp(max=MAX_LOG_RATIO).exp()
         return torch.cat([xy - wh / 2, xy + wh / 2], dim=-1)
+
+    def _std_like(self, deltas: Tensor) -> Tensor:
+        return torch.tensor(self.std, dtype=deltas.dtype).to(deltas.device, non_blocking=True)
 
 
 def _centre_and_size(boxes: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ Terms:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -72,15 +72,52 @@ class Batch:
 
 @dataclass(frozen=True)
 class RoiTargets:
-    """Sampled RoIs of a batch with their training targets."""
+    """Sampled RoIs of a batch with their training targets, in one tensor: one message and one copy to a device."""
 
-    rois: Tensor  # (R, 5) float32: image index and box, network frame
-    labels: Tensor  # (R,) int64, 0 is background
-    deltas: Tensor  # (R, 4) float32: for the class of the label; zero for background
+    packed: Tensor  # (R, 10) float32: image index, box, label, deltas
 
-    def to(self, device: torch.device) -> RoiTargets:
-        """A copy on this device."""
-        return RoiTargets(self.rois.to(device), self.labels.to(device), self.deltas.to(device))
+    @staticmethod
+    def pack(rois: Tensor, labels: Tensor, deltas: Tensor) -> RoiTargets:
+        """From the three tensors as described below."""
+        import torch
+
+        return RoiTargets(torch.cat([rois, labels[:, None].to(rois.dtype), deltas], dim=1))
+
+    @property
+    def rois(self) -> Tensor:
+        """(R, 5) float32: image index and box, network frame."""
+        return self.packed[:, :5]
+
+    @property
+    def labels(self) -> Tensor:
+        """(R,) int64, 0 is background."""
+        return self.packed[:, 5].long()
+
+    @property
+    def deltas(self) -> Tensor:
+        """(R, 4) float32: for the class of the label; zero for background."""
+        return self.packed[:, 6:]
+
+
+@dataclass(frozen=True)
+class TrainBatch:
+    """A batch that is ready to compute, by a data worker: two tensors, and what tells about them."""
+
+    image_ids: list[str]
+    image_hws: list[tuple[int, int]]  # sizes before padding
+    gt_boxes: list[np.ndarray]  # B x (G, 4) float32
+    images: Tensor  # (B, 3, H, W) uint8, channels_last
+    targets: RoiTargets  # ordered by image
+    roi_counts: list[int]  # RoIs of each image
+
+    def pin_memory(self) -> TrainBatch:
+        """In memory from which a GPU copies by itself; called by torch's DataLoader."""
+        return replace(self, images=self.images.pin_memory(), targets=RoiTargets(self.targets.packed.pin_memory()))
+
+    def to(self, device: torch.device) -> TrainBatch:
+        """A copy on this device; from pinned memory it is only started."""
+        images, packed = (each.to(device, non_blocking=True) for each in (self.images, self.targets.packed))
+        return replace(self, images=images, targets=RoiTargets(packed))
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ def test_what_is_meant_to_learn_gets_a_gradient_and_what_is_frozen_none(settings
     model = build_model(config.model, num_classes=2)
     rois = torch.tensor([[0, 0, 0, 40, 40], [0, 10, 20, 60, 60.0]])
     logits, deltas = model(torch.randint(0, 255, (1, 3, 64, 64), dtype=torch.uint8), rois)
-    targets = RoiTargets(rois, torch.tensor([1, 0]), torch.ones(2, 4))
+    targets = RoiTargets.pack(rois, torch.tensor([1, 0]), torch.ones(2, 4))
     losses = multi_task_loss(logits, deltas, targets, config=LossConfig(config.loss))
     (losses["cls"] + losses["box"]).backward()
     frozen = FROZEN.get(overlay, CONV2)

@@ -5,9 +5,9 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Protocol
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -172,9 +172,15 @@ def collate(items: list[tuple[Sample, int]]) -> Batch:
     )
 
 
-def train_loader(samples: TransformedDataset, order: TrainBatchSampler, workers: int) -> DataLoader:
-    """Batches in the given order."""
-    return _loader(samples, order, workers)
+def train_loader(
+    samples: TransformedDataset,
+    order: TrainBatchSampler,
+    workers: int,
+    collate: Callable[[list[tuple[Sample, int]]], Any] = collate,
+    pin_memory: bool = False,
+) -> DataLoader:
+    """Batches in the given order, made by `collate` in the workers; `pin_memory`: in memory that a GPU copies from."""
+    return _loader(samples, order, workers, collate, pin_memory)
 
 
 def eval_loader(samples: TransformedDataset, workers: int, rank: int = 0, processes: int = 1) -> DataLoader:
@@ -182,7 +188,8 @@ def eval_loader(samples: TransformedDataset, workers: int, rank: int = 0, proces
 
     With n `processes`, each has every n-th image, starting at its `rank`.
     """
-    return _loader(samples, [[(index, index)] for index in range(rank, len(samples.dataset), processes)], workers)
+    indices = range(rank, len(samples.dataset), processes)
+    return _loader(samples, [[(index, index)] for index in indices], workers, collate, pin_memory=False)
 
 
 @contextmanager
@@ -215,12 +222,15 @@ def explain_workers(last_images: list[str]) -> Iterator[None]:
         ) from error
 
 
-def _loader(samples: TransformedDataset, batches: TrainBatchSampler | list, workers: int) -> DataLoader:
+def _loader(
+    samples: TransformedDataset, batches: TrainBatchSampler | list, workers: int, collate: Callable, pin_memory: bool
+) -> DataLoader:
     return DataLoader(
         samples,
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate,
+        pin_memory=pin_memory,
         worker_init_fn=_init_worker,
     )
 

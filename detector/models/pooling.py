@@ -35,9 +35,11 @@ class PyramidPooling(nn.Module):
 
     def forward(self, features: Sequence[Tensor], rois: Tensor) -> Tensor:
         levels = levels_of(rois, len(self.pools))
-        rows = [torch.nonzero(levels == level).flatten() for level in range(len(self.pools))]
-        pooled = [pool(maps, rois[row]) for pool, maps, row in zip(self.pools, features, rows, strict=True)]
-        return torch.cat(pooled)[torch.cat(rows).argsort()]  # in the order of `rois`
+        order = levels.argsort(stable=True)
+        counts = (levels == torch.arange(len(self.pools), device=levels.device)[:, None]).sum(dim=1).tolist()
+        parts = rois[order].split(counts)
+        pooled = [pool(maps, part) for pool, maps, part in zip(self.pools, features, parts, strict=True)]
+        return torch.cat(pooled)[order.argsort()]  # in the order of `rois`
 
 
 def levels_of(rois: Tensor, levels: int) -> Tensor:

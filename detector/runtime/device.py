@@ -3,10 +3,10 @@
 import resource
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, Self, TypeVar
 
 import psutil
 import torch
@@ -18,6 +18,15 @@ from detector.runtime.ranks import rank_info
 Output = TypeVar("Output")
 PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _limiting = threading.Lock()
+
+
+class Movable(Protocol):
+    """Tensors that move to a device together."""
+
+    def to(self, device: torch.device) -> Self: ...
+
+
+Moved = TypeVar("Moved", bound=Movable)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -69,6 +78,29 @@ class Compute:
         images = images.to(self.device, memory_format=torch.channels_last)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return model(images, rois.to(self.device))
+
+    def copy_ahead(self, batches: Iterable[Moved]) -> Iterator[tuple[Moved, Moved]]:
+        """Each batch and its copy on the device, made while the step before it is computed; on a CPU the batch itself.
+
+        A batch in pinned memory is copied without waiting. A copy is valid until the next one is asked for.
+        """
+        if self.device.type == "cpu":
+            yield from ((batch, batch) for batch in batches)
+            return
+        stream = torch.cuda.Stream(self.device)
+
+        def start(batch: Moved) -> tuple[Moved, Moved, torch.cuda.Event]:
+            with torch.cuda.stream(stream):
+                return batch, batch.to(self.device), stream.record_event()
+
+        started = map(start, batches)
+        current = next(started, None)
+        while current is not None:
+            following = next(started, None)
+            batch, copy, copied = current
+            torch.cuda.current_stream(self.device).wait_event(copied)
+            yield batch, copy
+            current = following
 
 
 def resolve_compute(device: str, precision: str) -> Compute:

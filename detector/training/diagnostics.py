@@ -11,7 +11,7 @@ from torch import Tensor
 from detector.errors import RunFailure, first_few
 from detector.runtime.device import Compute, peak_memory_mib
 from detector.runtime.distributed import gather
-from detector.structures import Batch, RoiTargets
+from detector.structures import TrainBatch
 
 ENTROPY_FRACTION = 0.98  # a class loss of so much of the label entropy is that of predicting label frequencies
 MAX_ACCURACY = 0.01  # foreground accuracy that still counts as a collapse at such a loss
@@ -103,13 +103,13 @@ class NotFinite(Exception):
         self.mine = mine
 
 
-def not_finite_failure(error: NotFinite, iteration: int, batch: Batch, lr: float) -> RunFailure:
+def not_finite_failure(error: NotFinite, iteration: int, batch: TrainBatch, lr: float) -> RunFailure:
     """The failure of a step with a loss or gradient that is not finite.
 
     It names the images of the processes whose own loss is not finite, or of all if only the gradient is not.
     """
     images = [
-        f"{image_id} ({height}x{width} in the network, boxes {first_few(boxes.round().int().tolist()) or 'none'})"
+        f"{image_id} ({height}x{width} in the network, boxes {first_few(boxes.round().astype(int).tolist()) or 'none'})"
         for image_id, (height, width), boxes in zip(batch.image_ids, batch.image_hws, batch.gt_boxes, strict=True)
     ]
     reports = gather((error.mine, images))
@@ -122,15 +122,13 @@ def not_finite_failure(error: NotFinite, iteration: int, batch: Batch, lr: float
     )
 
 
-def out_of_memory_failure(
-    error: Exception, iteration: int, batch: Batch, targets: RoiTargets, compute: Compute
-) -> RunFailure:
+def out_of_memory_failure(error: Exception, iteration: int, batch: TrainBatch, compute: Compute) -> RunFailure:
     """The failure of a step that does not fit into the GPU's memory, with what reduces memory."""
     height, width = max(batch.image_hws, key=lambda hw: hw[0] * hw[1])
     return RunFailure(
         f"out of GPU memory at iteration {iteration}: {len(batch.image_ids)} images, padded to "
         f"{batch.images.shape[2]}x{batch.images.shape[3]} (the largest, {width} wide and {height} high), "
-        f"{len(targets.labels)} RoIs, at most {peak_memory_mib(compute.device):.0f} MiB in use. The checkpoints are "
+        f"{sum(batch.roi_counts)} RoIs, at most {peak_memory_mib(compute.device):.0f} MiB in use. The checkpoints are "
         "kept. Less is needed with smaller train.images_per_batch, data.max_side_px or roi.rois_per_image, with "
         f"precision=bfloat16, or with the batch split by train.accumulate. ({str(error).splitlines()[0]})"
     )

@@ -3,22 +3,23 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from detector.boxes import BoxCoder
+from detector.data.loader import collate
 from detector.runtime.device import Compute
 from detector.runtime.distributed import all_reduce_sum, mean, raise_once
 from detector.runtime.ranks import rank_info
 from detector.runtime.seeds import Stream, seed_of
 from detector.settings import RoISampling
-from detector.structures import Batch, RoiTargets
+from detector.structures import Batch, RoiTargets, Sample, TrainBatch
 from detector.training.diagnostics import NotFinite, not_finite_failure, out_of_memory_failure
 from detector.training.losses import PAPER, LossConfig, accuracy, multi_task_loss
-from detector.training.ohem import all_targets, hardest_targets
+from detector.training.ohem import all_targets, with_hardest_rois
 from detector.training.targets import make_targets
 
 
@@ -42,10 +43,17 @@ class TrainingConfig:
         """The losses of a batch; see `multi_task_loss`."""
         return multi_task_loss(class_logits, deltas, targets, config=self.loss)
 
-    def candidate_targets(self, batch: Batch) -> RoiTargets:
-        """The RoIs to train on; with OHEM all RoIs, of which the hardest are."""
-        targets = all_targets if self.sampling.ohem else make_targets
-        return targets(batch, self.sampling, self.coder, self.seed)
+    def collate(self, items: list[tuple[Sample, int]]) -> TrainBatch:
+        """Collate samples, and sample their RoIs: all that can be done before the step, in a data worker."""
+        return self.with_rois(collate(items))
+
+    def with_rois(self, batch: Batch) -> TrainBatch:
+        """The batch with the RoIs to train on; with OHEM all RoIs, of which the hardest are."""
+        make = all_targets if self.sampling.ohem else make_targets
+        targets = make(batch, self.sampling, self.coder, self.seed)
+        counts = targets.rois[:, 0].long().bincount(minlength=len(batch.images)).tolist()
+        gt_boxes = [boxes.numpy() for boxes in batch.gt_boxes]  # arrays go into the message; a tensor costs a file
+        return TrainBatch(batch.image_ids, batch.image_hws, gt_boxes, batch.images, targets, counts)
 
 
 @dataclass(frozen=True)
@@ -53,14 +61,13 @@ class Step:
     """A completed training step."""
 
     iteration: int  # from 1
-    batch: Batch
-    targets: RoiTargets
+    batch: TrainBatch  # on the CPU
     values: dict[str, Tensor | float]  # by TensorBoard tag; tensors are read only when logged
 
 
 def training_steps(
     model: nn.Module,
-    batches: Iterable[Batch],
+    batches: Iterable[TrainBatch],
     optimizer: torch.optim.Optimizer,
     schedule: Callable[[int], float],
     config: TrainingConfig,
@@ -75,34 +82,32 @@ def training_steps(
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
     begin = time.perf_counter()
-    for iteration, batch in enumerate(batches, start=start + 1):
+    for iteration, (batch, ready) in enumerate(compute.copy_ahead(batches), start=start + 1):
         waited = time.perf_counter() - begin
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * schedule(iteration - 1)
         torch.manual_seed(seed_of(config.seed, Stream.DROPOUT, iteration, rank_info().rank))
-        targets = config.candidate_targets(batch)
         try:
             if config.sampling.ohem:
-                size = config.sampling.rois_per_image
-                targets = hardest_targets(model, batch.images, targets, size, compute, config.loss)
-            values = train_step(model, batch.images, targets, optimizer, compute, config)
+                ready = with_hardest_rois(model, ready, config.sampling.rois_per_image, compute, config.loss)
+                batch = replace(batch, targets=RoiTargets(ready.targets.packed.cpu()), roi_counts=ready.roi_counts)
+            values = train_step(model, ready, optimizer, compute, config)
         except NotFinite as error:
             raise_once(not_finite_failure(error, iteration, batch, optimizer.param_groups[0]["lr"]))
         except torch.OutOfMemoryError as error:
-            raise out_of_memory_failure(error, iteration, batch, targets, compute) from error
+            raise out_of_memory_failure(error, iteration, batch, compute) from error
         values |= {
             "train/lr": optimizer.param_groups[0]["lr"],
             "time/data_s": waited,
             "time/step_s": time.perf_counter() - begin,
         }
-        yield Step(iteration, batch, targets, values)
+        yield Step(iteration, batch, values)
         begin = time.perf_counter()
 
 
 def train_step(
     model: nn.Module,
-    images: Tensor,
-    targets: RoiTargets,
+    batch: TrainBatch,
     optimizer: torch.optim.Optimizer,
     compute: Compute,
     config: TrainingConfig,
@@ -110,7 +115,8 @@ def train_step(
     """Forward, loss and backward of each part of the batch, update. Returns losses, gradient norm and accuracies by
     TensorBoard tag.
 
-    In float16, a step whose gradient overflows is skipped, its norm is NaN, and the next losses have a smaller scale.
+    The batch is on the device of `compute`. From there the step reads once: whether loss and gradient are finite. In
+    float16, a step whose gradient overflows is skipped, its norm is NaN, and the next losses have a smaller scale.
 
     A gradient whose norm is above `config.max_grad_norm` is scaled down to it; the returned norm is that before this.
 
@@ -119,12 +125,11 @@ def train_step(
     """
     model.train()
     processes = rank_info().world_size
-    count = all_reduce_sum(len(targets.labels)) / processes  # gradients are averaged over the processes
+    count = all_reduce_sum(sum(batch.roi_counts)) / processes  # gradients are averaged over the processes
     optimizer.zero_grad()
     own, logits, labels = torch.zeros(2, device=compute.device), [], []
-    for part_images, part in split_batch(images, targets, config.accumulate):
-        part = part.to(compute.device)
-        class_logits, deltas = compute.forward(model, part_images, part.rois)
+    for images, part in split_batch(batch, config.accumulate):
+        class_logits, deltas = compute.forward(model, images, part.rois)
         losses = multi_task_loss(class_logits, deltas, part, count, config.loss)
         config.scaler.scale(losses["cls"] + losses["box"]).backward()
         own += torch.stack([losses["cls"], losses["box"]]).detach()
@@ -133,7 +138,7 @@ def train_step(
     config.scaler.unscale_(optimizer)
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-    # Reading these synchronizes with the GPU once per step; only the launch of the update is then not overlapped.
+    # This waits for the GPU: no weight may change before. The next batch is on the device already.
     cls, box, grad_norm = torch.cat([mean(own), norm[None]]).tolist()
     overflows = math.isfinite(cls + box) and not math.isfinite(grad_norm) and can_decrease(config.scaler)
     if not (math.isfinite(cls + box + grad_norm) or overflows):
@@ -158,10 +163,11 @@ def can_decrease(scaler: GradScaler) -> bool:
     return scaler.is_enabled() and scaler.get_scale() > 1
 
 
-def split_batch(images: Tensor, targets: RoiTargets, parts: int) -> Iterator[tuple[Tensor, RoiTargets]]:
-    """The batch in `parts` of (nearly) as many images each; RoIs are ordered by their image."""
-    size = math.ceil(len(images) / parts)
-    for first in range(0, len(images), size):
-        row = torch.nonzero((targets.rois[:, 0] >= first) & (targets.rois[:, 0] < first + size)).flatten()
-        rois = targets.rois[row] - targets.rois.new_tensor([first, 0, 0, 0, 0])
-        yield images[first : first + size], RoiTargets(rois, targets.labels[row], targets.deltas[row])
+def split_batch(batch: TrainBatch, parts: int) -> Iterator[tuple[Tensor, RoiTargets]]:
+    """The batch in `parts` of (nearly) as many images each, as pairs of images and the targets of their RoIs."""
+    size = math.ceil(len(batch.images) / parts)
+    counts = [sum(batch.roi_counts[first : first + size]) for first in range(0, len(batch.images), size)]
+    for number, packed in enumerate(batch.targets.packed.split(counts)):
+        first = number * size
+        targets = RoiTargets(torch.cat([packed[:, :1] - first, packed[:, 1:]], dim=1))
+        yield batch.images[first : first + size], targets

@@ -1,13 +1,16 @@
-"""The multi-task loss (Fast R-CNN, section 2.3, equations 1 to 3)."""
+"""The multi-task loss (Fast R-CNN, section 2.3, equations 1 to 3).
+
+Which RoIs are foreground is known on the device only: sums are masked, since the number of selected rows would be read
+back, which waits for the whole forward pass.
+"""
 
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import generalized_box_iou_loss
 
-from detector.boxes import BoxCoder
+from detector.boxes import BoxCoder, areas
 from detector.schema import default
 from detector.settings import Loss, RoISampling
 from detector.structures import RoiTargets
@@ -24,6 +27,7 @@ class LossConfig:
 
 
 PAPER = LossConfig()
+EPS = 1e-7  # of boxes without area
 
 
 def multi_task_loss(
@@ -55,20 +59,37 @@ def roi_losses(
         rest = -torch.expm1(-cls)  # 1 - probability of the label; at 0 its root would have no gradient
         cls = rest.clamp(min=1e-6) ** settings.focal_gamma * cls
     if config.class_weights is not None:
-        cls = cls * cls.new_tensor(config.class_weights)[labels]
-    foreground = torch.nonzero(labels > 0).flatten()
-    predicted, wanted = deltas[foreground, labels[foreground] - 1].float(), targets.deltas[foreground]
+        cls = cls * torch.tensor(config.class_weights).to(cls.device, non_blocking=True)[labels]
+    predicted, wanted = of_label(deltas, labels).float(), targets.deltas
     if settings.box == "giou":
-        rois = targets.rois[foreground, 1:]
+        rois = targets.rois[:, 1:]
         boxes, gt_boxes = (config.coder.decode(each[:, None], rois)[:, 0] for each in (predicted, wanted))
-        distance = generalized_box_iou_loss(boxes, gt_boxes, reduction="none")
+        distance = giou_loss(boxes, gt_boxes)
     elif config.delta_std is not None:
         # The mean of the class is in both, so that it makes no difference.
-        scale = predicted.new_tensor(config.delta_std)[labels[foreground] - 1]
+        scale = torch.tensor(config.delta_std).to(cls.device, non_blocking=True)[labels - 1]
         distance = _distance(predicted / scale, wanted / scale, settings)
     else:
         distance = _distance(predicted, wanted, settings)
-    return cls, torch.zeros_like(cls).index_put((foreground,), distance * settings.box_weight)
+    return cls, torch.where(labels > 0, distance * settings.box_weight, 0.0)
+
+
+def of_label(deltas: Tensor, labels: Tensor) -> Tensor:
+    """Of deltas (R, K, 4) those of each RoI's class, (R, 4); 0 for background."""
+    classes = torch.arange(1, deltas.shape[1] + 1, device=deltas.device)
+    return torch.where((labels[:, None] == classes)[:, :, None], deltas, 0.0).sum(dim=1)
+
+
+def giou_loss(boxes: Tensor, others: Tensor) -> Tensor:
+    """1 - GIoU (N,) of each pair of boxes (N, 4) and others (N, 4) (Rezatofighi et al. 2019, algorithm 1).
+
+    torchvision's generalized_box_iou_loss selects the pairs that overlap, and reads back their number.
+    """
+    inner = (torch.minimum(boxes[:, 2:], others[:, 2:]) - torch.maximum(boxes[:, :2], others[:, :2])).relu()
+    outer = torch.maximum(boxes[:, 2:], others[:, 2:]) - torch.minimum(boxes[:, :2], others[:, :2])
+    intersection, hull = inner[:, 0] * inner[:, 1], outer[:, 0] * outer[:, 1]
+    union = areas(boxes) + areas(others) - intersection
+    return 1 - intersection / (union + EPS) + (hull - union) / (hull + EPS)
 
 
 def _distance(predicted: Tensor, wanted: Tensor, settings: Loss) -> Tensor:
@@ -87,7 +108,7 @@ def accuracy(class_logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     correct = class_logits.argmax(dim=1) == labels
     foreground = labels > 0
     return {
-        "foreground_accuracy": correct[foreground].float().mean(),
-        "background_accuracy": correct[~foreground].float().mean(),
+        "foreground_accuracy": (correct & foreground).sum() / foreground.sum(),
+        "background_accuracy": (correct & ~foreground).sum() / (~foreground).sum(),
         "foreground_fraction": foreground.float().mean(),
     }

@@ -1,13 +1,15 @@
 """Online hard example mining (Shrivastava et al. 2016): train on the RoIs that the network gets most wrong."""
 
+from dataclasses import replace
+
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torchvision.ops import batched_nms
 
 from detector.boxes import BoxCoder
 from detector.runtime.device import Compute
 from detector.settings import RoISampling
-from detector.structures import Batch, RoiTargets
+from detector.structures import Batch, RoiTargets, TrainBatch
 from detector.training.losses import LossConfig, roi_losses
 from detector.training.targets import make_targets
 
@@ -21,14 +23,19 @@ def all_targets(batch: Batch, sampling: RoISampling, coder: BoxCoder, seed: int)
 
 
 @torch.no_grad()
-def hardest_targets(
-    model: nn.Module, images: Tensor, targets: RoiTargets, rois_per_image: int, compute: Compute, loss: LossConfig
-) -> RoiTargets:
-    """Of these RoIs the `rois_per_image` of each image with the highest loss, in a forward pass without gradient."""
+def with_hardest_rois(
+    model: nn.Module, batch: TrainBatch, rois_per_image: int, compute: Compute, loss: LossConfig
+) -> TrainBatch:
+    """The batch with the `rois_per_image` RoIs of each image with the highest loss, in a forward pass without gradient.
+
+    How many RoIs non-maximum suppression leaves is read from the device.
+    """
     model.train()
-    targets = targets.to(compute.device)
-    class_logits, deltas = compute.forward(model, images, targets.rois)
-    each = sum(roi_losses(class_logits, deltas, targets, loss), torch.zeros(()))
-    order = batched_nms(targets.rois[:, 1:].double(), each.double(), targets.rois[:, 0].long(), NMS_IOU)
-    keep = torch.cat([order[targets.rois[order, 0] == image][:rois_per_image] for image in range(len(images))])
-    return RoiTargets(targets.rois[keep], targets.labels[keep], targets.deltas[keep]).to(torch.device("cpu"))
+    targets = batch.targets
+    class_logits, deltas = compute.forward(model, batch.images, targets.rois)
+    cls, box = roi_losses(class_logits, deltas, targets, loss)
+    image = targets.rois[:, 0]
+    order = batched_nms(targets.rois[:, 1:].double(), (cls + box).double(), image.long(), NMS_IOU)
+    hardest = [order[image[order] == index][:rois_per_image] for index in range(len(batch.images))]
+    packed = targets.packed[torch.cat(hardest)]
+    return replace(batch, targets=RoiTargets(packed), roi_counts=[len(rows) for rows in hardest])

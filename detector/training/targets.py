@@ -81,7 +81,7 @@ def make_targets(batch: Batch, sampling: RoISampling, coder: BoxCoder, seed: int
         rois.append(with_batch_index(boxes, index))
         labels.append(roi_labels)
         deltas.append(coder.encode(matched, boxes))
-    return RoiTargets(torch.cat(rois), torch.cat(labels), torch.cat(deltas))
+    return RoiTargets.pack(torch.cat(rois), torch.cat(labels), torch.cat(deltas))
 
 
 def delta_statistics(

@@ -101,7 +101,10 @@ class Trainer:
             len(components.train_samples.dataset), settings.train.images_per_batch, settings.train.iterations,
             settings.seed, run.start, *share, components.train_order,
         )  # fmt: skip
-        self.train_batches = train_loader(components.train_samples, order, settings.workers)
+        pin = components.compute.device.type == "cuda"
+        self.train_batches = train_loader(
+            components.train_samples, order, settings.workers, components.training.collate, pin
+        )
         self.val_batches = eval_loader(components.val_samples, settings.workers, *share)
 
     def fit(self) -> float | None:
@@ -175,7 +178,7 @@ class Trainer:
             self.components.averaged.update_parameters(self.components.model)
         if self.tracker is not None:
             self.means.add(step.values)
-            self.label_counts += step.targets.labels.bincount(minlength=len(self.label_counts))
+            self.label_counts += step.batch.targets.labels.bincount(minlength=len(self.label_counts))
             self.watch_gradient(iteration, float(step.values["train/grad_norm"]))
             if iteration == 1 or due["eval"]:
                 self.log_rois(self.tracker, step)
@@ -203,10 +206,8 @@ class Trainer:
     def log_rois(self, tracker: Tracker, step: Step) -> None:
         """Log pictures of the sampled RoIs of this step, and the distribution of their IoU with the objects."""
         coder, classes = self.components.detector.coder, self.components.classes
-        tracker.image(
-            step.iteration, "train/rois", pixels(draw_sampled_rois(step.batch, step.targets, coder, classes)[0])
-        )
-        tracker.histogram(step.iteration, "roi/iou", roi_ious(step.batch, step.targets))
+        tracker.image(step.iteration, "train/rois", pixels(draw_sampled_rois(step.batch, coder, classes)[0]))
+        tracker.histogram(step.iteration, "roi/iou", roi_ious(step.batch))
 
     def watch_for_collapse(self, iteration: int, values: dict[str, float]) -> bool:
         """Warn at the first collapse of the run, and say when it is over. Returns whether the network has collapsed."""

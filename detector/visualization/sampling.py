@@ -12,7 +12,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from detector.boxes import BoxCoder, box_iou
-from detector.structures import Batch, RoiTargets, Sample
+from detector.structures import Sample, TrainBatch
 from detector.visualization.detection import add_boxes, add_caption, pale
 from detector.visualization.drawing import class_colour
 from detector.visualization.style import INK, RANK_MAP, new_figure, show_image, styled
@@ -50,19 +50,19 @@ def draw_augmentation(original: Sample, augmented: Sequence[Sample], classes: Se
     return figure
 
 
-def roi_ious(batch: Batch, targets: RoiTargets) -> np.ndarray:
+def roi_ious(batch: TrainBatch) -> np.ndarray:
     """(R,): the IoU of each sampled RoI with the object that it covers best; 0 in an image without objects."""
-    iou = torch.zeros(len(targets.rois))
-    for index, gt_boxes in enumerate(batch.gt_boxes):
-        mine = targets.rois[:, 0] == index
-        if len(gt_boxes) and mine.any():
-            iou[mine] = box_iou(targets.rois[mine, 1:], gt_boxes).max(dim=1).values
-    return iou.numpy()
+    pairs = zip(batch.targets.rois[:, 1:].split(batch.roi_counts), batch.gt_boxes, strict=True)
+    ious = [
+        box_iou(boxes, torch.from_numpy(gt_boxes)).amax(dim=1) if len(gt_boxes) else torch.zeros(len(boxes))
+        for boxes, gt_boxes in pairs
+    ]
+    return torch.cat(ious).numpy()
 
 
 @styled
 def draw_sampled_rois(
-    batch: Batch, targets: RoiTargets, coder: BoxCoder, classes: Sequence[str], max_images: int = 2
+    batch: TrainBatch, coder: BoxCoder, classes: Sequence[str], max_images: int = 2
 ) -> tuple[Figure, list[str]]:
     """For each image of a batch its foreground RoIs, with the objects they are to find, and its background RoIs by IoU.
 
@@ -77,13 +77,13 @@ def draw_sampled_rois(
     captions: list[str] = []
     for index, (left, right) in enumerate(panels):
         image = pale(batch.images[index].permute(1, 2, 0).numpy())
-        sampled = _sampled_rois(batch, targets, coder, index)
+        sampled = _sampled_rois(batch, coder, index)
         captions += _draw_foreground(left, image, sampled, classes)
         background = np.flatnonzero(sampled.labels == 0)
         background = background[np.argsort(sampled.iou[background], kind="stable")]
         show_image(right, image, f"{len(background)} background RoIs")
         add_boxes(right, sampled.boxes[background], matplotlib.colormaps[RANK_MAP](sampled.iou[background] * 2), 1.5)
-        _add_dashed(right, batch.gt_boxes[index].numpy())
+        _add_dashed(right, batch.gt_boxes[index])
     scale = ScalarMappable(Normalize(0, 0.5), RANK_MAP)
     label = "IoU of a background RoI with its nearest object (dashed)"
     bar = figure.add_axes((0.56, 0.6 / inches, 0.38, 0.12 / inches))
@@ -91,12 +91,13 @@ def draw_sampled_rois(
     return figure, captions
 
 
-def _sampled_rois(batch: Batch, targets: RoiTargets, coder: BoxCoder, index: int) -> _SampledRois:
+def _sampled_rois(batch: TrainBatch, coder: BoxCoder, index: int) -> _SampledRois:
     """Those of the image at this index in the batch."""
+    targets = batch.targets
     mine = targets.rois[:, 0] == index
     boxes = targets.rois[mine, 1:]
     wanted = coder.decode(targets.deltas[mine][:, None], boxes)[:, 0]
-    iou = roi_ious(batch, targets)[mine.numpy()]
+    iou = roi_ious(batch)[mine.numpy()]
     return _SampledRois(boxes.numpy(), targets.labels[mine].numpy(), iou, wanted.numpy())
 
 

@@ -11,12 +11,13 @@ import argparse
 import copy
 from functools import partial
 
+import numpy as np
 import torch
 
 from detector.boxes import BoxCoder
 from detector.runtime.device import Compute
 from detector.settings import RoISampling
-from detector.structures import RoiTargets
+from detector.structures import RoiTargets, TrainBatch
 from detector.training.engine import TrainingConfig, train_step
 from scripts.benchmarks import _torchvision as peers
 from scripts.benchmarks.roi_pool import show
@@ -41,7 +42,9 @@ def measure(name: str, rounds: int) -> dict[str, object]:
     pixels = torch.randint(0, 256, (images, 3, *image_hw), dtype=torch.uint8)
     rois = peers.random_rois(rois_per_image, images, image_hw)
     labels = torch.where(torch.arange(len(rois)) % 4 == 0, torch.arange(len(rois)) % peers.NUM_CLASSES + 1, 0)
-    targets = RoiTargets(rois, labels, torch.randn(len(rois), 4))
+    targets = RoiTargets.pack(rois, labels, torch.randn(len(rois), 4))
+    hws, nothing = [image_hw] * images, [np.zeros((0, 4), np.float32)] * images
+    batch = TrainBatch([""] * images, hws, nothing, pixels, targets, [rois_per_image] * images)
     config = TrainingConfig(RoISampling(), BoxCoder(RoISampling().delta_std), seed=0)
 
     theirs = torch.optim.SGD(peer.parameters(), lr=1e-6, momentum=0.9, weight_decay=5e-4)
@@ -50,7 +53,7 @@ def measure(name: str, rounds: int) -> dict[str, object]:
         compute, network = Compute(torch.device("cpu"), dtype), copy.deepcopy(ours)
         compute.place(network)
         optimizer = torch.optim.SGD(network.parameters(), lr=1e-6, momentum=0.9, weight_decay=5e-4, fused=True)
-        functions[str(dtype)] = partial(train_step, network, pixels, targets, optimizer, compute, config)
+        functions[str(dtype)] = partial(train_step, network, batch, optimizer, compute, config)
     wanted, found = functions["torchvision"](), functions["torch.float32"]()["loss/train"]
     assert abs(found - wanted) < 1e-3 * abs(wanted), f"the losses differ: {found} and {wanted}"
     seconds = peers.median_seconds(functions, rounds)

@@ -8,7 +8,6 @@ import os
 
 from detector import builders, datasets
 from detector.app import compose_settings
-from detector.data.loader import collate
 from detector.errors import InputError
 from detector.settings import TrainSettings
 from detector.visualization.sampling import draw_augmentation, draw_sampled_rois
@@ -41,6 +40,5 @@ def run(arguments: argparse.Namespace) -> None:
     figure = draw_augmentation(plain, [sample for sample, _ in items], dataset.classes)
     save_figure(arguments.out, "augmentation", figure)
     training = builders.build_training_config(settings, dataset.classes)
-    batch = collate(items[:1])
-    figure, _ = draw_sampled_rois(batch, training.sample_targets(batch), training.coder, dataset.classes)
+    figure, _ = draw_sampled_rois(training.collate(items[:1]), training.coder, dataset.classes)
     save_figure(arguments.out, "sampled_rois", figure)

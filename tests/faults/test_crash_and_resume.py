@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 import train
+from detector.boxes import BoxCoder
 from detector.data.check import check_data
 from detector.data.fingerprint import fingerprint_data, fingerprint_proposals
 from detector.data.formats.voc import read_voc
@@ -35,7 +36,7 @@ from detector.proposals.store import open_proposals, stream_store
 from detector.runtime.files import replace
 from detector.runtime.signals import SAME_REQUEST_S, StopRequest
 from detector.schema import parse
-from detector.settings import TrainSettings
+from detector.settings import RoISampling, TrainSettings
 from detector.training import checkpoint as checkpoints
 from detector.training.checkpoint import (
     Checkpoints,
@@ -45,11 +46,12 @@ from detector.training.checkpoint import (
     newest_valid,
     verify_integrity,
 )
+from detector.training.engine import TrainingConfig
 from detector.training.resume import Run, check_same_run, clean_up, find_run, promote_checkpoint
 from detector.training.run_folder import FolderLock
 from detector.visualization.sampling import draw_sampled_rois
 from tests.conftest import REPOSITORY
-from tests.faults.conftest import wait_for
+from tests.faults.conftest import Boxes, wait_for
 from tests.helpers.processes import FORKS, children
 from tests.tools.kill_runs import differences, same
 
@@ -351,14 +353,21 @@ def test_case_09_batches_after_a_resume_do_not_depend_on_the_workers(small_shape
     import albumentations as A
 
     dataset = read_voc(small_shapes, "train")
-    boxes = {image_id: np.zeros((0, 4), np.float32) for image_id in dataset.image_ids}
-    samples = TransformedDataset(dataset, boxes, Resize([64], 96), Augment([A.HorizontalFlip(p=0.5)]), seed=3)
+    samples = TransformedDataset(dataset, Boxes(), Resize([64], 96), Augment([A.HorizontalFlip(p=0.5)]), seed=3)
+    training = TrainingConfig(RoISampling(rois_per_image=16), BoxCoder((0.1, 0.1, 0.2, 0.2)), seed=3)
 
     def batches(start: int, workers: int) -> list:
-        loader = train_loader(samples, TrainBatchSampler(6, 2, 9, seed=3, start=start), workers)
-        return [(batch.image_ids, batch.positions, batch.images.numpy().tobytes()) for batch in loader]
+        """Images and sampled RoIs, bit by bit."""
+        loader = train_loader(samples, TrainBatchSampler(6, 2, 9, 3, start), workers, training.collate)
+        return [
+            (batch.image_ids, batch.images.numpy().tobytes(), batch.targets.packed.numpy().tobytes(), batch.roi_counts)
+            for batch in loader
+        ]
 
-    assert batches(4, 0) == batches(4, 4) == batches(0, 0)[4:]
+    whole = batches(0, 0)
+    assert batches(4, 0) == batches(4, 1) == batches(4, 2) == batches(4, 4) == whole[4:]
+    assert all(sum(counts) > 0 and len(packed) == sum(counts) * 40 for _, _, packed, counts in whole)
+    assert whole[0][2] != whole[3][2]
 
 
 def resumable(spoilt):

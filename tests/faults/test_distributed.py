@@ -96,7 +96,7 @@ def train_a_little(root: Path, model: FastRCNN) -> list[float]:
     order = TrainBatchSampler(6, 2, 9, 0, 0, here.rank, here.world_size)
     learner, optimizer = wrap_ddp(model, COMPUTE.device), torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
     steps = training_steps(
-        learner, train_loader(six_images(root), order, 0), optimizer, lambda _: 1.0, TRAINING, COMPUTE
+        learner, train_loader(six_images(root), order, 0, TRAINING.collate), optimizer, lambda _: 1.0, TRAINING, COMPUTE
     )
     return [float(step.values["loss/train"]) for step in steps]
 
@@ -135,7 +135,9 @@ def as_one(folder: Path, root: Path) -> None:
             list(stop.cut_short(range(3)))
 
     spoilt = tiny_model()
-    images = train_loader(six_images(root), TrainBatchSampler(6, 6, 1, 0, 0, here.rank, here.world_size), 0)
+    images = train_loader(
+        six_images(root), TrainBatchSampler(6, 6, 1, 0, 0, here.rank, here.world_size), 0, TRAINING.collate
+    )
     if here.rank == here.world_size - 1:  # not finite in one, stopped in all
         images = list(images)
         spoilt.bbox_pred.register_forward_hook(lambda *arguments: arguments[-1] * torch.nan)

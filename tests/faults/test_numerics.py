@@ -19,12 +19,13 @@ from detector.models import build_model
 from detector.roi_pool import RoIPool
 from detector.runtime.device import resolve_compute
 from detector.settings import Detect, Model, RoISampling
-from detector.structures import Batch
+from detector.structures import Batch, TrainBatch
 from detector.training import engine
 from detector.training.diagnostics import NotFinite
 from detector.training.engine import TrainingConfig, train_step, training_steps
 from detector.training.losses import multi_task_loss
 from detector.training.targets import RoiTargets
+from tests.helpers.batches import train_batch
 
 CODER = BoxCoder((0.1, 0.1, 0.2, 0.2))
 COMPUTE = resolve_compute("cpu", "float32")
@@ -55,9 +56,10 @@ def batch(*, proposals: int = 4) -> Batch:
     )
 
 
-def rois(*labels: int) -> RoiTargets:
+def rois(*labels: int) -> TrainBatch:
     boxes = torch.tensor([[0.0, 0, 0, 40, 40]]).repeat(len(labels), 1)
-    return RoiTargets(boxes, torch.tensor(labels, dtype=torch.int64), torch.zeros(len(labels), 4))
+    targets = RoiTargets.pack(boxes, torch.tensor(labels, dtype=torch.int64), torch.zeros(len(labels), 4))
+    return train_batch(batch().images, targets)
 
 
 @pytest.mark.parametrize(("weight", "says"), [(math.nan, "the loss is nan"), (1e38, "the loss is inf|the loss is nan")])
@@ -66,7 +68,9 @@ def test_case_17_a_loss_that_is_not_finite_stops_before_the_update(model, optimi
         model.cls_score.weight.fill_(weight)
         model.cls_score.weight[1:] *= -1
     before = {key: value.clone() for key, value in model.named_parameters()}
-    steps = training_steps(model, [batch()], optimizer, lambda iteration: 0.5, TRAINING, COMPUTE, start=7)
+    steps = training_steps(
+        model, [TRAINING.with_rois(batch())], optimizer, lambda iteration: 0.5, TRAINING, COMPUTE, start=7
+    )
     with pytest.raises(RunFailure, match=says) as failure:
         next(steps)
     for part in (
@@ -82,7 +86,7 @@ def test_case_17_a_loss_that_is_not_finite_stops_before_the_update(model, optimi
 def test_case_17_a_gradient_that_is_not_finite_stops_too(model, optimizer):
     model.head.fc7.weight.register_hook(lambda gradient: gradient / 0)
     with pytest.raises(NotFinite, match="the gradient's norm (nan|inf)") as failure:
-        train_step(model, batch().images, rois(1, 0), optimizer, COMPUTE, TRAINING)
+        train_step(model, rois(1, 0), optimizer, COMPUTE, TRAINING)
     assert not failure.value.mine  # the loss itself is finite
     assert not optimizer.state
 
@@ -92,9 +96,7 @@ def test_a_larger_gradient_is_clipped_to_the_norm(model):
         """The norm that is reported, and how far the update moved the weights."""
         copied = copy.deepcopy(model)
         optimizer = torch.optim.SGD(copied.parameters(), lr=1.0)
-        values = train_step(
-            copied, batch().images, rois(1, 0), optimizer, COMPUTE, replace(TRAINING, max_grad_norm=max_grad_norm)
-        )
+        values = train_step(copied, rois(1, 0), optimizer, COMPUTE, replace(TRAINING, max_grad_norm=max_grad_norm))
         pairs = zip(copied.parameters(), model.parameters(), strict=True)
         moved = torch.cat([(new - old).detach().flatten() for new, old in pairs]).norm()
         return values["train/grad_norm"], float(moved)
@@ -126,7 +128,7 @@ def test_an_augmentation_that_cannot_work_ends_before_there_is_a_folder(settings
 
 
 def test_case_19_a_batch_without_foreground_gives_every_parameter_a_gradient(model, optimizer):
-    values = train_step(model, batch().images, rois(0, 0), optimizer, COMPUTE, TRAINING)
+    values = train_step(model, rois(0, 0), optimizer, COMPUTE, TRAINING)
     assert values["loss/train_box"] == 0
     assert values["loss/train_cls"] > 0
     assert all(parameter.grad is not None for parameter in model.parameters())  # or DDP would wait for it
@@ -134,7 +136,7 @@ def test_case_19_a_batch_without_foreground_gives_every_parameter_a_gradient(mod
 
 
 def test_case_20_images_without_a_single_usable_roi(model, optimizer):
-    values = train_step(model, batch().images, rois(), optimizer, COMPUTE, TRAINING)
+    values = train_step(model, rois(), optimizer, COMPUTE, TRAINING)
     assert (values["loss/train"], values["train/grad_norm"]) == (0, 0)
     assert all(parameter.grad is not None for parameter in model.parameters())
 
@@ -169,7 +171,9 @@ def test_case_23_out_of_gpu_memory_says_what_was_in_it(model, optimizer, monkeyp
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nmore")
 
     monkeypatch.setattr(engine, "train_step", full)
-    steps = training_steps(model, [batch(proposals=30)], optimizer, lambda iteration: 1.0, TRAINING, COMPUTE)
+    steps = training_steps(
+        model, [TRAINING.with_rois(batch(proposals=30))], optimizer, lambda iteration: 1.0, TRAINING, COMPUTE
+    )
     with pytest.raises(RunFailure) as failure:
         next(steps)
     for part in ("iteration 1: 2 images, padded to 64x96", "the largest, 96 wide and 64 high", " 10 RoIs", "MiB in use",

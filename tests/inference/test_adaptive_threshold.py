@@ -92,7 +92,7 @@ def test_an_evaluation_uses_it_before_suppression(average, found):
     boxes = [torch.tensor([[50.0, 0, 60, 10], [40, 0, 48, 10], [0, 0, 9, 9]]), torch.tensor([[20.0, 0, 30, 10]])]
     one = Batch(["a"], [0], torch.zeros(1, 3, 64, 64, dtype=torch.uint8), [(64, 64)], [(64, 64)], [], [], [])
     batches = [replace(one, proposals=[item]) for item in boxes]
-    nothing = RoiTargets(torch.zeros(0, 5), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
+    nothing = RoiTargets.pack(torch.zeros(0, 5), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
     settings = Detect(score_threshold=0.0, average_per_class=average)
     detections, _ = evaluate(
         Fixed(), batches, DetectorConfig(BoxCoder((1, 1, 1, 1)), settings), Compute(torch.device("cpu"), torch.float32),

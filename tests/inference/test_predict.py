@@ -98,7 +98,7 @@ def test_images_evaluated_at_once_give_what_each_gives_alone(model):
     images = [torch.randint(0, 255, IMAGE.shape, dtype=torch.uint8, generator=generator) for _ in range(7)]
     batches = [replace(batch(pixels, PROPOSALS), image_ids=[str(index)]) for index, pixels in enumerate(images)]
     config = DetectorConfig(CODER, Detect(score_threshold=0.0, nms_iou=1.0))
-    targets = RoiTargets(torch.tensor([[0.0, 0, 0, 50, 50]]), torch.zeros(1, dtype=torch.int64), torch.zeros(1, 4))
+    targets = RoiTargets.pack(torch.tensor([[0.0, 0, 0, 50, 50]]), torch.zeros(1, dtype=torch.int64), torch.zeros(1, 4))
 
     def evaluated(threads: int) -> tuple:
         usual = torch.get_num_threads()
@@ -124,7 +124,7 @@ def test_proposals_share_the_pass_of_the_loss_unless_they_are_scored_at_other_sc
     proposals = torch.tensor([[0.0, 0, 60, 60], [0, 0, 100, 100], [10, 10, 40, 40]])
     one = replace(batch(torch.zeros(1, 3, 100, 200, dtype=torch.uint8), proposals), image_hws=[(100, 200)])
     rois = torch.tensor([[0.0, 0, 0, 50, 50], [0, 0, 0, 90, 90]])
-    targets = RoiTargets(rois, torch.zeros(2, dtype=torch.int64), torch.zeros(2, 4))
+    targets = RoiTargets.pack(rois, torch.zeros(2, dtype=torch.int64), torch.zeros(2, 4))
     seen, plain_predict = [], predict._predict
 
     def counted(model, batch, rois, compute):

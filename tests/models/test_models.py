@@ -18,6 +18,7 @@ from detector.settings import Detect, Model, RoISampling
 from detector.training.engine import TrainingConfig, train_step
 from detector.training.losses import multi_task_loss
 from detector.training.targets import RoiTargets
+from tests.helpers.batches import train_batch
 
 CODER = BoxCoder((0.1, 0.1, 0.2, 0.2))
 IMAGES = torch.randint(0, 255, (2, 3, 64, 96), dtype=torch.uint8)
@@ -69,8 +70,7 @@ def test_shapes_and_a_gradient_for_every_parameter(backbone, head, channels, str
     logits, deltas = model(IMAGES, rois)
     assert logits.shape == (len(rois), 4)
     assert deltas.shape == (len(rois), 3, 4)
-    targets = RoiTargets(rois, torch.ones(len(rois), dtype=torch.int64), torch.ones(len(rois), 4))
-    targets.labels[:3] = torch.tensor([1, 2, 3])
+    targets = RoiTargets.pack(rois, torch.arange(len(rois)) % 3 + 1, torch.ones(len(rois), 4))
     sum(multi_task_loss(logits, deltas, targets).values()).backward()
     without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     assert without == []
@@ -158,7 +158,7 @@ def test_losses_of_training_are_those_with_torchvision_s_pooling(backbone):
     boxes = torch.cat([corners, corners + 4 + torch.rand(40, 2, generator=generator) * 40], dim=1)
     rois = torch.cat([torch.arange(40)[:, None] % 2, boxes], dim=1)
     labels = torch.randint(0, 4, (40,), generator=generator)
-    targets = RoiTargets(rois, labels, torch.randn(40, 4, generator=generator))
+    targets = RoiTargets.pack(rois, labels, torch.randn(40, 4, generator=generator))
     compute, losses = Compute(torch.device("cpu"), torch.float32), {}
     for pool in ("ours", "theirs"):
         torch.manual_seed(0)
@@ -168,7 +168,7 @@ def test_losses_of_training_are_those_with_torchvision_s_pooling(backbone):
         compute.place(model)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
         config = TrainingConfig(RoISampling(), CODER, seed=0)
-        steps = [train_step(model, IMAGES, targets, optimizer, compute, config) for _ in range(4)]
+        steps = [train_step(model, train_batch(IMAGES, targets), optimizer, compute, config) for _ in range(4)]
         losses[pool] = [float(step["loss/train"]) for step in steps]
     assert losses["ours"] == pytest.approx(losses["theirs"], rel=1e-5)
     assert losses["ours"][3] < losses["ours"][0]
@@ -231,7 +231,7 @@ def test_class_agnostic_boxes_are_the_same_for_all_classes():
     logits, deltas = model(IMAGES, ROIS)
     assert (model.bbox_pred.out_features, logits.shape, deltas.shape) == (4, (3, 4), (3, 3, 4))
     assert torch.equal(deltas[:, 0], deltas[:, 2])
-    targets = RoiTargets(ROIS, torch.tensor([1, 2, 0]), torch.ones(3, 4))
+    targets = RoiTargets.pack(ROIS, torch.tensor([1, 2, 0]), torch.ones(3, 4))
     multi_task_loss(logits, deltas, targets)["box"].backward()
     assert model.bbox_pred.bias.grad.tolist() == pytest.approx([-2 / 3] * 4, abs=0.1)  # of both foreground RoIs
 
@@ -290,7 +290,7 @@ def test_two_images_are_overfitted(small_shapes, tmp_path):
         DetectorConfig(CODER, Detect()),
     )
     optimizer = torch.optim.SGD(parameter_groups(model, 0.01, 5e-4, 2.0), momentum=0.9)
-    batches = train_loader(samples, TrainBatchSampler(2, 2, 60, seed=0), workers=0)
+    batches = train_loader(samples, TrainBatchSampler(2, 2, 60, seed=0), 0, config.collate)
     losses = [
         float(s.values["loss/train"]) for s in training_steps(model, batches, optimizer, lambda i: 1.0, config, compute)
     ]

@@ -16,20 +16,22 @@ from detector.training.checkpoint import load_scaler
 from detector.training.diagnostics import DivergenceDetector, NotFinite
 from detector.training.engine import TrainingConfig, split_batch, train_step
 from detector.training.tracking import Means
+from tests.helpers.batches import train_batch
 
 COMPUTE = Compute(torch.device("cpu"), torch.float32)
 CONFIG = TrainingConfig(RoISampling(), BoxCoder((0.1, 0.1, 0.2, 0.2)), seed=0, max_grad_norm=0.5)
 IMAGES = torch.randint(0, 255, (4, 3, 32, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 ROIS = torch.tensor([[0, 0, 0, 20, 20], [0, 5, 5, 40, 30], [2, 0, 0, 48, 32], [3, 9, 3, 30, 30.0]])  # none of image 1
-TARGETS = RoiTargets(ROIS, torch.tensor([1, 0, 2, 0]), torch.ones(4, 4))
+TARGETS = RoiTargets.pack(ROIS, torch.tensor([1, 0, 2, 0]), torch.ones(4, 4))
+BATCH = train_batch(IMAGES, TARGETS)
 
 
 def test_a_batch_is_split_by_its_images():
-    parts = list(split_batch(IMAGES, TARGETS, 3))
+    parts = list(split_batch(BATCH, 3))
     assert [len(images) for images, _ in parts] == [2, 2]  # no part is empty
     assert [part.rois[:, 0].tolist() for _, part in parts] == [[0, 0], [0, 1]]
     assert [part.labels.tolist() for _, part in parts] == [[1, 0], [2, 0]]
-    [(images, whole)] = split_batch(IMAGES, TARGETS, 1)
+    [(images, whole)] = split_batch(BATCH, 1)
     assert torch.equal(images, IMAGES)
     assert torch.equal(whole.rois, ROIS)
 
@@ -50,7 +52,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(accumulate):
         compute = copy.copy(COMPUTE)
         object.__setattr__(compute, "forward", forward)
         config = replace(CONFIG, accumulate=parts)
-        values = [train_step(model, IMAGES, TARGETS, optimizer, compute, config) for _ in range(3)]
+        values = [train_step(model, BATCH, optimizer, compute, config) for _ in range(3)]
         return model.state_dict(), values
 
     whole, whole_values = train(1)
@@ -79,7 +81,7 @@ class TestFloat16:
         before = copy.deepcopy(model.state_dict())
         config = replace(CONFIG, max_grad_norm=None, scaler=GradScaler("cpu", init_scale=scale), **more)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        values = train_step(model, IMAGES, TARGETS, optimizer, self.compute, config)
+        values = train_step(model, BATCH, optimizer, self.compute, config)
         return values, before, model.state_dict(), config
 
     def test_a_step_is_that_of_float32_up_to_rounding(self):
@@ -87,7 +89,7 @@ class TestFloat16:
         torch.manual_seed(0)
         model = build_model(Model(backbone="resnet18", norm="group", pool_size=2, hidden=8), num_classes=2)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        plain = train_step(model, IMAGES, TARGETS, optimizer, COMPUTE, replace(CONFIG, max_grad_norm=None))
+        plain = train_step(model, BATCH, optimizer, COMPUTE, replace(CONFIG, max_grad_norm=None))
         assert values["train/grad_norm"] == pytest.approx(plain["train/grad_norm"], rel=0.02)
         key = "cls_score.bias"
         torch.testing.assert_close(after[key], model.state_dict()[key], rtol=0.02, atol=1e-4)

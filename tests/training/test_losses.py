@@ -1,15 +1,18 @@
 import math
+from functools import partial
 
 import pytest
 import torch
+from torchvision.ops import generalized_box_iou_loss
 
+from detector.boxes import box_iou
 from detector.settings import Loss
-from detector.training.losses import LossConfig, accuracy, multi_task_loss, roi_losses
+from detector.training.losses import LossConfig, accuracy, giou_loss, multi_task_loss, roi_losses
 from detector.training.targets import RoiTargets
 
 
 def targets(labels: list[int], deltas: list[list[float]]) -> RoiTargets:
-    return RoiTargets(
+    return RoiTargets.pack(
         torch.zeros(len(labels), 5), torch.tensor(labels, dtype=torch.int64), torch.tensor(deltas).reshape(-1, 4)
     )
 
@@ -42,7 +45,7 @@ OFF = torch.tensor([[[0.0] * 4] * 2, [[1.0, 0.5, 0.0, 0.0]] * 2, [[0.0, 0.0, 0.0
 def losses_of(loss: Loss, class_weights: tuple | None = None) -> dict[str, float]:
     """Of one background RoI and one RoI of each class, all boxes 10 pixels wide and high."""
     rois = torch.tensor([[0, 0, 0, 10.0, 10.0]] * 3)
-    wanted = RoiTargets(rois, torch.tensor([0, 1, 2]), torch.zeros(3, 4))
+    wanted = RoiTargets.pack(rois, torch.tensor([0, 1, 2]), torch.zeros(3, 4))
     losses = multi_task_loss(LOGITS, OFF, wanted, config=LossConfig(loss, class_weights=class_weights))
     return {name: value.item() for name, value in losses.items()}
 
@@ -77,15 +80,28 @@ def test_with_the_deviation_of_each_class_the_loss_is_that_of_normalised_targets
     outputs, wanted = torch.randn(3, 2, 4), torch.randn(3, 4)
     config = LossConfig(Loss(box=loss), delta_std=tuple(map(tuple, std.tolist())))
     labels = torch.tensor([2, 0, 1])
-    _, box = roi_losses(LOGITS, outputs * std + mean, RoiTargets(torch.zeros(3, 5), labels, wanted), config)
+    _, box = roi_losses(LOGITS, outputs * std + mean, RoiTargets.pack(torch.zeros(3, 5), labels, wanted), config)
     first = paper(reduction="sum")(outputs[0, 1], (wanted[0] - mean[1]) / std[1])
     last = paper(reduction="sum")(outputs[2, 0], (wanted[2] - mean[0]) / std[0])
     assert box.tolist() == pytest.approx([first.item(), 0, last.item()], rel=1e-4)
 
 
+def test_giou_loss_and_its_gradient_are_those_of_torchvision():
+    corners = torch.rand(200, 2, 2, generator=torch.Generator().manual_seed(0)) * 50
+    boxes, others = (torch.cat([xy, xy + 5 + xy.flip(1)], dim=1) for xy in corners.unbind(1))
+    assert 0 < sum(bool((box_iou(a[None], b[None]) == 0).all()) for a, b in zip(boxes, others, strict=True)) < 200
+    results = []
+    for function in (giou_loss, partial(generalized_box_iou_loss, reduction="none")):
+        inputs = boxes.clone().requires_grad_()
+        values = function(inputs, others)
+        values.square().sum().backward()
+        results.append((values.detach(), inputs.grad))
+    torch.testing.assert_close(*results)
+
+
 def test_losses_of_rois_add_up_to_the_loss():
     rois = torch.tensor([[0, 0, 0, 10.0, 10.0]] * 3)
-    wanted = RoiTargets(rois, torch.tensor([0, 1, 2]), torch.zeros(3, 4))
+    wanted = RoiTargets.pack(rois, torch.tensor([0, 1, 2]), torch.zeros(3, 4))
     cls, box = roi_losses(LOGITS, OFF, wanted)
     assert (cls.shape, box.shape, box[0].item()) == ((3,), (3,), 0.0)
     assert cls.mean().item() == pytest.approx(losses_of(Loss())["cls"])
