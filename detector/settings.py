@@ -274,7 +274,7 @@ class Metric(Settings):
     devkit: Annotated[bool, FIXED] = False
     """true: count exactly as the published Python evaluation."""
     coco: bool = False
-    """true: COCO's twelve numbers too; they take a minute for 5000 images."""
+    """true: COCO's twelve numbers too."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Metric":

@@ -1,84 +1,86 @@
-"""COCO's twelve metrics and the AP of each class, computed by pycocotools (cocodataset.org/#detection-eval)."""
+"""COCO's twelve metrics and the AP of each class (cocodataset.org/#detection-eval), equal to those of pycocotools."""
 
-import contextlib
-import io
 from collections.abc import Sequence
 
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from detector.box_arrays import to_xywh
-from detector.structures import Detections, GroundTruth
+from detector.evaluation.matching import HIT, Curve, Matches, make_curves, within
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")  # pycocotools' order
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+RECALLS = np.linspace(0, 1, 101)
+LIMITS = (1, 10, 100)  # of detections per image and class
+LARGEST = 1e5**2
+AREAS = ((0.0, LARGEST), (0.0, 32.0**2), (32.0**2, 96.0**2), (96.0**2, LARGEST))  # all, small, medium, large
 
 
-class _Evaluation(COCOeval):
-    """COCO's rules for crowds, and VOC's for difficult objects: ignored, with any number of matching detections.
-
-    In pycocotools one flag, `iscrowd`, means three things: the object is ignored; many detections can match it; its
-    overlap is the fraction of the detection inside it, not the IoU. Only the first two apply to difficult objects, so
-    their flag is cleared while overlaps are computed, which pycocotools does before matching.
-    """
-
-    def computeIoU(self, imgId: int, catId: int) -> np.ndarray | list:
-        objects = self._gts[imgId, catId]
-        for item in objects:
-            item["iscrowd"] = item["crowd"]
-        ious = super().computeIoU(imgId, catId)
-        for item in objects:
-            item["iscrowd"] = item["ignore"]
-        return ious
-
-
-def score_coco(truths: Sequence[GroundTruth], detections: Sequence[Detections], classes: Sequence[str]) -> dict:
+def score_coco(matches: Matches, classes: Sequence[str]) -> dict:
     """Score by COCO's rules: the best scored 100 detections per image and class.
 
+    A difficult object is ignored like a crowd, with any number of matching detections, but its overlap is the IoU.
+
     Returns the twelve metrics by NAMES, and `classes`, the AP (mean over IoU 0.50:0.95) of each class; None without
-    objects. Raises KeyError for detections of an image without a ground truth record.
+    objects.
     """
-    image_number = {truth.image_id: number for number, truth in enumerate(truths, start=1)}
-    objects = [
-        {"image_id": image_number[truth.image_id], "category_id": int(label), "bbox": bbox, "area": float(area),
-         "iscrowd": int(crowd or difficult), "crowd": int(crowd)}
-        for truth in truths
-        for label, bbox, area, crowd, difficult in zip(
-            truth.labels, _xywh(truth.boxes), truth.areas, truth.crowd, truth.difficult, strict=True)
-    ]  # fmt: skip
-    found = [
-        {"image_id": image_number[item.image_id], "category_id": label, "bbox": bbox, "area": bbox[2] * bbox[3],
-         "score": score}
-        for item in detections
-        for label, bbox, score in zip(item.labels.tolist(), _xywh(item.boxes), item.scores.tolist(), strict=True)
-    ]  # fmt: skip
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        evaluation = _Evaluation(_coco(truths, objects, classes), _coco(truths, found, classes), "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # IoU, recall, class; any size, 100 detections
-    by_class = [precision[:, :, index] for index in range(len(classes))]
-    return {name: _defined(value) for name, value in zip(NAMES, evaluation.stats, strict=True)} | {
-        "classes": {name: _defined(values.mean()) for name, values in zip(classes, by_class, strict=True)}
+    judged, order, rank = _judge(matches)
+    ap = np.full((len(AREAS), len(IOU_THRESHOLDS), len(classes)), np.nan)
+    recall = np.full((len(AREAS), len(LIMITS), *ap.shape[1:]), np.nan)
+    for area, area_range in enumerate(AREAS):
+        objects = matches.objects
+        of_class = objects.labels[objects.counted(area_range)]
+        num_objects = np.bincount(of_class, minlength=len(classes) + 1)[1 : len(classes) + 1]
+        some = num_objects > 0
+        for number, in_groups in enumerate(judged[area]):
+            of_threshold = np.empty_like(in_groups)
+            of_threshold[order] = in_groups
+            curves = make_curves(matches.labels, of_threshold, num_objects)
+            ap[area, number, some] = [_mean_precision(curve) for curve in curves if curve.num_objects]
+            for limit, detections in enumerate(LIMITS):
+                found = matches.labels[(of_threshold == HIT) & (rank < detections)]
+                hits = np.bincount(found, minlength=len(classes) + 1)[1:]
+                recall[area, limit, number, some] = hits[some] / num_objects[some]
+    numbers = [ap[0], ap[0, 0], ap[0, 5], *ap[1:], *recall[0], *recall[1:, -1]]
+    return {name: _mean(values) for name, values in zip(NAMES, numbers, strict=True)} | {
+        "classes": {name: _mean(ap[0, :, index]) for index, name in enumerate(classes)}
     }
 
 
-def _defined(value: float) -> float | None:
-    return None if value < 0 else float(value)  # -1 means no object
+def _judge(matches: Matches) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """HIT, MISS or IGNORED (A, T, N) for AREAS and IOU_THRESHOLDS, by class, image and falling score; the index (N,) in
+    `matches` of each of these; and by the order of `matches` the rank (N,), from 0, within image and class.
+
+    `matches` have the best object of each detection, as VOC's rules need. By COCO's rules a detection gets another
+    object if that one is taken, so they are matched here.
+    """
+    from detector.evaluation.coco_matching import judge  # imports numba, which takes time
+
+    objects = matches.objects
+    order = np.lexsort((matches.images, matches.labels))  # stable: by falling score within an image and class
+    by_group = np.lexsort((objects.images, objects.labels))
+    by_group = by_group[objects.labels[by_group] <= matches.num_classes]
+    images = max(matches.images.max(initial=0), objects.images.max(initial=0)) + 1
+    keys = matches.labels[order] * images + matches.images[order]
+    object_keys = objects.labels[by_group] * images + objects.images[by_group]
+    boxes, others = to_xywh(matches.boxes[order]), to_xywh(objects.boxes[by_group])
+    outside = np.array([~within(boxes[:, 2] * boxes[:, 3], area_range) for area_range in AREAS])
+    ignored = np.array([~objects.counted(area_range)[by_group] for area_range in AREAS])
+    judged = judge(
+        keys, boxes, object_keys, others, objects.crowd[by_group], objects.ignored[by_group], ignored, outside,
+        IOU_THRESHOLDS, LIMITS[-1],
+    )  # fmt: skip
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = np.arange(len(order)) - np.searchsorted(keys, keys)
+    return judged, order, rank
 
 
-def _xywh(boxes: np.ndarray) -> list[list[float]]:
-    return to_xywh(boxes.astype(np.float64)).tolist()
+def _mean_precision(curve: Curve) -> float:
+    """Mean over 101 recalls of the best precision at or above each; 0 where the curve does not reach it."""
+    best = np.maximum.accumulate(curve.precision[::-1])[::-1]
+    return float(np.append(best, 0.0)[np.searchsorted(curve.recall, RECALLS)].mean())
 
 
-def _coco(truths: Sequence[GroundTruth], annotations: list[dict], classes: Sequence[str]) -> COCO:
-    """The COCO index for pycocotools. (Its own loadRes fails without detections.)"""
-    coco = COCO()
-    coco.dataset = {
-        "images": [{"id": number} for number in range(1, len(truths) + 1)],
-        "categories": [{"id": label, "name": name} for label, name in enumerate(classes, start=1)],
-        "annotations": [{"id": number, **item} for number, item in enumerate(annotations, start=1)],
-    }
-    coco.createIndex()
-    return coco
+def _mean(values: np.ndarray) -> float | None:
+    """Mean of the values that are defined, or None."""
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else None

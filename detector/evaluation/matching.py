@@ -24,7 +24,7 @@ from detector.structures import Detections, GroundTruth
 Range = tuple[float, float]
 ALL: Range = (0.0, math.inf)
 HIT, MISS, IGNORED = 1, 0, -1
-PAIRS_AT_ONCE = 1 << 19  # of a box and an object: limits the memory of matching to some tens of MiB
+PAIRS_AT_ONCE = 1 << 16  # of a box and an object: limits the memory of matching to some MiB
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def score_detections(dataset: DetectionDataset, detections: Sequence[Detections]
     costs = error_costs(matches, errors)
     metrics: dict = {"main": {}, "voc": voc}
     if metric.coco:
-        metrics["coco"] = score_coco(truths, detections, classes)
+        metrics["coco"] = score_coco(matches, classes)
     metrics["overlap"] = iou_threshold
     metrics["sizes"] = score_sizes(matches, classes, iou_threshold, devkit)
     metrics["errors"] = {kind: {"count": len(errors.of_kind(kind)), "cost": costs[kind]} for kind in KINDS}

@@ -81,7 +81,9 @@ def read_result_files(
             raise _first_bad_line(path, lines, image_ids, numbers)
         tables.append(table)
     labels = np.repeat(np.arange(len(classes)) + 1, [len(table) for table in tables[1:]])
-    table = np.concatenate(tables) - (0, 1, 1, 0, 0)
+    table = np.concatenate(tables)
+    tables.clear()
+    table[:, 1:3] -= 1
     return _by_image(image_ids, np.concatenate(images), labels, table[:, 0], table[:, 1:])
 
 

@@ -4,7 +4,7 @@
 
 Generates a case of the size of VOC 2007's test set (seeded, in a temporary folder: XML annotations and the devkit's
 result files) and scores it in a separate process: reading annotations and result files; matching and AP by both metrics
-at 0.5 and over 0.50:0.95; sizes and errors by kind; COCO's numbers by pycocotools (--coco, a minute or more). The plain
+at 0.5 and over 0.50:0.95; sizes and errors by kind; COCO's numbers. The plain
 evaluator is ours too. It follows the published rules in the way of the published Python code: one detection after the
 other, AP only at 0.5. Everything runs on one core. The minimum of the repeats is shown, as elapsed time and as
 processor time, which other work on the machine disturbs less.
@@ -45,7 +45,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classes", type=int, default=20)
     parser.add_argument("--detections", type=int, default=100, help="per image (default: 100)")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--coco", action="store_true", help="COCO's numbers too")
 
 
 def make_case(root: Path, images: int, classes: int, detections: int) -> None:
@@ -78,7 +77,7 @@ def make_case(root: Path, images: int, classes: int, detections: int) -> None:
         (root / "results" / RESULT_FILE.format(name)).write_text("".join(content))
 
 
-def measure(root: Path, coco: bool) -> dict[str, list[float]]:
+def measure(root: Path) -> dict[str, list[float]]:
     """Seconds and processor seconds of each stage, and the peak memory of this process in MiB."""
     seconds = {}
 
@@ -95,12 +94,11 @@ def measure(root: Path, coco: bool) -> dict[str, list[float]]:
     timed("VOC AP", score_voc, matches, dataset.classes)
     timed("AP by size", score_sizes, matches, dataset.classes, 0.5)
     timed("errors by kind", lambda: error_costs(matches, find_errors(matches)))
+    timed("COCO", score_coco, matches, dataset.classes)
     ours = [area_ap(curve) for curve in matches.curves(0.5)]
     peak = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
     plain = timed("plain evaluator", plain_evaluator, root / "results", truths, dataset.classes)
     np.testing.assert_allclose(plain, ours, atol=1e-9)
-    if coco:
-        timed("COCO", score_coco, truths, detections, dataset.classes)
     return seconds | {PEAK: [int(peak[1]) / 1024 if peak else float("nan")]}
 
 
@@ -146,7 +144,7 @@ PROCESS = """
 import json, sys
 from pathlib import Path
 from scripts.benchmarks.scoring import measure
-print(json.dumps(measure(Path(sys.argv[1]), sys.argv[2] == "True")))
+print(json.dumps(measure(Path(sys.argv[1]))))
 """
 
 
@@ -155,7 +153,7 @@ def run(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "case"
         make_case(root, arguments.images, arguments.classes, arguments.detections)
-        command = [sys.executable, "-c", PROCESS, str(root), str(arguments.coco)]
+        command = [sys.executable, "-c", PROCESS, str(root)]
         environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PATH": ""}
         rows = []
         for _ in range(arguments.repeats):

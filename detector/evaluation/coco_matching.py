@@ -1,0 +1,99 @@
+"""COCO's matching of detections with objects: the loops, compiled by numba."""
+
+import numba
+import numpy as np
+
+from detector.evaluation.matching import HIT, IGNORED, MISS
+
+
+@numba.njit(nogil=True, cache=True)
+def judge(
+    keys: np.ndarray,
+    boxes: np.ndarray,
+    object_keys: np.ndarray,
+    objects: np.ndarray,
+    crowd: np.ndarray,
+    ignored_crowd: np.ndarray,
+    ignored: np.ndarray,
+    outside: np.ndarray,
+    iou_thresholds: np.ndarray,
+    max_detections: int,
+) -> np.ndarray:
+    """HIT, MISS or IGNORED of each detection, (A, T, N) int8, for A ranges of areas and T IoU thresholds.
+
+    Detections and objects are grouped: by ascending key (N,), (G,), detections of a group by falling score. Boxes
+    (N, 4) and (G, 4) are x, y, width, height. crowd (G,): overlaps are parts of the detection; ignored_crowd (G,): many
+    detections can match; ignored (A, G), outside (A, N): by the range. After the first `max_detections` of a group the
+    others are ignored.
+    """
+    judged = np.full((len(ignored), len(iou_thresholds), len(keys)), IGNORED, dtype=np.int8)
+    start, first_object = 0, 0
+    while start < len(keys):
+        end = start
+        while end < len(keys) and keys[end] == keys[start]:
+            end += 1
+        while first_object < len(object_keys) and object_keys[first_object] < keys[start]:
+            first_object += 1
+        last_object = first_object
+        while last_object < len(object_keys) and object_keys[last_object] == keys[start]:
+            last_object += 1
+        last = min(end, start + max_detections)
+        own = slice(first_object, last_object)
+        overlaps = _overlaps(boxes[start:last], objects[own], crowd[own])
+        for area in range(len(ignored)):
+            for number in range(len(iou_thresholds)):
+                _judge_group(
+                    overlaps, ignored_crowd[own], ignored[area, own], outside[area, start:last],
+                    iou_thresholds[number], judged[area, number, start:last],
+                )  # fmt: skip
+        start = end
+    return judged
+
+
+@numba.njit(nogil=True, cache=True)
+def _overlaps(boxes: np.ndarray, objects: np.ndarray, crowd: np.ndarray) -> np.ndarray:
+    """IoU (N, G), or with a crowd the part of the detection in it; in the steps of pycocotools, to the last bit."""
+    overlaps = np.zeros((len(boxes), len(objects)))
+    for i in range(len(boxes)):
+        x, y, width, height = boxes[i]
+        for j in range(len(objects)):
+            other_x, other_y, other_width, other_height = objects[j]
+            shared_width = min(x + width, other_x + other_width) - max(x, other_x)
+            shared_height = min(y + height, other_y + other_height) - max(y, other_y)
+            if shared_width > 0 and shared_height > 0:
+                shared = shared_width * shared_height
+                union = width * height
+                if not crowd[j]:
+                    union += other_width * other_height - shared
+                overlaps[i, j] = shared / union
+    return overlaps
+
+
+@numba.njit(nogil=True, cache=True)
+def _judge_group(
+    overlaps: np.ndarray,
+    ignored_crowd: np.ndarray,
+    ignored: np.ndarray,
+    outside: np.ndarray,
+    iou_threshold: float,
+    judged: np.ndarray,
+) -> None:
+    """Match the detections of one group in order, each with the free object of the largest overlap; last if equal.
+
+    An object that counts is preferred to all that are ignored.
+    """
+    taken = np.zeros(len(ignored), dtype=np.bool_)
+    for i in range(len(judged)):
+        best = -1
+        for is_ignored in (False, True):
+            if best >= 0:
+                break
+            least = min(iou_threshold, 1 - 1e-10)
+            for j in range(len(ignored)):
+                if ignored[j] == is_ignored and overlaps[i, j] >= least and (not taken[j] or ignored_crowd[j]):
+                    least, best = overlaps[i, j], j
+        if best < 0:
+            judged[i] = IGNORED if outside[i] else MISS
+        else:
+            taken[best] = True
+            judged[i] = IGNORED if ignored[best] else HIT
