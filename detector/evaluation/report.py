@@ -11,8 +11,9 @@ from detector.data.dataset import DetectionDataset
 from detector.evaluation.coco_ap import score_coco
 from detector.evaluation.counts import ThresholdCounts, confusion_matrix, count_by_threshold
 from detector.evaluation.error_analysis import KINDS, Errors, error_costs, find_errors
+from detector.evaluation.label_errors import Suspect, find_label_errors, label_errors_csv
 from detector.evaluation.matching import Curve, Matches, match
-from detector.evaluation.pages.pictures import draw_errors
+from detector.evaluation.pages.pictures import draw_errors, draw_suspects
 from detector.evaluation.pages.report_page import report_page
 from detector.evaluation.plots import plot_errors, plot_precision_recall
 from detector.evaluation.voc_ap import score_sizes, score_voc
@@ -30,6 +31,7 @@ class Scores:
     metrics: dict  # of `score_detections`
     curves: dict[str, dict[str, Curve]]  # by IoU threshold ("0.50") and class
     errors: Errors
+    suspects: list[Suspect]  # of label errors
     counts: list[ThresholdCounts]  # of each class
     confusion: np.ndarray  # (K+1, K+1)
 
@@ -55,13 +57,15 @@ def score_detections(dataset: DetectionDataset, detections: Sequence[Detections]
     main = metric.main or f"11point@{iou_threshold:.2f}"
     metrics["main"] = {"metric": main, "value": metrics["coco"]["AP"] if main == "coco" else voc[main]["mAP"]}
     counts = count_by_threshold(matches, iou_threshold, devkit)
-    return Scores(metric, matches, metrics, curves, errors, counts, confusion_matrix(matches, iou_threshold))
+    suspects, confusion = find_label_errors(matches, errors, iou_threshold), confusion_matrix(matches, iou_threshold)
+    return Scores(metric, matches, metrics, curves, errors, suspects, counts, confusion)
 
 
 def write_report(
     folder: Path, dataset: DetectionDataset, scores: Scores, origin: dict[str, dict], page: bool = True
 ) -> dict:
-    """Write `metrics.json`, `precision_recall/` and `errors.png` into `folder`; with `page`, `report.html` too.
+    """Write `metrics.json`, `precision_recall/` and `errors.png` into `folder`; with `page`, `report.html` and
+    `label_errors.csv` too.
 
     origin: `source`, what was scored, and `loss`, where they are known; they become part of the metrics.
 
@@ -78,7 +82,11 @@ def write_report(
             write_atomically(folder / "precision_recall" / f"{name}.png", png)
     write_atomically(folder / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
     if page:
-        pictures = draw_errors(scores.matches, scores.errors, dataset.image_ids, classes, dataset.image)
+        matches, suspects, image_ids = scores.matches, scores.suspects, dataset.image_ids
+        listed = label_errors_csv(suspects, matches, image_ids, classes)
+        write_atomically(folder / "label_errors.csv", listed.encode())
+        pictures = draw_errors(matches, scores.errors, image_ids, classes, dataset.image)
+        pictures["suspects"] = draw_suspects(suspects, matches, image_ids, classes, dataset.image)
         title = f"Evaluation on {dataset.name}"
         text = report_page(title, metrics, curves, scores.counts, scores.confusion, pictures)
         write_atomically(folder / "report.html", text.encode())

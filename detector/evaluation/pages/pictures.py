@@ -8,9 +8,11 @@ import numpy as np
 
 from detector.errors import InputError
 from detector.evaluation.error_analysis import KINDS, Errors
+from detector.evaluation.label_errors import Suspect, place_of
 from detector.evaluation.matching import HIT, Matches
 
 ERRORS_SHOWN, BEST_SHOWN = 4, 8  # per kind, each from a different image
+SUSPECTS_SHOWN = 24
 LONG_SIDE_PX = 480
 
 
@@ -70,6 +72,28 @@ def draw_errors(
     order = np.lexsort((-matches.scores[hits], place_in_class))  # first the best of each class, then the second ...
     best = hits[_first_of_each_image(matches.images[hits], order, BEST_SHOWN)]
     return pictures | {"best": [of_detection(index) for index in best]}
+
+
+def draw_suspects(
+    suspects: Sequence[Suspect], matches: Matches, image_ids: Sequence[str], classes: Sequence[str], image: ReadImage
+) -> list[Picture]:
+    """The first of the suspected label errors, ranked."""
+    pictures = []
+    for rank, suspect in enumerate(suspects[:SUSPECTS_SHOWN], start=1):
+        number, _ = place_of(suspect, matches)
+        said = []
+        if suspect.target >= 0:
+            said.append(f"labelled {classes[matches.objects.labels[suspect.target] - 1]}")
+        if suspect.detection >= 0:
+            said.append(
+                f"found {classes[matches.labels[suspect.detection] - 1]} {matches.scores[suspect.detection]:.2f}"
+            )
+            marks = marks_of(matches, suspect.detection, suspect.target)
+        else:
+            marks = [Mark("object", matches.objects.boxes[suspect.target])]
+        caption = f"{rank}. {suspect.kind} {suspect.suspicion:.2f}, {image_ids[number]}: {', '.join(said)}"
+        pictures.append(cut_out(image, number, caption, marks))
+    return pictures
 
 
 def marks_of(matches: Matches, detection: int, target: int = -1) -> list[Mark]:

@@ -33,7 +33,8 @@ def report_page(
     confusion: np.ndarray,
     pictures: Mapping[str, Sequence[Picture]],
 ) -> str:
-    """The HTML page. All are those of `Scores` (report.py); pictures by kind from `draw_errors`."""
+    """The HTML page. All are those of `Scores` (report.py); pictures by kind from `draw_errors`, and
+    `suspects` from `draw_suspects`."""
     main = metrics["main"]
     head = Html(
         f'<p class="main">{escape(main["metric"])}: <b>{tables.number(main["value"])}</b></p>'
@@ -46,6 +47,7 @@ def report_page(
         Section("ap", "Average precision", _average_precision(metrics)),
         Section("confusions", "Confusions", _confusions(classes, confusion, metrics["overlap"])),
         Section("errors", "Errors", _errors(metrics, pictures)),
+        Section("label-errors", "Label errors", _label_errors(pictures)),
         Section("best", "Best detections", _best(pictures)),
     ]
     return html.page(title, head, sections, _embedded(classes, counts))
@@ -167,6 +169,17 @@ def _errors(metrics: dict, pictures: Mapping[str, Sequence[Picture]]) -> Html:
         "<p>The highest scored errors of each kind, one per image. Orange: the detection; white: its object. Open a "
         "picture to see the proposal that the detection was refined from.</p>"
         f"{galleries}"
+    )
+
+
+def _label_errors(pictures: Mapping[str, Sequence[Picture]]) -> Html:
+    return Html(
+        "<p>Annotations that disagree most with the detections, and may be wrong; <code>label_errors.csv</code> lists "
+        "more of them.</p><ul><li><b>missing</b>: a detection where nothing is labelled</li><li><b>class</b>: another "
+        "class is found there</li><li><b>box</b>: the box found is another</li><li><b>spurious</b>: nothing is found "
+        "there</li></ul><p>The number is the suspicion, from 0 to 1. Orange: the detection; white: the annotated "
+        "box.</p>"
+        f"{html.gallery(pictures['suspects'])}"
     )
 
 
