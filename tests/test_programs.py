@@ -69,6 +69,7 @@ def test_a_run_leaves_what_is_promised(run):
         "metrics.jsonl",
         "metrics.json",
         "report.html",
+        "label_errors.csv",
         "train.log",
     ):
         assert (run / name).is_file(), name
