@@ -22,9 +22,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from detector.compose import CONFIGS, choosable_groups, compose, in_words, plain, quoted, search_path
 from detector.errors import InputError
+from detector.restore import of_chosen_groups, require_unchanged, restored, run_to_restore
 from detector.runtime.exits import FAILED, WRONG_INPUT, exit_status, stdout_closed
 from detector.runtime.logs import set_up_logging
 from detector.schema import Settings, defaults, describe, missing_keys, parse
+from detector.settings import TrainSettings
 
 KEPT = "what was saved before is kept"
 OF_HYDRA = re.compile(r"[+~]*hydra[./@]")
@@ -53,7 +55,10 @@ def _start(program: Program, name: str, schema: type[Schema]) -> int:
     overrides = [quoted(override) for override in arguments.overrides]
     if of_hydra := [override for override in overrides if OF_HYDRA.match(override)]:
         raise InputError(f"{of_hydra[0]}: Hydra's own settings apply to sweeps only: python {name}.py -m ...")
-    config = compose(schema, arguments, overrides, name)
+    folder = run_to_restore(overrides) if schema is TrainSettings else None
+    config = compose(schema, arguments, overrides if folder is None else of_chosen_groups(overrides), name)
+    if folder is not None:
+        config = restored(folder, overrides, plain(config))
     if arguments.help:
         _parser(name).print_help()
         print(f"\nSettings:\n{describe(schema, OmegaConf.to_container(config))}")
@@ -61,6 +66,8 @@ def _start(program: Program, name: str, schema: type[Schema]) -> int:
     if arguments.cfg:
         print(OmegaConf.to_yaml(config), end="")
     settings = _typed(schema, config)
+    if folder is not None and isinstance(settings, TrainSettings):
+        require_unchanged(folder, settings)
     if not arguments.cfg:  # which validates too: a check before a long run
         _run(program, settings)
     return 0

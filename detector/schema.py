@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
@@ -71,6 +71,41 @@ def walk(group: Settings, prefix: str = "", inherited: frozenset[Policy] = froze
             yield Setting(key, value, policies)
     for name, value in (group.model_extra or {}).items():
         yield Setting(prefix + name, value, inherited)
+
+
+class Change(NamedTuple):
+    """A setting that has another value than before; None where there is no such setting."""
+
+    key: str
+    before: Any
+    now: Any
+    policies: frozenset[Policy]
+
+
+def changed(before: Settings, now: Settings) -> list[Change]:
+    """The settings that differ, by name, without those that are never compared."""
+    old, new = ({item.key: item for item in walk(group)} for group in (before, now))
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        one, other = (group[key].value if key in group else None for group in (old, new))
+        policies = (new.get(key) or old[key]).policies
+        if one != other and PER_INVOCATION not in policies:
+            found.append(Change(key, one, other, policies))
+    return found
+
+
+def change_table(changes: Sequence[Change]) -> str:
+    """The changes as a table: setting, saved, now."""
+    rows = [("setting", "saved", "now")]
+    rows += [(item.key, _in_yaml(item.before), _in_yaml(item.now)) for item in changes]
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    return "\n".join(f"  {key:{widths[0]}}  {before:{widths[1]}}  {now}" for key, before, now in rows)
+
+
+def _in_yaml(value: Any) -> str:
+    """A value as on the command line."""
+    value = [*value] if isinstance(value, tuple) else value
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def flatten(group: Settings) -> dict[str, str | int | float | bool]:

@@ -469,8 +469,11 @@ AnySchedule = Annotated[
 class TrainSettings(CommonSettings):
     """The settings of train.py."""
 
-    resume: Annotated[str | None, Valid("null, auto or a file RUN/checkpoints/*.pt"), PER_INVOCATION, MACHINE] = None
-    """auto: resume the run in run.dir, or begin it; or a file RUN/checkpoints/*.pt."""
+    resume: Annotated[str | None, Valid("null, auto, RUN or a file RUN/checkpoints/*.pt"), PER_INVOCATION, MACHINE] = (
+        None
+    )
+    """auto: resume the run in run.dir, or begin it; RUN, a folder: resume it with the settings saved there; or a file
+    RUN/checkpoints/*.pt."""
     run: Annotated[Run, PER_INVOCATION] = Run()
     distributed: Distributed = Distributed()
     train: Training = Training()

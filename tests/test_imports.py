@@ -17,7 +17,7 @@ LAYERS = [
     {"data", "proposals", "models"},
     {"visualization", "evaluation", "inference"},
     {"training"},
-    {"datasets", "builders", "scoring", "api", "compose", "app", "commands"},
+    {"datasets", "builders", "scoring", "api", "compose", "restore", "app", "commands"},
 ]
 SIDEWAYS = {
     "schema": {"errors"},
@@ -29,11 +29,12 @@ SIDEWAYS = {
     "builders": {"datasets"},
     "scoring": {"datasets", "builders"},
     "api": {"builders"},
-    "app": {"compose"},
+    "restore": {"compose"},
+    "app": {"compose", "restore"},
 }
 ONLY_IN = {
-    "hydra": ("app.py", "compose.py"),
-    "omegaconf": ("app.py", "compose.py"),
+    "hydra": ("app.py", "compose.py", "restore.py"),
+    "omegaconf": ("app.py", "compose.py", "restore.py"),
     "tensorboard": ("training/tracking.py",),
     "torch.utils.tensorboard": ("training/tracking.py",),
 }

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import indent
 
 from detector.errors import InputError, RunFailure
 from detector.runtime.distributed import barrier, broadcast_from_main, shared_errors
 from detector.runtime.files import UNFINISHED, numbered, replace, write_atomically
 from detector.runtime.logs import log_to_file
 from detector.runtime.ranks import is_main
-from detector.schema import FIXED, PER_INVOCATION, parse, walk
+from detector.schema import FIXED, change_table, changed, parse
 from detector.settings import Training, TrainSettings
 from detector.training.checkpoint import NEWEST_FIRST, load_checkpoint, load_to_resume, newest_valid, verify_integrity
 from detector.training.run_folder import FolderLock, check_run_folder, is_empty, make_run_folder, require_run
@@ -89,9 +90,11 @@ def find_run(resume: str | None, run_dir: str | None, lock: FolderLock) -> tuple
     if resume != "auto":
         path = Path(resume)
         if path.is_dir():
-            raise InputError(f"resume: {path} is a folder: resume=auto run.dir={path}, or resume=FILE")
+            raise InputError(f"resume: {path} is a folder: in a sweep, resume=auto run.dir={path}, or resume=FILE")
         if not path.is_file():
-            raise InputError(f"resume={resume}: no such file; it is auto, null, or a checkpoint RUN/checkpoints/*.pt")
+            raise InputError(
+                f"resume={resume}: no such file; it is auto, null, the folder of a run, or RUN/checkpoints/*.pt"
+            )
         if damage := verify_integrity(path):
             raise InputError(f"resume: {path} cannot be read: {damage}")
         folder = path.resolve().parents[1]
@@ -201,20 +204,13 @@ def check_same_run(
 
     Data and proposals are compared by content: `fingerprints` are theirs, by name.
     """
-    problems, changes = [], []
+    problems = []
     if list(classes) != checkpoint["classes"]:
         problems.append(f"classes: {', '.join(checkpoint['classes'])} -> {', '.join(classes)}")
     trained = parse(TrainSettings, checkpoint["config"], "the settings of the checkpoint")
-    before, now = ({item.key: item for item in walk(group)} for group in (trained, settings))
-    for key in sorted(before.keys() | now.keys()):
-        old, new = before.get(key), now.get(key)
-        policies = (new or old).policies  # type: ignore[union-attr]  # one of the two has it
-        if (old and old.value) == (new and new.value) or PER_INVOCATION in policies:
-            continue
-        line = f"{key}: {old.value if old else 'not set'} -> {new.value if new else 'not set'}"
-        changes.append(line)
-        if FIXED in policies:
-            problems.append(line)
+    changes = changed(trained, settings)
+    if fixed := [change for change in changes if FIXED in change.policies]:
+        problems.append(f"settings that are fixed:\n{indent(change_table(fixed), '  ')}")
     problems += [
         f"the {name}: fingerprint {checkpoint['fingerprints'].get(name, '')[:12]} -> {value[:12]}"
         for name, value in fingerprints.items()
@@ -226,7 +222,7 @@ def check_same_run(
             "Restore them, or begin a new run from its weights: model.weights=CHECKPOINT run.dir=ANOTHER"
         )
     if changes:
-        logger.warning("settings that changed since the checkpoint:\n  %s", "\n  ".join(changes))
+        logger.warning("settings that changed since the checkpoint:\n%s", change_table(changes))
 
 
 def is_due(what: str, iteration: int, train: Training) -> bool:

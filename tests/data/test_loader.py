@@ -203,5 +203,5 @@ print(next(unfinished).image_ids)
 unfinished.keeps_itself = unfinished
 import gc; gc.disable()
 """
-    ended = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=100)
+    ended = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
     assert (ended.stdout, ended.returncode) == ("['train_0']\n", 0), ended.stderr
