@@ -26,7 +26,7 @@ from detector.training.run_folder import require_writable
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs/images"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-SIZES = {"report": (1100, 900), "tensorboard": (1480, 440)}  # width and height in pixels
+SIZES = {"report": (1100, 900), "tensorboard": (1480, 465)}  # width and height in pixels
 TIMEOUT_MS = 60_000
 COLOURS = 128
 

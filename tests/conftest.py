@@ -28,6 +28,7 @@ from detector.structures import GroundTruth
 from detector.training.checkpoint import Checkpoints
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SHARED = Path(os.environ.get("FAST_RCNN_SHARED", REPOSITORY.parent / "shared"))
 
 # The time of an example depends on what else the machine does.
@@ -172,6 +173,18 @@ def small_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Image.fromarray(image).save(root / f"JPEGImages/{image_id}.jpg")
             (root / f"Annotations/{image_id}.xml").write_text(annotation_xml(f"{image_id}.jpg", image.shape, objects))
     return root
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    """Chromium without a window."""
+    if BROWSER is None:
+        pytest.skip("no chromium: apt-get install chromium")
+    playwright_api = pytest.importorskip("playwright.sync_api")
+    with playwright_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import base64
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from detector.training.checkpoint import Checkpoints
 from scripts import _page_contents, build_page
 from tests.roi_pool.test_examples import ARTICLE
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PAGE = build_page.PAGE
 REGION = torch.tensor([[0.0, 0, 3, 6, 7]])
 
@@ -119,17 +117,6 @@ def test_build_page_needs_one_scale(make_checkpoint, small_shapes, tmp_path, cap
 
 
 # --- in a browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    if BROWSER is None:
-        pytest.skip("no chromium: apt-get install chromium")
-    playwright_api = pytest.importorskip("playwright.sync_api")
-    with playwright_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

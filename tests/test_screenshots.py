@@ -1,11 +1,10 @@
-import shutil
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from detector.training.tracking import Tracker
 from scripts import take_screenshots
+from tests.conftest import BROWSER
 
 
 @pytest.fixture
@@ -23,7 +22,7 @@ def finished_run(tmp_path):
 
 @pytest.mark.slow
 def test_screenshots_of_the_report_and_of_tensorboard(finished_run, tmp_path, capsys):
-    if not any(map(shutil.which, take_screenshots.BROWSERS)):
+    if BROWSER is None:
         pytest.skip("no chromium: apt-get install chromium")
     pytest.importorskip("playwright.sync_api")
     assert take_screenshots.main([str(finished_run), "--out", str(tmp_path)]) == 0

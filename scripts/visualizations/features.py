@@ -6,6 +6,7 @@ how long one pass takes for all proposals, and with a pass for each.
 """
 
 import argparse
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -34,7 +35,9 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError(f"{arguments.image}: no detection above {arguments.score_threshold}: lower --score-threshold")
     best = seen.kept[arguments.detection - 1]
     found = seen.candidates
-    layer, features = pooling_of(seen, int(found.rows[best]))
+    _trained.require_one_scale(seen.settings)
+    row = int(found.rows[best])
+    layer, features = pooling_of(seen.model.roi_pool, seen.features, seen.rois[row : row + 1])
     box = seen.batch.proposals[0][found.rows[best]].numpy()
     size = layer.output_size
     output_hw = (size, size) if isinstance(size, int) else size
@@ -44,12 +47,12 @@ def run(arguments: argparse.Namespace) -> None:
     print(sharing(seen))
 
 
-def pooling_of(seen: _trained.Pass, row: int) -> tuple[RoIPool, torch.Tensor]:
-    """The layer that pools this proposal, and the map (1, C, H, W) it pools from: one level of a feature pyramid."""
-    _trained.require_one_scale(seen.settings)
-    layer, features = seen.model.roi_pool, seen.features
+def pooling_of(
+    layer: torch.nn.Module, features: torch.Tensor | Sequence[torch.Tensor], roi: torch.Tensor
+) -> tuple[RoIPool, torch.Tensor]:
+    """The layer that pools this RoI (1, 5), and the map (1, C, H, W) it pools from: one level of a feature pyramid."""
     if isinstance(layer, PyramidPooling):
-        level = int(levels_of(seen.rois[row : row + 1], len(layer.pools)))
+        level = int(levels_of(roi, len(layer.pools)))
         layer, features = layer.pools[level], features[level]
     if not isinstance(layer, RoIPool):
         raise InputError("the network pools with RoI Align, which takes no maxima: this picture needs RoI pooling")
