@@ -139,7 +139,7 @@ def load(path: str | Path, device: str = "auto", mode: str | None = None) -> Det
 
     Args:
         path: RUN/checkpoints/best.pt, exported weights (.safetensors with its .json), or an exported .onnx.
-        device: auto (a GPU if there is one), cpu, cuda or cuda:N. An .onnx runs on the CPU.
+        device: auto (an NVIDIA GPU if there is one), cpu, cuda, cuda:N or mps. An .onnx runs on the CPU.
         mode: of selective search, which proposes boxes where none are given; by default that of training.
 
     Raises:

@@ -67,7 +67,7 @@ def _expected(name: str, of_sweep: tuple[str, ...], search: tuple[str, ...]) -> 
 
 def choosable_groups(name: str) -> list[str]:
     """The groups of settings for which configs/`name`.yaml has a choice."""
-    defaults = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["defaults"]
+    defaults = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))["defaults"]
     return [key for item in defaults if isinstance(item, dict) for key in item if not key.startswith("override")]
 
 

@@ -312,8 +312,8 @@ class CommonSettings(Settings):
 
     seed: Annotated[int, Field(ge=0, le=2**63 - 1), Valid("an integer from 0 to 2^63 - 1"), FIXED] = 0
     """Of image order, augmentation, RoI sampling, initial weights and dropout."""
-    device: Annotated[str, Valid("auto, cpu, cuda or cuda:N")] = "auto"
-    """auto (a GPU if there is one), cpu, cuda, cuda:1."""
+    device: Annotated[str, Valid("auto, cpu, cuda, cuda:N or mps")] = "auto"
+    """auto (an NVIDIA GPU if there is one), cpu, cuda, cuda:1, or mps (Apple silicon)."""
     precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """auto: bfloat16 where the hardware multiplies it natively; float16: with a scaled loss, for GPUs without bfloat16
     (T4, V100)."""
@@ -509,8 +509,8 @@ class EvaluateSettings(Settings):
     out: FolderName | None = None
     """New folder for report, numbers, detections and curves; null: RUN/evaluate-DATA (-2, -3 ...)."""
     distributed: Distributed = Distributed()
-    device: Annotated[str, Valid("auto, cpu, cuda or cuda:N")] = "auto"
-    """auto (a GPU if there is one), cpu, cuda, cuda:1."""
+    device: Annotated[str, Valid("auto, cpu, cuda, cuda:N or mps")] = "auto"
+    """auto (an NVIDIA GPU if there is one), cpu, cuda, cuda:1, or mps (Apple silicon)."""
     precision: Literal["auto", "bfloat16", "float16", "float32"] | None = None
     """auto: bfloat16 where the hardware multiplies it natively; null: as in training."""
     workers: Annotated[int, Field(ge=0, le=1000), Valid("an integer from 0 to 1000")] = 2

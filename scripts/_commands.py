@@ -20,7 +20,7 @@ def add_commands(
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     found = None
     for path in sorted((Path(__file__).parent / folder).glob("[a-z]*.py")):
-        text = ast.get_docstring(ast.parse(path.read_text())) or ""
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         command = commands.add_parser(
             path.stem,
             help=text.partition("\n")[0],

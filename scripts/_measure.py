@@ -16,6 +16,6 @@ def seconds(function: Callable[[], object]) -> float:
 
 def processor() -> str:
     """The name of the processor, such as "AMD EPYC"."""
-    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
     name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return name[1] if name else platform.processor() or platform.machine()

@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def render(data: dict[str, Any]) -> str:
     """The page with these data."""
-    parts = {path.name: path.read_text() for path in PARTS.iterdir()}
+    parts = {path.name: path.read_text(encoding="utf-8") for path in PARTS.iterdir()}
     parts["data"] = json.dumps(data, separators=(",", ":")).replace("</", "<\\/")
     return re.sub("@@(.+?)@@", lambda name: parts[name[1]].rstrip("\n"), parts["page.html"]) + "\n"
 

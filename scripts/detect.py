@@ -93,7 +93,7 @@ def main(command_line: Sequence[str] | None = None) -> int:
     parser.add_argument("--voc-xml", action="store_true", help="write VOC annotations too")
     parser.add_argument("--yolo", action="store_true", help="write YOLO text files too")
     parser.add_argument("--csv", action="store_true", help="write a table of the detections too")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     arguments = parser.parse_args(command_line)
     return exit_status(lambda: run(arguments), "there is no detections.json")
 
@@ -197,7 +197,7 @@ def run_video(arguments: argparse.Namespace) -> int:
     number, began = 0, time.monotonic()
     with (
         VideoWriter(arguments.out / "video.mp4", video.fps) as writer,
-        open(arguments.out / "detections.jsonl", "w") as lines,
+        open(arguments.out / "detections.jsonl", "w", encoding="utf-8") as lines,
     ):
         for number, result in enumerate(progress, start=1):
             if isinstance(result, InputError):

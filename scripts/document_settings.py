@@ -22,12 +22,14 @@ Set one on the command line (`train.iterations=4000`), or many in a file `config
 """
 
 
-OF_NEW_RUNS = yaml.safe_load((PAGE.parents[1] / "configs/train.yaml").read_text())  # overrides defaults of the schema
+OF_NEW_RUNS = yaml.safe_load(
+    (PAGE.parents[1] / "configs/train.yaml").read_text(encoding="utf-8")
+)  # overrides defaults of the schema
 
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
-    PAGE.write_text(settings_page())
+    PAGE.write_text(settings_page(), encoding="utf-8")
 
 
 def settings_page() -> str:

@@ -27,7 +27,8 @@ from detector.box_arrays import box_iou_array, clip_array
 from detector.data.dataset import DetectionDataset
 from detector.data.image import read_image, stored_hw
 from detector.errors import InputError, first_few
-from detector.runtime.files import digest_of, locked, write_atomically
+from detector.runtime.files import digest_of, write_atomically
+from detector.runtime.locks import locked
 
 if TYPE_CHECKING:  # check_data runs without torch
     from detector.data.loader import Proposals

@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from detector.errors import InputError, first_few
 from detector.runtime.exits import DISK_IS_FULL
-from detector.runtime.files import locked, write_atomically
+from detector.runtime.files import write_atomically
+from detector.runtime.locks import locked
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ def fetch_all(url: str, part: Path, validator: Path) -> None:
 def fetch_rest(url: str, part: Path, validator: Path) -> bool:
     """Append the missing bytes to `part`. Returns whether it is now complete, as far as the server reports a size."""
     begin = part.stat().st_size if part.exists() else 0
-    version = validator.read_text() if validator.is_file() else ""
+    version = validator.read_text(encoding="utf-8") if validator.is_file() else ""
     headers = {"Range": f"bytes={begin}-", **({"If-Range": version} if version else {})} if begin else {}
     try:
         answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S)

@@ -1,8 +1,5 @@
 """Data loading: from a DetectionDataset and its proposals to batches."""
 
-import os
-import signal
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -21,6 +18,7 @@ from detector.data.proposal_selection import Selection, select_proposals
 from detector.data.transforms import Augment, Resize, pad
 from detector.errors import InputError, RunFailure
 from detector.runtime.seeds import Stream, seed_of
+from detector.runtime.signals import leave_requests_to_parent
 from detector.structures import Batch, Sample
 
 FIRST_2000 = Selection()
@@ -237,15 +235,4 @@ def _loader(
 
 def _init_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # the worker processes already use all cores
-    # Signals to stop can reach the workers too, but the training process decides when to stop.
-    for number in (signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    threading.Thread(target=_exit_on_parent_sigterm, daemon=True).start()
-
-
-def _exit_on_parent_sigterm() -> None:
-    """Exit on a SIGTERM from the parent, which sends it when it ends while the worker waits, as after an error."""
-    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
-        pass
-    os._exit(0)
+    leave_requests_to_parent()

@@ -10,7 +10,7 @@ from detector.data.dataset import DetectionDataset
 from detector.data.image import read_image_hw
 from detector.errors import InputError, first_few
 from detector.proposals.box_format import require_box_format
-from detector.proposals.formats import coco_json, mat, pickles, tables
+from detector.proposals.formats import coco_json, edge_boxes, masks, mat, pickles, tables
 from detector.proposals.formats.records import BoxFormat, ImageProposals, RawProposals
 from detector.proposals.store import ProposalStore, stream_store
 
@@ -30,6 +30,8 @@ READERS: dict[str, Callable[[Path], RawProposals]] = {
     **mat.READERS,
     **tables.READERS,
     "coco-json": coco_json.read_coco_json,
+    "sam-json": masks.read_masks,
+    "edge-boxes": edge_boxes.read_edge_boxes,
     **pickles.READERS,
 }
 WRITERS: dict[str, Callable[[Path, Iterable[ImageProposals]], None]] = {

@@ -29,7 +29,8 @@ from detector.proposals.store import (
     stream_store,
     write_store,
 )
-from detector.runtime.files import digest_of, locked, write_atomically
+from detector.runtime.files import digest_of, write_atomically
+from detector.runtime.locks import locked
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +130,7 @@ def generate_proposals(
             shutil.rmtree(parts, ignore_errors=True)  # left by a process that was killed at the very end
             return
         expected = fingerprint(dataset, mode)
-        if fingerprints.is_file() and fingerprints.read_text() != expected:
+        if fingerprints.is_file() and fingerprints.read_text(encoding="utf-8") != expected:
             raise InputError(f"{parts}: was begun for other images or another mode; delete it to start again")
         write_atomically(fingerprints, expected.encode())
         left = [index for index in range(len(dataset)) if not _part(parts, index, dataset).is_file()]

@@ -97,6 +97,7 @@ _library.impl("roi_pool", _forward_reference, "CompositeExplicitAutograd")
 _library.impl("roi_pool_backward", reference.backward, "CompositeExplicitAutograd")
 _implement("CPU", "detector.roi_pool.cpu")
 _implement("CUDA", "detector.roi_pool.cuda")
+_implement("MPS", "detector.roi_pool.mps")
 torch.library.register_fake("fast_rcnn::roi_pool", _forward_fake, lib=_library)
 torch.library.register_fake("fast_rcnn::roi_pool_backward", _backward_fake, lib=_library)
 # torch.library.register_autograd does the same, but its Python overhead makes a small call take a third longer.

@@ -1,6 +1,5 @@
 """The device and precision of the network."""
 
-import resource
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +13,11 @@ from torch import Tensor, nn
 
 from detector.errors import InputError
 from detector.runtime.ranks import rank_info
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 Output = TypeVar("Output")
 PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -30,7 +34,7 @@ Moved = TypeVar("Moved", bound=Movable)
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is the first GPU, or the CPU if there is none; of several processes, each has its own GPU.
+    """`auto` is the first NVIDIA GPU, or the CPU if there is none; of several processes, each has its own GPU.
 
     Raises InputError for a device that is not available.
     """
@@ -45,9 +49,15 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise InputError(f"device: '{name}' is not a device; use auto, cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"device: '{name}' is not supported; use auto, cpu, cuda or cuda:N")
+        raise InputError(f"device: '{name}' is not a device; use auto, cpu, cuda, cuda:N or mps") from None
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise InputError(f"device: '{name}' is not supported; use auto, cpu, cuda, cuda:N or mps")
+    if device.type == "mps" and (device.index or not torch.backends.mps.is_available()):
+        raise InputError(
+            f"device: '{name}' is not available: mps is the GPU of a Mac with Apple silicon; use device=cpu"
+        )
+    if device.type == "mps" and rank_info().world_size > 1:
+        raise InputError(f"device: {rank_info().world_size} processes cannot share '{name}'; use device=cpu")
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise InputError(
             f"device: '{name}' is not available: torch sees {torch.cuda.device_count()} GPUs; use device=cpu"
@@ -139,5 +149,10 @@ def peak_memory_mib(device: torch.device) -> float:
     """Peak memory so far in MiB: allocated by torch on a GPU, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory() / 2**20  # at this moment; torch keeps no peak there
+    if resource is None:
+        memory = psutil.Process().memory_info()
+        return getattr(memory, "peak_wset", memory.rss) / 2**20
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

@@ -99,17 +99,15 @@ def _open_closed_streams() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
-    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
-    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
 
 
 def stdout_closed() -> bool:
     """Whether stdout has lost its reader, as in `... | head`, or its disk is full; further output is then discarded."""
     try:
-        pipe = select.poll()
-        pipe.register(sys.stdout.fileno(), 0)  # errors only
         sys.stdout.flush()
-        is_closed = any(event & select.POLLERR for _, event in pipe.poll(0))
+        is_closed = _has_lost_reader(sys.stdout.fileno())
     except io.UnsupportedOperation:  # not a file descriptor
         return False
     except OSError:
@@ -117,3 +115,12 @@ def stdout_closed() -> bool:
     if is_closed:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return is_closed
+
+
+def _has_lost_reader(file: int) -> bool:
+    """Whether nobody can read a pipe any more. Windows has no poll: there the flush before this raises."""
+    if not hasattr(select, "poll"):
+        return False
+    pipe = select.poll()
+    pipe.register(file, 0)  # errors only
+    return any(event & select.POLLERR for _, event in pipe.poll(0))

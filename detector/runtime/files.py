@@ -1,6 +1,5 @@
 """Write files so that a reader never sees a partial one."""
 
-import fcntl
 import hashlib
 import itertools
 import lzma
@@ -12,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
-from typing import BinaryIO, TextIO
+from typing import BinaryIO
 
 from detector.errors import InputError
 
@@ -61,7 +60,10 @@ _digests: dict[tuple[int, ...], bytes] = {}
 def replace(source: Path, target: Path) -> None:
     """Rename `source` to `target`, replacing an existing file, and wait until this is on disk."""
     os.replace(source, target)
-    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        folder = os.open(target.parent, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folder
+        return
     try:
         os.fsync(folder)
     finally:
@@ -80,31 +82,3 @@ def require_inside(folder: Path, image_ids: Iterable[str]) -> None:
     for image_id in image_ids:
         if not (folder / image_id).resolve().is_relative_to(folder.resolve()):
             raise InputError(f"image {image_id!r}: its id leads out of {folder}, where files are named by it")
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`; other processes that request it wait. The lock always ends with the process.
-
-    The file is removed afterwards, unless the process is killed.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        with open(path, "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            # The process that held the lock before may have removed this file, which then locks nobody out.
-            if not _is_still(path, file):
-                continue
-            try:
-                yield
-            finally:
-                if _is_still(path, file):  # not if the folder was cleared
-                    path.unlink(missing_ok=True)
-            return
-
-
-def _is_still(path: Path, file: TextIO) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False

@@ -43,7 +43,7 @@ def log_to_file(path: Path) -> None:
     """Log the first process to this file too, including the records since the start of the program."""
     if not is_main():
         return
-    handler = logging.FileHandler(path)
+    handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(FORMAT)
     _early.setTarget(handler)
     _early.flush()

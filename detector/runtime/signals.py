@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 # Slurm sends SIGUSR1 before the end of a job on request: sbatch --signal=USR1@60
-REQUESTS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+REQUESTS = (signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
 # Signals within this time after the first one are the same request: torchrun, signalled together with its processes,
 # signals them once more.
 SAME_REQUEST_S = 2.0
@@ -29,7 +29,8 @@ def _reset_wakeup_fd() -> None:
         signal.set_wakeup_fd(-1)
 
 
-os.register_at_fork(after_in_child=_reset_wakeup_fd)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_reset_wakeup_fd)
 
 
 class StopRequest:
@@ -43,7 +44,8 @@ class StopRequest:
         # Python calls `_note` only when the main thread returns from a call into torch, once for all signals until
         # then. In this pipe, each signal is a byte at once.
         arrivals, self._arriving = os.pipe()
-        os.set_blocking(self._arriving, False)
+        if hasattr(os, "set_blocking"):  # Windows has it from Python 3.12 on
+            os.set_blocking(self._arriving, False)
         self._wakeup_before = signal.set_wakeup_fd(self._arriving, warn_on_full_buffer=False)
         threading.Thread(target=self._exit_on_second_signal, args=(arrivals,), daemon=True).start()
         return self
@@ -83,3 +85,20 @@ class StopRequest:
             yield item
         if number := max(gather(self.signal)):  # with a long timeout: the others may have more to do
             raise Stopped(number)
+
+
+def leave_requests_to_parent() -> None:
+    """In a data worker: signals to stop can reach it too, but the training process decides when to stop."""
+    for number in REQUESTS:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # elsewhere (macOS, Windows) SIGTERM ends a worker, whoever sent it
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_exit_on_parent_sigterm, daemon=True).start()
+
+
+def _exit_on_parent_sigterm() -> None:
+    """Exit on a SIGTERM from the parent, which sends it when it ends while the worker waits, as after an error."""
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -35,7 +35,8 @@ def with_hardest_rois(
     class_logits, deltas = compute.forward(model, batch.images, targets.rois)
     cls, box = roi_losses(class_logits, deltas, targets, loss)
     image = targets.rois[:, 0]
-    order = batched_nms(targets.rois[:, 1:].double(), (cls + box).double(), image.long(), NMS_IOU)
+    precise = torch.float32 if compute.device.type == "mps" else torch.float64  # which Apple's GPU does not have
+    order = batched_nms(targets.rois[:, 1:].to(precise), (cls + box).to(precise), image.long(), NMS_IOU)
     hardest = [order[image[order] == index][:rois_per_image] for index in range(len(batch.images))]
     packed = targets.packed[torch.cat(hardest)]
     return replace(batch, targets=RoiTargets(packed), roi_counts=[len(rows) for rows in hardest])

@@ -187,7 +187,7 @@ def clean_up(folder: Path, iteration: int) -> None:
 def _history(folder: Path) -> list[str]:
     """The lines of metrics.jsonl, if there is one."""
     path = folder / "metrics.jsonl"
-    return path.read_text().splitlines(keepends=True) if path.is_file() else []
+    return path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
 
 
 def _iteration_of(line: str) -> float:

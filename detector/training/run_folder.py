@@ -1,16 +1,15 @@
 """The folder of a run."""
 
-import fcntl
 import os
 import socket
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO
 
 from detector.errors import InputError
 from detector.runtime.files import numbered
+from detector.runtime.locks import HELD, held
 
 LOCK, HOLDER = ".lock", "process"
 
@@ -19,32 +18,25 @@ class FolderLock:
     """Ensures that one run at a time writes to a folder. The lock ends with the context, or with the process."""
 
     def __init__(self) -> None:
-        self._files: list[IO[str]] = []
+        self._held = ExitStack()
 
     def __enter__(self) -> "FolderLock":
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for file in self._files:
-            file.close()
+        self._held.close()
 
     def take(self, folder: Path) -> Path:
         """Lock the folder and return it. Raises InputError if another process holds the lock."""
+        holder = f"{HOLDER} {os.getpid()} on {socket.gethostname()}\n"
         try:
-            file = open(folder / LOCK, "a+")  # noqa: SIM115  closed at the end of the context
-            # Not flock: data workers would inherit it, and hold it for a while after the run is killed.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise InputError(f"run.dir: another run is writing into {folder}: {file.read().strip()}") from None
+            self._held.enter_context(held(folder / LOCK, holder))
+        except BlockingIOError as error:
+            raise InputError(f"run.dir: another run is writing into {folder}: {error}") from None
         except OSError as error:
             raise InputError(
                 f"run.dir: {folder / LOCK} cannot be made and locked ({error.strerror}): name a folder on another disk"
             ) from None
-        file.truncate(0)
-        file.write(f"{HOLDER} {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        self._files.append(file)
         return folder
 
 
@@ -66,7 +58,8 @@ def require_new(setting: str, folder: Path) -> None:
 
 def is_empty(folder: Path) -> bool:
     """Whether the folder is empty, apart from a lock, or does not exist."""
-    return not folder.exists() or (folder.is_dir() and all(path.name == LOCK for path in folder.iterdir()))
+    locks = (LOCK, LOCK + HELD)
+    return not folder.exists() or (folder.is_dir() and all(path.name in locks for path in folder.iterdir()))
 
 
 def require_run(folder: Path) -> None:

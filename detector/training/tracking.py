@@ -133,7 +133,7 @@ class Tracker:
 
     def history(self) -> list[dict]:
         """The lines of metrics.jsonl."""
-        return [json.loads(line) for line in self.path.read_text().splitlines()]
+        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
 
     def image(self, iteration: int, tag: str, picture: np.ndarray) -> None:
         """Log an image (H, W, 3) uint8."""

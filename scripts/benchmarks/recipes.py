@@ -91,14 +91,16 @@ def data_overrides(name: str, root: Path, arguments: argparse.Namespace) -> list
 
 def divide(root: Path, divided: Path) -> None:
     """Make a dataset with the images of `root`, its trainval divided into the splits `train` and `val`."""
-    ids = (root / "ImageSets/Main/trainval.txt").read_text().split()
+    ids = (root / "ImageSets/Main/trainval.txt").read_text(encoding="utf-8").split()
     (divided / "ImageSets/Main").mkdir(parents=True)
     for folder in ("JPEGImages", "Annotations"):
         (divided / folder).symlink_to(root / folder)
     random.Random(0).shuffle(ids)
     count = len(ids) // VAL_PART
     for split, part in (("val", ids[:count]), ("train", ids[count:])):
-        (divided / f"ImageSets/Main/{split}.txt").write_text("".join(f"{image_id}\n" for image_id in sorted(part)))
+        (divided / f"ImageSets/Main/{split}.txt").write_text(
+            "".join(f"{image_id}\n" for image_id in sorted(part)), encoding="utf-8"
+        )
 
 
 def train(prefix: Path, overrides: list[str], iterations: int, seed: int) -> tuple[float, float]:
@@ -112,6 +114,6 @@ def train(prefix: Path, overrides: list[str], iterations: int, seed: int) -> tup
         ]  # fmt: skip
         if subprocess.run(command, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL).returncode:
             sys.exit(1)  # train.py has said why
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     steps = [line["time/step_s"] for line in lines if "time/step_s" in line]
-    return json.loads((folder / "metrics.json").read_text())["main"]["value"], statistics.median(steps)
+    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["main"]["value"], statistics.median(steps)

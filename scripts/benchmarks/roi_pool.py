@@ -190,4 +190,4 @@ def run(arguments: argparse.Namespace) -> None:
         show(memory)
     if arguments.output:
         content = {"machine": machine, "torch": torch.__version__, "cases": rows, "memory": memory}
-        arguments.output.write_text(json.dumps(content, indent=1) + "\n")
+        arguments.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -53,7 +53,7 @@ def make_case(root: Path, images: int, classes: int, detections: int) -> None:
     for folder in ("Annotations", "ImageSets/Main", "JPEGImages", "results"):
         (root / folder).mkdir(parents=True)
     ids = [f"{number:06}" for number in range(images)]
-    (root / "ImageSets/Main/test.txt").write_text("\n".join(ids))
+    (root / "ImageSets/Main/test.txt").write_text("\n".join(ids), encoding="utf-8")
     names = [f"class{number:02}" for number in range(classes)]
     lines: dict[str, list[str]] = {name: [] for name in names}
     for image_id in ids:
@@ -65,7 +65,9 @@ def make_case(root: Path, images: int, classes: int, detections: int) -> None:
             OBJECT.format(names[label], int(generator.random() < 0.1), *map(int, corner))
             for label, corner in zip(labels, corners, strict=True)
         ]
-        (root / f"Annotations/{image_id}.xml").write_text("\n".join([HEAD.format(image_id), *xml, "</annotation>"]))
+        (root / f"Annotations/{image_id}.xml").write_text(
+            "\n".join([HEAD.format(image_id), *xml, "</annotation>"]), encoding="utf-8"
+        )
         near = generator.integers(0, objects, detections)
         boxes = np.sort((corners[near] + generator.normal(0, 15, (detections, 4))).reshape(-1, 2, 2), axis=1)
         correct = generator.random(detections) < 0.5
@@ -74,7 +76,7 @@ def make_case(root: Path, images: int, classes: int, detections: int) -> None:
         for label, score, box in zip(found, scores, boxes.reshape(-1, 4), strict=True):
             lines[names[label]].append(f"{image_id} {score:.9g} " + " ".join(f"{value:.5f}" for value in box) + "\n")
     for name, content in lines.items():
-        (root / "results" / RESULT_FILE.format(name)).write_text("".join(content))
+        (root / "results" / RESULT_FILE.format(name)).write_text("".join(content), encoding="utf-8")
 
 
 def measure(root: Path) -> dict[str, list[float]]:
@@ -96,7 +98,7 @@ def measure(root: Path) -> dict[str, list[float]]:
     timed("errors by kind", lambda: error_costs(matches, find_errors(matches)))
     timed("COCO", score_coco, matches, dataset.classes)
     ours = [area_ap(curve) for curve in matches.curves(0.5)]
-    peak = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+    peak = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text(encoding="utf-8"))
     plain = timed("plain evaluator", plain_evaluator, root / "results", truths, dataset.classes)
     np.testing.assert_allclose(plain, ours, atol=1e-9)
     return seconds | {PEAK: [int(peak[1]) / 1024 if peak else float("nan")]}
@@ -111,7 +113,7 @@ def plain_evaluator(folder: Path, truths: list[GroundTruth], classes: tuple[str,
             mine = truth.labels == label
             objects[truth.image_id] = (truth.boxes[mine].astype(float), truth.difficult[mine], [False] * mine.sum())
             number += int((~truth.difficult[mine]).sum())
-        rows = [line.split() for line in (folder / RESULT_FILE.format(name)).read_text().splitlines()]
+        rows = [line.split() for line in (folder / RESULT_FILE.format(name)).read_text(encoding="utf-8").splitlines()]
         scores = np.array([float(row[1]) for row in rows])
         corners = np.array([[float(value) for value in row[2:]] for row in rows]) - [1, 1, 0, 0]
         hits = misses = 0

@@ -59,7 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    names = (arguments.data / f"ImageSets/Main/{arguments.split}.txt").read_text().split()[:: arguments.every]
+    names = (
+        (arguments.data / f"ImageSets/Main/{arguments.split}.txt")
+        .read_text(encoding="utf-8")
+        .split()[:: arguments.every]
+    )
     paths = [arguments.data / f"JPEGImages/{name}.jpg" for name in names]
     objects = [read_objects(arguments.data / f"Annotations/{name}.xml") for name in names]
     print(f"{len(names)} images; {machine()}\n")

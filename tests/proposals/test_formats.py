@@ -13,12 +13,15 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
+from pycocotools import mask as coco_mask
 
 from detector.errors import InputError
+from detector.evaluation.results import write_coco_results
 from detector.proposals.convert import READERS, WRITERS, convert
 from detector.proposals.formats import mat5
 from detector.proposals.formats.records import BoxFormat, ImageProposals
 from detector.proposals.store import ProposalStore, stream_store
+from detector.structures import Detections
 
 # Of an image 60 wide and 40 high: its left upper corner, and one box elsewhere.
 BOXES = {"a": np.array([[0, 0, 5, 6], [10, 20, 60, 40]], np.float32), "COCO_val2014_000000000007": np.ones((0, 4))}
@@ -163,6 +166,65 @@ def mmdetection():
     return {f"train/{A}.jpg": rows, f"train/{B}.png": {"bboxes": np.zeros((0, 4)), "scores": np.zeros(0)}}
 
 
+def sam_folder(path):
+    """As the automatic mask generator: bbox from the first to the last pixel, in no order."""
+    path.mkdir()
+    masks = [
+        {"bbox": [x1, y1, x2 - x1 - 1, y2 - y1 - 1], "predicted_iou": score, "stability_score": 1.0, "area": 9,
+         "segmentation": {"size": [40, 60], "counts": "x"}}
+        for (x1, y1, x2, y2), score in zip(AS_WRITTEN["xyxy"], SCORES.tolist(), strict=True)
+    ]  # fmt: skip
+    (path / f"{A}.json").write_text(json.dumps(masks))
+    (path / f"{B}.json").write_text("[]")
+
+
+def sam_of_all(path):
+    """By image, and without bbox: the box of an RLE, as lists of counts, and of a polygon."""
+    first = {"segmentation": [[0, 0, 5, 0, 5, 6]], "score": 0.25}
+    height, width = 40, 60
+    mask = np.zeros((height, width), bool)
+    mask[20:, 10:] = True
+    flat = mask.ravel(order="F")
+    columns = np.diff(np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1], [True]]))).tolist()
+    second = {"segmentation": {"size": [height, width], "counts": columns}, "score": 0.5}
+    path.write_text(json.dumps({f"{A}.jpg": [first, second], f"{B}.jpg": []}))
+
+
+def sa_1b(path):
+    """As in the data set SA-1B, with compressed RLE and without scores."""
+    path.mkdir()
+    for image_id in (A, B):
+        masks = []
+        for x1, y1, x2, y2 in BOXES[image_id].astype(int).tolist():
+            mask = np.zeros((40, 60), np.uint8, order="F")
+            mask[y1:y2, x1:x2] = 1
+            masks.append(
+                {"segmentation": {**coco_mask.encode(mask), "counts": coco_mask.encode(mask)["counts"].decode()}}
+            )
+        about = {"image_id": 7, "file_name": f"{image_id}.jpg", "width": 60, "height": 40}
+        (path / f"x{image_id}.json").write_text(json.dumps({"image": about, "annotations": masks}))
+
+
+def edge_boxes(path):
+    path.mkdir()
+    rows = np.array([[x + 1, y + 1, w, h] for x, y, w, h in AS_WRITTEN["xywh"]], np.float64)
+    scipy.io.savemat(path / f"{A}.mat", {"bbs": np.column_stack([rows, SCORES])})
+    (path / f"{B}.txt").write_text("")
+
+
+def edge_boxes_of_all(path):
+    rows = np.array([[x + 1, y + 1, w, h] for x, y, w, h in AS_WRITTEN["xywh"]], np.float64)
+    content = {"bbs": cells(np.column_stack([rows, SCORES]), np.zeros((0, 5))), "images": cells(f"{A}.jpg", f"{B}.jpg")}
+    scipy.io.savemat(path, content, appendmat=False)
+
+
+def edge_boxes_of_opencv(path):
+    path.mkdir()
+    rows = zip(AS_WRITTEN["xywh"], SCORES.tolist(), strict=True)
+    (path / f"{A}.txt").write_text("".join(f"{x}, {y}, {w}, {h}, {score}\n" for (x, y, w, h), score in rows))
+    (path / f"{B}.txt").write_text("\n")
+
+
 # format, how a file of it comes about, what has to be declared, and whether it has scores
 FILES = {
     "voc-mat": ("voc-mat", voc_mat, {}, False),
@@ -177,11 +239,19 @@ FILES = {
     "csv": ("csv", csv_named, {"pixel_origin": "0"}, True),
     "csv unnamed": ("csv", csv_unnamed, {"order": "yxyx", "pixel_origin": "1"}, False),
     "coco-json": ("coco-json", coco_json, {}, True),
+    "sam-json": ("sam-json", sam_folder, {}, True),
+    "sam-json of all images": ("sam-json", sam_of_all, {}, True),
+    "sam-json SA-1B": ("sam-json", sa_1b, {}, False),
+    "edge-boxes": ("edge-boxes", edge_boxes, {}, True),
+    "edge-boxes cells": ("edge-boxes", edge_boxes_of_all, {}, True),
+    "edge-boxes of OpenCV": ("edge-boxes", edge_boxes_of_opencv, {"pixel_origin": "0"}, True),
     "detectron": ("detectron", pickled(detectron), {"trusted": True}, True),
     "detectron2": ("detectron2", pickled(detectron2), {"trusted": True}, True),
     "detectron2 xywh": ("detectron2", pickled(lambda: detectron2("xywh", 1)), {"trusted": True}, True),
     "mmdetection": ("mmdetection", pickled(mmdetection), {"trusted": True}, True),
 }  # fmt: skip
+READ_ONLY = {"sam-json", "edge-boxes"}
+BEST_FIRST = ("sam-json",)
 NAMES_NO_EMPTY_IMAGE = ("csv", "coco-json")
 
 
@@ -191,17 +261,18 @@ def test_from_every_format(name, tmp_path):
     write(tmp_path / "p")
     convert(tmp_path / "p", format, tmp_path / "p.safetensors", "store", **declared)
     store = ProposalStore(tmp_path / "p.safetensors")
-    assert store[A].tolist() == BOXES[A].tolist()
+    step = -1 if scored and format in BEST_FIRST else 1
+    assert store[A].tolist() == BOXES[A][::step].tolist()
     assert (store.scores(A) is not None) == scored
     if scored:
-        assert store.scores(A).tolist() == SCORES.tolist()
+        assert store.scores(A).tolist() == SCORES[::step].tolist()
     if format not in NAMES_NO_EMPTY_IMAGE:
         assert store[B].shape == (0, 4)
     assert len(store) == (1 if format in NAMES_NO_EMPTY_IMAGE else 2)
 
 
 def test_every_format_is_tried():
-    assert {format for format, *_ in FILES.values()} | {"store"} == set(READERS) == set(WRITERS)
+    assert {format for format, *_ in FILES.values()} | {"store"} == set(READERS) == set(WRITERS) | READ_ONLY
 
 
 # what has to stand in the file, read without our readers
@@ -273,6 +344,43 @@ def test_fractions_survive_every_format(tmp_path):
         WRITERS[format](path, [ImageProposals(A, exact, image_path=tmp_path / f"x/{A}.jpg")])
         back = READERS[format](path)
         assert back.boxes(A, back.box_format or BoxFormat("xyxy", "0")) == pytest.approx(exact, abs=1e-6), format
+
+
+@pytest.mark.parametrize(
+    ("format", "name", "content", "says"),
+    [
+        ("sam-json", "p.json", "{", r"p\.json: not a readable JSON file"),
+        ("sam-json", "p.json", '{"a.jpg": 3}', r"p\.json: what it has for image 'a' is no list of masks: 3"),
+        ("sam-json", "p.json", '[{"bbox": [1, 2, 3]}]', r"image 'p': mask 1 has the bbox \[1, 2, 3\]"),
+        ("sam-json", "p.json", '[{"area": 3}]', r"image 'p': mask 1 has neither a bbox nor a segmentation"),
+        ("sam-json", "p.json", '[{"segmentation": {"size": [4, 5], "counts": [3]}}]', "mask 1 has neither"),
+        ("sam-json", "p.json", '[{"segmentation": {"size": [1e9, 1e9], "counts": "aa"}}]', "mask 1 has neither"),
+        ("sam-json", "p.json", '[{"image": "a.jpg", "masks": []}, {"image": "b/a.jpg", "masks": []}]', "than once: a"),
+        ("edge-boxes", "p.txt", "1 2 3 4\n", r"p\.txt: its lines are not `x y width height score`"),
+        ("edge-boxes", "p.mat", "no mat", r"p\.mat: not a readable \.mat file"),
+    ],
+)  # fmt: skip
+def test_masks_and_edge_boxes_that_cannot_be_read(format, name, content, says, tmp_path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=says):
+        READERS[format](tmp_path / name)
+
+
+def test_edge_boxes_are_never_matched_by_position(tmp_path):
+    scipy.io.savemat(tmp_path / "p.mat", {"bbs": cells(np.ones((1, 5)), np.ones((2, 5)))})
+    with pytest.raises(InputError, match="`bbs` has cells for 2 images and `images` names 0: save the list of images"):
+        READERS["edge-boxes"](tmp_path / "p.mat")
+    with pytest.raises(InputError, match="a folder without .mat or .txt files"):
+        READERS["edge-boxes"]((tmp_path / "none").mkdir() or tmp_path / "none")
+
+
+def test_saved_detections_are_proposals(tmp_path):
+    """The detections.json of evaluate.py and detect.py."""
+    found = Detections("a", BOXES[A][::-1], np.array([1, 2]), SCORES[::-1])
+    write_coco_results(tmp_path / "detections.json", [found], ["cat", "dog"], {"cat": 1, "dog": 2})
+    back = READERS["coco-json"](tmp_path / "detections.json")
+    assert back.boxes("a", back.box_format).tolist() == BOXES[A][::-1].tolist()
+    assert back.scores("a").tolist() == [0.5, 0.25]
 
 
 def test_numbers_stay_numbers_in_coco_s_json(tmp_path):
@@ -367,7 +475,7 @@ def test_bad_files_are_named(tmp_path):
     cases = [
         ("voc-mat", "names.mat", "has no cell arrays"),
         ("voc-mat", "short.mat", "`boxes` of 2 and `images` of 1 images do not fit"),
-        ("voc-mat", "twice.mat", "more than once: a"),
+        ("voc-mat", "twice.mat", "than once: a"),
         ("voc-mat", "wide.mat", r"`boxes` of a has shape \(4, 6\)"),
         ("voc-mat", "junk", "not a readable .mat"),
         ("voc-mat", "new.mat", "damaged MATLAB v7.3"),

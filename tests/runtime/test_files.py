@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from detector.errors import InputError
-from detector.runtime.files import digest_of, locked, write_atomically
+from detector.runtime.files import digest_of, write_atomically
+from detector.runtime.locks import locked
 from detector.training.checkpoint import Checkpoints, load_checkpoint
 from detector.training.run_folder import check_run_folder, make_new_folder, make_run_folder
 

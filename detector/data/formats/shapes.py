@@ -45,7 +45,7 @@ def read_shapes(
     version = Path(root) / "version"
     if not Path(root).exists():
         generate_shapes(Path(root))
-    elif not version.is_file() or version.read_text() != VERSION:
+    elif not version.is_file() or version.read_text(encoding="utf-8") != VERSION:
         raise InputError(f"{root}: not the shapes of this version ({VERSION}): delete the folder to rebuild them")
     return read_voc(root, split, classes, image_options)
 
@@ -66,17 +66,19 @@ def generate_shapes(root: Path) -> None:
 
 def _write_shapes(root: Path) -> None:
     root.mkdir()
-    (root / "version").write_text(VERSION)
+    (root / "version").write_text(VERSION, encoding="utf-8")
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (root / folder).mkdir(parents=True)
     for split, count in COUNTS.items():
         ids = [f"{split}_{number:04d}" for number in range(count)]
-        (root / "ImageSets/Main" / f"{split}.txt").write_text("".join(f"{id}\n" for id in ids))
+        (root / "ImageSets/Main" / f"{split}.txt").write_text("".join(f"{id}\n" for id in ids), encoding="utf-8")
         for number, id in enumerate(ids):
             generator = np.random.default_rng([SEED, sorted(COUNTS).index(split), number])
             image, objects = draw_scene(generator)
             Image.fromarray(image).save(root / "JPEGImages" / f"{id}.jpg", quality=92)
-            (root / "Annotations" / f"{id}.xml").write_text(annotation_xml(f"{id}.jpg", image.shape, objects))
+            (root / "Annotations" / f"{id}.xml").write_text(
+                annotation_xml(f"{id}.jpg", image.shape, objects), encoding="utf-8"
+            )
 
 
 def draw_scene(generator: np.random.Generator) -> tuple[np.ndarray, list[dict]]:
