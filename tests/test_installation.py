@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,15 @@ def test_in_a_checkout_the_commands_run_the_programs_beside_the_package(monkeypa
         commands.detect()
     assert end.value.code == 0
     assert "usage: fast-rcnn-detect" in capsys.readouterr().out
+
+
+def test_the_container_for_cpus_leaves_out_the_libraries_of_cuda():
+    """The Dockerfile deletes these lines; torch is then one that does not need them."""
+    pattern = re.search(r"sed -i -E '/(.*)/d' requirements\.txt", (REPOSITORY / "Dockerfile").read_text())[1]
+    names = [line.partition("==")[0] for line in (REPOSITORY / "requirements.txt").read_text().splitlines()]
+    left = [name for name in names if not re.search(pattern, f"{name}==")]
+    assert {"torch", "torchvision", "numba", "psutil"} <= {*left}
+    assert {*names} - {*left} == {name for name in names if re.search("nvidia|cuda|triton", name)} != set()
 
 
 @pytest.mark.slow
