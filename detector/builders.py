@@ -141,6 +141,8 @@ def build_training(settings: TrainSettings, checkpoint: dict | None) -> Training
     if settings.proposals.folder is None:
         raise InputError("proposals.folder=None: must be the name of a folder")
     require_writable("proposals.folder", Path(settings.proposals.folder))
+    if settings.model.svd_ranks is not None:
+        raise InputError("model.svd_ranks: is for networks that are compressed after training: leave it out")
     compute = build_compute(settings)
     train_set, val_set = datasets.build_dataset(data, "train"), datasets.build_dataset(data, "val")
     classes = datasets.resolve_classes(data, train_set, val_set)

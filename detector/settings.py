@@ -144,6 +144,12 @@ class Data(Settings):
     """Maximum length of the long side: larger images are scaled down further."""
 
 
+SvdRanks = Annotated[
+    Annotated[Tuple[PositiveInt], Field(min_length=2, max_length=2)] | None,
+    Valid("null or two integers above 0, such as [1024,256]"),
+]
+
+
 class Model(Settings):
     """The network."""
 
@@ -170,6 +176,8 @@ class Model(Settings):
     """Units of the second fully connected layer; null: model.hidden."""
     dropout: Ratio = 0.0
     """Probability after each fully connected layer."""
+    svd_ranks: SvdRanks = None
+    """Ranks of fc6 and fc7 in a network that scripts/compress.py has written; null: none. Training needs null."""
     class_agnostic: bool = False
     """true: one box per RoI for all classes; false (the paper): one for each class."""
     delta_normalization: Literal["fixed", "per_class"] = "fixed"
@@ -499,10 +507,7 @@ class EvaluateSettings(Settings):
     """The checkpoint to score."""
     detections: FileName | None = None
     """Saved detections to score: a folder of result files in the devkit's form, or a .json file of COCO results."""
-    svd_ranks: Annotated[
-        Annotated[Tuple[PositiveInt], Field(min_length=2, max_length=2)] | None,
-        Valid("null or two integers above 0, such as [1024,256]"),
-    ] = None
+    svd_ranks: SvdRanks = None
     """Ranks of the truncated SVD of fc6 and fc7 (paper, section 3.1), which makes large layers faster; null: none."""
     submission: bool = False
     """true: no scores, but the files of VOC's evaluation server, as for a split without annotations."""

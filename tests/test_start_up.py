@@ -22,6 +22,7 @@ INVALID = {
     "scripts/convert_data.py": ["--data", "missing", "--to", "voc", "--out", "new", "--images", "JPEGImages"],
     "scripts/proposals.py": ["generate", "--data", "missing", "--out", "boxes.npy"],
     "scripts/detect.py": ["--checkpoint", "last.pt", "--out", "found"],
+    "scripts/compress.py": ["--checkpoint", "last.pt", "--out", "small", "--ranks", "0", "1"],
 }
 SCRIPTS = sorted(f"scripts/{path.name}" for path in (REPOSITORY / "scripts").glob("[a-z]*.py"))
 PROGRAMS = INVALID | {name: ["--no-such-option"] for name in SCRIPTS if name not in INVALID}

@@ -34,10 +34,10 @@ def build_model(model: Model, num_classes: int) -> FastRCNN:
 
 
 def _build_head(model: Model, body: Backbone, pool_size: int, norm: str) -> Head:
-    if model.head != "fc" and (model.hidden_last is not None or model.dropout):
+    if model.head != "fc" and (model.hidden_last is not None or model.dropout or model.svd_ranks is not None):
         raise InputError(
             f"model.head={model.head} has no second fully connected layer and no dropout: it needs "
-            "model.hidden_last=null model.dropout=0"
+            "model.hidden_last=null model.dropout=0 model.svd_ranks=null"
         )
     if model.head == "res5":
         if not model.backbone.startswith("resnet") or body.levels > 1:
@@ -45,7 +45,7 @@ def _build_head(model: Model, body: Backbone, pool_size: int, norm: str) -> Head
         return Res5Head(model.backbone, norm)
     if model.head == "4conv1fc":
         return ConvFcHead(body.out_channels, pool_size, model.hidden, grouped=norm == "group")
-    return FcHead(body.out_channels, pool_size, model.hidden, model.dropout, model.hidden_last)
+    return FcHead(body.out_channels, pool_size, model.hidden, model.dropout, model.hidden_last, model.svd_ranks)
 
 
 def _freeze(network: FastRCNN, model: Model) -> None:

@@ -26,10 +26,19 @@ class Head(nn.Module):
 
 
 class FcHead(Head):
-    """Two fully connected layers with ReLU; the original fc6 and fc7 of VGG16 have 4096 units and dropout 0.5."""
+    """Two fully connected layers with ReLU; the original fc6 and fc7 of VGG16 have 4096 units and dropout 0.5.
+
+    With svd_ranks, each is a product of two layers, as `compress` makes them.
+    """
 
     def __init__(
-        self, in_channels: int, pool_size: int, hidden: int, dropout: float, hidden_last: int | None = None
+        self,
+        in_channels: int,
+        pool_size: int,
+        hidden: int,
+        dropout: float,
+        hidden_last: int | None = None,
+        svd_ranks: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.out_features = hidden_last or hidden
@@ -40,27 +49,35 @@ class FcHead(Head):
         for layer in (self.fc6, self.fc7):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
+        if svd_ranks is not None:
+            self._factorize(svd_ranks)
 
     def forward(self, pooled: Tensor) -> Tensor:
         hidden = self.dropout(self.relu(self.fc6(flatten(pooled))))
         return self.dropout(self.relu(self.fc7(hidden)))
 
     def compress(self, ranks: Sequence[int]) -> None:
-        """Replace fc6 and fc7 by truncated singular value decompositions of these ranks (section 3.1)."""
-        for name, rank in (("fc6", ranks[0]), ("fc7", ranks[1])):
+        """Replace fc6 and fc7 by truncated singular value decompositions of these ranks (section 3.1).
+
+        W = U S V' becomes a layer S V' without bias and a layer U with the bias of the original.
+        """
+        layers = self.fc6, self.fc7
+        self._factorize(ranks)
+        for layer, (first, second), rank in zip(layers, (self.fc6, self.fc7), ranks, strict=True):
+            u, s, v = torch.linalg.svd(layer.weight.detach(), full_matrices=False)
+            first.weight.data = (s[:rank, None] * v[:rank]).contiguous()
+            second.weight.data, second.bias.data = u[:, :rank].contiguous(), layer.bias.detach()
+
+    def _factorize(self, ranks: Sequence[int]) -> None:
+        """Replace fc6 and fc7 by two untrained layers each. Raises InputError for ranks that they cannot have."""
+        for name, rank in zip(("fc6", "fc7"), ranks, strict=True):
             layer = getattr(self, name)
+            if not isinstance(layer, nn.Linear):
+                raise InputError(f"svd_ranks={[*ranks]}: the network is compressed already")
             if rank > min(layer.weight.shape):
                 raise InputError(f"svd_ranks={[*ranks]}: {name} has a rank of {min(layer.weight.shape)} at most")
-            setattr(self, name, _truncated_svd(layer, rank))
-
-
-def _truncated_svd(layer: nn.Linear, rank: int) -> nn.Sequential:
-    """W = U S V', as one layer S V' without bias and one layer U with that of the original."""
-    u, s, v = torch.linalg.svd(layer.weight.detach(), full_matrices=False)
-    first, second = nn.Linear(layer.in_features, rank, bias=False), nn.Linear(rank, layer.out_features)
-    first.weight.data = (s[:rank, None] * v[:rank]).contiguous()
-    second.weight.data, second.bias.data = u[:, :rank].contiguous(), layer.bias.detach()
-    return nn.Sequential(first, second).to(layer.weight.device)
+            first, second = nn.Linear(layer.in_features, rank, bias=False), nn.Linear(rank, layer.out_features)
+            setattr(self, name, nn.Sequential(first, second).to(layer.weight.device))
 
 
 class ConvFcHead(Head):
