@@ -11,13 +11,14 @@ import torchvision
 from PIL import Image
 
 from detector.errors import InputError
+from detector.inference.video import Video
 from detector.models.pooling import PyramidPooling, RoIAlign
 from detector.roi_pool import RoIPool
 from detector.settings import Detect
 from detector.visualization.detection import draw_stages
 from detector.visualization.features import pool_roi
 from scripts import detect
-from scripts.visualizations import _trained
+from scripts.visualizations import _animation, _trained
 from scripts.visualizations.detection import stages_of
 from scripts.visualizations.features import pooling_of
 from scripts.visualize import main
@@ -43,11 +44,21 @@ def test_roi_pool_writes_pictures_and_an_animation(tmp_path, capsys):
     assert "not an empty folder" in capsys.readouterr().err
 
 
+def test_an_mp4_shows_each_picture_as_long_as_the_gif(tmp_path):
+    pictures = [np.full((35, 41, 3), shade, dtype=np.uint8) for shade in (0, 250)]  # an odd size
+    _animation.write_animation(tmp_path / "new", "a", "mp4", pictures, [0.1, 1.0])
+    video = Video(str(tmp_path / "new/a.mp4"))
+    shades = [frame.mean() for frame in video]
+    assert video.fps == _animation.FPS
+    np.testing.assert_allclose(shades, [0] * 2 + [250] * 20, atol=6)
+
+
 def test_roi_pool_reads_other_maps(tmp_path):
     np.savetxt(tmp_path / "map.csv", np.arange(12).reshape(3, 4), delimiter=",")
-    options = ["--map", str(tmp_path / "map.csv"), "--region", "0", "0", "9", "9"]
+    options = ["--map", str(tmp_path / "map.csv"), "--region", "0", "0", "9", "9", "--animation", "mp4"]
     assert main(["roi_pool", *options, "--out", str(tmp_path / "out")]) == 0
-    assert files(tmp_path / "out") == ["roi_pool.gif", "steps_overlapping.png", "steps_overlapping.svg"]
+    assert files(tmp_path / "out") == ["roi_pool.mp4", "steps_overlapping.png", "steps_overlapping.svg"]
+    assert len([*Video(str(tmp_path / "out/roi_pool.mp4"))]) > 20
 
 
 @pytest.mark.parametrize("name", ["missing.npy", "text.npy", "text.csv", "cube.npy", "folder.csv", "objects.npy"])
@@ -105,16 +116,13 @@ def test_roi_is_pooled_from_its_level_of_a_pyramid():
     maps = [torch.zeros(1, 1, 64 // 2**level, 64 // 2**level) for level in range(4)]
     rois = torch.tensor([[0, 0, 0, 224, 224], [0, 0, 0, 100, 100.0]])
     pools = PyramidPooling([RoIPool(7, 1 / 4 / 2**level) for level in range(4)])
-    seen = SimpleNamespace(model=SimpleNamespace(roi_pool=pools), settings=detecting(), features=maps, rois=rois)
-    layer, features = pooling_of(seen, 0)
+    layer, features = pooling_of(pools, maps, rois[:1])
     assert (layer.spatial_scale, features.shape[2]) == (1 / 16, 16)
-    assert pooling_of(seen, 1)[0].spatial_scale == 1 / 4
-    seen.model.roi_pool = RoIAlign(7, 1 / 16)
+    assert pooling_of(pools, maps, rois[1:])[0].spatial_scale == 1 / 4
     with pytest.raises(InputError, match="RoI Align, which takes no maxima"):
-        pooling_of(seen, 0)
-    seen.settings = detecting(pyramid_px=(400,))
+        pooling_of(RoIAlign(7, 1 / 16), maps[0], rois[:1])
     with pytest.raises(InputError, match=r"detect\.pyramid_px"):
-        pooling_of(seen, 0)
+        _trained.require_one_scale(detecting(pyramid_px=(400,)))
 
 
 @pytest.mark.slow

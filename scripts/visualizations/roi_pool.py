@@ -1,7 +1,7 @@
 """RoI pooling step by step, on the map of an article or any other.
 
 Writes steps_overlapping (the sections of the kernels) and, where each section has a cell, steps_disjoint (the sections
-of the article "Region of Interest Pooling Explained") and comparison, as .png and .svg, and roi_pool.gif.
+of the article "Region of Interest Pooling Explained") and comparison, as .png and .svg, and roi_pool.gif (or .mp4).
 """
 
 import argparse
@@ -18,7 +18,9 @@ from detector.visualization.pooling import (
     pool_overlapping,
 )
 from detector.visualization.pooling_figures import animate, draw_comparison, draw_steps
-from detector.visualization.style import save_animation, save_figure
+from detector.visualization.style import save_figure
+from scripts.visualizations import _animation
+from scripts.visualizations._animation import write_animation
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output-size", type=int, nargs=2, metavar=("H", "W"), default=ARTICLE_OUTPUT_HW, help="default: 2 2"
     )
+    _animation.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -41,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
         save_figure(arguments.out, "steps_disjoint", draw_steps(disjoint)[0])
         save_figure(arguments.out, "comparison", draw_comparison(disjoint, overlapping)[0])
     frames, seconds = animate([pooling for pooling in (disjoint, overlapping) if pooling is not None])
-    save_animation(arguments.out / "roi_pool.gif", frames, seconds)
+    write_animation(arguments.out, "roi_pool", arguments.animation, frames, seconds)
 
 
 def read_map(path: Path) -> np.ndarray:

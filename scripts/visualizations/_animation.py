@@ -1,0 +1,36 @@
+"""The file of an animation, for the commands that make one."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from detector.inference.video import VideoWriter
+from detector.visualization.style import save_animation
+
+FPS = 20  # of an .mp4: every duration is a multiple of 0.05 s
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--animation", choices=("gif", "mp4"), default="gif", help="kind of its file (default: %(default)s)"
+    )
+
+
+def write_animation(folder: Path, name: str, kind: str, frames: Sequence[np.ndarray], seconds: Sequence[float]) -> None:
+    """Write FOLDER/NAME.gif, or .mp4, of images (H, W, 3) uint8, all of one size, each shown so long."""
+    if kind == "gif":
+        save_animation(folder / f"{name}.gif", frames, seconds)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with VideoWriter(folder / f"{name}.mp4", FPS) as video:
+        for frame, duration in zip(frames, seconds, strict=True):
+            for _ in range(max(round(duration * FPS), 1)):
+                video.write(even(frame))
+
+
+def even(frame: np.ndarray) -> np.ndarray:
+    """The image without an odd last row and column: the codec needs even sizes."""
+    height, width = frame.shape[:2]
+    return frame[: height // 2 * 2, : width // 2 * 2]
