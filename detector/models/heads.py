@@ -31,6 +31,9 @@ class FcHead(Head):
     With svd_ranks, each is a product of two layers, as `compress` makes them.
     """
 
+    fc6: nn.Linear | nn.Sequential
+    fc7: nn.Linear | nn.Sequential
+
     def __init__(
         self,
         in_channels: int,
@@ -61,23 +64,27 @@ class FcHead(Head):
 
         W = U S V' becomes a layer S V' without bias and a layer U with the bias of the original.
         """
-        layers = self.fc6, self.fc7
-        self._factorize(ranks)
-        for layer, (first, second), rank in zip(layers, (self.fc6, self.fc7), ranks, strict=True):
+        for layer, factors, rank in zip(*self._factorize(ranks), ranks, strict=True):
             u, s, v = torch.linalg.svd(layer.weight.detach(), full_matrices=False)
-            first.weight.data = (s[:rank, None] * v[:rank]).contiguous()
-            second.weight.data, second.bias.data = u[:, :rank].contiguous(), layer.bias.detach()
+            factors[0].weight.data = (s[:rank, None] * v[:rank]).contiguous()
+            factors[1].weight.data, factors[1].bias.data = u[:, :rank].contiguous(), layer.bias.detach()
 
-    def _factorize(self, ranks: Sequence[int]) -> None:
-        """Replace fc6 and fc7 by two untrained layers each. Raises InputError for ranks that they cannot have."""
-        for name, rank in zip(("fc6", "fc7"), ranks, strict=True):
-            layer = getattr(self, name)
+    def _factorize(self, ranks: Sequence[int]) -> tuple[list[nn.Linear], list[nn.Sequential]]:
+        """Replace fc6 and fc7 by two untrained layers each. Raises InputError for ranks that they cannot have.
+
+        Returns the layers of before, and what has replaced each.
+        """
+        layers, products = [], []
+        for name, layer, rank in zip(("fc6", "fc7"), (self.fc6, self.fc7), ranks, strict=True):
             if not isinstance(layer, nn.Linear):
                 raise InputError(f"svd_ranks={[*ranks]}: the network is compressed already")
             if rank > min(layer.weight.shape):
                 raise InputError(f"svd_ranks={[*ranks]}: {name} has a rank of {min(layer.weight.shape)} at most")
             first, second = nn.Linear(layer.in_features, rank, bias=False), nn.Linear(rank, layer.out_features)
-            setattr(self, name, nn.Sequential(first, second).to(layer.weight.device))
+            layers.append(layer)
+            products.append(nn.Sequential(first, second).to(layer.weight.device))
+        self.fc6, self.fc7 = products
+        return layers, products
 
 
 class ConvFcHead(Head):
