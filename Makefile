@@ -72,5 +72,5 @@ $(READY): requirements.txt pyproject.toml
 	@touch $@
 
 lock: setup
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --extra onnx \
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --extra onnx --extra timm \
 	    --no-header --no-annotate pyproject.toml --output-file requirements.txt

@@ -49,6 +49,9 @@ Backbone = Literal[
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
     "resnet18_fpn", "resnet34_fpn", "resnet50_fpn", "resnet101_fpn", "resnet152_fpn",
 ]  # fmt: skip
+TimmName = Annotated[
+    str, StringConstraints(pattern=r"^timm/[a-z0-9_]+$"), Valid("timm/NAME, such as timm/convnext_tiny")
+]
 Fold = Annotated[str, StringConstraints(pattern=r"^\d{1,4}/\d{1,4}$"), Valid("K/N, such as 1/5")]
 FileName = Annotated[Text, Valid("the name of a file")]
 FolderName = Annotated[Text, Valid("the name of a folder")]
@@ -153,8 +156,9 @@ SvdRanks = Annotated[
 class Model(Settings):
     """The network."""
 
-    backbone: Backbone
-    """Convolutional network, up to stride 16; NAME_fpn: with a feature pyramid of strides 4 to 32."""
+    backbone: Backbone | TimmName
+    """Convolutional network, up to stride 16; NAME_fpn: with a feature pyramid of strides 4 to 32; timm/NAME: of the
+    package timm, an extra, with the weights of a local file or none."""
     norm: Literal["frozen", "batch", "group"] | None = None
     """Norm layers. frozen: batch norm with the statistics of the weights; batch: of each batch; group: group norm;
     null: frozen with weights, else batch."""

@@ -9,6 +9,7 @@ from torchvision import models
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
 
 Net = TypeVar("Net", bound=nn.Module)
+NORM_LAYERS = (FrozenBatchNorm2d, nn.BatchNorm2d, nn.GroupNorm)
 
 
 class Backbone(nn.Module):
@@ -18,10 +19,17 @@ class Backbone(nn.Module):
     stride: int  # of the finest map
     levels = 1  # each further map has twice the stride of the one before it; with several, `forward` returns a list
     stages: list[nn.Module]  # in forward order; the first ones are frozen in fine-tuning
+    norm_layers: tuple[type[nn.Module], ...] = NORM_LAYERS
+    pixel_mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of ImageNet images, as torchvision's weights expect
+    pixel_std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
 
 def build_backbone(name: str, norm: str) -> Backbone:
     """The backbone of this name (`model.backbone`), with the kind of norm layers in `NORMS`."""
+    if name.startswith("timm/"):
+        from detector.models.timm_body import TimmBody  # timm is an extra
+
+        return TimmBody(name, norm)
     if name.endswith("_fpn"):
         return PyramidBody(name.removesuffix("_fpn"), norm)
     return ResNetBody(name, norm) if name.startswith("resnet") else PlainBody(name, norm)
@@ -95,7 +103,6 @@ def resnet(name: str, norm: str) -> models.ResNet:
 
 
 # Batches of two images are too small to estimate batch statistics, so pretrained ones are kept: `frozen`.
-NORM_LAYERS = (FrozenBatchNorm2d, nn.BatchNorm2d, nn.GroupNorm)
 NORMS = {"frozen": FrozenBatchNorm2d, "batch": nn.BatchNorm2d, "group": lambda channels: nn.GroupNorm(32, channels)}
 
 

@@ -3,7 +3,7 @@
 from torch import nn
 
 from detector.errors import InputError
-from detector.models.backbones import NORM_LAYERS, Backbone, build_backbone
+from detector.models.backbones import Backbone, build_backbone
 from detector.models.fast_rcnn import FastRCNN
 from detector.models.heads import ConvFcHead, FcHead, Head, Res5Head
 from detector.models.pooling import POOLINGS, PyramidPooling
@@ -22,7 +22,7 @@ def build_model(model: Model, num_classes: int) -> FastRCNN:
         raise InputError("model.norm=frozen: without model.weights there are no statistics to keep")
     pool_size = model.pool_size or (14 if model.head == "res5" else 7)
     body = build_backbone(model.backbone, norm)
-    if model.norm is not None and not any(isinstance(module, NORM_LAYERS) for module in body.modules()):
+    if model.norm is not None and not any(isinstance(module, body.norm_layers) for module in body.modules()):
         raise InputError(f"model.norm={norm}: {model.backbone} has no norm layers; vgg16_bn and the ResNets have")
     head = _build_head(model, body, pool_size, norm)
     pools = [POOLINGS[model.pooling](pool_size, 1 / (body.stride * 2**level)) for level in range(body.levels)]

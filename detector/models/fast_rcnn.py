@@ -35,9 +35,8 @@ class FastRCNN(nn.Module):
         for layer, std in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):  # section 2.3
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
-        # Mean and standard deviation of ImageNet images, as torchvision's weights expect.
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1) * 255, persistent=False)
+        self.register_buffer("mean", torch.tensor(backbone.pixel_mean).view(3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(backbone.pixel_std).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("delta_mean", torch.zeros(boxes, 4) if normalize_deltas else None)
         self.register_buffer("delta_std", torch.ones(boxes, 4) if normalize_deltas else None)
 

@@ -9,10 +9,12 @@ from urllib.error import URLError
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision import models
 
 from detector.errors import InputError, first_few
+from detector.models.fast_rcnn import FastRCNN
+from detector.models.timm_body import TimmBody, name_prefixes
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +37,7 @@ def torchvision_prefixes(backbone: str) -> dict[str, str]:
     return names | {"layer4.": "backbone.layer4." if backbone.endswith("_fpn") else "head.layer4."}
 
 
-def load_weights(model: nn.Module, backbone: str, weights: str, classes: Sequence[str]) -> bool:
+def load_weights(model: FastRCNN, backbone: str, weights: str, classes: Sequence[str]) -> bool:
     """Load weights into the model from `imagenet` or from a file, and log which layers keep their initialization.
     Returns whether the box regression is loaded, for targets that are normalised by `roi.delta_std` alone.
 
@@ -57,7 +59,9 @@ def load_weights(model: nn.Module, backbone: str, weights: str, classes: Sequenc
         for name, value in (wrapped if isinstance(wrapped, dict) else state).items()
         if isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided
     }
-    if not of_checkpoint:
+    if isinstance(model.backbone, TimmBody) and not of_checkpoint:
+        state = {_renamed(key, name_prefixes(model.backbone.net)): value for key, value in state.items()}
+    elif not of_checkpoint:
         state = _from_classifier(state, backbone)
     state = _without_statistics(state, source)
     if theirs != [*classes]:
@@ -68,7 +72,8 @@ def load_weights(model: nn.Module, backbone: str, weights: str, classes: Sequenc
     fitting = {key: value for key, value in state.items() if key in own and _fits(value, own[key])}
     trunk = [key for key in own if key.startswith("backbone.") and not key.startswith("backbone.fpn.")]
     lacking = [key for key in trunk if "num_batches" not in key and key not in fitting]
-    if any(key.startswith("backbone.") and "running_mean" in key and key not in own for key in state) and not lacking:
+    statistics = [key for key in state if key.startswith("backbone.") and "running_mean" in key and key not in own]
+    if statistics and not lacking and not isinstance(model.backbone, TimmBody):  # of which a part is not used
         raise InputError(
             f"model.norm=group: {source} has statistics of batch norm: it takes model.norm=frozen or batch"
         )
@@ -141,7 +146,7 @@ def require_stored(path: Path) -> None:
 
 def imagenet_url(backbone: str) -> str:
     """Where torchvision's first ImageNet weights of this network are."""
-    if backbone == "vgg_cnn_m":
+    if backbone == "vgg_cnn_m" or backbone.startswith("timm/"):
         raise InputError(f"model.weights=imagenet: torchvision has none for {backbone}: give a file, or null")
     return models.get_model_weights(backbone.removesuffix("_fpn"))["IMAGENET1K_V1"].url
 
@@ -172,6 +177,8 @@ def _from_classifier(state: dict, backbone: str) -> dict:
 
 def to_torchvision(state: dict[str, Tensor], backbone: str) -> dict[str, Tensor]:
     """The part of a state dict that exists in torchvision's classification network, under torchvision's names."""
+    if backbone.startswith("timm/"):
+        raise InputError(f"model.backbone={backbone}: is no network of torchvision")
     prefixes = {ours: theirs for theirs, ours in torchvision_prefixes(backbone).items()}
     state = dict(state)
     weight, second = state.get(FC6_WEIGHT), state.get("head.fc7.weight")

@@ -17,6 +17,7 @@ from detector.builders import build_trained_model
 from detector.errors import InputError, RunFailure
 from detector.inference.onnx_network import FORMAT
 from detector.models import FastRCNN, build_model
+from detector.models.backbones import Backbone
 from detector.models.heads import FcHead
 from detector.roi_pool import RoIPool, roi_pool
 from detector.settings import Model
@@ -29,7 +30,7 @@ onnx_export = pytest.importorskip("detector.inference.onnx_export", reason="the 
 LOW = {"score_threshold": 0.05}
 
 
-class SmallBackbone(nn.Module):
+class SmallBackbone(Backbone):
     """Two convolutions of stride 16 together, since the exporter takes many seconds for a deep network."""
 
     def __init__(self) -> None:
