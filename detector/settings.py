@@ -53,6 +53,7 @@ TimmName = Annotated[
     str, StringConstraints(pattern=r"^timm/[a-z0-9_]+$"), Valid("timm/NAME, such as timm/convnext_tiny")
 ]
 Fold = Annotated[str, StringConstraints(pattern=r"^\d{1,4}/\d{1,4}$"), Valid("K/N, such as 1/5")]
+Workers = Annotated[Annotated[int, Field(ge=0, le=1000)] | Literal["auto"], Valid("auto or an integer from 0 to 1000")]
 FileName = Annotated[Text, Valid("the name of a file")]
 FolderName = Annotated[Text, Valid("the name of a folder")]
 
@@ -329,8 +330,9 @@ class CommonSettings(Settings):
     precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """auto: bfloat16 where the hardware multiplies it natively; float16: with a scaled loss, for GPUs without bfloat16
     (T4, V100)."""
-    workers: Annotated[int, Field(ge=0, le=1000), Valid("an integer from 0 to 1000")] = 2
-    """Processes that read and augment images, for each training process; 0: the process does it itself."""
+    workers: Workers = 2
+    """Processes that read and augment images and sample RoIs, for each training process; 0: the process does it itself;
+    auto: the processor cores divided by the processes of the run on this machine, at most 8."""
     data: Data
     model: Annotated[Model, FIXED]
     roi: RoISampling = RoISampling()
@@ -522,8 +524,8 @@ class EvaluateSettings(Settings):
     """auto (an NVIDIA GPU if there is one), cpu, cuda, cuda:1, or mps (Apple silicon)."""
     precision: Literal["auto", "bfloat16", "float16", "float32"] | None = None
     """auto: bfloat16 where the hardware multiplies it natively; null: as in training."""
-    workers: Annotated[int, Field(ge=0, le=1000), Valid("an integer from 0 to 1000")] = 2
-    """Processes that read images; 0: the process does it itself."""
+    workers: Workers = 2
+    """Processes that read images; 0: the process does it itself; auto: as in training."""
     data: GivenData = GivenData.model_construct()
     """The dataset of training, or another. Null: as in training."""
     detect: GivenDetect = GivenDetect()

@@ -71,5 +71,5 @@ def test_help_and_errors_come_without_slow_imports(program, answers):
 
 
 def test_invalid_settings_are_one_line(answers):
-    assert answers["train.py"][1][1] == "error: workers=-1: must be an integer from 0 to 1000\n"
-    assert answers["evaluate.py"][1][1] == "error: workers=-1: must be an integer from 0 to 1000\n"
+    assert answers["train.py"][1][1] == "error: workers=-1: must be auto or an integer from 0 to 1000\n"
+    assert answers["evaluate.py"][1][1] == "error: workers=-1: must be auto or an integer from 0 to 1000\n"

@@ -4,7 +4,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import cv2
 import numpy as np
@@ -17,11 +17,13 @@ from detector.data.epoch_order import EpochOrder
 from detector.data.proposal_selection import Selection, select_proposals
 from detector.data.transforms import Augment, Resize, pad
 from detector.errors import InputError, RunFailure
+from detector.runtime.ranks import cores_per_process
 from detector.runtime.seeds import Stream, seed_of
 from detector.runtime.signals import leave_requests_to_parent
 from detector.structures import Batch, Sample
 
 FIRST_2000 = Selection()
+MAX_AUTO_WORKERS = 8  # more take memory, and one GPU is rarely faster
 # Proposals with at least this fraction of their area in a crowd are not used (py-faster-rcnn and Detectron: 0.7).
 CROWD_IOA_THRESHOLD = 0.7
 
@@ -173,7 +175,7 @@ def collate(items: list[tuple[Sample, int]]) -> Batch:
 def train_loader(
     samples: TransformedDataset,
     order: TrainBatchSampler,
-    workers: int,
+    workers: int | Literal["auto"],
     collate: Callable[[list[tuple[Sample, int]]], Any] = collate,
     pin_memory: bool = False,
 ) -> DataLoader:
@@ -181,7 +183,9 @@ def train_loader(
     return _loader(samples, order, workers, collate, pin_memory)
 
 
-def eval_loader(samples: TransformedDataset, workers: int, rank: int = 0, processes: int = 1) -> DataLoader:
+def eval_loader(
+    samples: TransformedDataset, workers: int | Literal["auto"], rank: int = 0, processes: int = 1
+) -> DataLoader:
     """Every image once, in the order of the dataset, with batch size 1: no result depends on other images.
 
     With n `processes`, each has every n-th image, starting at its `rank`.
@@ -221,12 +225,16 @@ def explain_workers(last_images: list[str]) -> Iterator[None]:
 
 
 def _loader(
-    samples: TransformedDataset, batches: TrainBatchSampler | list, workers: int, collate: Callable, pin_memory: bool
+    samples: TransformedDataset,
+    batches: TrainBatchSampler | list,
+    workers: int | Literal["auto"],
+    collate: Callable,
+    pin_memory: bool,
 ) -> DataLoader:
     return DataLoader(
         samples,
         batch_sampler=batches,
-        num_workers=workers,
+        num_workers=min(cores_per_process(), MAX_AUTO_WORKERS) if workers == "auto" else workers,
         collate_fn=collate,
         pin_memory=pin_memory,
         worker_init_fn=_init_worker,

@@ -90,12 +90,13 @@ class Compute:
             return model(images, rois.to(self.device))
 
     def copy_ahead(self, batches: Iterable[Moved]) -> Iterator[tuple[Moved, Moved]]:
-        """Each batch and its copy on the device, made while the step before it is computed; on a CPU the batch itself.
+        """Each batch and its copy on the device: on an NVIDIA GPU made while the step before it is computed, on a CPU
+        without a copy.
 
         A batch in pinned memory is copied without waiting. A copy is valid until the next one is asked for.
         """
-        if self.device.type == "cpu":
-            yield from ((batch, batch) for batch in batches)
+        if self.device.type != "cuda":
+            yield from ((batch, batch.to(self.device)) for batch in batches)
             return
         stream = torch.cuda.Stream(self.device)
 

@@ -213,12 +213,13 @@ def barrier() -> None:
 
 
 def wrap_ddp(model: nn.Module, device: torch.device) -> nn.Module:
-    """Wrap the model so that gradients are averaged over all processes."""
+    """Wrap the model so that gradients are averaged over all processes, without a copy of them to send."""
     if not dist.is_initialized():
         return model
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    return nn.parallel.DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+    devices = [device] if device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
 
 
 def broadcast_buffers(model: nn.Module) -> None:

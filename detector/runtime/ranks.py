@@ -31,6 +31,15 @@ def _number(variable: str, default: str = "") -> int:
     return int(text)
 
 
+def cores_per_process() -> int:
+    """Processor cores for each process of the run on this machine, at least 1.
+
+    Under srun, which does not tell how many processes share a machine, it is as if one machine had all of them.
+    """
+    processes = _number("LOCAL_WORLD_SIZE", str(rank_info().world_size))
+    return max(len(os.sched_getaffinity(0)) // max(processes, 1), 1)
+
+
 def is_main() -> bool:
     """Whether this is the process that writes: the first, or the only one."""
     return rank_info().rank == 0

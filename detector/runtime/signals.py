@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from detector.errors import Stopped
 from detector.runtime.distributed import all_reduce_max, gather
+from detector.runtime.ranks import rank_info
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -21,6 +22,8 @@ REQUESTS = (signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal,
 # Signals within this time after the first one are the same request: torchrun, signalled together with its processes,
 # signals them once more.
 SAME_REQUEST_S = 2.0
+AGREE_EVERY_S = 1.0  # several processes
+MAX_STEPS = 100  # between two agreements, in case that steps become slower
 
 
 def _reset_wakeup_fd() -> None:
@@ -38,6 +41,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal = 0
+        self._steps, self._left = 1, 0  # of this interval between agreements, and how many of them are left
+        self._agreed_at = time.monotonic()
 
     def __enter__(self) -> "StopRequest":
         self._before = {number: signal.signal(number, self._note) for number in REQUESTS}
@@ -74,7 +79,21 @@ class StopRequest:
         os.close(arrivals)
 
     def agreed(self) -> int:
-        """The signal that any process of the run has received, 0 for none. All processes must call this."""
+        """The signal that any process of the run has received, 0 for none. All processes must call this after each
+        step.
+
+        Several processes communicate about once per second only, since each time all wait for the slowest one. They
+        count steps, because their clocks differ: as many as the slowest process does in that time.
+        """
+        if rank_info().world_size == 1:
+            return self.signal
+        self._left -= 1
+        if self._left > 0:
+            return 0
+        now = time.monotonic()
+        step_us = all_reduce_max(round(1e6 * (now - self._agreed_at) / self._steps))
+        self._steps = self._left = min(max(int(AGREE_EVERY_S * 1e6 / max(step_us, 1)), 1), MAX_STEPS)
+        self._agreed_at = now
         return all_reduce_max(self.signal)
 
     def cut_short(self, items: Iterable[T]) -> Iterator[T]:

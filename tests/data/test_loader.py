@@ -143,6 +143,21 @@ def test_batches_do_not_depend_on_the_number_of_workers(samples):
     assert {len(versions) for versions in by_image.values()} == {2}  # flipped, and not
 
 
+def test_the_number_of_workers_can_follow_from_the_machine(samples, monkeypatch):
+    def workers(cores: int, **variables: str) -> list[int]:
+        monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(cores))
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        order = TrainBatchSampler(6, 2, 1, seed=0)
+        return [train_loader(samples, order, "auto").num_workers, eval_loader(samples, "auto").num_workers]
+
+    assert (workers(1), workers(6), workers(64)) == ([1, 1], [6, 6], [8, 8])
+    assert workers(16, RANK="0", WORLD_SIZE="4") == [4, 4]
+    assert workers(16, RANK="0", WORLD_SIZE="16", LOCAL_WORLD_SIZE="8") == [2, 2]  # on two machines
+    assert workers(2, RANK="0", WORLD_SIZE="16", LOCAL_WORLD_SIZE="8") == [1, 1]
+    assert train_loader(samples, TrainBatchSampler(6, 2, 1, seed=0), 1).num_workers == 1
+
+
 def test_scale_jitter_is_not_undone_by_resizing(small_shapes):
     halve = Augment([A.RandomScale(scale_limit=(-0.5, -0.5), p=1.0)])
     dataset = read_voc(small_shapes, "train")

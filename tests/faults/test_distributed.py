@@ -95,6 +95,7 @@ def train_a_little(root: Path, model: FastRCNN) -> list[float]:
     here = rank_info()
     order = TrainBatchSampler(6, 2, 9, 0, 0, here.rank, here.world_size)
     learner, optimizer = wrap_ddp(model, COMPUTE.device), torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    assert here.world_size == 1 or learner.gradient_as_bucket_view
     steps = training_steps(
         learner, train_loader(six_images(root), order, 0, TRAINING.collate), optimizer, lambda _: 1.0, TRAINING, COMPUTE
     )

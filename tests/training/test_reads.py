@@ -189,4 +189,6 @@ def test_batches_are_copied_to_a_gpu_one_ahead():
 
 def test_on_a_cpu_batches_are_passed_through():
     [(batch, same)] = COMPUTE.copy_ahead([BATCH])
-    assert batch is same is BATCH
+    assert batch is BATCH
+    assert same.images is BATCH.images
+    assert same.targets.packed is BATCH.targets.packed
