@@ -95,7 +95,10 @@ def _row(cells: Sequence[str]) -> str:
 
 def bar(part: float, label: str) -> Html:
     """A label with a bar of this part, 0 to 1, of the width that is there."""
-    return Html(f'<span class="bar" style="--part:{min(max(part, 0), 1):.3f}"></span>{escape(label)}')
+    return Html(
+        f'<span class="bar" style="--part:{min(max(part, 0), 1):.3f}"></span>'
+        f'<span class="number">{escape(label)}</span>'
+    )
 
 
 def gallery(pictures: Sequence[Picture]) -> Html:
