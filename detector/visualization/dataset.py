@@ -8,6 +8,7 @@ from html import escape
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
 from detector.box_arrays import box_iou_array
@@ -137,10 +138,14 @@ def draw_statistics(objects: Objects, classes: Sequence[str], num_images: int) -
     by_class.invert_yaxis()
     by_class.margins(x=0.35)
     by_class.legend(loc="lower right")
-    by_class.set_title(f"{len(classes)} classes" + (f", the first {len(order)}" if len(order) < len(classes) else ""))
+    by_class.set_title(
+        ("1 class" if len(classes) == 1 else f"{len(classes)} classes")
+        + (f", the first {len(order)}" if len(order) < len(classes) else "")
+    )
     numbers = np.bincount(objects.images, minlength=num_images)
     per_image.hist(numbers, bins=np.arange(numbers.max(initial=0) + 2) - 0.5, color=COLOURS[0], rwidth=0.9)
     per_image.set(xlabel="objects in an image", ylabel="images")
+    per_image.xaxis.set_major_locator(MaxNLocator(integer=True))
     per_image.set_title(f"{len(objects.labels)} objects in {num_images} images")
     sizes = objects.sizes
     by_size.scatter(sizes[:, 0], sizes[:, 1], s=14, alpha=0.5, color=COLOURS[2], linewidth=0)

@@ -85,7 +85,7 @@ def _draw_stage(axes: Axes, stages: Stages, step: int, progress: float = 1.0) ->
     shown = stages.proposals[:PROPOSALS_SHOWN]
     titles = (
         f"1. Proposals: {len(stages.proposals)}, here the first {len(shown)}",
-        f"2. Scores: {len(stages.rows)} are above {stages.score_threshold:g}",
+        f"2. {len(stages.rows)} class scores are above {stages.score_threshold:g}",
         "3. Each box is refined for its class",
         f"4. NMS keeps the best of each place: {len(stages.kept)}",
     )

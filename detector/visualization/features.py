@@ -69,9 +69,9 @@ def draw_features(image: np.ndarray, roi: PooledRoi, caption: str, box: np.ndarr
         above.add_patch(
             Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1 + 1, y2 - y1 + 1, fill=False, edgecolor=COLOURS[5], linewidth=2.5)
         )
-        above.set_title(f"Feature map, channel {channel}")
+        above.set_title(f"Channel {channel} of the map")
         below.imshow(roi.pooled[channel], cmap=HEAT_MAP, vmin=low, vmax=high)
-        below.set_title(f"the RoI, pooled to {roi.pooled.shape[1]} x {roi.pooled.shape[2]}")
+        below.set_title(f"The RoI in it, pooled to {roi.pooled.shape[1]} x {roi.pooled.shape[2]}")
         for axes in (above, below):
             axes.set_axis_off()
     for axes in top[1 + len(roi.channels) :].tolist() + bottom[1 + len(roi.channels) :].tolist():
@@ -81,7 +81,7 @@ def draw_features(image: np.ndarray, roi: PooledRoi, caption: str, box: np.ndarr
 
 def draw_cells(axes: Axes, image: np.ndarray, roi: PooledRoi) -> None:
     """The cells that gave maxima, over the image: the more, the brighter."""
-    show_image(axes, pale(image), f"Cells of its {roi.pooled.size} maxima")
+    show_image(axes, pale(image), "Cells of its maxima")
     shade = matplotlib.colormaps[HEAT_MAP](roi.counts / max(roi.counts.max(), 1))
     shade[..., 3] = np.where(roi.counts > 0, 0.8, 0)
     rows, columns = roi.counts.shape
@@ -91,8 +91,11 @@ def draw_cells(axes: Axes, image: np.ndarray, roi: PooledRoi) -> None:
     add_boxes(axes, roi.box[None], [COLOURS[0]], 2.5)
     x1, y1, x2, y2 = roi.box.tolist()
     centre_x, centre_y, half = (x1 + x2) / 2, (y1 + y2) / 2, 0.7 * max(x2 - x1, y2 - y1) + 2 * stride
-    axes.set(xlim=(centre_x - half, centre_x + half), ylim=(centre_y + half, centre_y - half))
+    height, width = image.shape[:2]
+    left, right = max(centre_x - half, 0), min(centre_x + half, width)
+    axes.set(xlim=(left, right), ylim=(min(centre_y + half, height), max(centre_y - half, 0)))
+    count = " x ".join(map(str, roi.pooled.shape))
     axes.text(
-        0, -0.02, f"up to {roi.counts.max()} in one cell (brightest),\nof {len(roi.features)} channels", va="top",
-        fontsize=11, transform=axes.transAxes,
+        0, -0.02, f"{count} maxima;\nbright: many, up to {roi.counts.max()} in a cell", va="top", fontsize=11,
+        transform=axes.transAxes,
     )  # fmt: skip

@@ -94,13 +94,15 @@ def draw_recall(result: Mapping) -> Figure:
         if index % 2 == 0 and group["objects"]:
             values = [group["recall"][key][index] for key in [*keys, "all"]]
             axes.plot(numbers, values, marker="o", linewidth=2.5, label=f"IoU {threshold:.1f}: {values[-1]:.2f}")
-    axes.set(xscale="log", xlabel="proposals per image, best first", ylabel="objects found", ylim=(0, 1.03))
+    axes.set(
+        xscale="log", xlabel="proposals per image, best first", ylabel="fraction of the objects found", ylim=(0, 1.03)
+    )
     axes.set_xticks(numbers, [f"{count:.0f}" for count in numbers])
     axes.set_xticks([], minor=True)
     axes.set_title(f"Recall of {group['objects']} objects")
     axes.grid(alpha=0.3)
     if axes.lines:
-        axes.legend(title="found by all, at", loc="lower right", frameon=True)
+        axes.legend(title="found by all proposals, at", loc="lower right", frameon=True)
     return figure
 
 
@@ -120,8 +122,9 @@ def draw_hierarchy(image: np.ndarray, proposals: np.ndarray, shown: int) -> tupl
     for axes, k in zip(panels[1:5], LEVEL_KS, strict=True):
         labels = segment(edges, ends, image.shape[:2], k * LEVEL, MIN_REGION_PX)[0]
         counts[k] = int(labels.max()) + 1
-        show_image(axes, mean_colours(image, labels), f"k = {k}: {counts[k]} regions")
-    show_image(panels[5], pale(image), f"the first {min(shown, len(proposals))} boxes")
+        place = {LEVEL_KS[0]: " (finest)", LEVEL_KS[-1]: " (coarsest)"}.get(k, "")
+        show_image(axes, mean_colours(image, labels), f"scale k = {k}{place}: {counts[k]} regions")
+    show_image(panels[5], pale(image), f"the {min(shown, len(proposals))} boxes ranked first")
     add_boxes(panels[5], proposals[:shown], COLOURS, 1.8)
     return figure, counts
 

@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
     size = layer.output_size
     output_hw = (size, size) if isinstance(size, int) else size
     roi = pool_roi(features, box, output_hw, layer.spatial_scale)
-    caption = f"RoI (blue) and {seen.classes[found.labels[best] - 1]} {seen.scores[arguments.detection - 1]:.2f} (red)"
+    caption = f"RoI (blue), {seen.classes[found.labels[best] - 1]} {seen.scores[arguments.detection - 1]:.2f} (red)"
     save_figure(arguments.out, "features", draw_features(seen.image, roi, caption, found.boxes[best].numpy()))
     print(sharing(seen))
 
