@@ -1,6 +1,7 @@
 """Score a checkpoint or saved detections on a dataset, and write the report: what evaluate.py does."""
 
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -71,12 +72,15 @@ def score_checkpoint(given: EvaluateSettings) -> float | None:
         samples = datasets.build_transformed_dataset(settings, checked, "val")
         training = builders.with_delta_std(builders.build_training_config(settings, dataset.classes), model)
     batches = eval_loader(samples, settings.workers, here.rank, here.world_size)
+    begin = time.perf_counter()
     with explain_workers([]):
         detections, losses = evaluate(
             model, batches, builders.build_detector_config(settings), compute, training.sample_targets, training.loss_of
         )
     if not is_main():
         return None
+    seconds = time.perf_counter() - begin
+    logger.info("%d images in %.1f s: %.4f s per image", len(dataset), seconds, seconds / len(dataset))
     folder = Path(given.out) if given.out else make_new_folder(_run_of(given.checkpoint), f"evaluate-{dataset.name}")
     write_coco_results(folder / "detections.json", detections, dataset.classes, category_ids(dataset, dataset.classes))
     _write_settings(folder, given.plain() | settings.plain())

@@ -40,24 +40,24 @@ TRAIN_PY = Path(__file__).resolve().parents[2] / "train.py"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", action="append", required=True, metavar="NAME=ROOT", help="in VOC layout, or shapes")
+    add_study_arguments(parser, Path("runs/recipes"))
     parser.add_argument("--recipes", nargs="+", default=["default"], metavar="RECIPE", help=", ".join(RECIPES))
+
+
+def add_study_arguments(parser: argparse.ArgumentParser, folder: Path) -> None:
+    """The arguments of a study of several runs, kept in `folder` by default."""
+    parser.add_argument("--data", action="append", required=True, metavar="NAME=ROOT", help="in VOC layout, or shapes")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--iterations", nargs="+", type=int, default=[600])
     parser.add_argument("--test", action="store_true", help="train on trainval and score the test split")
-    parser.add_argument("--folder", type=Path, default=Path("runs/recipes"), help="of the runs (default: %(default)s)")
+    parser.add_argument("--folder", type=Path, default=folder, help="of the runs (default: %(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> None:
     for recipe in arguments.recipes:
         if "=" not in recipe and recipe not in RECIPES:
             sys.exit(f"error: --recipes: {recipe}: must be NAME=OVERRIDES or one of {', '.join(RECIPES)}")
-    for data in arguments.data:
-        name, _, root = data.partition("=")
-        if name != "shapes" and not Path(root, "ImageSets/Main/trainval.txt").is_file():
-            sys.exit(
-                f"error: --data: {data}: must be shapes or NAME=ROOT, and ROOT must have ImageSets/Main/trainval.txt"
-            )
+    require_data(arguments.data)
     print(machine(), "\n")
     print("| data | recipe | iterations | seeds | mean | min | range | s per step |\n|---|---|---|---|---|---|---|---|")
     for data in arguments.data:
@@ -77,6 +77,16 @@ def run(arguments: argparse.Namespace) -> None:
                     f"{min(scores):.3f} | {max(scores) - min(scores):.3f} | {statistics.mean(seconds):.3f} |",
                     flush=True,
                 )
+
+
+def require_data(given: list[str]) -> None:
+    """Exit with an error for anything but shapes and datasets in VOC layout."""
+    for data in given:
+        name, _, root = data.partition("=")
+        if name != "shapes" and not Path(root, "ImageSets/Main/trainval.txt").is_file():
+            sys.exit(
+                f"error: --data: {data}: must be shapes or NAME=ROOT, and ROOT must have ImageSets/Main/trainval.txt"
+            )
 
 
 def data_overrides(name: str, root: Path, arguments: argparse.Namespace) -> list[str]:
@@ -103,8 +113,8 @@ def divide(root: Path, divided: Path) -> None:
         )
 
 
-def train(prefix: Path, overrides: list[str], iterations: int, seed: int) -> tuple[float, float]:
-    """The main metric of the run's last.pt, and seconds per step. The name of the run's folder depends on all of it."""
+def trained(prefix: Path, overrides: list[str], iterations: int, seed: int) -> Path:
+    """The folder of the run, trained unless it is there already. Its name depends on all of this."""
     digest = hashlib.sha256(" ".join(overrides).encode()).hexdigest()[:8]
     folder = prefix.with_name(f"{prefix.name}-{digest}-{iterations}-{seed}")
     if not (folder / "report.html").exists():
@@ -114,6 +124,12 @@ def train(prefix: Path, overrides: list[str], iterations: int, seed: int) -> tup
         ]  # fmt: skip
         if subprocess.run(command, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL).returncode:
             sys.exit(1)  # train.py has said why
+    return folder
+
+
+def train(prefix: Path, overrides: list[str], iterations: int, seed: int) -> tuple[float, float]:
+    """The main metric of the run's last.pt, and seconds per step."""
+    folder = trained(prefix, overrides, iterations, seed)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     steps = [line["time/step_s"] for line in lines if "time/step_s" in line]
     return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["main"]["value"], statistics.median(steps)

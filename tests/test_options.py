@@ -1,0 +1,49 @@
+"""scripts/benchmarks/options.py: what it trains and evaluates, without doing it."""
+
+import argparse
+import json
+
+import pytest
+
+from scripts.benchmarks import options, recipes
+
+
+@pytest.mark.parametrize("row", options.ROWS)
+def test_every_row_composes(row, settings):
+    if row in options.TRAINED:
+        settings("train", *options.TRAINED[row])
+    else:
+        settings("evaluate", *options.EVALUATED[row])
+
+
+def test_rows_of_inference_evaluate_the_base_run(tmp_path, monkeypatch, capsys):
+    commands = []
+
+    def fake(command, **_):
+        given = dict(part.split("=", 1) for part in command if "=" in part)
+        commands.append((command[1].rpartition("/")[2], given))
+        folder = tmp_path / given.get("run.dir", given.get("out"))
+        folder.mkdir()
+        (folder / "report.html").touch()
+        value = 0.25 if "detect.nms" in given else 0.5
+        (folder / "metrics.json").write_text(json.dumps({"main": {"value": value}}))
+        return argparse.Namespace(returncode=0, stderr="60 images in 12.0 s: 0.2000 s per image\n")
+
+    monkeypatch.setattr(recipes.subprocess, "run", fake)
+    parser = argparse.ArgumentParser()
+    options.add_arguments(parser)
+    command = ["--data", "shapes", "--seeds", "0", "--iterations", "9", "--folder", str(tmp_path)]
+    for _ in range(2):  # the second time nothing is repeated
+        options.run(parser.parse_args([*command, "--rows", "base", "GIoU", "soft-NMS"]))
+        lines = capsys.readouterr().out.splitlines()[-3:]
+        assert lines == [
+            "| shapes | base | 9 | 1 | 0.500 | 0.500 | 0.000 | 0.200 |",
+            "| shapes | GIoU | 9 | 1 | 0.500 | 0.500 | 0.000 | 0.200 |",
+            "| shapes | soft-NMS | 9 | 1 | 0.250 | 0.250 | 0.000 | 0.200 |",
+        ]
+    assert [name for name, _ in commands] == ["train.py", "evaluate.py", "train.py", "evaluate.py", "evaluate.py"]
+    base = commands[0][1]["run.dir"]
+    assert commands[4][1]["checkpoint"] == f"{base}/checkpoints/last.pt"
+    assert commands[2][1]["loss.box"] == "giou"
+    with pytest.raises(SystemExit):
+        parser.parse_args([*command, "--rows", "nothing"])
