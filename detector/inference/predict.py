@@ -1,5 +1,6 @@
 """The prediction loop: detections of images, and the losses on them."""
 
+import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import nullcontext
@@ -16,11 +17,14 @@ from detector.inference.adaptive_threshold import above, best_of_each_class, cla
 from detector.inference.postprocess import Candidates, ImageFrames, find_candidates, finish
 from detector.inference.prepare import prepare
 from detector.inference.stream import detect_stream
+from detector.roi_pool import RoIPool, distinct_rois
 from detector.runtime.device import Compute, limit_threads, peak_memory_mib
 from detector.runtime.distributed import gather_interleaved
 from detector.runtime.ranks import is_main
 from detector.settings import Detect
 from detector.structures import Batch, Detections, RoiTargets
+
+logger = logging.getLogger(__name__)
 
 MAX_LONG_PX = 2000  # of the images of a pyramid (the paper's code)
 MIN_SIDE_PX = 32  # every backbone gives a feature cell
@@ -52,6 +56,7 @@ def evaluate(
     turn, and each returns the whole result.
     """
     model, settings = prepare(model, compute), config.postprocess
+    counts: list[tuple[int, int]] = []  # RoIs of each image, and those that are computed
 
     @torch.inference_mode()  # of the thread that calls it
     def evaluate_batch(batch: Batch) -> tuple[list[Detections], list[Pending], dict[str, Tensor]]:
@@ -59,6 +64,7 @@ def evaluate(
         rois = targets.rois
         if not settings.pyramid_px:  # else proposals are scored at other scales
             rois = torch.cat([rois, _proposal_rois(batch)])
+        counts.append((len(rois), len(_distinct(model, rois)[0])))
         class_logits, deltas = _predict(model, batch, rois, compute)
         sampled = len(targets.rois)
         losses = loss(class_logits[:sampled], deltas[:sampled], targets)
@@ -76,6 +82,8 @@ def evaluate(
     stream = detect_stream(evaluate_batch, batches, at_once, partial(limit_threads, max(cores // at_once, 1)))
     total, disable = len(batches) if isinstance(batches, Sized) else None, None if is_main() else True
     results = list(tqdm(stream, total=total, unit="image", desc="evaluate", leave=False, disable=disable))
+    every, computed = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
+    logger.info("RoIs: %d, of which %d pool the cells of another one and share its outputs", every, every - computed)
     detections = [item for of_batch, _, _ in results for item in of_batch]
     if settings.average_per_class:
         pending = [item for _, of_batch, _ in results for item in of_batch]
@@ -98,11 +106,12 @@ def _proposal_rois(batch: Batch) -> Tensor:
 
 
 def _predict(model: nn.Module, batch: Batch, rois: Tensor, compute: Compute) -> tuple[Tensor, Tensor]:
-    """Class logits and deltas of every RoI, in float32 on the CPU."""
+    """Class logits and deltas of every RoI, in float32 on the CPU. RoIs that pool the same cells are computed once."""
+    distinct, index = _distinct(model, rois)
     try:
         with nullcontext() if compute.device.type == "cpu" else _gpu:
-            class_logits, deltas = compute.forward(model, batch.images, rois)
-            return class_logits.float().cpu(), deltas.float().cpu()
+            class_logits, deltas = compute.forward(model, batch.images, distinct)
+            return class_logits.float().cpu()[index], deltas.float().cpu()[index]
     except torch.OutOfMemoryError as error:
         raise RunFailure(
             f"out of GPU memory at {', '.join(batch.image_ids)}: padded to {batch.images.shape[2]}x"
@@ -110,6 +119,15 @@ def _predict(model: nn.Module, batch: Batch, rois: Tensor, compute: Compute) -> 
             "Less is needed with smaller data.max_side_px or data.val_max_proposals, or with precision=bfloat16. "
             f"({str(error).splitlines()[0]})"
         ) from error
+
+
+def _distinct(model: nn.Module, rois: Tensor) -> tuple[Tensor, Tensor]:
+    """As `distinct_rois`, if the network pools all RoIs from one map by RoI pooling; else all of them.
+
+    RoI Align does not round the corners, and a feature pyramid has a level by the size of each RoI.
+    """
+    pool = getattr(model, "roi_pool", None)
+    return distinct_rois(rois, pool.spatial_scale) if isinstance(pool, RoIPool) else (rois, torch.arange(len(rois)))
 
 
 def predict(

@@ -26,6 +26,6 @@ The figure in the article shows 0.84 at the top right, because it splits the 5 r
 size is not divisible: rows 3-5 and 5-7, columns 0-3 and 3-6. So the upper right bin includes the 0.96.
 """
 
-from detector.roi_pool.layer import RoIPool, roi_pool
+from detector.roi_pool.layer import RoIPool, distinct_rois, roi_pool
 
-__all__ = ["RoIPool", "roi_pool"]
+__all__ = ["RoIPool", "distinct_rois", "roi_pool"]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from detector.roi_pool import ops
+from detector.roi_pool.reference import round_half_away
 
 
 def roi_pool(
@@ -61,6 +62,17 @@ def roi_pool(
     with_argmax = torch.is_grad_enabled() and features.requires_grad
     pooled, _ = ops.roi_pool(features, rois, pooled_height, pooled_width, float(spatial_scale), with_argmax)
     return pooled
+
+
+def distinct_rois(rois: Tensor, spatial_scale: float) -> tuple[Tensor, Tensor]:
+    """The RoIs (D, 5), of all (R, 5), no two of which have the same corner cells, and so are pooled to the same values;
+    and for each of (R, 5) the index (R,) of the one with its cells.
+    """
+    cells = round_half_away(rois * rois.new_tensor([1.0, *[spatial_scale] * 4]))
+    found, index = cells.unique(dim=0, return_inverse=True)
+    first = index.new_full((len(found),), len(rois))
+    first.scatter_reduce_(0, index, torch.arange(len(rois), device=rois.device), "amin")
+    return rois[first], index
 
 
 def _stack_boxes(boxes: Sequence[Tensor], features: Tensor) -> Tensor:

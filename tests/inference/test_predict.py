@@ -93,6 +93,39 @@ def test_each_proposal_is_scored_at_the_scale_where_it_is_closest_to_224_pixels(
     assert capped[:, 1].tolist() == pytest.approx([200] * 5)  # the long side is 2000
 
 
+def test_rois_of_the_same_cells_pass_through_the_network_once(model, monkeypatch, caplog):
+    """At stride 16 corners are rounded to multiples of 16, halves away from zero."""
+    generator = torch.Generator().manual_seed(3)
+    corners = torch.rand(40, 2, generator=generator) * torch.tensor([60.0, 40.0])
+    proposals = torch.cat([corners, corners + 8 + 20 * torch.rand(40, 2, generator=generator)], dim=1)
+    seen = []
+    hook = model.cls_score.register_forward_hook(lambda layer, inputs, output: seen.append(len(output)))
+    config = DetectorConfig(CODER, Detect(score_threshold=0.0, nms_iou=1.0))
+    with torch.inference_mode():
+        outputs = predict.predict(model, batch(IMAGE, proposals), config.postprocess, COMPUTE)
+        with monkeypatch.context() as each:
+            each.setattr(predict, "_distinct", lambda model, rois: (rois, torch.arange(len(rois))))
+            all_outputs = predict.predict(model, batch(IMAGE, proposals), config.postprocess, COMPUTE)
+    hook.remove()
+    cells = (proposals / 16 + 0.5).floor().int().tolist()
+    assert seen[0] == len({tuple(row) for row in cells}) < 40
+    assert seen[1] == 40
+    torch.testing.assert_close(outputs, all_outputs, atol=1e-5, rtol=1e-5)
+    targets = RoiTargets.pack(torch.tensor([[0.0, 0, 0, 50, 50]]), torch.zeros(1, dtype=torch.int64), torch.zeros(1, 4))
+    zero = {"cls": torch.zeros(()), "box": torch.zeros(())}
+    with caplog.at_level("INFO"):
+        predict.evaluate(model, [batch(IMAGE, proposals)], config, COMPUTE, lambda _: targets, lambda *_: zero)
+    assert f"RoIs: 41, of which {40 - seen[0]} pool the cells of another one" in caplog.text
+
+
+@pytest.mark.parametrize("settings", [Model(backbone="resnet18", pooling="roi_align"), Model(backbone="resnet18_fpn")])
+def test_rois_that_are_not_rounded_are_all_computed(settings):
+    network = build_model(settings.with_values(pool_size=2, hidden=8), num_classes=2)
+    rois = torch.tensor([[0.0, 0, 0, 50, 60], [0, 1, 1, 51, 61]])
+    assert len(predict._distinct(network, rois)[0]) == 2
+    assert len(predict._distinct(build_model(Model(backbone="resnet18", hidden=8), 2), rois)[0]) == 1
+
+
 def test_images_evaluated_at_once_give_what_each_gives_alone(model):
     generator = torch.Generator().manual_seed(2)
     images = [torch.randint(0, 255, IMAGE.shape, dtype=torch.uint8, generator=generator) for _ in range(7)]
