@@ -3,8 +3,8 @@
     python scripts/select_images.py --checkpoint runs/mine/checkpoints/best.pt --input unlabelled --out next --top 50
 
 The doubt of a detection with score p is (1 - |2p - 1|)^2: 1 at p = 0.5, 0 at p = 0 and p = 1. It is the 1-vs-2 margin
-of Brust, Kaeding and Denzler (*Active Learning for Deep Object Detection*, VISAPP 2019) between the class and everything
-else. The doubt of an image is that of its detections combined by --by, and 0 without any.
+of Brust, Kaeding and Denzler (*Active Learning for Deep Object Detection*, VISAPP 2019) between the class and
+everything else. The doubt of an image is that of its detections combined by --by, and 0 without any.
 
 Writes to the folder OUT, which must be new or empty:
 
