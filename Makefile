@@ -1,5 +1,5 @@
 # make demo   set up, then train and evaluate on a generated dataset
-# make test   set up, then run the test suite without what is slow
+# make test   set up, then run the test suite without what is slow, in two processes (WORKERS=8: in eight)
 # make test-all  set up, then run all tests: also kill loops, long fuzzing, many processes
 # make docs   after make demo: the pictures in docs/images, and docs/roi_pooling.html
 # make lint   ruff (check and format) and mypy
@@ -21,11 +21,16 @@ demo: setup
 	@echo
 	@echo "The run is in runs/demo. To view it: $(BIN)/tensorboard --logdir runs"
 
+# Each worker, and what it starts, computes with one thread: the workers share the cores. worksteal leaves the tests of a
+# file, which share what is slow to make, to one worker as far as it can.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+
 test: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: setup
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 SHAPES := data/shapes
 PHOTOGRAPH := $(VENV)/photograph.jpg

@@ -6,6 +6,8 @@ import logging
 import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -229,3 +231,29 @@ def untrained_checkpoint(small_shapes: Path, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("untrained") / "checkpoints"
     Checkpoints(folder).save_last(content | {"classes": classes, "iteration": 1})
     return folder / "last.pt"
+
+
+# A tiny run of train.py on `small_shapes`.
+TINY = [
+    "data=voc", "data.train_split=train", "data.short_side_px=96", "data.max_side_px=160",
+    "data.train_max_proposals=60", "data.val_max_proposals=60",
+    "proposals.mode=single", "model.hidden=32", "train.iterations=4", "train.images_per_batch=2", "train.eval_every=2",
+    "train.checkpoint_every=3", "train.log_every=2", "roi.rois_per_image=16", "detect.score_threshold=0.01",
+    "workers=0", "device=cpu", "precision=float32",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def common(small_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The settings of the tiny run, with its data."""
+    return [*TINY, f"data.root={small_shapes}", f"proposals.folder={tmp_path_factory.mktemp('proposals')}"]
+
+
+@pytest.fixture(scope="session")
+def run(common: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished tiny run, which was started as a user does. Not to be changed."""
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    command = [sys.executable, "train.py", *common, f"run.dir={folder}"]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder

@@ -9,11 +9,10 @@ import torch
 
 import train
 from scripts.export import main as export
-from tests.test_programs import TINY, common, run  # noqa: F401  fixtures
 
 
 @pytest.fixture
-def exported(run, tmp_path, monkeypatch):  # noqa: F811
+def exported(run, tmp_path, monkeypatch):
     """The backbone of the finished run as torchvision's ResNet-18."""
     path = tmp_path / "resnet18.pth"
     command = ["export.py", "torchvision", "--checkpoint", str(run / "checkpoints/last.pt"), "--out", str(path)]
@@ -22,7 +21,7 @@ def exported(run, tmp_path, monkeypatch):  # noqa: F811
     return path
 
 
-def test_fine_tuning_leaves_every_frozen_tensor_unchanged(exported, common, settings, small_shapes, tmp_path):  # noqa: F811
+def test_fine_tuning_leaves_every_frozen_tensor_unchanged(exported, common, settings, small_shapes, tmp_path):
     root = shutil.copytree(small_shapes, tmp_path / "other")
     for path in (root / "Annotations").iterdir():
         path.write_text(path.read_text().replace(">ball<", ">apple<"))

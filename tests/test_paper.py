@@ -11,8 +11,7 @@ from detector.models import build_model
 from detector.structures import RoiTargets
 from detector.training.losses import LossConfig, multi_task_loss
 from detector.training.optimizers import default_rate
-from tests.conftest import REPOSITORY
-from tests.test_programs import TINY
+from tests.conftest import REPOSITORY, TINY
 
 OVERLAYS = sorted(path.stem for path in (REPOSITORY / "configs/experiment").glob("paper*.yaml"))
 # Prefixes of the parameters that do not learn.

@@ -31,28 +31,6 @@ from detector.settings import CommonSettings
 from detector.training.checkpoint import Checkpoints
 from tests.conftest import REPOSITORY, compose_settings
 
-TINY = [
-    "data=voc", "data.train_split=train", "data.short_side_px=96", "data.max_side_px=160",
-    "data.train_max_proposals=60", "data.val_max_proposals=60",
-    "proposals.mode=single", "model.hidden=32", "train.iterations=4", "train.images_per_batch=2", "train.eval_every=2",
-    "train.checkpoint_every=3", "train.log_every=2", "roi.rois_per_image=16", "detect.score_threshold=0.01",
-    "workers=0", "device=cpu", "precision=float32",
-]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def common(small_shapes, tmp_path_factory) -> list[str]:
-    """Overrides that every run of this file begins with."""
-    return [*TINY, f"data.root={small_shapes}", f"proposals.folder={tmp_path_factory.mktemp('proposals')}"]
-
-
-@pytest.fixture(scope="module")
-def run(common, tmp_path_factory) -> Path:
-    """A finished run's folder. Not to be changed."""
-    folder = tmp_path_factory.mktemp("runs") / "one"
-    program("train.py", *common, f"run.dir={folder}", code=0)
-    return folder
-
 
 def program(name: str, *overrides: str, code: int) -> subprocess.CompletedProcess:
     """Run a program as a user does, and check how it ends."""

@@ -92,7 +92,7 @@ def test_two_python_threads_at_once():
             assert torch.equal(found[1], expected[seed][1])
 
 
-def run_python(code, seconds=60):
+def run_python(code, seconds=300):
     code = textwrap.dedent(code)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=seconds)
     assert done.returncode == 0, done.stderr
