@@ -1,9 +1,11 @@
 """Backbones: from image to feature map. This module alone knows the networks; depth and width are read from them."""
 
 import itertools
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
@@ -102,8 +104,24 @@ def resnet(name: str, norm: str) -> models.ResNet:
     return _with_norm(models.get_model(name), norm)
 
 
+class FrozenNorm(FrozenBatchNorm2d):
+    """Batch norm with fixed statistics and weights, which keeps the dtype of the maps.
+
+    torchvision's, used for float32, multiplies by float32: under autocast all maps after it would be float32.
+    """
+
+    def forward(self, maps: Tensor) -> Tensor:
+        if maps.dtype == torch.float32:
+            return super().forward(maps)
+        return F.batch_norm(maps, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
 # Batches of two images are too small to estimate batch statistics, so pretrained ones are kept: `frozen`.
-NORMS = {"frozen": FrozenBatchNorm2d, "batch": nn.BatchNorm2d, "group": lambda channels: nn.GroupNorm(32, channels)}
+NORMS: dict[str, Callable[..., nn.Module]] = {
+    "frozen": FrozenNorm,
+    "batch": nn.BatchNorm2d,
+    "group": lambda channels: nn.GroupNorm(32, channels),
+}
 
 
 def _with_norm(net: Net, norm: str) -> Net:

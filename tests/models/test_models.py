@@ -10,6 +10,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from detector.boxes import BoxCoder
 from detector.errors import InputError
 from detector.models import build_model
+from detector.models.backbones import FrozenNorm
 from detector.models.heads import FcHead
 from detector.models.pooling import POOLINGS, PyramidPooling, RoIAlign, levels_of
 from detector.runtime.device import Compute
@@ -113,13 +114,32 @@ def test_roi_align_averages_where_roi_pooling_takes_the_maximum():
     assert torch.equal(exact, RoIAlign(1, 1 / 16)(features, torch.tensor([[0, 33.3, 0, 97.7, 64.0]])))
 
 
+def test_a_frozen_norm_is_torchvision_s_in_the_dtype_of_the_maps():
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = FrozenNorm(6), FrozenBatchNorm2d(6)
+    state = {name: torch.rand(6, generator=generator) + 0.5 for name in theirs.state_dict()}
+    ours.load_state_dict(state)
+    theirs.load_state_dict(state)
+    results = []
+    for norm in (ours, theirs):
+        maps = torch.randn(2, 6, 5, 7, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        values = norm(maps)
+        values.square().sum().backward()
+        results.append((values.detach(), maps.grad))
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+    for dtype in (torch.bfloat16, torch.float16):
+        maps = results[0][1].to(dtype)
+        assert ours(maps).dtype == dtype
+        torch.testing.assert_close(ours(maps).float(), theirs(maps), rtol=0.01, atol=0.01)
+
+
 def test_norm_layers_are_a_setting():
     def kinds(**values) -> set:
         model = build_model(Model(backbone="resnet18", hidden=8, **values), num_classes=2)
         return {type(module).__name__ for module in model.modules() if "Norm" in type(module).__name__}
 
     assert kinds() == kinds(norm="batch") == kinds(norm="batch", weights="imagenet") == {"BatchNorm2d"}
-    assert kinds(weights="imagenet") == kinds(norm="frozen", weights="imagenet") == {"FrozenBatchNorm2d"}
+    assert kinds(weights="imagenet") == kinds(norm="frozen", weights="imagenet") == {"FrozenNorm"}
     assert kinds(norm="group") == {"GroupNorm"}
     with pytest.raises(InputError, match="norm=frozen: without model.weights"):
         kinds(norm="frozen")
