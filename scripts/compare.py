@@ -201,7 +201,7 @@ def read_history(one: Run) -> list[dict]:
     """The lines of metrics.jsonl of the run, or of the run whose checkpoint was evaluated; empty without."""
     path = one.folder / "metrics.jsonl"
     if not path.is_file() and one.config.get("checkpoint"):
-        path = Path(one.config["checkpoint"]).resolve().parents[1] / "metrics.jsonl"
+        path = Path(one.config["checkpoint"]).resolve().parent.parent / "metrics.jsonl"
     if not path.is_file():
         return []
     try:

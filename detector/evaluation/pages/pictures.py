@@ -20,7 +20,7 @@ LONG_SIDE_PX = 480
 class Mark:
     """A box to draw over a picture."""
 
-    role: str  # detection, object, proposal or other: a class in style.css
+    role: str  # detection, object or proposal: a class in style.css
     box: np.ndarray  # (4,), in the frame of the picture it is drawn on
 
 
