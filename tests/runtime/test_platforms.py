@@ -13,7 +13,7 @@ import torch
 from detector.datasets import build_dataset, build_transformed_dataset, check
 from detector.errors import InputError
 from detector.roi_pool import cpu, mps
-from detector.runtime import device, locks
+from detector.runtime import device, locks, ranks
 from detector.runtime.device import resolve_device
 from detector.training.run_folder import FolderLock, is_empty
 from tests.conftest import REPOSITORY, compose_settings
@@ -42,7 +42,7 @@ def test_only_the_runtime_knows_what_posix_alone_has():
         if names_in(node) & POSIX_ONLY and not isinstance(getattr(node, "value", None), ast.Call)
     }
     allowed = {"detector/runtime/locks.py", "detector/runtime/device.py", "detector/runtime/signals.py",
-               "detector/runtime/exits.py"}  # fmt: skip
+               "detector/runtime/exits.py", "detector/runtime/ranks.py"}  # fmt: skip
     assert {path for path in found if not path.startswith("scripts/benchmarks/")} == allowed
 
 
@@ -76,6 +76,12 @@ def test_locks_without_fcntl(tmp_path, monkeypatch):
         lock.take(tmp_path)
     with locks.locked(tmp_path / "a"), pytest.raises(locks.Timeout), locks.FileLock(tmp_path / "a", timeout=0):
         pass
+
+
+def test_cores_without_the_affinity_of_linux(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert ranks.cores_per_process() == 6
 
 
 def test_memory_without_the_module_resource(monkeypatch):
