@@ -78,13 +78,15 @@ def search_path(arguments: Namespace) -> list[str]:
         return []
     if not Path(folder).is_dir():
         raise InputError(f"--config-dir: {folder}: no such folder")
-    for path in [*Path(folder).glob("*.yaml"), *Path(folder).glob("*/*.yaml")]:
+    for path in Path(folder).rglob("*.yaml"):
         require_few_aliases(path)
     return ["hydra.searchpath=['{}']".format(str(Path(folder).resolve()).replace("'", "\\'"))]
 
 
 def require_few_aliases(path: Path) -> None:
     """Raise InputError for a YAML file that could expand without end. One that cannot be read is not judged."""
+    if path.exists() and not (path.is_file() or path.is_dir()):  # Hydra would read a pipe or a device without end
+        raise InputError(f"{path}: not a regular file")
     with suppress(yaml.YAMLError, ValueError, RecursionError, OSError):  # reported if the file is used
         if sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(path.read_text("utf-8"))) > MAX_ALIASES:
             raise InputError(f"{path}: has more than {MAX_ALIASES} aliases (*name), which can expand without end")

@@ -201,7 +201,7 @@ def test_tiles_cover_the_image_and_their_detections_are_merged(model, image):
     ("call", "says"),
     [
         (lambda model, image: model.detect("nowhere.jpg"), "nowhere.jpg: there is no file"),
-        (lambda model, image: model.detect(["nowhere.jpg"]), "nowhere.jpg: no such image file"),
+        (lambda model, image: model.detect(["nowhere.jpg"]), "nowhere.jpg: no such file"),
         (lambda model, image: model.detect(image.astype(float)), "image 0: is an array of float64"),
         (lambda model, image: model.detect([image, None]), "image 1: is a NoneType: give a path"),
         (lambda model, image: model.detect(image[:9, :8, :2]), "is an array of uint8 and shape (9, 8, 2)"),
@@ -227,7 +227,7 @@ def test_wrong_input(model, image, call, says):
 
 def test_a_bad_image_of_a_stream_does_not_end_it(model, image):
     results = list(model.stream([image, "nowhere.jpg", image], **LOW))
-    assert str(results[1]) == "nowhere.jpg: no such image file"
+    assert str(results[1]) == "nowhere.jpg: no such file"
     assert same(results[0], results[2])
 
 

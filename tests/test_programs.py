@@ -424,7 +424,7 @@ CASES = [
     (spoil_xml, [], r"test_1\.xml: broken XML"),
     (spoil_class, ["data.classes=[ball,crate,kite,star]"], r"did you mean 'ball'\?"),
     (spoil_jpeg, [], r"train_2\.jpg: damaged image"),
-    (None, ["data.train_proposals=/nowhere.safetensors"], "/nowhere.safetensors: no such proposal file"),
+    (None, ["data.train_proposals=/nowhere.safetensors"], "/nowhere.safetensors: no such file"),
 ]
 
 

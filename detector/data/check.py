@@ -13,7 +13,6 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
@@ -29,6 +28,7 @@ from detector.data.image import read_image, stored_hw
 from detector.errors import InputError, first_few
 from detector.runtime.files import digest_of, write_atomically
 from detector.runtime.locks import locked
+from detector.runtime.threads import thread_pool
 
 if TYPE_CHECKING:  # check_data runs without torch
     from detector.data.loader import Proposals
@@ -77,7 +77,7 @@ def check_data(dataset: DetectionDataset) -> Checked:
     made_by = [VERSION, PILLOW, *astuple(dataset.image_options)]
     with _one_after_the_other(cache):
         known = _read_cache(cache, made_by)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with thread_pool(os.cpu_count()) as pool:
             looked = pool.map(functools.partial(_look, dataset, known), range(len(dataset)))
             results = list(tqdm(looked, total=len(dataset), unit="image", desc="check", leave=False, disable=None))
         sound = {look.digest: look.image_hw for look in results if look.image_hw}
@@ -198,7 +198,7 @@ class _Look:
 
 
 def _look(dataset: DetectionDataset, known: dict[str, tuple[int, int]], index: int) -> _Look:
-    look, stage, path = _Look(), "missing", Path(dataset.image_ids[index])
+    look, stage = _Look(), "missing"
     try:
         path = dataset.image_path(index)
         look.digest = digest_of(path)
@@ -216,8 +216,6 @@ def _look(dataset: DetectionDataset, known: dict[str, tuple[int, int]], index: i
         look.repairs += _repairs(boxes, look.image_hw, record.annotation)
     except InputError as error:
         look.problem = stage, str(error)
-    except OSError as error:
-        look.problem = stage, f"{path}: cannot be read: {error.strerror}"
     return look
 
 

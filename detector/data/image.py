@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from detector.errors import InputError
+from detector.runtime.files import reading
 from detector.schema import default
 from detector.settings import Data
 
@@ -82,39 +84,30 @@ def read_thumbnail(path: Path, side_px: int, options: ImageOptions = UPRIGHT_IMA
 
 @contextmanager
 def _opened(path: Path, options: ImageOptions) -> Iterator[Image.Image]:
+    # Given a path, Pillow memory-maps an uncompressed TIFF by its size after rotation, which scrambles the rows.
+    # Given a file object, it reads them.
+    with reading(path, "damaged image"), open(path, "rb") as file, _identified(path, file) as image:
+        width, height = image.size
+        if width * height > options.max_pixels:
+            raise InputError(
+                f"{path}: {width}x{height} are more pixels than data.max_image_pixels={options.max_pixels}: "
+                "raise that if the image is valid, or scale the image down"
+            )
+        yield image
+
+
+def _identified(path: Path, file: BinaryIO) -> Image.Image:
     try:
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            raise InputError(f"{path}: not a regular file")  # reading a pipe or a device could take forever
-        # Given a path, Pillow memory-maps an uncompressed TIFF by its size after rotation, which scrambles the rows.
-        # Given a file object, it reads them.
-        with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > options.max_pixels:
-                raise InputError(
-                    f"{path}: {width}x{height} are more pixels than data.max_image_pixels={options.max_pixels}: "
-                    "raise that if the image is valid, or scale the image down"
-                )
-            yield image
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such image file") from None
+        return Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
-        raise InputError(f"{path}: not an image (readable are {', '.join(FORMATS)}){_size_hint(path)}") from None
-    except IsADirectoryError:
-        raise InputError(f"{path}: a folder, not an image") from None
-    except InputError:
-        raise
-    except Exception as error:  # Pillow's decoders raise errors of any kind for damaged files
-        raise InputError(f"{path}: damaged image: {error}") from None
+        hint = "; the file is empty" if path.stat().st_size == 0 else ""
+        raise InputError(f"{path}: not an image (readable are {', '.join(FORMATS)}){hint}") from None
 
 
 def stored_hw(path: Path) -> tuple[int, int]:
     """(H, W) as stored in the file of a readable image, regardless of its EXIF orientation; for a TIFF, upright."""
     with Image.open(path, formats=FORMATS) as image:
         return image.size[1], image.size[0]
-
-
-def _size_hint(path: Path) -> str:
-    return "; the file is empty" if path.stat().st_size == 0 else ""
 
 
 def _orientation(image: Image.Image) -> int:

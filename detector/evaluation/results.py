@@ -10,7 +10,7 @@ import numpy as np
 
 from detector.box_arrays import to_xywh
 from detector.errors import InputError, first_few
-from detector.runtime.files import write_atomically
+from detector.runtime.files import read_json, reading, write_atomically
 from detector.structures import Detections
 
 RESULT_FILE = "comp4_det_test_{}.txt"
@@ -88,10 +88,8 @@ def read_result_files(
 
 
 def _lines(path: Path) -> list[str]:
-    try:
+    with reading(path, "not UTF-8 text"):
         return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as text: {error}") from None
 
 
 def _first_bad_line(path: Path, lines: list[str], image_ids: Sequence[str], known: Collection[str]) -> InputError:
@@ -170,10 +168,7 @@ def read_coco_results(
     InputError, naming the file and the entry, for an invalid entry, an unknown image or category, and if no entry is of
     these classes.
     """
-    try:
-        entries = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"detections: {path} cannot be read as JSON: {error}") from None
+    entries = read_json(path)
     if not isinstance(entries, list):
         raise InputError(f"detections: {path} has no COCO results, which are a list")
     numbers = _numbers(image_ids, known_ids)

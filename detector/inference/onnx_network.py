@@ -1,6 +1,7 @@
 """A network exported as ONNX, run by onnxruntime on the CPU. Nothing here needs torch."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from detector.box_arrays import clip_array, nms
 from detector.data.classes import check_classes
 from detector.data.transforms import pad
 from detector.errors import InputError
+from detector.runtime.files import reading
 from detector.schema import parse
 from detector.settings import CommonSettings, Detect
 from detector.structures import Detections, Sample
@@ -66,17 +68,13 @@ def load_onnx(path: Path) -> tuple[OnnxNetwork, CommonSettings, tuple[str, ...]]
 
     Raises InputError if the file is missing or not such a file; it may be untrusted.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
     try:
         import onnxruntime
     except ImportError:
         raise InputError(f"{path}: an .onnx file needs the package onnxruntime: uv pip install onnxruntime") from None
-    try:
+    with reading(path, "not a readable ONNX file", sys.maxsize):
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         about = json.loads(session.get_modelmeta().custom_metadata_map.get(METADATA, "{}"))
-    except Exception as error:  # those of onnxruntime have no common class
-        raise InputError(f"{path}: not a readable ONNX file: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise InputError(f"{path}: was not written by this version's scripts/export.py onnx")
     if not isinstance(about.get("classes"), list) or not about["classes"]:

@@ -2,8 +2,10 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TypeVar
+
+from detector.runtime.threads import thread_pool
 
 Image = TypeVar("Image")
 Output = TypeVar("Output")
@@ -22,19 +24,16 @@ def detect_stream(
     threads are in flight or wait for the caller.
 
     An exception of `detect` is raised in the image's turn, and ends the stream. When the stream ends or is closed, no
-    image is begun any more, and those that have begun are waited for.
+    image is begun any more, and those that have begun are waited for, except after Ctrl-C and SIGTERM.
 
     Args:
         begin_thread: called once on each thread, such as to limit the threads that the network starts in turn.
     """
-    with ThreadPoolExecutor(threads, "detect", begin_thread) as pool:
+    with thread_pool(threads, "detect", begin_thread) as pool:
         waiting: deque[Future[Output]] = deque()
-        try:
-            for image in images:
-                waiting.append(pool.submit(detect, image))
-                if len(waiting) >= 2 * threads:
-                    yield waiting.popleft().result()
-            while waiting:
+        for image in images:
+            waiting.append(pool.submit(detect, image))
+            if len(waiting) >= 2 * threads:
                 yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        while waiting:
+            yield waiting.popleft().result()

@@ -1,7 +1,8 @@
 """Pretrained weights: torchvision's ImageNet weights, or a file."""
 
-import json
 import logging
+import pickle
+import sys
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from torchvision import models
 from detector.errors import InputError, first_few
 from detector.models.fast_rcnn import FastRCNN
 from detector.models.timm_body import TimmBody, name_prefixes
+from detector.runtime.files import read_json, reading
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +24,10 @@ OUTPUT_LAYERS = ("cls_score.", "bbox_pred.")
 DELTA_STATISTICS = ("delta_mean", "delta_std")  # see FastRCNN
 FC6_WEIGHT = "head.fc6.weight"
 FC6_SIDES = {512 * 7 * 7: 7, 256 * 6 * 6: 6}  # inputs of the first fully connected layer -> pool size: VGG, AlexNet
+REFUSED = (
+    "not a checkpoint and not a file of plain weights, or cut off; files that hold anything but tensors and plain "
+    "values, code above all, are refused"
+)
 CLASSIFIER_SHAPE = (4096, 4096)  # of the second one, in both
 
 
@@ -106,8 +112,8 @@ def _classes_of(weights: str, state: dict) -> list | None:
     about = state
     if weights.endswith(".safetensors"):
         try:
-            about = json.loads(Path(weights).with_suffix(".json").read_bytes())
-        except (OSError, ValueError, RecursionError):
+            about = read_json(Path(weights).with_suffix(".json"))
+        except InputError:
             return None
     classes = about.get("classes") if isinstance(about, dict) else None
     return classes if isinstance(classes, list) else None
@@ -118,18 +124,14 @@ def read_state(path: Path) -> dict:
     if path.is_dir():
         best = path / "checkpoints" / "best.pt"
         raise InputError(f"{path}: is a folder, not a file{f': {best} is one' if best.is_file() else ''}")
-    if not path.is_file():
-        raise InputError(f"{path}: no such file of weights")
-    try:
+    with reading(path, REFUSED, sys.maxsize):
         if path.suffix == ".safetensors":
             return load_file(path)
         require_stored(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and safetensors have no common exception class
-        raise InputError(
-            f"{path}: not a checkpoint and not a file of plain weights, or cut off ({type(error).__name__}); files "
-            "that hold anything but tensors and plain values, code above all, are refused"
-        ) from None
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:
+            raise ValueError("it has anything but tensors") from None  # torch's own text tells to load it nevertheless
     if not isinstance(state, dict):
         raise InputError(f"{path}: holds a {type(state).__name__}, not a dict of tensors")
     return state

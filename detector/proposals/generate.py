@@ -7,7 +7,6 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +30,7 @@ from detector.proposals.store import (
 )
 from detector.runtime.files import digest_of, write_atomically
 from detector.runtime.locks import locked
+from detector.runtime.threads import thread_pool
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def fingerprint(dataset: DetectionDataset, mode: str) -> str:
     for index, image_id in enumerate(dataset.image_ids):
         try:
             content = digest_of(dataset.image_path(index))
-        except (InputError, OSError):  # `_search` decides whether there are too many of these
+        except InputError:  # `_search` decides whether there are too many of these
             content = "unreadable"
         digest.update(f"{image_id} {content}\n".encode())
     return digest.hexdigest()
@@ -231,7 +231,7 @@ def _search(
     def search(index: int) -> None:
         try:
             image = dataset.image(index)
-        except (InputError, OSError) as error:
+        except InputError as error:
             reason = str(error).partition(": ")[2] or str(error)  # without the path, which differs between machines
             unreadable[dataset.image_ids[index]] = reason
             require_few_unreadable()
@@ -245,19 +245,15 @@ def _search(
         write_atomically(_part(parts, index, dataset), data.getvalue())
 
     require_few_unreadable()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            found = pool.map(search, indices)
-            with tqdm(found, total=len(indices), unit="image", desc="proposals", disable=None) as progress:
-                began = logged = time.monotonic()
-                for done, _ in enumerate(progress, start=1):
-                    now = time.monotonic()
-                    if progress.disable and now - logged >= LOG_EVERY_S:
-                        logged = now
-                        logger.info("%d images left, %.2f per second", len(indices) - done, done / (now - began))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    with thread_pool(workers) as pool:
+        found = pool.map(search, indices)
+        with tqdm(found, total=len(indices), unit="image", desc="proposals", disable=None) as progress:
+            began = logged = time.monotonic()
+            for done, _ in enumerate(progress, start=1):
+                now = time.monotonic()
+                if progress.disable and now - logged >= LOG_EVERY_S:
+                    logged = now
+                    logger.info("%d images left, %.2f per second", len(indices) - done, done / (now - began))
 
 
 def _read_parts(dataset: DetectionDataset, parts: Path, with_grid: list[str]) -> Iterator[ImageProposals]:

@@ -17,18 +17,19 @@ It is also written image by image.
 
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from detector.errors import InputError, first_few
 from detector.proposals.formats.mat import read_voc_mat
 from detector.proposals.formats.records import BoxFormat, ImageProposals, RawProposals, require_distinct
-from detector.runtime.files import open_atomically
+from detector.runtime.files import open_atomically, reading
 
 FORMAT = "fast-rcnn proposals 2"
 OLD_FORMAT = "fast-rcnn proposals 1"
@@ -51,7 +52,7 @@ class ProposalStore:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        try:
+        with reading(self.path, "damaged proposal store", sys.maxsize):
             self._file = safe_open(self.path, framework="numpy")
             metadata = self._file.metadata() or {}
             if OLD_FORMAT in metadata:
@@ -75,10 +76,6 @@ class ProposalStore:
             self._boxes = self._file.get_slice("boxes")
             self._scores = self._file.get_slice("scores") if "scores" in self._file.keys() else None  # noqa: SIM118
             shapes = self._boxes.get_shape(), [] if self._scores is None else self._scores.get_shape()
-        except FileNotFoundError:
-            raise InputError(f"{self.path}: no such proposal file") from None
-        except (SafetensorError, KeyError, ValueError, OSError, RecursionError) as error:
-            raise InputError(f"{self.path}: damaged proposal store: {error!r}") from None
         self._index = {image_id: number for number, image_id in enumerate(self.image_ids)}
         offsets, count = self._offsets, len(self.image_ids)
         sound = len(offsets) == count + 1 and offsets[0] == 0 and (np.diff(offsets) >= 0).all()

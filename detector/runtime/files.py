@@ -2,21 +2,18 @@
 
 import hashlib
 import itertools
-import lzma
+import json
 import os
-import struct
-import zipfile
-import zlib
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from detector.errors import InputError
 
-# Errors that corrupt bytes in a zip file cause; RuntimeError covers unknown compression methods and encryption.
-ZIP_DAMAGE = (OSError, ValueError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+MAX_BYTES = 2**32  # of a file that is read into memory as a whole
 UNFINISHED = ".*.unfinished"  # names of partial files that a killed program has left
 
 
@@ -41,11 +38,44 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
         file.write(data)
 
 
+@contextmanager
+def reading(path: Path, fault: str, max_bytes: int = MAX_BYTES) -> Iterator[None]:
+    """The boundary that every file of a user passes: it is read inside this context.
+
+    Raises InputError, which names the file, unless it is a regular file of at most `max_bytes`, and instead of any
+    exception inside, of whatever kind; `fault`, such as "broken JSON", is said of one that is not the system's.
+    """
+    try:
+        stat = path.stat()
+        if not S_ISREG(stat.st_mode):  # reading a pipe or a device could take forever
+            raise InputError(f"{path}: {'a folder' if S_ISDIR(stat.st_mode) else 'not a regular file'}")
+        if stat.st_size > max_bytes:
+            raise InputError(f"{path}: has {stat.st_size} bytes, and may have {max_bytes}")
+        yield
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except Exception as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+        raise InputError(f"{path}: {fault}: {' '.join(str(error).split()) or type(error).__name__:.300}") from None
+
+
+def read_json(path: Path, max_bytes: int = MAX_BYTES) -> Any:
+    """The content of a JSON file. Raises InputError as `reading` does."""
+    with reading(path, "broken JSON", max_bytes):
+        return json.loads(path.read_bytes())
+
+
 def digest_of(path: Path) -> str:
-    """SHA-256 of a file's contents, cached while the file is unchanged."""
+    """SHA-256 of a file's contents, cached while the file is unchanged. Raises InputError as `reading` does."""
+    with reading(path, "cannot be read", sys.maxsize):
+        return _digest_of(path)
+
+
+def _digest_of(path: Path) -> str:
     stat = path.stat()
-    if not (S_ISREG(stat.st_mode) or S_ISDIR(stat.st_mode)):  # reading a pipe or a device could take forever
-        raise InputError(f"{path}: not a regular file")
     known = stat.st_dev, stat.st_ino, stat.st_size, stat.st_ctime_ns  # ctime cannot be set back, unlike mtime
     if known not in _digests:
         with open(path, "rb") as file:

@@ -14,6 +14,7 @@ import io
 import json
 import logging
 import math
+import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from torch.optim.swa_utils import AveragedModel
 from detector.data.classes import check_classes
 from detector.errors import InputError, RunFailure
 from detector.models.weights import read_state
-from detector.runtime.files import ZIP_DAMAGE, replace, write_atomically
+from detector.runtime.files import read_json, reading, replace, write_atomically
 from detector.schema import MACHINE, fields, parse
 from detector.settings import CommonSettings, TrainSettings
 
@@ -143,13 +144,14 @@ def verify_integrity(path: Path) -> str | None:
     For a file that `Checkpoints` did not write, it finds only what the zip's own checksums cover.
     """
     try:
-        if seal := _seal_of(path):
-            return None if seal == _digest(path) else "its bytes are not those that were written"
-        with zipfile.ZipFile(path) as archive:
-            changed = archive.testzip()
-        return f"checksum of {changed} does not match" if changed else None
-    except ZIP_DAMAGE as error:
-        return f"{error or type(error).__name__} ({path.stat().st_size} bytes)" if path.is_file() else "no such file"
+        with reading(path, "damaged", sys.maxsize):
+            if seal := _seal_of(path):
+                return None if seal == _digest(path) else "its bytes are not those that were written"
+            with zipfile.ZipFile(path) as archive:
+                changed = archive.testzip()
+            return f"checksum of {changed} does not match" if changed else None
+    except InputError as error:
+        return str(error).removeprefix(f"{path}: ")
 
 
 def load_checkpoint(path: Path) -> dict:
@@ -361,12 +363,7 @@ def _read_json(path: Path) -> dict:
         raise InputError(
             f"{path}: no such file; weights in .safetensors need it beside them, as scripts/export.py wrote it"
         )
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise InputError(f"{path}: has {path.stat().st_size} bytes, more than any description of a network")
-    try:
-        about = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: broken JSON: {error}") from None
+    about = read_json(path, MAX_JSON_BYTES)
     if not isinstance(about, dict) or about.get("format") != SHARED_FORMAT:
         raise InputError(
             f"{path}: its format is not '{SHARED_FORMAT}': not written by this version's scripts/export.py"

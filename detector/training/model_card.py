@@ -1,12 +1,11 @@
 """The model card beside an exported network: what it finds, from which data, how well, and under which licence."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from detector.errors import InputError
+from detector.runtime.files import read_json, reading
 from detector.training.checkpoint import describe_network
 
 
@@ -64,9 +63,7 @@ def metrics_beside(checkpoint: Path, iteration: int) -> dict[str, Any] | None:
     path = folder.with_name("metrics.json")
     if folder.name != "checkpoints" or not path.is_file():
         return None
-    try:
-        metrics = json.loads(path.read_bytes())
+    with reading(path, "is not the metrics.json of a run"):
+        metrics = read_json(path)
         _metrics(metrics)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path}: is not the metrics.json of a run ({type(error).__name__}: {error})") from None
     return metrics if metrics["source"].get("iteration") == iteration else None

@@ -187,13 +187,13 @@ def clean_up(folder: Path, iteration: int) -> None:
 def _history(folder: Path) -> list[str]:
     """The lines of metrics.jsonl, if there is one."""
     path = folder / "metrics.jsonl"
-    return path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    return path.read_text("utf-8", "replace").splitlines(keepends=True) if path.is_file() else []
 
 
 def _iteration_of(line: str) -> float:
     try:
-        return json.loads(line)["iteration"]
-    except (ValueError, KeyError, TypeError):  # truncated when the run was killed
+        return int(json.loads(line)["iteration"])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):  # truncated when the run was killed
         return math.inf
 
 

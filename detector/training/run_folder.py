@@ -43,7 +43,7 @@ class FolderLock:
 def require_writable(setting: str, folder: Path) -> None:
     """Raise InputError, naming the setting, unless the folder can be made and written to. Creates nothing."""
     there = folder
-    while not there.exists() and there != there.parent:
+    while not os.path.lexists(there) and there != there.parent:
         there = there.parent
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise InputError(f"{setting}: {folder} cannot be written: {there} is not a folder, or you may not write to it")

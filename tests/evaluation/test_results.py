@@ -71,8 +71,8 @@ def test_bad_lines_are_named(tmp_path, line):
 def test_what_is_no_text_is_named(tmp_path):
     (tmp_path / "comp4_det_test_cat.txt").write_bytes(b"\xff\xfe\0")
     (tmp_path / "comp4_det_test_dog.txt").mkdir()
-    for name, says in (("cat", "codec can't decode"), ("dog", "Is a directory")):
-        with pytest.raises(InputError, match=rf"comp4_det_test_{name}\.txt: cannot be read as text: .*{says}"):
+    for name, says in (("cat", "codec can't decode"), ("dog", "a folder")):
+        with pytest.raises(InputError, match=rf"comp4_det_test_{name}\.txt: .*{says}"):
             read_result_files(tmp_path, ["a"], [name])
 
 
@@ -138,7 +138,7 @@ ENTRY = '{"image_id": 1, "category_id": 17, "bbox": [1, 2, 3, 4], "score": 0.5}'
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("[", "cannot be read as JSON"),
+        ("[", "broken JSON"),
         ("{}", "has no COCO results, which are a list"),
         (f"[{ENTRY}, 3]", "entry 2: not image_id, category_id, bbox of four, score: 3"),
         (f"[{ENTRY.replace('[1, 2, 3, 4]', '[1, 2, 3]')}]", "entry 1: not image_id"),

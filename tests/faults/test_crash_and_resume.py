@@ -680,7 +680,7 @@ def test_which_run_is_meant(spoilt, tmp_path, whole, monkeypatch):
         (("auto", str(tmp_path / "mine")), "not the folder of a run"),
         ((str(last), str(whole)), "does not lie in"),
         ((str(spoilt), None), "is a folder: in a sweep, resume=auto run.dir="),
-        ((str(spoilt / "config.yaml"), None), "cannot be read: File is not a zip file"),
+        ((str(spoilt / "config.yaml"), None), "cannot be read: damaged: File is not a zip file"),
         (("nowhere.pt", None), r"resume=nowhere\.pt: no such file; it is auto, null, the folder of a run, or"),
     ):
         with pytest.raises(InputError, match=says):

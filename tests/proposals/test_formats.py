@@ -491,7 +491,7 @@ def test_bad_files_are_named(tmp_path):
         ("csv", "few.csv", "4 columns"),
         ("csv", "words.csv", "box 2 is not"),
         ("csv", "no.csv", "no such"),
-        ("coco-json", "junk", "not a readable JSON"),
+        ("coco-json", "junk", "broken JSON"),
         ("coco-json", "dict.json", "is not a list"),
         ("coco-json", "entry.json", "entry 1 has no"),
         ("mmdetection", "list.pkl", "without image ids.*never matched by position"),

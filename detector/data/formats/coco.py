@@ -1,6 +1,5 @@
 """Datasets in COCO layout: one JSON file of images, categories and annotations, and a folder of images."""
 
-import json
 import logging
 import re
 from collections import Counter
@@ -16,6 +15,7 @@ from detector.data.classes import check_classes
 from detector.data.dataset import DetectionDataset, Record
 from detector.data.image import UPRIGHT_IMAGES, ImageOptions
 from detector.errors import InputError, first_few
+from detector.runtime.files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def read_coco(
     """
     root = Path(root)
     path, folder = root / json, root / (images or "")
-    content = read_json(root, path)
+    content = read_content(root, path)
     category_ids = _categories(path, content["categories"])
     found = _read_images(path, folder, content["images"])
     objects = _read_annotations(path, found, category_ids, content["annotations"], drop_empty_boxes)
@@ -142,17 +142,14 @@ def _warn_of_corners(path: Path, images: list[Record], table: np.ndarray) -> Non
         )  # fmt: skip
 
 
-def read_json(root: Path, path: Path) -> dict:
+def read_content(root: Path, path: Path) -> dict:
     """Content of a COCO annotation file. Raises InputError unless it has the three lists of objects."""
     if not root.is_dir():
         raise InputError(f"data.root: there is no folder {root} (current directory: {Path.cwd()})")
     if not path.is_file():
         there = sorted(str(file.relative_to(root)) for file in [*root.glob("*.json"), *root.glob("*/*.json")])
         raise InputError(f"{path}: file not found; the .json files in {root} are {first_few(there) or 'none'}")
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: broken JSON: {error}") from None
+    content = read_json(path)
     for key in ("images", "annotations", "categories"):
         items = content.get(key) if isinstance(content, dict) else None
         if not (isinstance(items, list) and all(isinstance(item, dict) for item in items)):

@@ -2,18 +2,25 @@
 
 from pathlib import Path
 from typing import Any, NoReturn
-from xml.etree.ElementTree import Element, ParseError, TreeBuilder
+from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from defusedxml import EntitiesForbidden, ExternalReferenceForbidden
 
+from detector.runtime.files import reading
 
-def parse_xml(path: Path) -> Element:
+
+def parse_xml(path: Path, max_bytes: int) -> Element:
     """Root element of the tree. Rejects what defusedxml rejects; its own parser is in Python and takes twice the time.
 
-    Raises ParseError for broken XML, DefusedXmlException if the file declares entities, which may expand without
-    limit, or refers to other files, and LookupError or ValueError for an unknown encoding.
+    Raises InputError for broken XML, a file of more than `max_bytes` (parsing takes many times that in memory), and if
+    the file declares entities, which may expand without limit, or refers to other files.
     """
+    with reading(path, "broken XML", max_bytes):
+        return _parse(path.read_bytes())
+
+
+def _parse(data: bytes) -> Element:
     builder, parser = TreeBuilder(), expat.ParserCreate()
     parser.buffer_text = True
     parser.StartElementHandler = builder.start
@@ -23,10 +30,7 @@ def parse_xml(path: Path) -> Element:
     parser.UnparsedEntityDeclHandler = _refuse_entity
     parser.ExternalEntityRefHandler = _refuse_reference
     parser.SkippedEntityHandler = _refuse_entity
-    try:
-        parser.Parse(path.read_bytes(), True)
-    except expat.ExpatError as error:
-        raise ParseError(str(error)) from None
+    parser.Parse(data, True)
     return builder.close()
 
 

@@ -7,24 +7,24 @@ from dataclasses import replace
 from pathlib import Path
 from unicodedata import normalize
 from urllib.parse import quote
-from xml.etree.ElementTree import Element, ParseError
+from xml.etree.ElementTree import Element
 from xml.sax.saxutils import escape
 
 import numpy as np
-from defusedxml import DefusedXmlException
 
 from detector.data.classes import check_classes
 from detector.data.dataset import DetectionDataset, Record
 from detector.data.formats.safe_xml import parse_xml
 from detector.data.image import UPRIGHT_IMAGES, ImageOptions
 from detector.errors import InputError, first_few
+from detector.runtime.files import reading
 
 logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MAX_NAME_BYTES = 250  # of an image, without suffix; file systems allow 255 with suffix
 DIFFICULT = ("1", "1.0", "true", "yes")  # as tools write it
-MAX_XML_BYTES = 10_000_000  # real files have a few thousand; parsing takes many times the file size in memory
+MAX_XML_BYTES = 10_000_000  # real files have a few thousand
 
 
 class NotAnAnnotation(InputError):
@@ -133,10 +133,8 @@ def read_split(root: Path, split: str) -> list[str]:
     if not path.is_file():
         there = sorted(file.stem for file in folder.glob("*.txt"))
         raise InputError(f"{path}: no such split; there is {first_few(there, 20) or 'none'}")
-    try:
+    with reading(path, "not UTF-8 text"):
         lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text: {error}") from None
     ids = [line.strip() for line in lines if line.strip()]
     flagged = ids and all(re.search(r"\s(-1|0|1)$", id) for id in ids)
     if flagged and not (root / "Annotations" / f"{ids[0]}.xml").is_file():  # an id may end in " 1" itself
@@ -160,12 +158,7 @@ def read_annotation(path: Path) -> Record:
     four numbers that enclose a pixel, is left out and listed in `skipped`. Raises InputError if the file is not XML,
     not an annotation (NotAnAnnotation), too large, or has an object with swapped corners.
     """
-    try:
-        if path.stat().st_size > MAX_XML_BYTES:
-            raise InputError(f"{path}: has {path.stat().st_size} bytes; an annotation has {MAX_XML_BYTES} at most")
-        root = parse_xml(path)
-    except (ParseError, DefusedXmlException, UnicodeDecodeError, LookupError, ValueError, OSError) as error:
-        raise InputError(f"{path}: broken XML: {error or type(error).__name__}") from None
+    root = parse_xml(path, MAX_XML_BYTES)
     if root.tag != "annotation":
         raise NotAnAnnotation(f"{path}: its root is <{root.tag}>, not <annotation>: no VOC annotation file")
     for item in root:

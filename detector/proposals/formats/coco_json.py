@@ -12,7 +12,7 @@ import numpy as np
 
 from detector.errors import InputError
 from detector.proposals.formats.records import BoxFormat, ImageProposals, RawProposals, ranked
-from detector.runtime.files import open_atomically
+from detector.runtime.files import open_atomically, read_json
 
 BOX_FORMAT = BoxFormat("xywh", "0")
 NO_CATEGORY = 1  # proposals have no class, but the format requires one
@@ -20,12 +20,7 @@ NO_CATEGORY = 1  # proposals have no class, but the format requires one
 
 def read_coco_json(path: Path) -> RawProposals:
     """Boxes x y width height and score, (P, 5) per image id. Raises InputError for other contents."""
-    try:
-        items = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such proposal file") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not a readable JSON file: {error}") from None
+    items = read_json(path)
     if not isinstance(items, list):
         raise InputError(f"{path}: is not a list, as COCO's result format is")
     values: dict[str, array] = {}

@@ -23,7 +23,7 @@ from detector.errors import InputError
 from detector.proposals.formats.mat5 import read_mat5
 from detector.proposals.formats.mat73 import read_mat73
 from detector.proposals.formats.records import BoxFormat, ImageProposals, RawProposals, as_rows, require_distinct
-from detector.runtime.files import open_atomically
+from detector.runtime.files import open_atomically, reading
 
 FOLDER_BOX_FORMATS = {
     "ijcv-mat": BoxFormat("xyxy", "1"),
@@ -37,16 +37,8 @@ DEMO_SUFFIX = "_boxes"
 
 def load_mat(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     """The variables with these names in a .mat file; cells are object arrays. Raises InputError if it is unreadable."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such proposal file")
-    try:
-        if h5py.is_hdf5(path):
-            return read_mat73(path, names)
-        return read_mat5(path, names)
-    except NotImplementedError:
-        raise InputError(f"{path}: a damaged MATLAB v7.3 file: it must be HDF5, but is not") from None
-    except Exception as error:  # damaged files make the HDF5 library raise errors of any kind
-        raise InputError(f"{path}: not a readable .mat file: {error!r}") from None
+    with reading(path, "not a readable .mat file"):
+        return (read_mat73 if h5py.is_hdf5(path) else read_mat5)(path, names)
 
 
 def read_voc_mat(path: Path) -> RawProposals:

@@ -35,7 +35,7 @@ def max_bytes(size: int) -> int:
 def read_mat5(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     """The variables with these names that exist in the file: cells as object arrays, a string as an array of one str.
 
-    Raises ValueError if the file is damaged or has other types under these names, NotImplementedError for version 7.3.
+    Raises ValueError if the file is damaged or has other types under these names, or is of version 7.3.
     """
     data = memoryview(path.read_bytes())
     order = {b"IM": "<", b"MI": ">"}.get(bytes(data[126:128]))
@@ -43,7 +43,7 @@ def read_mat5(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
         raise ValueError("not a MATLAB file of version 5 to 7")
     (version,) = struct.unpack(f"{order}H", data[124:126])
     if version == 0x0200:
-        raise NotImplementedError("version 7.3")
+        raise ValueError("of version 7.3, which must be HDF5, but is not")
     found, limit = {}, max_bytes(len(data))
     for kind, body in _elements(data[128:], order):
         if kind == COMPRESSED:

@@ -27,7 +27,7 @@ from detector.proposals.formats.records import (
     ranked,
     require_distinct,
 )
-from detector.runtime.files import open_atomically
+from detector.runtime.files import open_atomically, reading
 
 CONTINUOUS = BoxFormat("xyxy", "0")
 BBOX_MODES = {0: CONTINUOUS, 1: BoxFormat("xywh", "0")}  # detectron2's BoxMode.XYXY_ABS and XYWH_ABS
@@ -69,13 +69,8 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _load(path: Path) -> Any:
-    try:
-        with open(path, "rb") as file:
-            return _Unpickler(file, encoding="latin1").load()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such proposal file") from None
-    except Exception as error:  # a damaged pickle raises errors of any kind
-        raise InputError(f"{path}: not a readable pickle of proposals: {error}") from None
+    with reading(path, "not a readable pickle of proposals"), open(path, "rb") as file:
+        return _Unpickler(file, encoding="latin1").load()
 
 
 def read_detectron(path: Path, name: str) -> RawProposals:

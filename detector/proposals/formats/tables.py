@@ -10,6 +10,7 @@ Files are written as x1 y1 x2 y2 in continuous pixels (pixel origin 0). Images w
 import csv
 import io
 import math
+import sys
 import zipfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,23 +20,19 @@ import numpy as np
 
 from detector.errors import InputError
 from detector.proposals.formats.records import ImageProposals, RawProposals, as_rows
-from detector.runtime.files import ZIP_DAMAGE, open_atomically
+from detector.runtime.files import open_atomically, reading
 
 CSV_ORDERS = {"xyxy": ("x1", "y1", "x2", "y2"), "xywh": ("x", "y", "w", "h")}
 # A zip file stores the time of writing; equal proposals must give bitwise identical files.
 _NO_TIME = (1980, 1, 1, 0, 0, 0)
-# Errors of a corrupt zip of arrays: an array header can request too much memory, or be invalid.
-_DAMAGED = (*ZIP_DAMAGE, MemoryError, OverflowError, TypeError)
 
 
 def read_npz(path: Path) -> RawProposals:
     """Rows (P, 4) or (P, 5) by image id, each read on access; order and pixel origin are not stated."""
-    try:
+    with reading(path, "not a readable .npz file", sys.maxsize):
         content = np.load(path, allow_pickle=False)
         if not isinstance(content, np.lib.npyio.NpzFile):
             raise ValueError("a single array, without image ids")
-    except _DAMAGED as error:
-        raise InputError(f"{path}: not a readable .npz file: {error}") from None
     return RawProposals(path, None, _NpzRows(path, content))
 
 
@@ -44,10 +41,8 @@ class _NpzRows(Mapping[str, np.ndarray]):
         self._path, self._content = path, content
 
     def __getitem__(self, image_id: str) -> np.ndarray:
-        try:
+        with reading(self._path, f"'{image_id}' cannot be read", sys.maxsize):  # such as an array of objects
             rows = self._content[image_id]
-        except _DAMAGED as error:  # or an array of objects
-            raise InputError(f"{self._path}: '{image_id}' cannot be read: {error}") from None
         return as_rows(self._path, f"'{image_id}'", rows)
 
     def __iter__(self) -> Iterator[str]:
@@ -68,19 +63,14 @@ def write_npz(path: Path, images: Iterable[ImageProposals]) -> None:
 
 def read_csv(path: Path) -> RawProposals:
     """Columns with names are reordered to x1 y1 x2 y2 or x y w h; the pixel origin is not stated."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
+    with reading(path, "not a readable .csv file"), open(path, newline="", encoding="utf-8-sig") as file:
+        lines = csv.reader(file)
+        first = next(lines, [])
+        order, columns = _columns(path, first)
+        if order is None:
+            file.seek(0)
             lines = csv.reader(file)
-            first = next(lines, [])
-            order, columns = _columns(path, first)
-            if order is None:
-                file.seek(0)
-                lines = csv.reader(file)
-            return RawProposals(path, None, _csv_rows(path, lines, columns), order)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such proposal file") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: not a readable .csv file: {error}") from None
+        return RawProposals(path, None, _csv_rows(path, lines, columns), order)
 
 
 def _columns(path: Path, first: list[str]) -> tuple[str | None, list[int]]:

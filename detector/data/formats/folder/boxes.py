@@ -11,6 +11,7 @@ import numpy as np
 from detector.data.dataset import Record
 from detector.data.formats.coco import LARGEST_PX
 from detector.errors import InputError
+from detector.runtime.files import reading
 
 
 @dataclass
@@ -63,12 +64,8 @@ class Boxes:
 
 def read_text(path: Path) -> str:
     """The text of a file. Raises InputError if it is in another encoding than `text_of` reads, or cannot be read."""
-    try:
+    with reading(path, "not UTF-8 text"):
         return text_of(path.read_bytes())
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text: {error}") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def text_of(data: bytes, errors: str = "strict") -> str:

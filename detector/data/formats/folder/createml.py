@@ -1,6 +1,5 @@
 """CreateML JSON, which labelImg and Roboflow write too: a list of images with their boxes by centre and size."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from detector.data.formats.folder.boxes import Boxes
 from detector.data.formats.folder.tree import FileTree
 from detector.data.image import ImageOptions
 from detector.errors import InputError
+from detector.runtime.files import read_json
 
 NAME_KEYS = ("image", "imagefilename")
 BOX_KEYS = ("x", "y", "width", "height")  # x y is the centre, in pixels
@@ -19,7 +19,7 @@ def read(tree: FileTree, _: ImageOptions) -> Iterator[Record]:
     for path in tree.with_suffix(".json"):
         keys = tree.json_item_keys(path)
         if "annotations" in keys and keys & {*NAME_KEYS}:
-            for number, item in enumerate(json.loads(path.read_bytes()), start=1):
+            for number, item in enumerate(read_json(path), start=1):
                 yield _record(tree, path, number, item)
 
 

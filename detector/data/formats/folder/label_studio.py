@@ -1,6 +1,5 @@
 """Label Studio's own JSON export, full (JSON) or short (JSON-MIN): a list of tasks, one for each image."""
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from detector.data.formats.folder.tree import FileTree
 from detector.data.formats.voc import IMAGE_SUFFIXES
 from detector.data.image import ImageOptions
 from detector.errors import InputError
+from detector.runtime.files import read_json
 
 UPLOAD_PREFIX = r"[0-9a-f]{8}-(?=.)"  # that Label Studio puts before the name of an uploaded file
 LABELS = ("rectanglelabels", "polygonlabels", "ellipselabels", "labels")  # keys of the class, by tool
@@ -24,7 +24,7 @@ def read(tree: FileTree, _: ImageOptions) -> Iterator[Record]:
     for path in tree.with_suffix(".json"):
         keys = tree.json_item_keys(path)
         if {"annotations", "data"} <= keys or {"annotation_id", "annotator"} <= keys:
-            for number, task in enumerate(json.loads(path.read_bytes()), start=1):
+            for number, task in enumerate(read_json(path), start=1):
                 if not isinstance(task, dict):
                     raise InputError(f"{path}: task {number} is not an object: {task!s:.60}")
                 if record := _record(tree, path, f"task {task.get('id', number)}", task):

@@ -1,6 +1,5 @@
 """LabelMe JSON, one file for each image."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from detector.data.formats.folder.boxes import Boxes
 from detector.data.formats.folder.tree import FileTree
 from detector.data.image import ImageOptions
 from detector.errors import InputError
+from detector.runtime.files import read_json
 
 MIN_POINTS = {"rectangle": 2, "polygon": 3, "circle": 2}  # of the shapes that have a bounding box
 
@@ -21,7 +21,7 @@ def read(tree: FileTree, _: ImageOptions) -> Iterator[Record]:
         if path in tree.broken_json and isinstance(image, Path):
             yield Record(tree.relative(path), image, path, invalid=tree.broken_json[path])
         elif "shapes" in keys:
-            content = json.loads(path.read_bytes())
+            content = read_json(path)
             try:
                 yield _boxes(path, content["shapes"]).record(tree.relative(path), image, path, _image_hw(content))
             except InputError as error:

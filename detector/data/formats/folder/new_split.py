@@ -3,7 +3,6 @@
 import os
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from detector.data.dataset import Record
 from detector.data.image import ImageOptions, read_image_hw, read_thumbnail
 from detector.errors import InputError
 from detector.runtime.files import digest_of
+from detector.runtime.threads import thread_pool
 
 SIDE_PX = 16  # of the thumbnails that are compared
 LENGTH = SIDE_PX * SIDE_PX * 3
@@ -28,7 +28,7 @@ def make_split(
     classes, shares and seed alone. Scoring needs every image and object, so records that cannot be used go to train,
     which can skip them. Raises InputError if there are too few images.
     """
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with thread_pool(os.cpu_count()) as pool:
         thumbnails = [*pool.map(lambda record: _thumbnail(record, options), records)]
     usable = [number for number, thumbnail in enumerate(thumbnails) if thumbnail is not None]
     usable = usable or [*range(len(records))]  # a fault of all, which the validation explains
@@ -110,7 +110,7 @@ def _thumbnail(record: Record, options: ImageOptions) -> np.ndarray | None:
             pixels = read_thumbnail(record.image, SIDE_PX, options).astype(np.float32)
             pixels = (pixels - pixels.mean(axis=(0, 1))).ravel()
             _thumbnails[digest] = pixels / max(float(np.linalg.norm(pixels)), 1.0)  # nothing of an even image
-    except (InputError, OSError):
+    except InputError:
         return None
     x1, y1, x2, y2 = record.boxes.T
     outside = (x2 <= 0) | (y2 <= 0) | (x1 >= width) | (y1 >= height)

@@ -1,6 +1,5 @@
 """The files below a folder, and which image an annotation file belongs to."""
 
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Container, Iterable
@@ -11,6 +10,7 @@ from unicodedata import normalize
 
 from detector.data.formats.voc import IMAGE_SUFFIXES
 from detector.errors import InputError, first_few
+from detector.runtime.files import read_json
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "photos", "pictures")
 
@@ -78,16 +78,14 @@ class FileTree:
         if path not in self._json_keys:
             self._json_keys[path] = frozenset(), frozenset()
             try:
-                content = json.loads(path.read_bytes())
+                content = read_json(path)
                 first = content[0] if isinstance(content, list) and content else None
                 self._json_keys[path] = (
                     frozenset(content if isinstance(content, dict) else ()),
                     frozenset(first if isinstance(first, dict) else ()),
                 )
-            except (ValueError, RecursionError) as error:
-                self.broken_json[path] = InputError(f"{path}: broken JSON: {error}")
-            except OSError as error:
-                self.broken_json[path] = InputError(f"{path}: cannot be read: {error.strerror}")
+            except InputError as error:
+                self.broken_json[path] = error
         return self._json_keys[path]
 
     def _called(self, name: str) -> list[Path]:

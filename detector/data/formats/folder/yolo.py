@@ -11,6 +11,7 @@ from detector.data.formats.folder.boxes import Boxes, read_text
 from detector.data.formats.folder.tree import FileTree
 from detector.data.image import ImageOptions, read_image_hw
 from detector.errors import InputError, first_few
+from detector.runtime.files import reading
 
 NUMBER = r"-?[\d.]+(e[+-]?\d+)?"
 LINE = re.compile(rf"\d+(\.0*)?(e\+?0+)?(\s+{NUMBER}){{4,}}\s*", re.IGNORECASE)  # numpy writes 0 as 0.000e+00
@@ -119,10 +120,8 @@ def read_data_yaml(path: Path) -> dict | None:
     text = read_text(path)
     if not re.search(r"^names\s*:", text, re.MULTILINE):
         return None
-    try:
+    with reading(path, "broken YAML"):
         content = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: broken YAML: {' '.join(str(error).split()):.300}") from None
     return content if isinstance(content, dict) else None
 
 
