@@ -11,7 +11,7 @@
 
 ROOT is in VOC layout, in COCO's with --annotations FILE.json [--images FOLDER] in place of --split, or any folder of
 annotated images, where --split can be left out; it is only read, and no file is ever overwritten. Exit status: 0 done,
-1 `check` has found something, or a write failed (such as a full disk), 2 invalid input, 130 interrupted.
+1 `check` has found something, or a write failed (such as a full disk), 2 invalid input, 130 or 143 interrupted.
 docs/proposals.md explains formats, shards and faults.
 """
 

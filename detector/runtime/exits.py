@@ -5,13 +5,17 @@ import io
 import logging
 import os
 import select
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
 
 from detector.errors import InputError, RunFailure, Stopped
 from detector.runtime.ranks import is_main
 
-FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130  # exit statuses
+FAILED, WRONG_INPUT = 1, 2  # exit statuses
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 NAME_ERRNOS = (errno.ENAMETOOLONG, errno.ELOOP)
 
@@ -20,21 +24,23 @@ def exit_status(program: Callable[[], int | None], if_interrupted: str) -> int:
     """Run a program, and return its exit status, which is 0 for None.
 
     For an error it is 2 for wrong input and 1 when the program failed (the message is printed to stderr), 130 after
-    Ctrl-C, 143 after SIGTERM and 138 after SIGUSR1. Any other exception is passed on. `if_interrupted` says what
-    Ctrl-C leaves behind.
+    Ctrl-C, 143 after SIGTERM and 138 after SIGUSR1. Any other exception is passed on. `if_interrupted` says what an
+    interrupt leaves behind.
     """
     status = FAILED
     _open_closed_streams()
     try:
         _require_working_directory()
-        status = program() or 0
+        with _sigterm_raises():
+            status = program() or 0
         sys.stdout.flush()
         return status
-    except Stopped as stopped:
-        return 128 + stopped.signal
-    except KeyboardInterrupt:
-        print(f"interrupted; {if_interrupted}", file=sys.stderr)
-        return INTERRUPTED
+    except (KeyboardInterrupt, Stopped) as error:
+        number = error.signal if isinstance(error, Stopped) else signal.SIGINT
+        if is_main():
+            print(f"stopped by {signal.Signals(number).name}; {if_interrupted}", file=sys.stderr)
+        _end_now_if_threads_run(128 + number)
+        return 128 + number
     except Exception as error:
         is_closed = stdout_closed()
         if isinstance(error, BrokenPipeError) and is_closed:
@@ -46,6 +52,31 @@ def exit_status(program: Callable[[], int | None], if_interrupted: str) -> int:
             print(f"error: {message}", file=sys.stderr)
             _write_to_log_files(f"error: {message}")
         return status
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """SIGTERM raises Stopped, as Ctrl-C raises KeyboardInterrupt, so that what is unfinished is removed."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(number)
+
+    if threading.current_thread() is not threading.main_thread():  # only the main one handles signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end_now_if_threads_run(status: int) -> None:
+    """Python waits for its threads before it ends, and nothing can interrupt the search in an image, for example."""
+    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+        with suppress(OSError):
+            sys.stdout.flush()
+        os._exit(status)
 
 
 def _require_working_directory() -> None:

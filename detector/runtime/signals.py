@@ -43,6 +43,7 @@ class StopRequest:
         self.signal = 0
         self._steps, self._left = 1, 0  # of this interval between agreements, and how many of them are left
         self._agreed_at = time.monotonic()
+        self._raises = False  # the signal itself, while `interruptible` waits
 
     def __enter__(self) -> "StopRequest":
         self._before = {number: signal.signal(number, self._note) for number in REQUESTS}
@@ -65,6 +66,9 @@ class StopRequest:
         if not self.signal:
             self.signal = number
             logger.warning("%s: stopping after this step; send it again to stop at once", signal.Signals(number).name)
+        if self._raises:
+            self._raises = False
+            raise Stopped(self.signal)
 
     @staticmethod
     def _exit_on_second_signal(arrivals: int) -> None:
@@ -96,9 +100,29 @@ class StopRequest:
         self._agreed_at = now
         return all_reduce_max(self.signal)
 
+    def interruptible(self, items: Iterable[T]) -> Iterator[T]:
+        """The items. In a run of one process, a signal raises Stopped while the next item is made.
+
+        Several processes have to agree, and do so after the step.
+        """
+        iterator, alone = iter(items), rank_info().world_size == 1
+        while True:
+            self._raises = alone
+            try:
+                if alone and self.signal:
+                    raise Stopped(self.signal)
+                item = next(iterator, None)
+            except SystemError as error:  # if the signal arrives while a function in C returns, Stopped is its cause
+                raise (error.__cause__ if isinstance(error.__cause__, Stopped) else error) from None
+            finally:
+                self._raises = False
+            if item is None:
+                return
+            yield item
+
     def cut_short(self, items: Iterable[T]) -> Iterator[T]:
         """The items; raises Stopped, in all processes of the run, when one of them has been asked to stop."""
-        for item in items:
+        for item in self.interruptible(items):
             if self.signal:
                 break
             yield item

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import multiprocessing
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -91,6 +92,7 @@ class Trainer:
         self.final: list[str] = []  # its TensorBoard tag
         self.evaluated = 0  # iteration of the last evaluation
         self.stopping = 0  # the signal that requested it
+        self.unsaved = 0  # the last iteration, unless it is in last.pt
         self.checkpoints = Checkpoints(self.folder / "checkpoints")
         self.label_counts = torch.zeros(len(components.classes) + 1, dtype=torch.int64)  # since the last logging
         self.warmup = settings.schedule.warmup_iterations
@@ -127,15 +129,20 @@ class Trainer:
             if self.checkpoint is not None:
                 self.resume(self.checkpoint)
             learner = wrap_ddp(parts.model, parts.compute.device)
+            batches = self.stop.interruptible(self.train_batches)
             steps = training_steps(
-                learner, self.train_batches, parts.optimizer, parts.schedule, parts.training, parts.compute, self.start
+                learner, batches, parts.optimizer, parts.schedule, parts.training, parts.compute, self.start
             )
-            for step in steps if not self.is_out_of_patience(self.start) else ():
-                self.progress.update()
-                self.after_step(step)
-                if self.is_out_of_patience(step.iteration):
-                    self.keep(step.iteration, evaluate=False, save=True)
-                    break
+            try:
+                for step in steps if not self.is_out_of_patience(self.start) else ():
+                    self.progress.update()
+                    self.after_step(step)
+                    if self.is_out_of_patience(step.iteration):
+                        self.keep(step.iteration, evaluate=False, save=True)
+                        break
+            except Stopped as stopped:
+                self.save_unsaved(stopped.signal)
+                raise
             self.finish()
         return self.score
 
@@ -183,25 +190,34 @@ class Trainer:
             if iteration == 1 or due["eval"]:
                 self.log_rois(self.tracker, step)
             if any(due.values()) or self.stopping:
-                self.log(self.tracker, step)
+                self.log(self.tracker, iteration)
+        self.unsaved = iteration
         self.keep(iteration, due["eval"] and not self.stopping, due["checkpoint"] or bool(self.stopping))
         if self.stopping:
             raise Stopped(self.stopping)
 
-    def log(self, tracker: Tracker, step: Step) -> None:
+    def save_unsaved(self, stopping: int) -> None:
+        """Log and save the last step of a run that is stopped while the next batch is made."""
+        self.stopping = stopping
+        if self.unsaved and self.tracker is not None:
+            if self.means.steps:
+                self.log(self.tracker, self.unsaved)
+            self.save(self.unsaved)
+        for worker in multiprocessing.active_children():  # else the process waits for the images that they read
+            worker.terminate()
+
+    def log(self, tracker: Tracker, iteration: int) -> None:
         """Log means since the last logging to TensorBoard, metrics.jsonl and the terminal."""
         values = self.means.take() | {"memory/peak_mib": peak_memory_mib(self.components.compute.device)}
         values["roi/label_entropy"] = label_entropy(self.label_counts)
         self.label_counts.zero_()
         values["time/images_per_s"] = self.settings.train.images_per_batch / values["time/step_s"]
-        values["train/collapsed"] = float(self.watch_for_collapse(step.iteration, values))
-        tracker.scalars(step.iteration, values)
+        values["train/collapsed"] = float(self.watch_for_collapse(iteration, values))
+        tracker.scalars(iteration, values)
         self.progress.set_postfix(loss=f"{values['loss/train']:.3f}")
         if self.progress.disable:  # no terminal
             of, seconds = self.settings.train.iterations, values["time/step_s"]
-            logger.info(
-                "iteration %d of %d: loss %.3f, %.2f s per step", step.iteration, of, values["loss/train"], seconds
-            )
+            logger.info("iteration %d of %d: loss %.3f, %.2f s per step", iteration, of, values["loss/train"], seconds)
 
     def log_rois(self, tracker: Tracker, step: Step) -> None:
         """Log pictures of the sampled RoIs of this step, and the distribution of their IoU with the objects."""
@@ -343,6 +359,7 @@ class Trainer:
         }
         if self.components.averaged is not None:
             content["raw_model"] = self.components.model.state_dict()  # training resumes from this
+        self.unsaved = self.unsaved if best else 0
         (self.checkpoints.save_best if best else self.checkpoints.save_last)(content, self.is_last(iteration))
 
     def is_last(self, iteration: int) -> bool:

@@ -17,19 +17,19 @@ FORKS.set_forkserver_preload(["train", "detector.scoring", "tests.conftest"])  #
 
 def start_program(log: Path, *overrides: str) -> multiprocessing.Process:
     """`python train.py OVERRIDES`, with what it prints in the file `log`."""
-    process = FORKS.Process(target=_program, args=(log, overrides))
+    process = FORKS.Process(target=run_train, args=(log, overrides))
     process.start()
     return process
 
 
-def _program(log: Path, overrides: tuple[str, ...]) -> None:
+def run_train(log: Path, overrides: tuple[str, ...]) -> None:
     import torch
 
     import train
     from detector.app import run_program
     from detector.settings import TrainSettings
 
-    _print_to(log)
+    print_to(log)
     multiprocessing.set_start_method("fork", force=True)  # of data workers, as in a program that was started as usual
     sys.argv = ["train.py", *overrides]
     torch.set_num_threads(1)
@@ -59,7 +59,7 @@ def _rank(
 
     from detector.runtime.distributed import process_group
 
-    _print_to(folder / f"rank{rank}.log")
+    print_to(folder / f"rank{rank}.log")
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -80,7 +80,7 @@ def children(pid: int) -> list[int]:
     return found
 
 
-def _print_to(log: Path) -> None:
+def print_to(log: Path) -> None:
     os.chdir(REPOSITORY)
     with open(log, "a") as file:
         os.dup2(file.fileno(), 1)
