@@ -110,8 +110,8 @@ def read_run(folder: Path) -> Run:
             f"python evaluate.py checkpoint={folder}/checkpoints/last.pt"
         )
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text())
-        metrics = json.loads((folder / "metrics.json").read_text())
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         one = Run(folder, config, metrics)
         valid = bool(one.classes) and bool(config["metric"].keys()) and bool(metrics["main"]["metric"])
     except (ValueError, KeyError, TypeError, AttributeError, StopIteration, yaml.YAMLError):
@@ -205,7 +205,7 @@ def read_history(one: Run) -> list[dict]:
     if not path.is_file():
         return []
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except ValueError as error:
         raise InputError(f"{path}: not lines of JSON: {error}") from None
 
