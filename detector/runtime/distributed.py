@@ -6,6 +6,7 @@ torchrun or srun starts the processes. In a run of one process, everything here 
 import itertools
 import os
 import re
+import socket
 import sys
 import threading
 import time
@@ -45,6 +46,7 @@ def process_group(timeout_s: int) -> Iterator[None]:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     for key, value in _rendezvous().items():
         os.environ.setdefault(key, value)
+    _require_rendezvous()
     where, timeout = rank_info(), timedelta(seconds=timeout_s)
     try:
         store, _, _ = next(dist.rendezvous("env://", where.rank, where.world_size, timeout=timeout))
@@ -108,6 +110,20 @@ def _rendezvous() -> dict[str, str]:
         return {}
     port = 20000 + int(os.environ.get("SLURM_JOB_ID", 0)) % 20000
     return {"MASTER_ADDR": first_host(os.environ["SLURM_STEP_NODELIST"]), "MASTER_PORT": str(port)}
+
+
+def _require_rendezvous() -> None:
+    """Raise InputError for an address that no process can be at: torch would try for minutes."""
+    host, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    try:
+        if not 0 < int(port) < 2**16:
+            raise ValueError
+        socket.getaddrinfo(host, int(port))
+    except (ValueError, OSError):
+        raise InputError(
+            f"the environment variables MASTER_ADDR={host} MASTER_PORT={port}: must be a host and a port, as torchrun "
+            "or srun sets them"
+        ) from None
 
 
 def first_host(nodes: str) -> str:

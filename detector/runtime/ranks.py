@@ -18,10 +18,19 @@ class RankInfo:
 def rank_info() -> RankInfo:
     """The rank from the environment variables of torchrun, or else of srun."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return RankInfo(_number("RANK"), _number("WORLD_SIZE"), _number("LOCAL_RANK", "0"))
+        return _valid(_number("RANK"), _number("WORLD_SIZE"), _number("LOCAL_RANK", "0"))
     if "SLURM_STEP_NUM_TASKS" in os.environ:  # of the job step; SLURM_NTASKS is also set in a script without srun
-        return RankInfo(_number("SLURM_PROCID"), _number("SLURM_STEP_NUM_TASKS"), _number("SLURM_LOCALID"))
+        return _valid(_number("SLURM_PROCID"), _number("SLURM_STEP_NUM_TASKS"), _number("SLURM_LOCALID"))
     return RankInfo()
+
+
+def _valid(rank: int, world_size: int, local_rank: int) -> RankInfo:
+    if rank >= world_size:
+        raise InputError(
+            f"the environment variables say that this is process {rank} (RANK, or SLURM_PROCID) of {world_size} "
+            "(WORLD_SIZE, or SLURM_STEP_NUM_TASKS): they count from 0, as torchrun or srun sets them"
+        )
+    return RankInfo(rank, world_size, local_rank)
 
 
 def _number(variable: str, default: str = "") -> int:

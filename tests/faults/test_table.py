@@ -1,0 +1,482 @@
+"""Wrong input of every kind, one row each: what is wrong, the command, its exit status, and what it says."""
+
+import contextlib
+import hashlib
+import importlib
+import json
+import logging
+import os
+import re
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import evaluate
+import train
+from detector.app import run_program
+from detector.proposals.store import FORMAT, write_store
+from detector.settings import EvaluateSettings, TrainSettings
+
+LONG = "x" * 300
+HANGS_S = 60
+TRAIN = (
+    "train data=voc data.root=T data.train_split=train data.short_side_px=64 data.max_side_px=96 model.hidden=16 "
+    "model.weights=null train.iterations=1 train.images_per_batch=2 roi.rois_per_image=16 workers=0 device=cpu "
+    "precision=float32 proposals.mode=single run.dir=R"
+)
+DETECT = "scripts.detect --checkpoint best.pt --device cpu --mode single"
+CHECK = "scripts.check_data --data T --splits train"
+SCORE = "evaluate device=cpu data.root=T data.val_split=test out=E"
+SAVED = f"{SCORE} data=voc detections=D.json"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command in a folder with T (a dataset in VOC layout), p.safetensors (its proposals) and best.pt."""
+
+    name: str
+    command: str
+    says: str  # found in stderr, or in stdout where that is empty
+    make: Callable[[], object] = lambda: None  # called in the folder
+    status: int = 2  # nothing may be written then
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def replace(name: str, old: str, new: str) -> Callable[[], None]:
+    """Replace a part of a file's text."""
+
+    def change() -> None:
+        text = Path(name).read_text()
+        assert old in text
+        Path(name).write_text(text.replace(old, new, 1))
+
+    return change
+
+
+def write(name: str, content: str | bytes | object) -> Callable[[], None]:
+    """Write a file, as JSON if it is neither text nor bytes."""
+
+    def change() -> None:
+        Path(name).unlink(missing_ok=True)
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        text = content if isinstance(content, str | bytes) else json.dumps(content)
+        Path(name).write_bytes(text if isinstance(text, bytes) else text.encode())
+
+    return change
+
+
+def all_of(*steps: Callable[[], object]) -> Callable[[], None]:
+    def change() -> None:
+        for step in steps:
+            step()
+
+    return change
+
+
+def pipe(name: str) -> Callable[[], None]:
+    """A named pipe in place of a file: reading it waits without end."""
+
+    def change() -> None:
+        Path(name).unlink(missing_ok=True)
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        os.mkfifo(name)
+
+    return change
+
+
+def endless(name: str) -> Callable[[], None]:
+    def change() -> None:
+        Path(name).unlink(missing_ok=True)
+        Path(name).symlink_to("/dev/zero")
+
+    return change
+
+
+def picture(name: str, byte: tuple[int, int] | None = None) -> Callable[[], None]:
+    """A gray image, one of whose bytes can be another."""
+
+    def change() -> None:
+        path = Path(os.fsdecode(name))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (30, 20), (90, 90, 90)).save(path)
+        if byte:
+            data = bytearray(path.read_bytes())
+            data[byte[0]] = byte[1]
+            path.write_bytes(data)
+
+    return change
+
+
+IDS = [*(f"train_{number}" for number in range(6)), *(f"test_{number}" for number in range(3))]
+
+
+def store(change: Callable[[dict, dict], object] = lambda tensors, metadata: None) -> Callable[[], None]:
+    """p.safetensors with other tensors (name -> (dtype, shape, bytes)) or metadata."""
+
+    def make() -> None:
+        data = Path("p.safetensors").read_bytes()
+        length = int.from_bytes(data[:8], "little")
+        head, body = json.loads(data[8 : 8 + length]), data[8 + length :]
+        metadata = head.pop("__metadata__")
+        tensors = {
+            name: (item["dtype"], item["shape"], body[slice(*item["data_offsets"])]) for name, item in head.items()
+        }
+        change(tensors, metadata)
+        head, body = {"__metadata__": metadata}, b""
+        for name, (dtype, shape, content) in tensors.items():
+            head[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(body), len(body) + len(content)]}
+            body += content
+        text = json.dumps(head).encode()
+        Path("p.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + body)
+
+    return make
+
+
+def tensor(name: str, dtype: str, shape: list[int], array: np.ndarray) -> Callable[[], None]:
+    return store(lambda tensors, _: tensors.update({name: (dtype, shape, array.tobytes())}))
+
+
+def metadata(text: str) -> Callable[[], None]:
+    return store(lambda _, about: about.update({FORMAT: text}))
+
+
+def finished(change: Callable[[], object]) -> Callable[[], None]:
+    """What is left of a finished run in R, after this change."""
+    return all_of(
+        write("R/.lock", "process 1 on here\n"), write("R/metrics.jsonl", '{"iteration": 1, "val/loss": 1.5}\n'),
+        write("R/metrics.json", "{}"), write("R/report.html", "<html>"), change,
+    )  # fmt: skip
+
+
+N = 9
+STORE = "damaged proposal store"
+USE_STORE = "scripts.proposals info p.safetensors"
+PROPOSALS_CASES = [
+    Case("boxes of bool", USE_STORE, "boxes is BOOL", tensor("boxes", "BOOL", [18, 4], np.ones(72, bool))),
+    Case("boxes of bfloat16", USE_STORE, "boxes is BF16", tensor("boxes", "BF16", [18, 4], np.ones(72, np.int16))),
+    Case("boxes of float8", USE_STORE, "boxes is F8_E4M3", tensor("boxes", "F8_E4M3", [18, 4], np.ones(72, np.int8))),
+    Case("boxes of float64", USE_STORE, "boxes is F64", tensor("boxes", "F64", [18, 4], np.ones(72))),
+    Case("boxes of one dimension", USE_STORE, "boxes is F32 of shape", tensor("boxes", "F32", [72], np.ones(72, "f4"))),
+    Case("boxes of three numbers", USE_STORE, STORE, tensor("boxes", "F32", [24, 3], np.ones(72, "f4"))),
+    Case("offsets as floats", USE_STORE, "offsets is F64", tensor("offsets", "F64", [N + 1], np.arange(N + 1.0))),
+    Case("offsets of two dimensions", USE_STORE, "offsets is I64", tensor("offsets", "I64", [5, 2], np.arange(10))),
+    Case(
+        "offsets as uint64",
+        USE_STORE,
+        "offsets is U64",
+        tensor("offsets", "U64", [N + 1], np.arange(N + 1, dtype="u8")),
+    ),
+    Case("offsets that descend", USE_STORE, STORE, tensor("offsets", "I64", [N + 1], np.array([0, 4, 2, *[18] * 7]))),
+    Case("offsets below zero", USE_STORE, STORE, tensor("offsets", "I64", [N + 1], np.array([-2, *[18] * 9]))),
+    Case("offsets beyond the boxes", USE_STORE, STORE, tensor("offsets", "I64", [N + 1], np.array([*[0] * 9, 99]))),
+    Case("no offsets", USE_STORE, STORE, store(lambda tensors, _: tensors.pop("offsets"))),
+    Case("empty offsets", USE_STORE, STORE, tensor("offsets", "I64", [0], np.zeros(0, int))),
+    Case("sizes of one column", USE_STORE, STORE, tensor("image_hws", "I32", [N, 1], np.ones(N, "i4"))),
+    Case("sizes of three columns", USE_STORE, STORE, tensor("image_hws", "I32", [N, 3], np.ones(27, "i4"))),
+    Case("scores of bool", USE_STORE, "scores is BOOL", tensor("scores", "BOOL", [18], np.ones(18, bool))),
+    Case("too few scores", USE_STORE, STORE, tensor("scores", "F32", [17], np.ones(17, "f4"))),
+    Case("a tensor of no store", USE_STORE, "more is F32", tensor("more", "F32", [1], np.ones(1, "f4"))),
+    Case("ids that are no text", USE_STORE, STORE, tensor("image_ids", "U8", [2], np.array([255, 0], "u1"))),
+    Case("an id twice", USE_STORE, STORE, tensor("image_ids", "U8", [18], np.array([97, 0] * 9, "u1"))),
+    Case("metadata nested deep", USE_STORE, STORE, metadata("[" * 100_000)),
+    Case("metadata that are a list", USE_STORE, STORE, metadata("[]")),
+    Case("metadata that are no JSON", USE_STORE, STORE, metadata("{")),
+    Case("reasons that are numbers", USE_STORE, STORE, metadata('{"unreadable": {"a": 1}}')),
+    Case("a store without metadata", USE_STORE, "not a proposal store", store(lambda _, about: about.clear())),
+    Case("an empty store", USE_STORE, STORE, write("p.safetensors", b"")),
+    Case("a header bomb", USE_STORE, STORE, write("p.safetensors", b"\xff" * 7 + b"\x7f{}")),
+    Case("a pipe as proposals", USE_STORE, "not a regular file", pipe("p.safetensors")),
+    Case(
+        "a folder as proposals",
+        "scripts.proposals info T.safetensors",
+        "T.safetensors",
+        lambda: os.mkdir("T.safetensors"),
+    ),
+    Case("a device as proposals", USE_STORE, "not a regular file", endless("p.safetensors")),
+    Case("a pipe as a .mat", "scripts.proposals info p.mat", "p.mat", pipe("p.mat")),
+    Case(
+        "a pipe to convert from",
+        "scripts.proposals convert --from csv --to store p.csv q.safetensors",
+        "p.csv",
+        pipe("p.csv"),
+    ),
+    Case(
+        "a pipe of COCO proposals",
+        "scripts.proposals convert --from coco-json --to store p.json q.safetensors",
+        "p.json",
+        pipe("p.json"),
+    ),
+    Case(
+        "proposals of one image, to train on",
+        f"{TRAIN} data.train_proposals=p.safetensors",
+        "no proposals for 6 of 6",
+        tensor("image_ids", "U8", [18], np.frombuffer(b"a\0b\0c\0d\0e\0f\0g\0h\0i\0", "u1")),
+    ),
+]
+
+RUN_CASES = [
+    Case(
+        "a finished run without checkpoints",
+        f"{TRAIN} resume=auto",
+        "has results up to iteration 1, but no checkpoint",
+        finished(lambda: None),
+    ),
+    Case(
+        "a finished run whose checkpoints are a dangling link",
+        f"{TRAIN} resume=auto",
+        "has results .* but no checkpoint",
+        finished(lambda: Path("R/checkpoints").symlink_to("nowhere")),
+    ),
+    Case(
+        "a finished run whose last.pt is a dangling link",
+        f"{TRAIN} resume=auto",
+        "has results .* but no checkpoint",
+        finished(
+            all_of(lambda: os.mkdir("R/checkpoints"), lambda: Path("R/checkpoints/last.pt").symlink_to("nowhere"))
+        ),
+    ),
+    Case(
+        "a finished run with another seed",
+        f"{TRAIN} resume=auto seed=5",
+        "has results .* but no checkpoint",
+        finished(lambda: None),
+    ),
+    Case(
+        "a run with steps beyond a checkpoint",
+        f"{TRAIN} resume=auto train.checkpoint_every=2",
+        "has results up to iteration 3",
+        all_of(write("R/.lock", "process 1 on here\n"), write("R/metrics.jsonl", '{"iteration": 3}\n')),
+    ),
+    Case(
+        "a file as last.pt that is empty",
+        f"{TRAIN} resume=auto",
+        "every checkpoint in .* is damaged",
+        finished(write("R/checkpoints/last.pt", b"")),
+    ),
+    Case("a pipe as last.pt", f"{TRAIN} resume=auto", "last.pt", finished(pipe("R/checkpoints/last.pt"))),
+    Case(
+        "a pipe to resume",
+        f"{TRAIN.replace('run.dir=R', '')} resume=R/checkpoints/last.pt",
+        "last.pt",
+        finished(pipe("R/checkpoints/last.pt")),
+    ),
+    Case(
+        "a pipe as metrics.jsonl",
+        f"{TRAIN} resume=auto",
+        "has results up to iteration 0",
+        finished(pipe("R/metrics.jsonl")),
+    ),
+    Case("bytes as metrics.jsonl", f"{TRAIN} resume=auto", "R", finished(write("R/metrics.jsonl", b"\xff\xfe\n"))),
+    Case(
+        "metrics.jsonl nested deep",
+        f"{TRAIN} resume=auto",
+        "R",
+        finished(write("R/metrics.jsonl", "[" * 100_000 + "\n")),
+    ),
+    Case(
+        "metrics.jsonl with other iterations",
+        f"{TRAIN} resume=auto",
+        "R",
+        finished(write("R/metrics.jsonl", '{"iteration": "x"}\n')),
+    ),
+    Case("a file as the run's folder", TRAIN, "R", write("R", "x")),
+    Case("a dangling link as the run's folder", TRAIN, "R", lambda: Path("R").symlink_to("nowhere/at/all")),
+]
+
+BOMB = "# @package _global_\nx0: &x0 [1]\n" + "".join(
+    f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 9)}]\n" for n in range(1, 8)
+)
+FILE_CASES = [
+    Case(
+        "a TIFF with a tag of another type, to detect",
+        f"{DETECT} --input pics --out found",
+        "pics/a.tif: damaged image",
+        all_of(picture("pics/a.tif", (72, 11)), picture("pics/b.tif")),
+        1,
+    ),
+    Case(
+        "a TIFF with a tag of another type, to check",
+        CHECK,
+        "train_0.tif: damaged image",
+        all_of(lambda: os.remove("T/JPEGImages/train_0.jpg"), picture("T/JPEGImages/train_0.tif", (72, 11))),
+        1,
+    ),
+    Case("a pipe as an image", CHECK, "train_0.jpg: not a regular file", pipe("T/JPEGImages/train_0.jpg"), 1),
+    Case("a device as an image", CHECK, "train_0.jpg: not a regular file", endless("T/JPEGImages/train_0.jpg"), 1),
+    Case("a pipe as an image, to train on", TRAIN, "train_0.jpg: not a regular file", pipe("T/JPEGImages/train_0.jpg")),
+    Case(
+        "a pipe as an image, to score",
+        f"{SCORE} checkpoint=best.pt",
+        "test_0.jpg: not a regular file",
+        pipe("T/JPEGImages/test_0.jpg"),
+    ),
+    Case(
+        "a device as an image, to generate for",
+        "scripts.proposals generate --data T --split train --mode single --out q.safetensors",
+        "train_0: not a regular file",
+        endless("T/JPEGImages/train_0.jpg"),
+    ),
+    Case(
+        "a pipe among the images to detect in",
+        f"{DETECT} --input pics --out found",
+        "1 images",
+        all_of(picture("pics/a.png"), pipe("pics/b.png")),
+        0,
+    ),
+    Case("a pipe to detect in", f"{DETECT} --input b.png --out found", "b.png", pipe("b.png")),
+    Case("a pipe as a video", f"{DETECT} --input b.mp4 --out found", "b.mp4", pipe("b.mp4")),
+    Case("a device as a video", f"{DETECT} --input b.mp4 --out found", "b.mp4", endless("b.mp4")),
+    Case("text as a video", f"{DETECT} --input b.mp4 --out found", "b.mp4", write("b.mp4", "x" * 999)),
+    Case("a pipe as an annotation", CHECK, "no XML file: train_0", pipe("T/Annotations/train_0.xml")),
+    Case("a device as an annotation", CHECK, "no XML file: train_0", endless("T/Annotations/train_0.xml")),
+    Case("a pipe as a split", CHECK, "train.txt", pipe("T/ImageSets/Main/train.txt")),
+    Case("a pipe as COCO JSON", "scripts.check_data --data T --annotations a.json", "a.json", pipe("T/a.json")),
+    Case("a device as COCO JSON", "scripts.check_data --data T --annotations a.json", "a.json", endless("T/a.json")),
+    Case("a pipe as a checkpoint", f"{SCORE} checkpoint=c.pt", "c.pt", pipe("c.pt")),
+    Case("a device as a checkpoint", f"{SCORE} checkpoint=c.pt", "c.pt", endless("c.pt")),
+    Case("a pipe as weights", f"{TRAIN} model.weights=c.pt", "c.pt", pipe("c.pt")),
+    Case(
+        "a pipe as an exported network",
+        "scripts.detect --checkpoint c.onnx --input T/JPEGImages --out found",
+        "c.onnx",
+        pipe("c.onnx"),
+    ),
+    Case(
+        "text as an exported network",
+        "scripts.detect --checkpoint c.onnx --input T/JPEGImages --out found",
+        "c.onnx",
+        write("c.onnx", "x" * 99),
+    ),
+    Case("a pipe as detections", SAVED, "D.json", pipe("D.json")),
+    Case("a device as detections", SAVED, "D.json", endless("D.json")),
+    Case(
+        "a pipe as a devkit's results",
+        f"{SCORE} data=voc detections=D",
+        "comp4_det_test_ball.txt",
+        pipe("D/comp4_det_test_ball.txt"),
+    ),
+    Case(
+        "a config whose aliases expand without end",
+        f"{TRAIN} --config-dir C +experiment=bomb",
+        "bomb.yaml: has more than 20 aliases",
+        write("C/experiment/bomb.yaml", BOMB),
+    ),
+    Case("a pipe as a config", f"{TRAIN} --config-dir C +experiment=a", "a.yaml", pipe("C/experiment/a.yaml")),
+    Case(
+        "a device as a config",
+        f"{TRAIN} --config-dir C +experiment=a",
+        "a.yaml",
+        all_of(lambda: os.makedirs("C/experiment"), endless("C/experiment/a.yaml")),
+    ),
+    Case(
+        "a folder as a config",
+        f"{TRAIN} --config-dir C experiment=a",
+        "experiment",
+        lambda: os.makedirs("C/experiment/a.yaml"),
+    ),
+]
+
+ENVIRONMENT_CASES = [
+    Case(
+        f"the environment {' '.join(f'{key}={value}' for key, value in changed.items())}",
+        TRAIN,
+        says,
+        environment={"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517", **changed},
+    )
+    for changed, says in [
+        ({"RANK": "x"}, "RANK=x: must be an integer"),
+        ({"RANK": "-1"}, "RANK=-1: must be"),
+        ({"RANK": ""}, "RANK=: must be"),
+        ({"RANK": "2"}, "process 2 .* of 2"),
+        ({"WORLD_SIZE": "0"}, "process 0 .* of 0"),
+        ({"WORLD_SIZE": "x"}, "WORLD_SIZE=x: must be"),
+        ({"WORLD_SIZE": "1e9"}, "WORLD_SIZE=1e9: must be"),
+        ({"LOCAL_RANK": "x"}, "LOCAL_RANK=x: must be"),
+        ({"MASTER_PORT": "abc"}, "MASTER_PORT=abc"),
+        ({"MASTER_PORT": "99999"}, "MASTER_PORT=99999"),
+        ({"MASTER_PORT": ""}, "MASTER_PORT="),
+        ({"MASTER_ADDR": "no.such.host.invalid"}, "no.such.host.invalid"),
+    ]
+]
+
+
+@pytest.fixture
+def folder(small_shapes, untrained_checkpoint, tmp_path, monkeypatch) -> Path:
+    """The working directory of a case."""
+    shutil.copytree(small_shapes, tmp_path / "T")
+    shutil.copy(untrained_checkpoint, tmp_path / "best.pt")
+    boxes = np.array([[10, 10, 90, 90], [5, 40, 120, 130]], np.float32)
+    hws = [Image.open(tmp_path / f"T/JPEGImages/{id}.jpg").size[::-1] for id in IDS]
+    write_store(tmp_path / "p.safetensors", IDS, [boxes] * len(IDS), hws, {})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    return tmp_path
+
+
+def run(command: str) -> int:
+    """A command in this process; returns its exit status."""
+    program, *arguments = shlex.split(command)
+    sys.argv[:] = [program, *arguments]
+    try:
+        if program in ("train", "evaluate"):
+            main, schema = {"train": (train.main, TrainSettings), "evaluate": (evaluate.main, EvaluateSettings)}[
+                program
+            ]
+            run_program(main, program, schema)
+            return 0
+        return importlib.import_module(program).main() or 0
+    except SystemExit as end:
+        return int(end.code or 0)
+
+
+@contextlib.contextmanager
+def no_longer_than(seconds: int) -> Iterator[None]:
+    def late(*_: object) -> None:
+        pytest.fail(f"hangs for {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """The digest of each file below a folder."""
+    return {
+        str(path): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() and not path.is_symlink() else ""
+        for path in sorted(folder.rglob("*"))
+        if not path.is_dir() and path.name != ".lock"
+    }
+
+
+CASES = [*RUN_CASES, *FILE_CASES, *PROPOSALS_CASES, *ENVIRONMENT_CASES]
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.name.replace(" ", "-") for case in CASES])
+def test_wrong_input(case, folder, capfd, monkeypatch):
+    case.make()
+    for name, value in case.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", [])
+    before = contents(folder)
+    with no_longer_than(HANGS_S):
+        status = run(case.command)
+    out, err = capfd.readouterr()
+    said = err or out
+    assert (status, "Traceback" in out + err) == (case.status, False), out + err
+    assert re.search(case.says, said), said
+    after = contents(folder)
+    assert {path: digest for path, digest in after.items() if path in before} == before
+    if status == 2:
+        assert [path for path in after if path not in before and ".unfinished/" not in path] == []
