@@ -27,7 +27,7 @@ def test_rows_of_inference_evaluate_the_base_run(tmp_path, monkeypatch, capsys):
         (folder / "report.html").touch()
         value = 0.25 if "detect.nms" in given else 0.5
         (folder / "metrics.json").write_text(json.dumps({"main": {"value": value}}))
-        return argparse.Namespace(returncode=0, stderr="60 images in 12.0 s: 0.2000 s per image\n")
+        return argparse.Namespace(returncode=0, stderr="", stdout="60 images in 12.0 s: 0.2000 s per image\n")
 
     monkeypatch.setattr(recipes.subprocess, "run", fake)
     parser = argparse.ArgumentParser()

@@ -83,9 +83,9 @@ def evaluated(run_folder: Path, row: str, overrides: list[str]) -> tuple[float, 
         ]  # fmt: skip
         shutil.rmtree(out, ignore_errors=True)  # of an evaluation that was stopped
         result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-        found = re.search(r"images in .*: ([\d.]+) s per image", result.stderr)
+        found = re.search(r"images in .*: ([\d.]+) s per image", result.stdout + result.stderr)
         if result.returncode or not found:
-            sys.exit(result.stderr)
+            sys.exit(result.stderr or f"error: {EVALUATE_PY.name} logged no time")
         (out / "seconds.json").write_text(found[1], encoding="utf-8")
     metrics, seconds = ((out / name).read_text(encoding="utf-8") for name in ("metrics.json", "seconds.json"))
     return json.loads(metrics)["main"]["value"], float(seconds)
