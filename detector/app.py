@@ -17,7 +17,7 @@ from typing import NoReturn, TypeVar
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
 from detector.compose import CONFIGS, choosable_groups, compose, in_words, plain, quoted, search_path
@@ -157,7 +157,9 @@ def _jobs(overrides: list[str]) -> list[list[str]]:
             if item.is_choice_sweep() or item.is_range_sweep()
         ]
     except HydraException as error:
-        glob = "glob(...) is not supported: list the choices, KEY=A,B"
-        raise InputError(glob if "ConfigLoader is not set" in str(error) else in_words(str(error))) from None
+        if "ConfigLoader is not set" in str(error):
+            raise InputError("glob(...) is not supported: list the choices, KEY=A,B") from None
+        wrong = f"{error.override}: " if isinstance(error, OverrideParseException) else ""
+        raise InputError(f"{wrong}{in_words(str(error))}") from None
     fixed = [str(item.input_line) for item in parsed if not item.is_sweep_override()]
     return [[*fixed, *combination] for combination in itertools.product(*choices)]

@@ -11,7 +11,7 @@ import numpy as np
 
 from detector.allowlist import build
 from detector.data.check import Checked, accept, check_data, check_proposals, require_all_valid
-from detector.data.classes import require_known, require_unlike
+from detector.data.classes import check_classes, require_known, require_unlike
 from detector.data.dataset import DetectionDataset, join, split_into_parts
 from detector.data.epoch_order import EpochOrder, repeat_factors
 from detector.data.formats.voc import is_unlabelled, read_voc_images
@@ -140,7 +140,8 @@ def resolve_classes(data: Data, *datasets: DetectionDataset, more: Collection[st
     case or spaces.
     """
     require_known_exclusions(data, *datasets, more=more)
-    names = data.classes or sorted({*more}.union(*(dataset.classes for dataset in datasets)))
+    found = sorted({*more}.union(*(dataset.classes for dataset in datasets)))
+    names = check_classes("data.classes", data.classes) if data.classes else found
     chosen = tuple(name for name in names if name not in (data.exclude_classes or ()))
     if not data.classes:
         where = ", ".join(dataset.name for dataset in datasets)

@@ -34,7 +34,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import get_args
 
 import numpy as np
@@ -56,6 +56,8 @@ from detector.runtime.files import require_inside, write_atomically
 from detector.settings import SearchMode
 from detector.structures import Detections, GroundTruth
 from detector.training.run_folder import require_new
+
+OUTPUT_SUFFIXES = (".jpg", ".xml", ".txt")
 
 
 def main(command_line: Sequence[str] | None = None) -> int:
@@ -239,9 +241,11 @@ def tiles_of(arguments: argparse.Namespace) -> detector.Tiles | None:
 
 
 def output_stems(files: Mapping[str, Path]) -> list[str]:
-    """The id of each image without its file's suffix; if two are the same, the second keeps it: `a`, `a.png`."""
+    """The id of each image without its file's suffix; if that is taken, with it: `a`, `a.png`."""
+    # Beside `a.png` there may be a folder `a.jpg`, whose pictures need it as a folder.
+    folders = {str(folder).lower() for image_id in files for folder in PurePath(image_id).parents}
     stems: list[str] = []
-    taken: set[str] = set()
+    taken = {folder.removesuffix(suffix) for folder in folders for suffix in OUTPUT_SUFFIXES if folder.endswith(suffix)}
     for image_id, path in files.items():
         numbered = (f"{image_id}-{number}" for number in itertools.count(2))
         names = itertools.chain([image_id.removesuffix(path.suffix), image_id], numbered)

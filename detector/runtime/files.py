@@ -15,13 +15,14 @@ from detector.errors import InputError
 
 MAX_BYTES = 2**32  # of a file that is read into memory as a whole
 UNFINISHED = ".*.unfinished"  # names of partial files that a killed program has left
+_numbers = itertools.count()  # several threads write at once
 
 
 @contextmanager
 def open_atomically(path: Path) -> Iterator[BinaryIO]:
     """A file to write to, renamed to `path` at the end; if writing is interrupted, `path` is unchanged."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    unfinished = path.with_name(f".{os.getpid()}-{next(_numbers)}.unfinished")  # `path.name` may have 255 bytes already
     try:
         with open(unfinished, "wb") as file:
             yield file

@@ -22,7 +22,6 @@ from detector.data.check import (
     require_readable,
     warn_leakage,
 )
-from detector.data.dataset import DetectionDataset
 from detector.data.formats.voc import read_annotation, read_voc
 from detector.data.loader import TransformedDataset
 from detector.data.transforms import Resize
@@ -368,13 +367,14 @@ def test_the_command_finds_names_that_are_most_likely_one_class(make_voc, monkey
         assert (end.value.code, "'Cat' and 'cat'" in capsys.readouterr().out) == (status, status == 1)
 
 
-def test_an_image_whose_path_cannot_be_asked_for_is_missing(make_voc, monkeypatch):
+def test_an_image_that_may_not_be_read_is_missing(make_voc, monkeypatch):
     def refused(*_):
         raise OSError(13, "Permission denied")
 
-    dataset = read_voc(make_voc({"train": {"a": [CAT]}}), "train")
-    monkeypatch.setattr(DetectionDataset, "image_path", refused)
-    assert check_data(dataset).bad == [("missing", "a: cannot be read: Permission denied")]
+    root = make_voc({"train": {"a": [CAT]}})
+    monkeypatch.setattr("detector.runtime.files._digest_of", refused)
+    text = f"{root}/JPEGImages/a.jpg: cannot be read: Permission denied"
+    assert check_data(read_voc(root, "train")).bad == [("missing", text)]
 
 
 @pytest.mark.parametrize("name", ["x" * 251, "folder/" + "x" * 251, "a\0b"])

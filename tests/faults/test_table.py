@@ -61,6 +61,11 @@ def replace(name: str, old: str, new: str) -> Callable[[], None]:
     return change
 
 
+def rewrite(name: str, old: str, new: str) -> None:
+    """Replace a text wherever it is in a file."""
+    Path(name).write_text(Path(name).read_text().replace(old, new))
+
+
 def write(name: str, content: str | bytes | object) -> Callable[[], None]:
     """Write a file, as JSON if it is neither text nor bytes."""
 
@@ -384,6 +389,293 @@ FILE_CASES = [
     ),
 ]
 
+LONG_CASES = [
+    Case(f"a name of 300 characters as {name}", command, "a name that no file can have|File name too long")
+    for name, command in {
+        "data.root": f"{TRAIN} data.root=/{LONG}",
+        "run.dir": f"{TRAIN} run.dir={LONG}",
+        "train_split": f"{TRAIN} data.train_split={LONG}",
+        "resume": f"train data=voc data.root=T resume={LONG}",
+        "weights": f"{TRAIN} model.weights={LONG}",
+        "proposals": f"{TRAIN} data.train_proposals={LONG}.safetensors",
+        "the folder of proposals": f"{TRAIN} proposals.folder={LONG}",
+        "checkpoint": f"{SCORE} checkpoint={LONG}.pt",
+        "detections": f"{SCORE} data=voc detections={LONG}",
+        "results": f"{SAVED} out={LONG}",
+        "--input": f"scripts.detect --checkpoint best.pt --input {LONG} --out y",
+        "--out": f"{DETECT} --input T/JPEGImages --out {LONG}",
+        "--checkpoint": f"scripts.detect --checkpoint {LONG} --input T/JPEGImages --out y",
+        "--data": f"scripts.check_data --data {LONG}",
+        "--splits": f"scripts.check_data --data T --splits {LONG}",
+        "--annotations": f"scripts.check_data --data T --annotations {LONG}",
+        "the store": f"scripts.proposals generate --data T --split train --out {LONG}.safetensors",
+        "--config-dir": f"{TRAIN} --config-dir {LONG}",
+    }.items()
+]
+
+CJK = "\u4e2d" * 25
+LABEL_CASES = [
+    Case(
+        "a split of 25 CJK letters",
+        f"scripts.check_data --data T --splits {CJK}",
+        "6 images found",
+        lambda: shutil.copy("T/ImageSets/Main/train.txt", f"T/ImageSets/Main/{CJK}.txt"),
+        0,
+    ),
+    Case(
+        "a split of 80 CJK letters to generate for",
+        f"scripts.proposals generate --data T --split {CJK * 3} --mode single --out q.safetensors",
+        "6 images",
+        lambda: shutil.copy("T/ImageSets/Main/train.txt", f"T/ImageSets/Main/{CJK * 3}.txt"),
+        0,
+    ),
+    Case(
+        "a split of 80 CJK letters to train on",
+        f"{TRAIN} data.train_split={CJK * 3}",
+        "no such split",
+        lambda: None,
+    ),
+    Case(
+        "names of control characters, emoji and no UTF-8",
+        f"{DETECT} --input pics --out found --voc-xml",
+        "detections in 3 of 3 images",
+        all_of(picture("pics/a\x01b.png"), picture("pics/\U0001f600.png"), picture("pics/\udcff.png")),
+        0,
+    ),
+    Case(
+        "a.png beside a folder a.jpg",
+        f"{DETECT} --input 'pics/**/*.*' --out found --voc-xml",
+        "in 2 of 2 images",
+        all_of(picture("pics/a.png"), picture("pics/a.jpg/b.png")),
+        0,
+    ),
+    Case(
+        "a picture whose name has 255 bytes",
+        f"{DETECT} --input pics --out found --voc-xml",
+        "1 of 1",
+        picture(f"pics/{'n' * 251}.png"),
+        0,
+    ),
+    Case(
+        "<Object> in place of <object>",
+        CHECK,
+        "<Object> is not VOC's <object>",
+        lambda: rewrite("T/Annotations/train_0.xml", "object>", "Object>"),
+        1,
+    ),
+    Case(
+        "<objects> around the objects",
+        CHECK,
+        "<objects> is not VOC's <object>",
+        all_of(
+            replace("T/Annotations/train_0.xml", "</size>", "</size><objects>"),
+            replace("T/Annotations/train_0.xml", "</annotation>", "</objects></annotation>"),
+        ),
+        1,
+    ),
+    Case(
+        "<objekt> in place of <object>",
+        CHECK,
+        "objekt",
+        lambda: rewrite("T/Annotations/train_0.xml", "object>", "objekt>"),
+        1,
+    ),
+    Case(
+        "<difficult> of an unknown value",
+        CHECK,
+        "<difficult>maybe</difficult>: must be 0 or 1",
+        lambda: rewrite("T/Annotations/train_0.xml", "<difficult>0<", "<difficult>maybe<"),
+        1,
+    ),
+    Case(
+        "a class that differs in its case",
+        CHECK,
+        "differ only in upper case",
+        replace("T/Annotations/train_0.xml", "<name>ball<", "<name>Ball<"),
+        1,
+    ),
+    Case(
+        "an id twice in a split", CHECK, "listed more than once", write("T/ImageSets/Main/train.txt", "train_0\n" * 2)
+    ),
+    Case("an id with a zero byte", CHECK, "cannot be an image id", write("T/ImageSets/Main/train.txt", "a\0b\n")),
+    Case("an id that leads out", CHECK, "\\.\\.", write("T/ImageSets/Main/train.txt", "../../x\n")),
+    Case("an id that is absolute", CHECK, "/etc/passwd", write("T/ImageSets/Main/train.txt", "/etc/passwd\n")),
+]
+
+SETTING_CASES = [
+    Case(f"a setting out of bounds: {setting}", f"{TRAIN} {setting}", re.escape(setting.split("=")[0]))
+    for setting in [
+        "train.images_per_batch=2000000000",
+        "model.hidden=1000000000",
+        "optimizer.momentum=nan",
+        "optimizer.lr=inf",
+        "optimizer.lr=-1",
+        "train.iterations=0",
+        "train.iterations=1e30",
+        "workers=100000",
+        "workers=-1",
+        "seed=-1",
+        "data.short_side_px=1000000",
+        "data.short_side_px=0",
+        "roi.rois_per_image=0",
+        "roi.rois_per_image=10000000000",
+        "data.max_image_pixels=0",
+        "train.accumulate=0",
+        "train.ema=2",
+        "detect.nms_iou=nan",
+        "detect.score_threshold=2",
+        "distributed.timeout_s=0",
+        "data.train_max_proposals=-1",
+        "precision=float8",
+        "device=cuda",
+        "device=cuda:0",
+        "device=tpu",
+        "device=mps",
+        "device=''",
+        "data.classes=[a,a]",
+        "model.dropout=1.5",
+        "data.max_bad_fraction=2",
+        "data.fold=0/0",
+        "optimizer.weight_decay=-1",
+        "schedule.warmup_iterations=-1",
+    ]
+] + [
+    Case("a sweep with one invalid value", f"{TRAIN} -m seed=1,x", "seed=x"),
+    Case("a sweep with one invalid class", f"{TRAIN} -m model.backbone=resnet18,resnet19", "resnet19"),
+    Case("a sweep with one unknown group", f"{TRAIN} -m optimizer=sgd,nothing", "nothing"),
+    Case("a sweep without an end", f"{TRAIN} -m seed=1,", "seed"),
+    Case(
+        "a sweep over devices that are not there", f"{TRAIN} -m device=cuda,cuda:7", "device: 'cuda' is not available"
+    ),
+    Case("a sweep of an evaluation of no file", f"{SCORE} -m checkpoint=a.pt,b.pt", "a.pt: no such file"),
+]
+
+
+def coco(change: Callable[[dict], object]) -> Callable[[], None]:
+    """T/a.json, a COCO file of two images and objects, after this change."""
+
+    def make() -> None:
+        content = {
+            "images": [
+                {"id": 1, "file_name": "JPEGImages/train_0.jpg"},
+                {"id": 2, "file_name": "JPEGImages/train_1.jpg"},
+            ],
+            "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+            "annotations": [
+                {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 30, 40]},
+                {"id": 2, "image_id": 2, "category_id": 2, "bbox": [5, 5, 30, 40]},
+            ],
+        }
+        change(content)
+        write("T/a.json", content)()
+
+    return make
+
+
+def item(part: str, **values: object) -> Callable[[dict], object]:
+    return lambda content: content[part][1].update(values)
+
+
+COCO = "scripts.check_data --data T --annotations a.json"
+NESTED = "[" * 100_000
+COCO_CASES = [
+    Case(f"COCO with {name}", COCO, says, coco(change))
+    for name, change, says in [
+        ("an id of text", item("images", id="x"), "no such image|image_id 2"),
+        ("an id of a list", item("images", id=[1]), "images\\[1\\] has no valid 'id'"),
+        ("an id of true", item("images", id=True), "images\\[1\\] has no valid 'id'"),
+        ("an id twice", item("images", id=1), "image ids are listed more than once"),
+        ("a huge id", item("images", id=10**4000), "id"),
+        ("a huge image_id", item("annotations", image_id=10**4000), "image_id"),
+        ("a huge category_id", item("annotations", category_id=10**400), "category_id"),
+        ("a huge id of a category", item("categories", id=10**400), "53 bits"),
+        ("a category of a list", item("categories", name=["x"]), "has no valid 'name'"),
+        ("a category twice", item("categories", name="cat"), "two categories have the name cat"),
+        ("a category that is a path", item("categories", name="../x"), "\\.\\./x"),
+        ("a box of NaN", item("annotations", bbox=[float("nan"), 1, 2, 3]), "annotation 2 has the bbox"),
+        ("a box without end", item("annotations", bbox=[0, 1, float("inf"), 3]), "annotation 2 has the bbox"),
+        ("a box of huge integers", item("annotations", bbox=[0, 1, 10**400, 3]), "annotation 2 has the bbox"),
+        ("a box of text", item("annotations", bbox="1234"), "annotation 2 has no valid 'bbox'"),
+        ("a box of three numbers", item("annotations", bbox=[1, 2, 3]), "annotation 2 has the bbox"),
+        ("a box of lists", item("annotations", bbox=[[1], [2], [3], [4]]), "annotation 2 has the bbox"),
+        ("a box of negative size", item("annotations", bbox=[1, 2, -3, 4]), "of negative size"),
+        ("a file name of a number", item("images", file_name=5), "has no valid 'file_name'"),
+        ("no file name", lambda content: content["images"][1].pop("file_name"), "has no valid 'file_name': none"),
+        ("no categories", lambda content: content.pop("categories"), "no list of objects 'categories'"),
+        ("a map of images", lambda content: content.update(images={}), "no list of objects 'images'"),
+        ("images of numbers", lambda content: content.update(images=[1]), "no list of objects 'images'"),
+        ("no image", lambda content: content.update(images=[], annotations=[]), "there are no images"),
+    ]
+] + [
+    Case("COCO JSON nested deep", COCO, "a.json: broken JSON", write("T/a.json", NESTED)),
+    Case("COCO JSON that is empty", COCO, "a.json: broken JSON", write("T/a.json", "")),
+    Case("COCO JSON that is a list", COCO, "not a COCO annotation file", write("T/a.json", "[]")),
+    Case("COCO JSON that is no UTF-8", COCO, "a.json: broken JSON", write("T/a.json", b"\xff\xff")),
+    Case(
+        "COCO with an image outside",
+        COCO,
+        "missing|cannot be read|leads out",
+        coco(item("images", file_name="../../../etc/passwd")),
+        1,
+    ),
+    Case(
+        "COCO with a class in NFD",
+        COCO,
+        "two categories have the name",
+        coco(
+            lambda content: [
+                content["categories"][0].update(name="\u00e9"),
+                content["categories"][1].update(name="e\u0301"),
+            ]
+        ),
+    ),
+]
+
+ENTRY = {"image_id": "test_0", "category_id": 1, "category_name": "ball", "bbox": [1, 2, 30, 40], "score": 0.5}
+SAVED_CASES = [
+    Case(f"detections with {name}", SAVED, "entry 2", write("D.json", [ENTRY, {**ENTRY, **change}]))
+    for name, change in {
+        "an unknown image": {"image_id": "x"},
+        "an image of a list": {"image_id": [1]},
+        "a box of NaN": {"bbox": [float("nan")] * 4},
+        "a box of three numbers": {"bbox": [1, 2, 3]},
+        "a box of text": {"bbox": "abcd"},
+        "a score of text": {"score": "x"},
+        "a score without end": {"score": float("inf")},
+        "a score of null": {"score": None},
+        "a huge score": {"score": 10**400},
+        "a huge image": {"image_id": 10**4000},
+        "a class of a list": {"category_name": ["x"]},
+        "a class of a map": {"category_name": {}},
+        "a category of a list": {"category_name": None, "category_id": [1]},
+    }.items()
+] + [
+    Case("detections that are a map", SAVED, "D.json has no COCO results", write("D.json", "{}")),
+    Case("detections nested deep", SAVED, "D.json: broken JSON", write("D.json", NESTED)),
+    Case("detections that are no UTF-8", SAVED, "D.json: broken JSON", write("D.json", b"\xff")),
+    Case("detections of entries that are numbers", SAVED, "entry 1", write("D.json", "[1]")),
+    Case("no file of detections", SAVED, "D.json", lambda: None),
+    Case("an empty folder of detections", f"{SCORE} data=voc detections=D", "has no file comp4", lambda: os.mkdir("D")),
+    Case(
+        "a devkit's results of no UTF-8",
+        f"{SCORE} data=voc detections=D",
+        "not UTF-8",
+        write("D/comp4_det_test_ball.txt", b"\xff"),
+    ),
+    Case(
+        "a devkit's results of words",
+        f"{SCORE} data=voc detections=D",
+        "line 1",
+        write("D/comp4_det_test_ball.txt", "test_0 a b c d e\n"),
+    ),
+    Case(
+        "a devkit's results of an unknown image",
+        f"{SCORE} data=voc detections=D",
+        "line 1",
+        write("D/comp4_det_test_ball.txt", "x 0.5 1 2 3 4\n"),
+    ),
+]
+
 ENVIRONMENT_CASES = [
     Case(
         f"the environment {' '.join(f'{key}={value}' for key, value in changed.items())}",
@@ -460,7 +752,10 @@ def contents(folder: Path) -> dict[str, str]:
     }
 
 
-CASES = [*RUN_CASES, *FILE_CASES, *PROPOSALS_CASES, *ENVIRONMENT_CASES]
+CASES = [
+    *RUN_CASES, *FILE_CASES, *PROPOSALS_CASES, *LONG_CASES, *LABEL_CASES, *SETTING_CASES, *COCO_CASES, *SAVED_CASES,
+    *ENVIRONMENT_CASES,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name.replace(" ", "-") for case in CASES])
@@ -479,4 +774,5 @@ def test_wrong_input(case, folder, capfd, monkeypatch):
     after = contents(folder)
     assert {path: digest for path, digest in after.items() if path in before} == before
     if status == 2:
-        assert [path for path in after if path not in before and ".unfinished/" not in path] == []
+        new = [path for path in after if path not in before]
+        assert [path for path in new if ".unfinished/" not in path and not path.endswith("multirun.yaml")] == []

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MAX_NAME_BYTES = 250  # of an image, without suffix; file systems allow 255 with suffix
-DIFFICULT = ("1", "1.0", "true", "yes")  # as tools write it
+TRUE, FALSE = ("1", "1.0", "true", "yes"), ("", "0", "0.0", "false", "no", "unspecified")  # flags as tools write them
 MAX_XML_BYTES = 10_000_000  # real files have a few thousand
 
 
@@ -162,7 +162,7 @@ def read_annotation(path: Path) -> Record:
     if root.tag != "annotation":
         raise NotAnAnnotation(f"{path}: its root is <{root.tag}>, not <annotation>: no VOC annotation file")
     for item in root:
-        if item.tag != "object" and item.tag.lower() in ("object", "objects"):
+        if item.tag != "object" and (item.tag.lower() in ("object", "objects") or item.find(".//bndbox") is not None):
             raise InputError(f"{path}: <{item.tag}> is not VOC's <object>, so its objects would not be read")
     names, boxes, difficult, invalid = [], [], [], []
     for number, item in enumerate(root.findall("object"), start=1):  # a <part> inside an object is not an object
@@ -174,7 +174,7 @@ def read_annotation(path: Path) -> Record:
             continue
         names.append(name)
         boxes.append(box)
-        difficult.append((item.findtext("difficult") or "").strip().lower() in DIFFICULT)  # others: "Unspecified"
+        difficult.append(_flag(what, item, "difficult"))
     corners = np.array(boxes, dtype=np.float32).reshape(-1, 4)
     return Record(
         image_id=path.stem,
@@ -231,6 +231,13 @@ def _name(what: str, item: Element) -> str:
     if not name:
         raise _NoObject(f"{what} has no <name>")
     return name
+
+
+def _flag(what: str, item: Element, tag: str) -> bool:
+    text = (item.findtext(tag) or "").strip()
+    if text.lower() not in (*TRUE, *FALSE):
+        raise InputError(f"{what} has <{tag}>{text}</{tag}>: must be 0 or 1")
+    return text.lower() in TRUE
 
 
 def _box(what: str, item: Element) -> list[float]:
