@@ -5,9 +5,9 @@
 writes model.safetensors and model.json (classes, settings, iteration) without any path of this machine. They are
 accepted in place of a checkpoint: python evaluate.py checkpoint=shared/mine/model.safetensors data=voc data.root=DIR
 
-    python scripts/export.py torchvision --checkpoint runs/mine/checkpoints/best.pt --out resnet18.pth
+    python scripts/export.py torchvision --checkpoint runs/mine/checkpoints/best.pt --out resnet50.pth
 
-writes the layers shared with torchvision's classification network, under its names. model.weights=resnet18.pth starts
+writes the layers shared with torchvision's classification network, under its names. model.weights=resnet50.pth starts
 another run from them, and torchvision loads them with load_state_dict(..., strict=False).
 
     python scripts/export.py onnx --checkpoint runs/mine/checkpoints/best.pt --out model.onnx

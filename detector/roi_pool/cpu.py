@@ -61,7 +61,7 @@ def backward(grad: Tensor, rois: Tensor, argmax: Tensor, batch_size: int, height
     if missing:  # only in examples
         grad, argmax = (torch.nn.functional.pad(each, (0, 0, 0, 0, 0, missing)) for each in (grad, argmax))
         return _first_channels(backward(grad, rois, argmax, batch_size, height, width), channels)
-    # Only float16, which training never uses, is copied.
+    # Only float16 is copied.
     values = _channels_last_array(grad.float() if grad.dtype == torch.float16 else grad)
     real = values.dtype
     if grad.dtype == torch.bfloat16:
