@@ -108,7 +108,7 @@ def test_fixed_settings_are_refused_by_one_error(stopped, command):
         ("trian.iterations=3", "trian: no such setting; did you mean train?"),
         ("seed.first=3", "seed.first=3: seed is a setting, and has none below it"),
         ("train=3", "train=3: must be a group of settings"),
-        ("workers=-1", "workers=-1: must be an integer from 0 to 1000"),
+        ("workers=-1", "workers=-1: must be auto or an integer from 0 to 1000"),
         ("data=voc", "data.root: must be given: data.root=..."),
         ("schedule=nothing", "schedule=nothing: must be one of"),
         ("train.iterations", "train.iterations"),

@@ -515,7 +515,7 @@ def test_entities_in_xml_are_refused(tmp_path, text):
 def test_100_mb_of_xml_are_refused_unread(tmp_path):
     with open(tmp_path / "a.xml", "w") as file:
         file.truncate(100_000_000)
-    with pytest.raises(InputError, match=r"a\.xml: has 100000000 bytes; an annotation has 10000000 at most"):
+    with pytest.raises(InputError, match=r"a\.xml: has 100000000 bytes, and may have 10000000"):
         read_annotation(tmp_path / "a.xml")
 
 
@@ -538,7 +538,7 @@ def test_a_packed_checkpoint_is_refused_before_it_is_unpacked(tmp_path, content)
     ):
         for name in stored.namelist():
             bomb.writestr(name, stored.read(name))
-    refused(tmp_path / "bomb.pt", r"bomb\.pt: not a checkpoint .*ValueError")
+    refused(tmp_path / "bomb.pt", r"bomb\.pt: not a checkpoint .*data\.pkl is packed")
 
 
 def test_a_split_cannot_name_a_place_to_write_to(make_voc, tmp_path):

@@ -12,7 +12,7 @@ from detector.models import build_model
 from detector.models.weights import load_weights, to_torchvision
 from detector.schema import parse
 from detector.settings import Model, TrainSettings
-from tests.test_programs import TINY
+from tests.conftest import TINY
 
 timm = pytest.importorskip("timm", reason="the extra [timm] is not installed")
 IMAGES = torch.randint(0, 255, (2, 3, 70, 90), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -478,7 +478,7 @@ def test_bad_files_are_named(tmp_path):
         ("voc-mat", "twice.mat", "than once: a"),
         ("voc-mat", "wide.mat", r"`boxes` of a has shape \(4, 6\)"),
         ("voc-mat", "junk", "not a readable .mat"),
-        ("voc-mat", "new.mat", "damaged MATLAB v7.3"),
+        ("voc-mat", "new.mat", "of version 7.3, which must be HDF5, but is not"),
         ("voc-mat", "no.mat", "no such"),
         ("ijcv-mat", "names.mat", "has no variable `boxes`"),
         ("ijcv-mat", "folder", "not a .mat file"),
