@@ -359,8 +359,9 @@ class Trainer:
         }
         if self.components.averaged is not None:
             content["raw_model"] = self.components.model.state_dict()  # training resumes from this
-        self.unsaved = self.unsaved if best else 0
         (self.checkpoints.save_best if best else self.checkpoints.save_last)(content, self.is_last(iteration))
+        if not best and not self.checkpoints.failed:
+            self.unsaved = 0
 
     def is_last(self, iteration: int) -> bool:
         """Whether this checkpoint is the final one of the run."""
