@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.ops import FrozenBatchNorm2d
 
+from detector.models.timm_body import TimmBody
 from detector.runtime.device import Compute
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -19,10 +20,13 @@ def prepare(model: Network, compute: Compute) -> Network:
     """A copy of the network for inference only, on the device of `compute`, with equal outputs up to rounding.
 
     Batch norm with fixed statistics is a scale and a shift for each channel, which become part of the convolution
-    before it. Convolutions and linear layers are cast to the dtype of `compute` once, rather than for each image.
+    before it. Networks of timm keep theirs: there a norm layer can hold the activation, and the order of the layers
+    in a module need not be that of its computation. Convolutions and linear layers are cast to the dtype of `compute`
+    once, rather than for each image.
     """
     model = copy.deepcopy(model).eval()
-    for module in model.modules():
+    of_timm = {module for body in model.modules() if isinstance(body, TimmBody) for module in body.modules()}
+    for module in [module for module in model.modules() if module not in of_timm]:
         for (_, layer), (name, norm) in itertools.pairwise([*module.named_children()]):
             if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d | FrozenBatchNorm2d):
                 assert norm.running_mean is not None

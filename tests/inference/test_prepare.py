@@ -27,23 +27,42 @@ ROIS = torch.tensor([[0.0, 3.0, 5.0, 60.0, 50.0], [0.0, 40.0, 10.0, 95.0, 63.0]]
 )
 def test_outputs_are_equal_without_norm_layers(backbone, head, weights, norms):
     model = build_model(Model(backbone=backbone, head=head, weights=weights, hidden=16), num_classes=3).eval()
-    found = [module for module in model.modules() if isinstance(module, NORMS)]
-    assert len(found) == norms
+    assert _set_norms(model) == norms
+    ready = _prepared_with_equal_outputs(model)
+    assert not any(isinstance(module, NORMS) for module in ready.modules())
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_byobnet"])
+def test_outputs_of_networks_of_timm_are_equal(name):
+    pytest.importorskip("timm", reason="the extra [timm] is not installed")
+    model = build_model(Model(backbone=f"timm/{name}", hidden=16), num_classes=3).eval()
+    assert _set_norms(model)
+    _prepared_with_equal_outputs(model)
+
+
+def _set_norms(model: nn.Module) -> int:
+    """Random statistics for the norm layers, which are counted."""
+    found = [module for module in model.modules() if hasattr(module, "running_var")]
     for norm in found:
         for value in (norm.weight.data, norm.running_var):
             value.uniform_(0.5, 1.5)
         for value in (norm.bias.data, norm.running_mean):
             value.uniform_(-0.5, 0.5)
+    return len(found)
+
+
+def _prepared_with_equal_outputs(model: nn.Module) -> nn.Module:
+    """The prepared network, whose outputs are those of the model, which is unchanged."""
     before = {name: value.clone() for name, value in model.state_dict().items()}
     compute = Compute(torch.device("cpu"), torch.float32)
     ready = prepare(model, compute)
-    assert not any(isinstance(module, NORMS) for module in ready.modules())
     with torch.inference_mode():
         for ours, expected in zip(
             compute.forward(ready, IMAGES, ROIS), compute.forward(model, IMAGES, ROIS), strict=True
         ):
             torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())  # a copy
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    return ready
 
 
 def test_weights_are_cast_once():
