@@ -13,7 +13,7 @@ torch, which is therefore imported by `load` only.
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,10 +28,12 @@ from detector.data.image_files import find_files
 from detector.data.proposal_selection import Selection, select_proposals, selection_of
 from detector.data.transforms import Resize, scored_side_px
 from detector.errors import InputError
-from detector.inference.stream import detect_stream
+from detector.inference.stream import MOST_AT_ONCE, detect_stream, share_cores
 from detector.inference.tiles import Tiles, Window, given_inside, merge
 from detector.proposals.search import search_image
 from detector.proposals.store import open_proposals, require_exif, require_images
+from detector.runtime.files import write_atomically
+from detector.runtime.ranks import cores
 from detector.settings import CommonSettings, Detect
 from detector.structures import Detections, GroundTruth, Sample
 from detector.visualization.drawing import draw_detections
@@ -119,8 +121,7 @@ class Result:
             truth = GroundTruth(self.image_id, np.zeros((0, 4), np.float32), none.astype(np.int64), none, none, none)
         picture = draw_detections(self.image, truth, self.detections, self.classes, score_threshold=0.0)
         if path is not None:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture).save(path, quality=95, subsampling=0)  # keeps thin coloured lines sharp
+            _save(picture, Path(path))
         return picture
 
     def to_supervision(self) -> Any:
@@ -165,6 +166,17 @@ def load(path: str | Path, device: str = "auto", mode: str | None = None) -> Det
     compute = builders.build_compute(settings)
     model = builders.build_trained_model(settings.model, checkpoint["model"], len(classes))
     return Detector(TorchNetwork(prepare(model, compute), BoxCoder(settings.roi.delta_std), compute), settings, classes)
+
+
+def _save(picture: np.ndarray, path: Path) -> None:
+    """Write an image file whose suffix says the format; it is whole or not there."""
+    formats = Image.registered_extensions()
+    if path.suffix.lower() not in formats:
+        raise InputError(f"{path}: its suffix is not one of an image format: use .jpg or .png")
+    encoded = io.BytesIO()
+    # JPEG: keeps thin coloured lines sharp
+    Image.fromarray(picture).save(encoded, formats[path.suffix.lower()], quality=95, subsampling=0)
+    write_atomically(path, encoded.getbuffer())
 
 
 def _with_mode(settings: CommonSettings, mode: str | None) -> CommonSettings:
@@ -226,8 +238,8 @@ class Detector:
     ) -> Iterator[Any]:
         """The results one by one, in order, while the next images are in flight: for many images, or for a video.
 
-        Each image passes through all steps on a thread of its own, one for each core. An image that cannot be used
-        gives its InputError in place of a result.
+        Each image passes through all steps on a thread of its own, one for each core and at most eight. An image that
+        cannot be used gives its InputError in place of a result.
 
         Args:
             images: those of `detect`, or any iterable of images, such as the frames of a video; a mapping gives them
@@ -246,22 +258,15 @@ class Detector:
         Raises:
             InputError: for invalid options, before the first result.
         """
-        given = {"score_threshold": score_threshold, "nms_iou": nms_iou, "max_detections": max_detections}
-        chosen = self.settings.detect.plain() | {key: value for key, value in given.items() if value is not None}
-        limits = self.settings.with_values(detect=chosen).detect
-        if nms_iou is not None and limits.nms == "soft" and tiles is None:
+        if nms_iou is not None and self.settings.detect.nms == "soft" and tiles is None:
             raise InputError(
                 "nms_iou: this network was trained with detect.nms=soft, which has no IoU threshold: leave it out"
             )
-        data = self.settings.data.plain()
-        if max_proposals is not None:
-            data["val_max_proposals"] = max_proposals
-        selection = selection_of(self.settings.with_values(data=data).data, "val")
+        limits = self._limits(score_threshold=score_threshold, nms_iou=nms_iou, max_detections=max_detections)
+        selection = self._selection(max_proposals)
         named = _named(images)
         source = None if proposals is None else _given_proposals(proposals, named, self.settings)
-        cores = os.cpu_count() or 1
-        at_once = min(len(named), cores) or 1 if isinstance(named, Sized) else cores
-        threads = cores // at_once  # a single image has all cores
+        at_once, threads = share_cores(cores(), len(named) if isinstance(named, Sized) else MOST_AT_ONCE)
 
         def detect(item: tuple[int, tuple[str, ImageLike]]) -> Any:
             index, (image_id, image) = item
@@ -279,6 +284,17 @@ class Detector:
 
         items = enumerate(named.items() if isinstance(named, Mapping) else named)
         return detect_stream(detect, items, at_once, partial(self.network.limit_threads, threads))
+
+    def _limits(self, **given: float | None) -> Detect:
+        """The settings of detection of training, with those that are given in their place."""
+        chosen = self.settings.detect.plain() | {key: value for key, value in given.items() if value is not None}
+        return self.settings.with_values(detect=chosen).detect
+
+    def _selection(self, max_proposals: int | None) -> Selection:
+        data = self.settings.data.plain()
+        if max_proposals is not None:
+            data["val_max_proposals"] = max_proposals
+        return selection_of(self.settings.with_values(data=data).data, "val")
 
     def roi_features(self, image: ImageLike, boxes: np.ndarray) -> np.ndarray:
         """Features (N, C) float32 of any boxes of an image: what the output layers see, after the head.

@@ -1,6 +1,6 @@
 """The page of demo.py: what it shows, and how it is laid out."""
 
-import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from detector.api import SCORE_THRESHOLD, Detector, Result
 from detector.errors import InputError
 from detector.inference.network import TorchNetwork
 from detector.proposals.search import search_image
+from detector.runtime.ranks import cores
 from detector.visualization.detection import PROPOSALS_SHOWN
 from detector.visualization.drawing import COLOURS, draw_boxes
 from detector.visualization.features import draw_features, pool_roi
@@ -28,14 +29,16 @@ class Demo:
         if not isinstance(network.network, TorchNetwork):
             raise InputError("--checkpoint: an .onnx has no pooled features to show: give RUN/checkpoints/best.pt")
         self.network, self.model = network, network.network.model
+        self._one_at_a_time = threading.Lock()  # a forward hook sees the calls of all threads of the page
 
     def propose(self, image: np.ndarray) -> np.ndarray:
         """Proposals (P, 4) of an image, best first."""
-        return search_image(image, self.network.settings.proposals.mode, os.cpu_count() or 1)[0]
+        return search_image(image, self.network.settings.proposals.mode, cores())[0]
 
     def detect(self, image: np.ndarray, proposals: np.ndarray, threshold: float, nms_iou: float | None) -> Result:
         """Detections from these proposals."""
-        return self.network.detect(image, proposals=proposals, score_threshold=threshold, nms_iou=nms_iou)
+        with self._one_at_a_time:
+            return self.network.detect(image, proposals=proposals, score_threshold=threshold, nms_iou=nms_iou)
 
     def draw_proposals(self, image: np.ndarray, proposals: np.ndarray) -> np.ndarray:
         """The image with the first proposals, the best on top."""
@@ -44,13 +47,7 @@ class Demo:
 
     def draw_pooled(self, result: Result, place: int) -> np.ndarray:
         """The figure of the features that are pooled for one detection."""
-        seen: list[Any] = []
-        hook = self.model.roi_pool.register_forward_hook(lambda _, inputs, output: seen.extend(inputs))
-        try:
-            self.network.roi_features(result.image, result.boxes[place : place + 1])
-        finally:
-            hook.remove()
-        features, rois = seen
+        features, rois = self._pooled_from(result, place)
         layer, level = pooling_of(self.model.roi_pool, features, rois)
         box = rois[0, 1:].cpu().numpy()  # in the network frame
         scale = (box[2] - box[0]) / (result.boxes[place, 2] - result.boxes[place, 0])
@@ -59,6 +56,17 @@ class Demo:
         size = layer.output_size
         pooled = pool_roi(level, box, (size, size) if isinstance(size, int) else size, layer.spatial_scale)
         return pixels(draw_features(image, pooled, f"{result.names[place]} {result.scores[place]:.2f}"))
+
+    def _pooled_from(self, result: Result, place: int) -> list[Any]:
+        """What RoI pooling is given for one detection: the features and its RoI."""
+        seen: list[Any] = []
+        with self._one_at_a_time:
+            hook = self.model.roi_pool.register_forward_hook(lambda _, inputs, output: seen.extend(inputs))
+            try:
+                self.network.roi_features(result.image, result.boxes[place : place + 1])
+            finally:
+                hook.remove()
+        return seen
 
 
 def at_point(boxes: np.ndarray, x: float, y: float) -> int | None:

@@ -18,7 +18,6 @@ docs/proposals.md explains formats, shards and faults.
 import argparse
 import json
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import get_args
@@ -39,6 +38,7 @@ from detector.proposals.store import (
 )
 from detector.runtime.exits import exit_status
 from detector.runtime.files import write_atomically
+from detector.runtime.ranks import cores
 from detector.settings import SearchMode
 from detector.training.run_folder import require_writable
 
@@ -74,7 +74,7 @@ def add_generate(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--mode", default="fast", choices=get_args(SearchMode), help="search mode (default: %(default)s)"
     )
-    command.add_argument("--workers", type=int, default=os.cpu_count(), help="images in parallel (default: all cores)")
+    command.add_argument("--workers", type=int, default=cores(), help="images in parallel (default: all cores)")
     command.add_argument(
         "--max-bad-fraction", type=float, default=0.01, metavar="F",
         help="fraction of unreadable images to allow; they are listed and have no boxes (default: %(default)s)",

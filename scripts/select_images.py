@@ -27,7 +27,7 @@ import numpy as np
 
 from detector.errors import InputError
 from detector.runtime.exits import FAILED, exit_status
-from detector.runtime.files import require_inside, write_atomically
+from detector.runtime.files import open_atomically, require_inside, write_atomically
 
 MIN_SCORE = 0.05  # below, a detection has a doubt under 0.01
 COMBINE: dict[str, Callable[[np.ndarray], float]] = {
@@ -113,11 +113,12 @@ def ranking(rows: Sequence[tuple[str, float, int]]) -> str:
 
 def place(source: Path, target: Path, link: bool) -> None:
     """Copy the file, or link to it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     if link:
+        target.parent.mkdir(parents=True, exist_ok=True)
         target.symlink_to(source.resolve())
-    else:
-        shutil.copyfile(source, target)
+        return
+    with open(source, "rb") as original, open_atomically(target) as copy:
+        shutil.copyfileobj(original, copy)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from PIL import Image
 import detector
 from detector.errors import InputError
 from detector.inference.tiles import Tiles, given_inside
+from detector.runtime import files
 from detector.training.checkpoint import load_checkpoint, save_weights
 from tests.conftest import REPOSITORY
 
@@ -259,3 +260,30 @@ def test_the_examples_of_the_documentation_run(untrained_checkpoint, photo, tmp_
     assert np.array(Image.open("out.jpg")).shape == names["result"].image.shape
     assert "one.jpg " in capsys.readouterr().out
     np.testing.assert_allclose(np.diag(names["similarity"]), 1, atol=1e-5)
+
+
+def test_a_drawing_is_whole_or_not_there(model, image, tmp_path, monkeypatch):
+    result = model.detect(image, **LOW)
+    for name in ("a/b.jpg", "c.PNG"):
+        picture = result.draw(tmp_path / name)
+        assert np.asarray(Image.open(tmp_path / name)).shape == picture.shape
+    with pytest.raises(InputError, match=r"out.txt: its suffix is not one of an image format"):
+        result.draw(tmp_path / "out.txt")
+    before = (tmp_path / "c.PNG").read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match="disk full"):
+        result.draw(tmp_path / "c.PNG")
+    assert (tmp_path / "c.PNG").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["c.PNG"]
+
+
+def test_the_thresholds_of_the_paper_give_as_few_detections_as_any(model, image):
+    paper = {"score_threshold": 0.0, "average_per_class": 40.0, "max_detections": 10_000}
+    settings = model.settings.with_values(detect=model.settings.detect.plain() | paper)
+    trained = detector.Detector(model.network, settings, model.classes)
+    assert (trained.detect(image).scores > 0.3).all()
+    assert same(trained.detect(image, **LOW, max_detections=100), model.detect(image, **LOW, max_detections=100))

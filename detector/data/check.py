@@ -28,6 +28,7 @@ from detector.data.image import read_image, stored_hw
 from detector.errors import InputError, first_few
 from detector.runtime.files import digest_of, write_atomically
 from detector.runtime.locks import locked
+from detector.runtime.ranks import cores
 from detector.runtime.threads import thread_pool
 
 if TYPE_CHECKING:  # check_data runs without torch
@@ -77,7 +78,7 @@ def check_data(dataset: DetectionDataset) -> Checked:
     made_by = [VERSION, PILLOW, *astuple(dataset.image_options)]
     with _one_after_the_other(cache):
         known = _read_cache(cache, made_by)
-        with thread_pool(os.cpu_count()) as pool:
+        with thread_pool(cores()) as pool:
             looked = pool.map(functools.partial(_look, dataset, known), range(len(dataset)))
             results = list(tqdm(looked, total=len(dataset), unit="image", desc="check", leave=False, disable=None))
         sound = {look.digest: look.image_hw for look in results if look.image_hw}

@@ -7,7 +7,7 @@ import torch
 
 from detector.boxes import BoxCoder, with_batch_index
 from detector.data.loader import collate
-from detector.inference.predict import DetectorConfig, detect
+from detector.inference.predict import DetectorConfig, detect, turn_on
 from detector.models import FastRCNN
 from detector.runtime.device import Compute, limit_threads
 from detector.settings import Detect
@@ -37,4 +37,5 @@ class TorchNetwork:
         self.model.eval()
         batch = collate([(sample, 0)])
         rois = with_batch_index(batch.proposals[0], 0)
-        return self.compute.forward(self.model.roi_features, batch.images, rois).float().cpu().numpy()
+        with turn_on(self.compute.device):
+            return self.compute.forward(self.model.roi_features, batch.images, rois).float().cpu().numpy()

@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -16,7 +16,7 @@ from detector.errors import RunFailure
 from detector.inference.adaptive_threshold import above, best_of_each_class, class_thresholds
 from detector.inference.postprocess import Candidates, ImageFrames, find_candidates, finish
 from detector.inference.prepare import prepare
-from detector.inference.stream import detect_stream
+from detector.inference.stream import MOST_AT_ONCE, detect_stream, share_cores
 from detector.roi_pool import RoIPool, distinct_rois
 from detector.runtime.device import Compute, limit_threads, peak_memory_mib
 from detector.runtime.distributed import gather_interleaved
@@ -28,7 +28,6 @@ logger = logging.getLogger(__name__)
 
 MAX_LONG_PX = 2000  # of the images of a pyramid (the paper's code)
 MIN_SIDE_PX = 32  # every backbone gives a feature cell
-IMAGES_AT_ONCE = 4  # in an evaluation; more take more memory
 Pending = tuple[Candidates, ImageFrames]  # of one image, before NMS
 _gpu = threading.Lock()  # one image at a time: it fills the GPU
 
@@ -64,8 +63,8 @@ def evaluate(
         rois = targets.rois
         if not settings.pyramid_px:  # else proposals are scored at other scales
             rois = torch.cat([rois, _proposal_rois(batch)])
-        counts.append((len(rois), len(_distinct(model, rois)[0])))
-        class_logits, deltas = _predict(model, batch, rois, compute)
+        class_logits, deltas, computed = _predict(model, batch, rois, compute)
+        counts.append((len(rois), computed))
         sampled = len(targets.rois)
         losses = loss(class_logits[:sampled], deltas[:sampled], targets)
         outputs = predict(model, batch, settings, compute, (class_logits[sampled:], deltas[sampled:]))
@@ -77,9 +76,9 @@ def evaluate(
             )
         return _detections(outputs, batch, config), [], losses
 
-    cores = torch.get_num_threads()
-    at_once = min(cores, IMAGES_AT_ONCE) if compute.device.type == "cpu" else 2  # the other is post-processed
-    stream = detect_stream(evaluate_batch, batches, at_once, partial(limit_threads, max(cores // at_once, 1)))
+    most = MOST_AT_ONCE if compute.device.type == "cpu" else 2  # the other is post-processed
+    at_once, threads = share_cores(torch.get_num_threads(), most)
+    stream = detect_stream(evaluate_batch, batches, at_once, partial(limit_threads, threads))
     total, disable = len(batches) if isinstance(batches, Sized) else None, None if is_main() else True
     results = list(tqdm(stream, total=total, unit="image", desc="evaluate", leave=False, disable=disable))
     every, computed = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
@@ -100,18 +99,25 @@ def detect(model: nn.Module, batch: Batch, config: DetectorConfig, compute: Comp
     return _detections(predict(model, batch, config.postprocess, compute), batch, config)
 
 
+def turn_on(device: torch.device) -> AbstractContextManager[object]:
+    """A context for a forward pass; on a GPU, only one thread is inside at a time."""
+    return nullcontext() if device.type == "cpu" else _gpu
+
+
 def _proposal_rois(batch: Batch) -> Tensor:
     """The proposals of all images of the batch as RoIs (R, 5)."""
     return torch.cat([with_batch_index(boxes, index) for index, boxes in enumerate(batch.proposals)])
 
 
-def _predict(model: nn.Module, batch: Batch, rois: Tensor, compute: Compute) -> tuple[Tensor, Tensor]:
-    """Class logits and deltas of every RoI, in float32 on the CPU. RoIs that pool the same cells are computed once."""
+def _predict(model: nn.Module, batch: Batch, rois: Tensor, compute: Compute) -> tuple[Tensor, Tensor, int]:
+    """Class logits and deltas of every RoI, in float32 on the CPU, and the number of RoIs that are computed: those that
+    pool the same cells are computed once.
+    """
     distinct, index = _distinct(model, rois)
     try:
-        with nullcontext() if compute.device.type == "cpu" else _gpu:
+        with turn_on(compute.device):
             class_logits, deltas = compute.forward(model, batch.images, distinct)
-            return class_logits.float().cpu()[index], deltas.float().cpu()[index]
+            return class_logits.float().cpu()[index], deltas.float().cpu()[index], len(distinct)
     except torch.OutOfMemoryError as error:
         raise RunFailure(
             f"out of GPU memory at {', '.join(batch.image_ids)}: padded to {batch.images.shape[2]}x"
@@ -137,7 +143,7 @@ def predict(
     if settings.pyramid_px:
         outputs = _predict_pyramid(model, batch, settings.pyramid_px, compute)
     else:
-        outputs = plain or _predict(model, batch, _proposal_rois(batch), compute)
+        outputs = plain or _predict(model, batch, _proposal_rois(batch), compute)[:2]
     if settings.flip:
         others = predict(model, mirrored(batch), settings.with_values(flip=False), compute)
         scores = (outputs[0].softmax(dim=1) + others[0].softmax(dim=1)) / 2
@@ -178,7 +184,7 @@ def _predict_pyramid(
             deltas.append(outputs[1])
         first += len(boxes)
     if not rows:
-        return _predict(model, batch, _proposal_rois(batch), compute)
+        return _predict(model, batch, _proposal_rois(batch), compute)[:2]
     order = torch.cat(rows).argsort()
     return torch.cat(class_logits)[order], torch.cat(deltas)[order]
 

@@ -9,6 +9,13 @@ from detector.runtime.threads import thread_pool
 
 Image = TypeVar("Image")
 Output = TypeVar("Output")
+MOST_AT_ONCE = 8  # images that are computed at the same time: each takes the memory of a forward pass
+
+
+def share_cores(cores: int, images: int = MOST_AT_ONCE) -> tuple[int, int]:
+    """How many of so many images are computed at once, and on how many cores each."""
+    at_once = max(min(cores, images, MOST_AT_ONCE), 1)
+    return at_once, max(cores // at_once, 1)
 
 
 def detect_stream(
@@ -24,16 +31,18 @@ def detect_stream(
     threads are in flight or wait for the caller.
 
     An exception of `detect` is raised in the image's turn, and ends the stream. When the stream ends or is closed, no
-    image is begun any more, and those that have begun are waited for, except after Ctrl-C and SIGTERM.
+    image is begun any more, and those that have begun are waited for. After Ctrl-C and SIGTERM, which raise
+    KeyboardInterrupt and Stopped here, they are not waited for.
 
     Args:
         begin_thread: called once on each thread, such as to limit the threads that the network starts in turn.
     """
-    with thread_pool(threads, "detect", begin_thread) as pool:
+    with thread_pool(threads, begin_thread) as pool:
         waiting: deque[Future[Output]] = deque()
         for image in images:
             waiting.append(pool.submit(detect, image))
-            if len(waiting) >= 2 * threads:
+            # A camera takes its time for the next image: what is done is given before.
+            while waiting and (len(waiting) >= 2 * threads or waiting[0].done()):
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

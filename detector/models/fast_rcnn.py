@@ -59,8 +59,10 @@ class FastRCNN(nn.Module):
 
     @torch.no_grad()
     def set_delta_statistics(self, mean: Tensor, std: Tensor, keep_outputs: bool) -> None:
-        """Set mean and deviation of the targets, as `delta_mean` and `delta_std`; `keep_outputs`: of a trained network
-        that had none, whose box regression then predicts the same deltas as before.
+        """Set the mean and the deviation of the targets: `delta_mean` and `delta_std`.
+
+        With `keep_outputs` the weights of box regression change so that the network predicts the same deltas as before.
+        This is for a trained network that had no statistics.
         """
         assert self.delta_mean is not None
         assert self.delta_std is not None

@@ -30,6 +30,7 @@ from detector.proposals.store import (
 )
 from detector.runtime.files import digest_of, write_atomically
 from detector.runtime.locks import locked
+from detector.runtime.ranks import cores
 from detector.runtime.threads import thread_pool
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ def proposals_for(
     """
     if file is None:
         path = store_path(folder, dataset, mode)
-        generate_proposals(dataset, path, mode, workers=os.cpu_count() or 1)
+        generate_proposals(dataset, path, mode, workers=cores())
     else:
         path = Path(file)
     proposals = open_proposals(path)

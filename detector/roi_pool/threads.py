@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from detector.runtime.ranks import cores
+
 # Threads start with the first task, and only as many as are busy at once.
-_executor = ThreadPoolExecutor(os.cpu_count(), "roi_pool")
+_executor = ThreadPoolExecutor(cores(), "roi_pool")
 
 
 def _renew() -> None:
     """A forked child inherits the executor, but not its threads."""
     global _executor
-    _executor = ThreadPoolExecutor(os.cpu_count(), "roi_pool")
+    _executor = ThreadPoolExecutor(cores(), "roi_pool")
 
 
 if hasattr(os, "register_at_fork"):

@@ -84,7 +84,7 @@ class Compute:
         model.to(self.device).to(memory_format=torch.channels_last)
 
     def forward(self, model: Callable[[Tensor, Tensor], Output], images: Tensor, rois: Tensor) -> Output:
-        """The outputs of the model, or of a method of it, for images (B, 3, H, W) uint8 and rois (R, 5) on the CPU."""
+        """The outputs of the model, or of a method of it, for images (B, 3, H, W) uint8 and rois (R, 5)."""
         images = images.to(self.device, memory_format=torch.channels_last)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return model(images, rois.to(self.device))
@@ -128,7 +128,7 @@ def loss_scaler(compute: Compute) -> torch.amp.GradScaler:
 
 
 def limit_threads(threads: int) -> None:
-    """Operators of torch that the calling thread calls use at most so many threads.
+    """Limit the threads of torch operators called from this thread.
 
     torch.set_num_threads sets this for the calling thread, and for threads that use torch for the first time later,
     which get back their number here.

@@ -3,6 +3,7 @@
 import errno
 import io
 import logging
+import multiprocessing
 import os
 import select
 import signal
@@ -14,6 +15,7 @@ from types import FrameType
 
 from detector.errors import InputError, RunFailure, Stopped
 from detector.runtime.ranks import is_main
+from detector.runtime.threads import pools_run
 
 FAILED, WRONG_INPUT = 1, 2  # exit statuses
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -39,7 +41,7 @@ def exit_status(program: Callable[[], int | None], if_interrupted: str) -> int:
         number = error.signal if isinstance(error, Stopped) else signal.SIGINT
         if is_main():
             print(f"stopped by {signal.Signals(number).name}; {if_interrupted}", file=sys.stderr)
-        _end_now_if_threads_run(128 + number)
+        _end_now_if_pools_run(128 + number)
         return 128 + number
     except Exception as error:
         is_closed = stdout_closed()
@@ -71,9 +73,11 @@ def _sigterm_raises() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _end_now_if_threads_run(status: int) -> None:
+def _end_now_if_pools_run(status: int) -> None:
     """Python waits for its threads before it ends, and nothing can interrupt the search in an image, for example."""
-    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+    if pools_run():
+        for worker in multiprocessing.active_children():
+            worker.terminate()
         with suppress(OSError):
             sys.stdout.flush()
         os._exit(status)

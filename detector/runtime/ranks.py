@@ -46,9 +46,13 @@ def cores_per_process() -> int:
     Under srun, which does not tell how many processes share a machine, it is as if one machine had all of them.
     """
     processes = _number("LOCAL_WORLD_SIZE", str(rank_info().world_size))
+    return max(cores() // max(processes, 1), 1)
+
+
+def cores() -> int:
+    """Processor cores that this process may use: those of its affinity, such as under taskset or in a Slurm job."""
     has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS and Windows
-    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    return max(cores // max(processes, 1), 1)
+    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
 
 def is_main() -> bool:

@@ -65,7 +65,8 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if not self.signal:
             self.signal = number
-            logger.warning("%s: stopping after this step; send it again to stop at once", signal.Signals(number).name)
+            when = "" if self._raises else " after this step; send it again to stop at once"
+            logger.warning("%s: stopping%s", signal.Signals(number).name, when)
         if self._raises:
             self._raises = False
             raise Stopped(self.signal)

@@ -1,20 +1,23 @@
 """Threads that compute beside the main one, which signals interrupt."""
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
 
 from detector.errors import Stopped
 
+NAME = "compute"  # of the threads
+
 
 @contextmanager
-def thread_pool(*arguments: Any) -> Iterator[ThreadPoolExecutor]:
-    """A ThreadPoolExecutor of these arguments. Tasks that have not started when the context ends are dropped.
+def thread_pool(threads: int, begin: Callable[[], None] | None = None) -> Iterator[ThreadPoolExecutor]:
+    """A ThreadPoolExecutor; `begin` is called on each thread. Tasks that have not started when the context ends are
+    dropped.
 
     An interrupt does not wait for the tasks that run: `exit_status` ends the process with them.
     """
-    pool, waits = ThreadPoolExecutor(*arguments), True
+    pool, waits = ThreadPoolExecutor(threads, NAME, begin), True
     try:
         yield pool
     except (KeyboardInterrupt, Stopped):
@@ -22,3 +25,8 @@ def thread_pool(*arguments: Any) -> Iterator[ThreadPoolExecutor]:
         raise
     finally:
         pool.shutdown(wait=waits, cancel_futures=True)
+
+
+def pools_run() -> bool:
+    """Whether a thread of a `thread_pool` is left, as after an interrupt."""
+    return any(thread.name.startswith(NAME) for thread in threading.enumerate())

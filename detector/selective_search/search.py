@@ -1,6 +1,5 @@
 """Public function: diversification over colour spaces, scales and similarities, then ordering of all boxes."""
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
@@ -9,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from detector.runtime.ranks import cores
 from detector.selective_search.colour import LEVEL, smooth, to_space
 from detector.selective_search.grouping import group
 from detector.selective_search.ordering import order
@@ -76,7 +76,7 @@ def selective_search(
     rgb = smooth(
         np.ascontiguousarray(np.broadcast_to(small[..., None], (*small.shape, 3)) if small.ndim == 2 else small)
     )
-    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(threads or cores()) as pool:
 
         def grow(space: str) -> list[Future]:
             """Submit the grouping of each segmentation as soon as it is ready."""

@@ -48,7 +48,7 @@ class TrainingConfig:
         return self.with_rois(collate(items))
 
     def with_rois(self, batch: Batch) -> TrainBatch:
-        """The batch with the RoIs to train on; with OHEM all RoIs, of which the hardest are."""
+        """The batch with the RoIs to train on; with OHEM with all RoIs, of which the step trains on the hardest."""
         make = all_targets if self.sampling.ohem else make_targets
         targets = make(batch, self.sampling, self.coder, self.seed)
         counts = targets.rois[:, 0].long().bincount(minlength=len(batch.images)).tolist()

@@ -17,6 +17,7 @@ from detector.data.dataset import DetectionDataset
 from detector.data.image import image_options
 from detector.evaluation.recall import score_recall
 from detector.proposals.search import search_image
+from detector.runtime.ranks import cores
 from scripts._scoring import detect_and_score, for_classes_of
 from scripts.benchmarks.roi_pool import show
 from scripts.benchmarks.selective_search import machine
@@ -61,7 +62,7 @@ def recall_of_first(dataset: DetectionDataset, mode: str, counts: list[int]) -> 
     """Recall at IoU 0.5 of at most so many proposals of each image."""
     indices = range(len(dataset))
     truths = [dataset.ground_truth(index) for index in indices]
-    boxes = [search_image(dataset.image(index), mode, os.cpu_count() or 1)[0] for index in indices]
+    boxes = [search_image(dataset.image(index), mode, cores())[0] for index in indices]
     return {
         count: score_recall(truths, [found[:count] for found in boxes], dataset.classes)["groups"]["all"]["recall"][
             "all"

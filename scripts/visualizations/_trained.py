@@ -1,7 +1,6 @@
 """A trained network on one image, with the tensors of that pass, for the commands that show them."""
 
 import argparse
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from detector.inference.predict import predict
 from detector.inference.prepare import prepare
 from detector.models import FastRCNN
 from detector.runtime.device import Compute
+from detector.runtime.ranks import cores
 from detector.settings import CommonSettings
 from detector.structures import Batch
 from detector.training.checkpoint import load_checkpoint, trained_settings
@@ -77,7 +77,7 @@ def forward(arguments: argparse.Namespace) -> Pass:
         find_files(str(arguments.image)), checkpoint["classes"], datasets.image_options(settings.data)
     )
     given = arguments.proposals
-    proposals = Given(given, dataset) if given else Searched(dataset, settings.proposals.mode, os.cpu_count() or 1)
+    proposals = Given(given, dataset) if given else Searched(dataset, settings.proposals.mode, cores())
     batch = collate([datasets.transformed_dataset_with(settings, dataset, proposals, "val")[0, 0]])
     if not len(batch.proposals[0]):
         raise InputError(f"{given}: no proposals for {arguments.image}")

@@ -4,11 +4,11 @@ Writes augmentation and sampled_rois as .png and .svg. The settings are those of
 """
 
 import argparse
-import os
 
 from detector import builders, datasets
 from detector.app import compose_settings
 from detector.errors import InputError
+from detector.runtime.ranks import cores
 from detector.settings import TrainSettings
 from detector.visualization.sampling import draw_augmentation, draw_sampled_rois
 from detector.visualization.style import save_figure
@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
     if image_id not in dataset.image_ids:
         raise InputError(f"--image-id: {image_id} is not in {dataset.name}, which has {dataset.image_ids[0]}, ...")
     dataset = dataset.subset([dataset.image_ids.index(image_id)])
-    proposals = Searched(dataset, settings.proposals.mode, os.cpu_count() or 1)
+    proposals = Searched(dataset, settings.proposals.mode, cores())
     samples = datasets.transformed_dataset_with(settings, dataset, proposals, "train")
     items = [samples[0, position] for position in range(arguments.count)]
     plain = samples.resize(samples.original(0))

@@ -6,7 +6,6 @@ Proposals come from a file or from selective search. Each .png has an .svg besid
 """
 
 import argparse
-import os
 from pathlib import Path
 from typing import get_args
 
@@ -15,6 +14,7 @@ from detector.data.dataset import DetectionDataset
 from detector.data.image_files import find_files, image_dataset
 from detector.errors import InputError
 from detector.evaluation.recall import score_recall
+from detector.runtime.ranks import cores
 from detector.settings import SearchMode
 from detector.visualization.proposals import draw_hierarchy, draw_proposals, draw_recall
 from detector.visualization.style import save_figure
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
 def proposals_of(arguments: argparse.Namespace, dataset: DetectionDataset) -> Given | Searched:
     if arguments.proposals:
         return Given(arguments.proposals, dataset)
-    return Searched(dataset, arguments.mode, os.cpu_count() or 1)
+    return Searched(dataset, arguments.mode, cores())
 
 
 def draw_dataset(arguments: argparse.Namespace, dataset: DetectionDataset) -> None:

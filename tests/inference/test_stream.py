@@ -5,8 +5,9 @@ from functools import partial
 import pytest
 import torch
 
-from detector.inference.stream import detect_stream
+from detector.inference.stream import detect_stream, share_cores
 from detector.runtime.device import limit_threads
+from detector.runtime.threads import NAME
 
 
 def test_results_are_in_order_while_several_images_are_in_flight():
@@ -47,24 +48,54 @@ def test_an_exception_comes_in_its_turn_and_nothing_runs_after_it():
     count = len(begun)
     time.sleep(0.1)
     assert len(begun) == count <= 2 + 4
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("detect")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(NAME)]
 
 
-def test_an_interrupted_caller_waits_only_for_images_that_have_begun():
-    begun, ended = [], []
+def test_an_interrupted_caller_waits_for_nothing_and_no_image_is_begun():
+    begun, first, end = [], threading.Event(), threading.Event()
 
     def images():
-        yield from range(4)
+        yield from range(5)
+        assert first.wait(10)
         raise KeyboardInterrupt
 
     def detect(number: int) -> None:
         begun.append(number)
-        time.sleep(0.05)
-        ended.append(number)
+        first.set()
+        assert end.wait(10)
 
     with pytest.raises(KeyboardInterrupt):
-        list(detect_stream(detect, images(), threads=4))
-    assert sorted(begun) == sorted(ended)
+        list(detect_stream(detect, images(), threads=3))
+    running = [thread for thread in threading.enumerate() if thread.name.startswith(NAME)]
+    assert running  # so it was not waited for
+    end.set()
+    for thread in running:
+        thread.join()
+    assert sorted(begun) == list(range(len(begun)))
+    assert len(begun) <= 3
+
+
+def test_a_result_is_given_before_the_next_images_are_there():
+    taken = []
+
+    def camera():
+        for number in range(10):
+            taken.append(number)
+            yield number
+            time.sleep(0.03)
+
+    stream = detect_stream(lambda number: number, camera(), threads=4)
+    assert next(stream) == 0
+    assert len(taken) < 8
+    stream.close()
+
+
+@pytest.mark.parametrize(
+    ("cores", "images", "expected"),
+    [(1, 100, (1, 1)), (4, 100, (4, 1)), (64, 100, (8, 8)), (6, 1, (1, 6)), (5, 2, (2, 2)), (2, 0, (1, 2))],
+)
+def test_the_images_in_flight_are_limited_and_share_the_cores(cores, images, expected):
+    assert share_cores(cores, images) == expected
 
 
 def test_threads_of_torch_are_limited_on_the_threads_of_the_stream_alone():

@@ -78,6 +78,11 @@ def test_locks_without_fcntl(tmp_path, monkeypatch):
         pass
 
 
+def test_cores_are_those_that_the_process_may_use(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5}, raising=False)
+    assert ranks.cores() == ranks.cores_per_process() == 2
+
+
 def test_cores_without_the_affinity_of_linux(monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 6)

@@ -1,5 +1,6 @@
 import pytest
 
+from detector.errors import Stopped
 from detector.runtime import signals
 from detector.runtime.ranks import RankInfo
 from detector.runtime.signals import StopRequest
@@ -54,3 +55,12 @@ def test_a_process_alone_stops_after_the_step():
     stop = StopRequest()
     stop.signal = 15
     assert [stop.agreed(), stop.agreed()] == [15, 15]
+
+
+def test_the_message_says_when_the_program_stops(caplog):
+    after, now = StopRequest(), StopRequest()
+    after._note(15, None)
+    now._raises = True
+    with pytest.raises(Stopped):
+        now._note(15, None)
+    assert caplog.messages == ["SIGTERM: stopping after this step; send it again to stop at once", "SIGTERM: stopping"]

@@ -1,6 +1,5 @@
 """A split for data that have none: stratified by class, copies and near-copies of an image on one side."""
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from detector.data.dataset import Record
 from detector.data.image import ImageOptions, read_image_hw, read_thumbnail
 from detector.errors import InputError
 from detector.runtime.files import digest_of
+from detector.runtime.ranks import cores
 from detector.runtime.threads import thread_pool
 
 SIDE_PX = 16  # of the thumbnails that are compared
@@ -28,7 +28,7 @@ def make_split(
     classes, shares and seed alone. Scoring needs every image and object, so records that cannot be used go to train,
     which can skip them. Raises InputError if there are too few images.
     """
-    with thread_pool(os.cpu_count()) as pool:
+    with thread_pool(cores()) as pool:
         thumbnails = [*pool.map(lambda record: _thumbnail(record, options), records)]
     usable = [number for number, thumbnail in enumerate(thumbnails) if thumbnail is not None]
     usable = usable or [*range(len(records))]  # a fault of all, which the validation explains
