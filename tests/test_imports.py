@@ -1,8 +1,10 @@
 """Imports go from upper layers to lower ones, and among the packages of a layer one way only."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,15 @@ def test_imports_follow_the_layers(path):
     for library, files in ONLY_IN.items():
         if str(path.relative_to(REPOSITORY / "detector")) not in files:
             assert not any(name == library or name.startswith(library + ".") for name in imported(path))
+
+
+def test_programs_import_no_package_that_is_for_development_only():
+    about = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    packages = {re.split(r"[^\w-]", line)[0] for line in about["optional-dependencies"]["dev"]}
+    packages -= {"playwright"}  # scripts/take_screenshots.py, which makes the pictures of docs/
+    programs = [*FILES, *(REPOSITORY / "scripts").rglob("*.py"), REPOSITORY / "train.py", REPOSITORY / "evaluate.py"]
+    found = {(str(path), name) for path in programs for name in imported(path) if name.split(".")[0] in packages}
+    assert not found
 
 
 def test_every_part_has_one_layer_and_no_two_import_each_other():

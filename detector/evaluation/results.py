@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -168,7 +169,7 @@ def read_coco_results(
     InputError, naming the file and the entry, for an invalid entry, an unknown image or category, and if no entry is of
     these classes.
     """
-    entries = read_json(path)
+    entries = read_json(path, sys.maxsize)
     if not isinstance(entries, list):
         raise InputError(f"detections: {path} has no COCO results, which are a list")
     numbers = _numbers(image_ids, known_ids)

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from detector.errors import InputError
 
-MAX_BYTES = 2**32  # of a file that is read into memory as a whole
+MAX_BYTES = 2**32  # of a file; those of proposals and detections may have any size
 UNFINISHED = ".*.unfinished"  # names of partial files that a killed program has left
 _numbers = itertools.count()  # several threads write at once
 
@@ -44,7 +44,8 @@ def reading(path: Path, fault: str, max_bytes: int = MAX_BYTES) -> Iterator[None
     """The boundary that every file of a user passes: it is read inside this context.
 
     Raises InputError, which names the file, unless it is a regular file of at most `max_bytes`, and instead of any
-    exception inside, of whatever kind; `fault`, such as "broken JSON", is said of one that is not the system's.
+    exception inside but MemoryError, which says nothing about the file; `fault`, such as "broken JSON", is said of one
+    that is not the system's.
     """
     try:
         stat = path.stat()
@@ -53,14 +54,14 @@ def reading(path: Path, fault: str, max_bytes: int = MAX_BYTES) -> Iterator[None
         if stat.st_size > max_bytes:
             raise InputError(f"{path}: has {stat.st_size} bytes, and may have {max_bytes}")
         yield
-    except InputError:
+    except (InputError, MemoryError):
         raise
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except Exception as error:
         if isinstance(error, OSError) and error.strerror:
             raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-        raise InputError(f"{path}: {fault}: {' '.join(str(error).split()) or type(error).__name__:.300}") from None
+        raise InputError(f"{path}: {fault}: {' '.join(str(error).split()) or type(error).__name__:.300}") from error
 
 
 def read_json(path: Path, max_bytes: int = MAX_BYTES) -> Any:

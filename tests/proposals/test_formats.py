@@ -21,6 +21,7 @@ from detector.proposals.convert import READERS, WRITERS, convert
 from detector.proposals.formats import mat5
 from detector.proposals.formats.records import BoxFormat, ImageProposals
 from detector.proposals.store import ProposalStore, stream_store
+from detector.runtime.files import MAX_BYTES, read_json, reading
 from detector.structures import Detections
 
 # Of an image 60 wide and 40 high: its left upper corner, and one box elsewhere.
@@ -346,15 +347,44 @@ def test_fractions_survive_every_format(tmp_path):
         assert back.boxes(A, back.box_format or BoxFormat("xyxy", "0")) == pytest.approx(exact, abs=1e-6), format
 
 
+def test_files_of_proposals_may_have_any_size(tmp_path, monkeypatch):
+    for function in (reading.__wrapped__, read_json):
+        assert function.__defaults__ == (MAX_BYTES,)
+        monkeypatch.setattr(function, "__defaults__", (1,))
+    for format in WRITERS:
+        WRITERS[format](tmp_path / format, [ImageProposals(A, BOXES[A], image_path=tmp_path / f"x/{A}.jpg")])
+        READERS[format](tmp_path / format)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_box_of_an_rle_is_that_of_pycocotools(seed, tmp_path):
+    generator = np.random.default_rng(seed)
+    height, width = generator.integers(1, 60, 2).tolist()
+    mask = np.zeros((height, width), np.uint8)
+    y, x = generator.integers(0, height), generator.integers(0, width)
+    mask[y:, x:] = generator.random((height - y, width - x)) < generator.choice([0.01, 0.5, 1])
+    compressed = coco_mask.encode(np.asfortranarray(mask))
+    flat = mask.ravel(order="F")
+    edges = np.flatnonzero(np.diff(flat, prepend=0, append=1 - flat[-1:]))
+    runs = np.diff(edges, prepend=0).tolist()
+    x, y, w, h = coco_mask.toBbox(compressed).tolist()
+    for counts in (compressed["counts"].decode(), runs):
+        segmentation = {"size": [height, width], "counts": counts}
+        (tmp_path / "p.json").write_text(json.dumps([{"segmentation": segmentation}]))
+        assert READERS["sam-json"](tmp_path / "p.json").rows["p"].tolist() == [[x, y, x + w - 1, y + h - 1]]
+
+
 @pytest.mark.parametrize(
     ("format", "name", "content", "says"),
     [
-        ("sam-json", "p.json", "{", r"p\.json: not a readable JSON file"),
+        ("sam-json", "p.json", "{", r"p\.json: broken JSON"),
         ("sam-json", "p.json", '{"a.jpg": 3}', r"p\.json: what it has for image 'a' is no list of masks: 3"),
         ("sam-json", "p.json", '[{"bbox": [1, 2, 3]}]', r"image 'p': mask 1 has the bbox \[1, 2, 3\]"),
         ("sam-json", "p.json", '[{"area": 3}]', r"image 'p': mask 1 has neither a bbox nor a segmentation"),
         ("sam-json", "p.json", '[{"segmentation": {"size": [4, 5], "counts": [3]}}]', "mask 1 has neither"),
         ("sam-json", "p.json", '[{"segmentation": {"size": [1e9, 1e9], "counts": "aa"}}]', "mask 1 has neither"),
+        ("sam-json", "p.json", '[{"segmentation": {"size": [1000000, 999999], "counts": "a"}}]', "mask 1 has neither"),
+        ("sam-json", "p.json", '[{"segmentation": {"size": [4, 5], "counts": "oooooooooo"}}]', "mask 1 has neither"),
         ("sam-json", "p.json", '[{"image": "a.jpg", "masks": []}, {"image": "b/a.jpg", "masks": []}]', "than once: a"),
         ("edge-boxes", "p.txt", "1 2 3 4\n", r"p\.txt: its lines are not `x y width height score`"),
         ("edge-boxes", "p.mat", "no mat", r"p\.mat: not a readable \.mat file"),
@@ -363,6 +393,13 @@ def test_fractions_survive_every_format(tmp_path):
 def test_masks_and_edge_boxes_that_cannot_be_read(format, name, content, says, tmp_path):
     (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=says):
+        READERS[format](tmp_path / name)
+
+
+@pytest.mark.parametrize(("format", "name"), [("sam-json", "p.json"), ("edge-boxes", "p.txt"), ("edge-boxes", "p.mat")])
+def test_a_pipe_is_not_waited_for(format, name, tmp_path):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match=r"not a regular file"):
         READERS[format](tmp_path / name)
 
 

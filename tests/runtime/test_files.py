@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from detector.errors import InputError
-from detector.runtime.files import digest_of, write_atomically
+from detector.runtime.files import digest_of, reading, write_atomically
 from detector.runtime.locks import locked
 from detector.training.checkpoint import Checkpoints, load_checkpoint
 from detector.training.run_folder import check_run_folder, make_new_folder, make_run_folder
@@ -49,6 +49,16 @@ def test_the_digest_of_a_file_is_that_of_what_it_holds_now(tmp_path):
     assert digest_of(path) == first == hashlib.sha256(b"one").hexdigest()
     path.write_bytes(b"three")
     assert digest_of(path) == hashlib.sha256(b"three").hexdigest()
+
+
+def test_too_little_memory_says_nothing_about_the_file(tmp_path):
+    (tmp_path / "a.json").write_text("{}")
+    with pytest.raises(MemoryError), reading(tmp_path / "a.json", "broken JSON"):
+        raise MemoryError
+    bug = KeyError("x")
+    with pytest.raises(InputError, match="broken JSON: 'x'") as found, reading(tmp_path / "a.json", "broken JSON"):
+        raise bug
+    assert found.value.__cause__ is bug
 
 
 def test_a_lock_whose_folder_is_cleared_is_no_error_and_no_other_is_taken_away(tmp_path):

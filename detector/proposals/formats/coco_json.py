@@ -4,6 +4,7 @@ Images without proposals are not in the file. An image id that is a decimal inte
 """
 
 import json
+import sys
 from array import array
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,7 +21,7 @@ NO_CATEGORY = 1  # proposals have no class, but the format requires one
 
 def read_coco_json(path: Path) -> RawProposals:
     """Boxes x y width height and score, (P, 5) per image id. Raises InputError for other contents."""
-    items = read_json(path)
+    items = read_json(path, sys.maxsize)
     if not isinstance(items, list):
         raise InputError(f"{path}: is not a list, as COCO's result format is")
     values: dict[str, array] = {}

@@ -13,6 +13,7 @@ import numpy as np
 from detector.errors import InputError
 from detector.proposals.formats.mat import load_mat
 from detector.proposals.formats.records import BoxFormat, RawProposals, as_rows, require_distinct
+from detector.runtime.files import reading
 
 BOX_FORMAT = BoxFormat("xywh", "1")
 
@@ -48,9 +49,7 @@ def _of_mat(path: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _of_text(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    try:
+    with reading(path, "its lines are not `x y width height score`"):
         lines = [line.replace(",", " ").split() for line in path.read_text(encoding="utf-8-sig").splitlines()]
         rows = np.array([[float(value) for value in line] for line in lines if line]).reshape(-1, 5)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: its lines are not `x y width height score`: {error}") from None
     yield path.stem, rows

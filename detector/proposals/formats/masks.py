@@ -9,22 +9,23 @@ short of the mask: x + width is the last pixel. Without `bbox`, it has a `segmen
 score is `predicted_iou`, or `score`, if every mask has it; then the masks with the highest come first.
 """
 
-import json
+import operator
+import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from detector.data.formats.voc import IMAGE_SUFFIXES
 from detector.errors import InputError
 from detector.proposals.formats.records import BoxFormat, RawProposals, require_distinct
+from detector.runtime.files import read_json
 
 BOX_FORMAT = BoxFormat("xyxy", "0-inclusive")
 SCORES = ("predicted_iou", "score")
 LISTS, IMAGE_KEYS = ("annotations", "masks"), ("file_name", "image", "image_id")
-MAX_SIDE_PX = 100_000  # of a mask's image; pycocotools counts its pixels in 32 bits
+MAX_SHIFT = 40  # bits of a run's length in a compressed RLE
 
 
 def read_masks(path: Path) -> RawProposals:
@@ -39,12 +40,7 @@ def read_masks(path: Path) -> RawProposals:
 
 def _images(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     """The image ids and rows of a file."""
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such proposal file") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not a readable JSON file: {error}") from None
+    content = read_json(path, sys.maxsize)
     if isinstance(content, list) and content and _list_of(content[0]) is not None:
         named = [(_image_id(path, item), _list_of(item)) for item in content]
     elif _list_of(content) is not None:
@@ -94,7 +90,7 @@ def _corners(where: str, mask: dict) -> list[float]:
     if box is None:
         try:
             x, y, width, height = _box_of(mask.get("segmentation")).tolist()
-        except (TypeError, KeyError, ValueError, IndexError, AttributeError, OverflowError, UnicodeEncodeError):
+        except (TypeError, KeyError, ValueError, IndexError, AttributeError, OverflowError):
             raise InputError(
                 f"{where} has neither a bbox nor a segmentation, COCO's RLE or polygons: {mask!s:.100}"
             ) from None
@@ -111,12 +107,37 @@ def _box_of(segmentation: Any) -> np.ndarray:
         points = np.array([value for polygon in segmentation for value in polygon], dtype=np.float64).reshape(-1, 2)
         low, high = points.min(axis=0), points.max(axis=0)
         return np.concatenate([low, high - low])
-    height, width = segmentation["size"]
-    if not (0 < height <= MAX_SIDE_PX and 0 < width <= MAX_SIDE_PX and height * width < 2**31):
-        raise ValueError
+    height, width = map(operator.index, segmentation["size"])
     counts = segmentation["counts"]
-    if isinstance(counts, list):
-        if min(counts) < 0 or sum(counts) != height * width:
+    runs = counts if isinstance(counts, list) else _run_lengths(counts)
+    if height <= 0 or width <= 0 or min(runs) < 0 or sum(runs) != height * width:
+        raise ValueError
+    ends = np.cumsum(np.array(runs, dtype=np.int64))
+    first, last = ends[:-1:2], ends[1::2] - 1  # pixel of each run of the mask, counted down the columns
+    first, last = first[first <= last], last[first <= last]
+    if not len(first):
+        return np.zeros(4)
+    (x1, y1), (x2, y2) = divmod(first, height), divmod(last, height)
+    top, bottom = (0, height - 1) if (x1 < x2).any() else (y1.min(), y2.max())  # a run over the end of a column
+    return np.array([x1[0], top, x2[-1] - x1[0] + 1, bottom - top + 1])
+
+
+def _run_lengths(counts: str) -> list[int]:
+    """The run lengths in COCO's compressed RLE.
+
+    A character minus 48 has five bits of a number, lowest first, and 32 if more follow. Numbers are signed, and from
+    the fourth on the difference to the length of two runs before.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for code in counts.encode("ascii"):
+        bits = code - 48
+        if not (0 <= bits < 64 and shift < MAX_SHIFT):
             raise ValueError
-        return coco_mask.toBbox(coco_mask.frPyObjects(segmentation, height, width))
-    return coco_mask.toBbox({"size": [height, width], "counts": counts.encode()})
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits < 32:
+            value -= (bits >> 4) << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return runs

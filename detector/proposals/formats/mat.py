@@ -12,6 +12,7 @@ v7.3 is only read, as no program but MATLAB writes it; scores are written if the
 
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -37,7 +38,7 @@ DEMO_SUFFIX = "_boxes"
 
 def load_mat(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     """The variables with these names in a .mat file; cells are object arrays. Raises InputError if it is unreadable."""
-    with reading(path, "not a readable .mat file"):
+    with reading(path, "not a readable .mat file", sys.maxsize):
         return (read_mat73 if h5py.is_hdf5(path) else read_mat5)(path, names)
 
 

@@ -11,6 +11,7 @@ transforms/loading.py}.
 
 import io
 import pickle
+import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -69,7 +70,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _load(path: Path) -> Any:
-    with reading(path, "not a readable pickle of proposals"), open(path, "rb") as file:
+    with reading(path, "not a readable pickle of proposals", sys.maxsize), open(path, "rb") as file:
         return _Unpickler(file, encoding="latin1").load()
 
 

@@ -63,7 +63,7 @@ def write_npz(path: Path, images: Iterable[ImageProposals]) -> None:
 
 def read_csv(path: Path) -> RawProposals:
     """Columns with names are reordered to x1 y1 x2 y2 or x y w h; the pixel origin is not stated."""
-    with reading(path, "not a readable .csv file"), open(path, newline="", encoding="utf-8-sig") as file:
+    with reading(path, "not a readable .csv file", sys.maxsize), open(path, newline="", encoding="utf-8-sig") as file:
         lines = csv.reader(file)
         first = next(lines, [])
         order, columns = _columns(path, first)
