@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ if TYPE_CHECKING:  # imported late: --help needs no torch
     from detector.structures import Detections
 
 PICTURES = 8  # of each pair of runs and direction
+COMPARED = ("boxes", "labels", "difficult", "crowd", "areas")  # of the annotations of an image
 NOT_COMPARED = ("run", "out", "checkpoint", "detections")  # differ between any two runs
 
 
@@ -59,7 +61,7 @@ class Run:
 def run(arguments: argparse.Namespace) -> None:
     from detector.evaluation.comparison import compare
     from detector.evaluation.matching import match
-    from detector.evaluation.pages.comparison_page import ap_rows, comparison_page, difference_rows
+    from detector.evaluation.pages.comparison_page import MAX_RUNS, ap_rows, comparison_page, difference_rows
     from detector.evaluation.tables import text_table
     from detector.runtime.files import write_atomically
     from detector.training.run_folder import require_writable
@@ -70,12 +72,14 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.out.exists():
         raise InputError(f"--out: {arguments.out} exists, and nothing is overwritten: name another file")
     require_writable("--out", arguments.out.parent)
+    if len(folders) > MAX_RUNS:
+        raise InputError(f"at most {MAX_RUNS} runs, each with a colour of its own: {len(folders)} are given")
     runs = dict(zip(names_of(folders), map(read_run, folders), strict=True))
     metric = metric_of(arguments.metric, runs)
     dataset, detections = read_all(runs)
     truths = [dataset.ground_truth(index) for index in range(len(dataset))]
     matches = {name: match(truths, found, len(dataset.classes)) for name, found in detections.items()}
-    devkit = all(one.config["metric"]["devkit"] for one in runs.values())
+    devkit = devkit_of(runs)
     compared = compare(matches, dataset.classes, metric, devkit, len(dataset))
     histories = {name: read_history(one) for name, one in runs.items()}
     settings = {
@@ -130,6 +134,15 @@ def metric_of(given: str | None, runs: Mapping[str, Run]) -> str:
     if metric not in everywhere:
         raise InputError(f"--metric: {metric} is not in every run; these are: {', '.join(everywhere)}")
     return metric
+
+
+def devkit_of(runs: Mapping[str, Run]) -> bool:
+    """metric.devkit of the runs. Raises InputError if it is not the same in all."""
+    found = {str(one.folder): bool(one.config["metric"].get("devkit")) for one in runs.values()}
+    if len({*found.values()}) > 1:
+        listed = ", ".join(f"{str(devkit).lower()} in {folder}" for folder, devkit in found.items())
+        raise InputError(f"metric.devkit differs: {listed}: score them anew with one value, by evaluate.py")
+    return next(iter(found.values()))
 
 
 def read_all(runs: Mapping[str, Run]) -> "tuple[DetectionDataset, dict[str, list[Detections]]]":
@@ -193,29 +206,29 @@ def require_same(one: "DetectionDataset", other: "DetectionDataset", message: st
         )
     for index, image_id in enumerate(one.image_ids):
         a, b = one.ground_truth(index), other.ground_truth(index)
-        if not all((getattr(a, key).tolist() == getattr(b, key).tolist()) for key in ("boxes", "labels", "difficult")):
+        if not all((getattr(a, key).tolist() == getattr(b, key).tolist()) for key in COMPARED):
             raise InputError(f"{message}: the annotations of {image_id} differ")
 
 
 def read_history(one: Run) -> list[dict]:
-    """The lines of metrics.jsonl of the run, or of the run whose checkpoint was evaluated; empty without."""
+    """The lines of metrics.jsonl of the run, or of the run whose checkpoint was evaluated; empty without.
+
+    As when a run resumes, a line that is truncated or has no iteration is passed over.
+    """
     path = one.folder / "metrics.jsonl"
     if not path.is_file() and one.config.get("checkpoint"):
         path = Path(one.config["checkpoint"]).resolve().parent.parent / "metrics.jsonl"
     if not path.is_file():
         return []
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except ValueError as error:
-        raise InputError(f"{path}: not lines of JSON: {error}") from None
-
-
-def settings_of(one: Run) -> dict[str, Any]:
-    return flat({key: value for key, value in one.config.items() if key not in NOT_COMPARED})
+    lines = []
+    for line in path.read_text("utf-8", "replace").splitlines():
+        with suppress(ValueError, RecursionError):
+            lines.append(json.loads(line))
+    return [line for line in lines if isinstance(line, dict) and isinstance(line.get("iteration"), int)]
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings with their full names, such as `data.root`."""
+    """Nested settings with their full names, such as `data.root`. As saved: also those of another version."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 
@@ -6,6 +7,7 @@ import pytest
 import yaml
 
 from detector.data.formats.voc import read_voc
+from detector.errors import InputError
 from detector.evaluation.report import score_detections
 from detector.evaluation.results import write_result_files
 from detector.settings import Metric
@@ -77,6 +79,24 @@ def test_three_runs_and_another_metric(make_run, tmp_path, capsys):
     assert "ccc minus a" in printed
 
 
+def test_lines_of_a_killed_run_are_passed_over(make_run):
+    folder = make_run("a", 0.5)
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"loss/train": 1}\n[1]\n{"iteration": 100, "lo')
+    assert [line["iteration"] for line in compare.read_history(compare.read_run(folder))] == [*range(10, 100, 10)]
+
+
+@pytest.mark.parametrize(("field", "value"), [("crowd", [True, False]), ("areas", [1.0, 2.0])])
+def test_annotations_that_differ_in_one_field(field, value, make_voc, monkeypatch):
+    one, other = (read_voc(make_voc({"val": {"00": OBJECTS}}, name), "val") for name in ("one", "other"))
+    compare.require_same(one, other, "differ")
+    truth = other.ground_truth(0)
+    changed = dataclasses.replace(truth, **{field: np.array(value)})
+    monkeypatch.setattr(type(other), "ground_truth", lambda self, index: changed if self is other else truth)
+    with pytest.raises(InputError, match="the annotations of 00 differ"):
+        compare.require_same(one, other, "differ")
+
+
 def test_comparisons_that_are_refused(make_run, make_voc, tmp_path, capsys):
     one, other = make_run("one", 0.5), make_run("other", 0.6)
 
@@ -108,6 +128,10 @@ def test_comparisons_that_are_refused(make_run, make_voc, tmp_path, capsys):
     assert "the annotations of 00 differ" in refused(one, make_run("relabelled", 1.0, root=moved), *out)
     cats = make_run("cats", 1.0, classes=("cat", "dog", "cow"))
     assert "other classes than" in refused(one, cats, *out)
+    metrics = make_run("devkit", 0.5, "metric.devkit=true")
+    assert "metric.devkit differs: false in" in refused(one, metrics, *out)
+    seven = [tmp_path / f"run{number}" for number in range(7)]
+    assert "at most 6 runs, each with a colour of its own: 7 are given" in refused(*seven, *out)
     shutil.rmtree(other / "detections")
     assert "has no folder detections" in refused(one, other, *out)
     assert not (tmp_path / "out.html").exists()

@@ -12,6 +12,7 @@ from detector.evaluation.matching import HIT, IGNORED, Matches
 from detector.evaluation.voc_ap import MEAN, MEAN_THRESHOLDS
 
 RESAMPLES = 1000
+MAX_CELLS = 2_000_000  # hits x resamples that are computed at once, in about six arrays of float64
 
 
 def resample_images(num_images: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
@@ -37,8 +38,12 @@ def _ap_at(matches: Matches, kind: str, iou_threshold: float, weights: np.ndarra
     for label in range(1, matches.num_classes + 1):
         of_class = np.bincount(objects.images[counted & (objects.labels == label)], minlength=len(by_image))
         rows = np.flatnonzero((matches.labels == label) & (judged != IGNORED))
-        ap = _ap_of_class(kind, by_image, matches.images[rows], judged[rows] == HIT, of_class @ by_image, devkit)
-        aps[:, label - 1] = ap
+        images, hits = matches.images[rows], judged[rows] == HIT
+        step = max(MAX_CELLS // (int(hits.sum()) + 1), 1)
+        for start in range(0, len(weights), step):
+            some = by_image[:, start : start + step]
+            ap = _ap_of_class(kind, some, images, hits, of_class @ some, devkit)
+            aps[start : start + step, label - 1] = ap
     return aps
 
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from detector.evaluation import bootstrap
 from detector.evaluation.bootstrap import interval, mean_ap, resample_images, weighted_ap
 from detector.evaluation.matching import match
 from detector.evaluation.voc_ap import score_voc
@@ -40,6 +41,18 @@ def test_weights_equal_copies_of_the_images(metric, devkit):
             assert ap.tolist() == pytest.approx(wanted, nan_ok=True)
             compared += np.isfinite(wanted).sum()
     assert compared > 50
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_blocks_of_resamples_change_nothing(metric, monkeypatch):
+    truths, detections = random_case(np.random.default_rng(3))
+    matches, weights = match(truths, detections, 2), resample_images(len(truths), 50)
+    whole = weighted_ap(matches, metric, weights)
+    sizes, of_class = [], bootstrap._ap_of_class
+    monkeypatch.setattr(bootstrap, "_ap_of_class", lambda *given: sizes.append(given[1].shape[1]) or of_class(*given))
+    monkeypatch.setattr(bootstrap, "MAX_CELLS", 20)
+    np.testing.assert_array_equal(weighted_ap(matches, metric, weights), whole)
+    assert max(sizes) <= 20
 
 
 def test_resamples_are_seeded_and_whole():

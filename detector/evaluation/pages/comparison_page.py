@@ -6,11 +6,13 @@ from html import escape
 
 import numpy as np
 
-from detector.evaluation.comparison import Compared, Estimate
+from detector.evaluation.bootstrap import RESAMPLES
+from detector.evaluation.comparison import FOUND_SCORE, Compared, Estimate
 from detector.evaluation.pages import html
-from detector.evaluation.pages.html import Html, Line, Section
+from detector.evaluation.pages.html import CURVE_COLOURS, Html, Line, Section
 from detector.evaluation.pages.pictures import Picture
 
+MAX_RUNS = CURVE_COLOURS
 History = Sequence[Mapping[str, float]]  # the lines of metrics.jsonl
 
 
@@ -25,7 +27,7 @@ def comparison_page(
     first, *others = compared
     head = Html(
         f"<p>{escape(metric)} on the same images. Each run is compared with the first, <b>{escape(first)}</b>. "
-        "The intervals are of 95 %, from 1000 resamples of the images, the same ones for all runs.</p>"
+        f"The intervals are of 95 %, from {RESAMPLES} resamples of the images, the same ones for all runs.</p>"
     )
     sections = [
         Section("ap", "Average precision", _tables(compared, others)),
@@ -119,6 +121,6 @@ def _settings(settings: Mapping[str, Mapping[str, object]]) -> Html:
 def _objects(pictures: Mapping[str, Sequence[Picture]]) -> Html:
     parts = [f"<h3>{escape(heading)}</h3>{html.gallery(found)}" for heading, found in pictures.items()]
     return Html(
-        "<p>Objects with a hit of a score of at least 0.5 in one run only. White: the object; orange: the "
+        f"<p>Objects with a hit of a score of at least {FOUND_SCORE} in one run only. White: the object; orange: the "
         "detection.</p>" + "".join(parts)
     )

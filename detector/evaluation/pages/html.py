@@ -17,6 +17,7 @@ from detector.evaluation.pages.pictures import Picture
 
 Number = TypeVar("Number", float, np.ndarray)
 PARTS = Path(__file__).parent
+CURVE_COLOURS = 6  # c0 to c5 in style.css
 MAX_POINTS = 300  # of a drawn curve
 PLOT = (300, 210)  # width and height of a plot's area, in units of the drawing
 LEGEND = {"detection": "detection", "object": "annotated object", "proposal": "proposal of the detection"}
@@ -147,13 +148,13 @@ def plot(
         for tick in y_ticks
     ]
     shapes += [
-        f'<path class="curve c{number % 6}" d="{_path(line, x_range, y_range)}"/>'
+        f'<path class="curve c{number % CURVE_COLOURS}" d="{_path(line, x_range, y_range)}"/>'
         for number, line in enumerate(lines)
         if len(line.x)
     ]
     shapes.append(f'<circle class="marker {marker}" r="5" hidden/>' if marker else "")
     legend = "".join(
-        f'<span class="key c{number % 6}">{escape(line.label)}</span>' for number, line in enumerate(lines)
+        f'<span class="key c{number % CURVE_COLOURS}">{escape(line.label)}</span>' for number, line in enumerate(lines)
     )
     return Html(
         f'<figure class="plot"><figcaption><b>{escape(title)}</b></figcaption>'
