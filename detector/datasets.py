@@ -54,15 +54,21 @@ def read_dataset(data: Data, part: str) -> DetectionDataset:
 
 def build_unlabelled(data: Data, classes: Sequence[str], submission: bool) -> DetectionDataset | None:
     """The images to detect in for an evaluation server: with `submission`, or if no image of a VOC split has an
-    annotation. None for any other dataset.
+    annotation. None for any other dataset. Raises InputError for a VOC split in a dataset without Annotations/.
     """
     is_voc = data.reader == "voc" and data.parts is None
     if submission and not is_voc:
         raise InputError("submission=true: writes the files of VOC: it needs one dataset in VOC layout")
     if not is_voc or data.root is None or data.val_split is None:
         return None
-    if not (submission or is_unlabelled(data.root, data.val_split)):
-        return None
+    if not submission:
+        if not is_unlabelled(data.root, data.val_split):
+            return None
+        if not (folder := Path(data.root, "Annotations")).is_dir():
+            raise InputError(
+                f"{folder}: no such folder, and a score needs annotations; submission=true writes the files for an "
+                "evaluation server without them"
+            )
     whole = read_voc_images(data.root, data.val_split, classes, image_options(data))
     return restricted(whole, data.with_values(exclude_classes=None))
 

@@ -1,5 +1,6 @@
 """resume=RUN: the settings saved in the run's config.yaml, with those of the command line in their place."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ def run_to_restore(overrides: list[str]) -> Path | None:
     except HydraException:
         return None
     given = [item.value() for item in parsed if item.key_or_group == "resume" and not item.is_sweep_override()]
-    return Path(given[-1]) if given and isinstance(given[-1], str) and Path(given[-1]).is_dir() else None
+    if not given or not isinstance(given[-1], str) or given[-1] == "auto":
+        return None
+    return Path(given[-1]) if Path(given[-1]).is_dir() else None
 
 
 def of_chosen_groups(overrides: list[str]) -> list[str]:
@@ -39,9 +42,9 @@ def restored(folder: Path, overrides: list[str], composed: Mapping[str, Any]) ->
     """The settings with which the run in `folder` was last started, with the given ones in their place.
 
     `composed` has those of the chosen groups, which replace the saved group. resume and run.dir become those of
-    resume=auto. Raises InputError without saved settings, and for overrides that make no sense beside them.
+    resume=auto. Raises InputError without saved settings, and for overrides that are invalid beside them.
     """
-    values = _saved(folder).plain()
+    values = _escaped(_saved(folder).plain())
     parsed = _parsed(overrides)
     chosen = _groups(parsed)
     values |= {group: composed[group] for group in chosen}
@@ -66,6 +69,15 @@ def _saved(folder: Path) -> TrainSettings:
     return parse(TrainSettings, _read(folder / SAVED), str(folder / SAVED))
 
 
+def _escaped(value: Any) -> Any:
+    """The value with a backslash before each `${` in its strings, where OmegaConf would interpolate."""
+    if isinstance(value, dict):
+        return {key: _escaped(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_escaped(item) for item in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+
+
 def _read(path: Path) -> dict[str, Any]:
     """The content of the file, which may be untrusted: nothing in it is interpolated, instantiated or run."""
     if not path.is_file():
@@ -81,7 +93,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _parsed(overrides: list[str]) -> list[Override]:
-    """The overrides. Raises InputError for one that makes no sense beside saved settings."""
+    """The overrides. Raises InputError for one that is invalid beside saved settings."""
     parsed = OverridesParser.create().parse_overrides(overrides)
     for item in parsed:
         if item.is_sweep_override():

@@ -551,6 +551,10 @@ def test_a_split_without_annotations_gives_the_files_of_the_evaluation_server(
         evaluate.main(settings("evaluate", *plain, "data=shapes", f"data.root={root}", "submission=true"))
     with pytest.raises(InputError, match="submission: is for a network"):
         evaluate.main(settings("evaluate", f"detections={root}", "data=voc", f"data.root={root}", "submission=true"))
+    (root / "Annotations").rename(root / "annotations")
+    with pytest.raises(InputError, match="Annotations: no such folder, and a score needs annotations; submission=true"):
+        evaluate.main(settings("evaluate", *plain, f"data.root={root}"))
+    (root / "annotations").rename(root / "Annotations")
     (root / "Annotations/train_0.xml").unlink()  # one that is missing is still an error
     with pytest.raises(InputError, match="1 of the 6 images of split 'train' have no XML file: train_0"):
         evaluate.main(settings("evaluate", *plain, f"data.root={root}", "data.val_split=train"))

@@ -11,7 +11,7 @@ from detector.data.dataset import DetectionDataset
 from detector.evaluation.coco_ap import score_coco
 from detector.evaluation.counts import ThresholdCounts, confusion_matrix, count_by_threshold
 from detector.evaluation.error_analysis import KINDS, Errors, error_costs, find_errors
-from detector.evaluation.label_errors import Suspect, find_label_errors, label_errors_csv
+from detector.evaluation.label_errors import find_label_errors, label_errors_csv
 from detector.evaluation.matching import Curve, Matches, match
 from detector.evaluation.pages.pictures import draw_errors, draw_suspects
 from detector.evaluation.pages.report_page import report_page
@@ -31,7 +31,6 @@ class Scores:
     metrics: dict  # of `score_detections`
     curves: dict[str, dict[str, Curve]]  # by IoU threshold ("0.50") and class
     errors: Errors
-    suspects: list[Suspect]  # of label errors
     counts: list[ThresholdCounts]  # of each class
     confusion: np.ndarray  # (K+1, K+1)
 
@@ -57,8 +56,8 @@ def score_detections(dataset: DetectionDataset, detections: Sequence[Detections]
     main = metric.main or f"11point@{iou_threshold:.2f}"
     metrics["main"] = {"metric": main, "value": metrics["coco"]["AP"] if main == "coco" else voc[main]["mAP"]}
     counts = count_by_threshold(matches, iou_threshold, devkit)
-    suspects, confusion = find_label_errors(matches, errors, iou_threshold), confusion_matrix(matches, iou_threshold)
-    return Scores(metric, matches, metrics, curves, errors, suspects, counts, confusion)
+    confusion = confusion_matrix(matches, iou_threshold)
+    return Scores(metric, matches, metrics, curves, errors, counts, confusion)
 
 
 def write_report(
@@ -82,7 +81,8 @@ def write_report(
             write_atomically(folder / "precision_recall" / f"{name}.png", png)
     write_atomically(folder / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
     if page:
-        matches, suspects, image_ids = scores.matches, scores.suspects, dataset.image_ids
+        matches, image_ids = scores.matches, dataset.image_ids
+        suspects = find_label_errors(matches, scores.errors, scores.metric.iou_thresholds[0])
         listed = label_errors_csv(suspects, matches, image_ids, classes)
         write_atomically(folder / "label_errors.csv", listed.encode())
         pictures = draw_errors(matches, scores.errors, image_ids, classes, dataset.image)

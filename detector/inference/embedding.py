@@ -32,7 +32,8 @@ def embed_objects(model: FastRCNN, samples: TransformedDataset, compute: Compute
     """The objects of images spread evenly over the dataset, pooled as RoIs, with the features that the head gives them.
 
     At most MAX_OBJECTS objects of MAX_IMAGES images. The features are reduced to at most MAX_COMPONENTS numbers, their
-    principal components, which keep the distances between objects as far as possible.
+    principal components, which keep the distances between objects as far as possible. An object whose features are not
+    finite, after a run that diverged, is left out.
     """
     model = prepare(model, compute)
     size, count = len(samples.dataset), 0
@@ -43,10 +44,14 @@ def embed_objects(model: FastRCNN, samples: TransformedDataset, compute: Compute
         boxes = batch.gt_boxes[0][: MAX_OBJECTS - count]
         if not len(boxes):
             continue
+        outputs = compute.forward(model.roi_features, batch.images, with_batch_index(boxes, 0)).float().cpu()
+        finite = outputs.isfinite().all(dim=1)
+        if not finite.any():
+            continue
+        boxes = boxes[finite]
         count += len(boxes)
-        outputs = compute.forward(model.roi_features, batch.images, with_batch_index(boxes, 0))
-        features.append(outputs.float().cpu())
-        labels.append(batch.gt_labels[0][: len(boxes)].numpy())
+        features.append(outputs[finite])
+        labels.append(batch.gt_labels[0][: len(finite)][finite].numpy())
         image_ids += batch.image_ids * len(boxes)
         image = batch.images[0].permute(1, 2, 0).numpy()
         crops.append(np.stack([_crop(image, box) for box in boxes.numpy()]))

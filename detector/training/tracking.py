@@ -153,7 +153,7 @@ class Tracker:
         self._write_events(lambda writer: writer.add_pr_curve_raw(tag, *rows, iteration, num_thresholds=len(found)))
 
     def text(self, tag: str, text: str) -> None:
-        """Log a text, shown in a fixed-width font."""
+        """Log a string, shown in a fixed-width font."""
         shown = "\n".join("    " + line for line in text.splitlines())
         self._write_events(lambda writer: writer.add_text(tag, shown))
 
@@ -189,7 +189,10 @@ class Tracker:
     def embedding(self, iteration: int, objects: EmbeddedObjects, classes: Sequence[str]) -> None:
         """Write features for the page PROJECTOR, a point for each object, with class and image, shown as its crop."""
         folder = self.path.parent / f"{iteration:05d}" / EMBEDDING
-        if len(objects.labels) < 3 or folder.exists():  # the page needs three points; a finished run was resumed
+        if folder.exists():  # a finished run was resumed
+            return
+        if len(objects.labels) < 3:
+            logger.warning("no page PROJECTOR: it needs three validation objects with finite features")
             return
         rows = [
             [classes[label - 1], image_id] for label, image_id in zip(objects.labels, objects.image_ids, strict=True)

@@ -9,6 +9,8 @@ import torch
 import yaml
 
 import train
+from detector.compose import plain
+from detector.restore import restored, run_to_restore
 from tests.helpers.watch import nothing_happens
 from tests.tools.kill_runs import same
 
@@ -166,6 +168,24 @@ def test_saved_settings_read_no_environment_and_name_no_other_class(stopped, com
     status, _, error = command(f"resume={stopped}")
     assert status == 2, error
     assert "os.system" in error
+
+
+@pytest.mark.parametrize("name", ["${seed}", r"\${seed}", r"a\\${seed}b", "${", "$seed", "${nothing.here}"])
+def test_saved_strings_are_not_interpolated(name, stopped):
+    path = stopped / "config.yaml"
+    saved = yaml.safe_load(path.read_text())
+    saved["proposals"]["folder"] = saved["data"]["root"] = name
+    path.write_text(yaml.safe_dump(saved))
+    values = plain(restored(stopped, [], {}))
+    assert (values["proposals"]["folder"], values["data"]["root"]) == (name, name)
+    assert plain(restored(stopped, ["data.root=${seed}"], {}))["data"]["root"] == saved["seed"]  # of the command line
+
+
+def test_a_folder_named_auto_is_no_run_to_restore(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("auto").mkdir()
+    assert run_to_restore(["resume=auto", "run.dir=x"]) is None
+    assert run_to_restore(["resume=./auto"]) == Path("auto")
 
 
 def test_a_run_without_a_checkpoint_begins_with_its_settings(stopped, shown, command):

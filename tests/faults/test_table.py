@@ -156,7 +156,7 @@ def metadata(text: str) -> Callable[[], None]:
 def finished(change: Callable[[], object]) -> Callable[[], None]:
     """What is left of a finished run in R, after this change."""
     return all_of(
-        write("R/.lock", "process 1 on here\n"), write("R/metrics.jsonl", '{"iteration": 1, "val/loss": 1.5}\n'),
+        write("R/.lock", "process 1 on here\n"), write("R/metrics.jsonl", '{"iteration": 1, "loss/val": 1.5}\n'),
         write("R/metrics.json", "{}"), write("R/report.html", "<html>"), change,
     )  # fmt: skip
 

@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -56,6 +58,30 @@ def test_a_dataset_without_objects_gives_none(samples, model):
     nothing = TransformedDataset(samples.dataset.subset([]), samples.proposals, samples.resize)
     objects = embed_objects(model, nothing, COMPUTE)
     assert (len(objects.features), len(objects.labels), len(objects.crops)) == (0, 0, 0)
+
+
+def test_objects_without_finite_features_are_left_out(samples, model):
+    whole = embed_objects(model, samples, COMPUTE)
+
+    class Diverged(torch.nn.Module):
+        def __init__(self, every):
+            super().__init__()
+            self.every = every
+
+        def forward(self, features):
+            features = features.clone()
+            features[:: self.every] = float("nan")
+            return features
+
+    for every in (2, 1):
+        diverged = copy.deepcopy(model)
+        diverged.head = torch.nn.Sequential(diverged.head, Diverged(every))
+        diverged.head.out_features = model.head.out_features
+        objects = embed_objects(diverged, samples, COMPUTE)
+        sizes = {len(objects.features), len(objects.labels), len(objects.image_ids), len(objects.crops)}
+        assert len(sizes) == 1
+        assert np.isfinite(objects.features).all()
+        assert (0 < len(objects.labels) < len(whole.labels)) if every == 2 else not len(objects.labels)
 
 
 def test_principal_components_keep_the_distances():
