@@ -127,7 +127,7 @@ def _sweep(program: Program, name: str, schema: type[Settings], arguments: Names
     started_in = os.getpid()
 
     def job(config: DictConfig) -> float:
-        """One run; if it fails, its score is NaN, and the others go on."""
+        """One run; if it fails, its score is NaN, and the others continue."""
         scores: list[float | None] = []
         try:
             status = exit_status(lambda: scores.append(_run(program, _typed(schema, config))), KEPT)

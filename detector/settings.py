@@ -250,8 +250,8 @@ class Detect(Settings):
     score_threshold: Ratio = 0.05
     """Boxes with a lower score are removed."""
     average_per_class: NonNegativeFloat = 0.0
-    """Of a dataset that is scored, each class has the score threshold that leaves so many boxes per image on average
-    before suppression, and at most 100 of an image (the paper's code: 40); 0: detect.score_threshold alone."""
+    """Of a dataset that is scored, each class has the score threshold that leaves this many boxes per image on average
+    before suppression (the paper's code: 40), of which an image has at most 100; 0: detect.score_threshold alone."""
     nms: Literal["hard", "soft"] = "hard"
     """Non-maximum suppression, for each class. hard: a box that overlaps a higher-scored one is removed; soft: its
     score is multiplied by exp(-IoU^2 / detect.soft_nms_sigma)."""
@@ -523,7 +523,8 @@ class EvaluateSettings(Settings):
     device: Annotated[str, Valid("auto, cpu, cuda, cuda:N or mps")] = "auto"
     """auto (an NVIDIA GPU if there is one), cpu, cuda, cuda:1, or mps (Apple silicon)."""
     precision: Literal["auto", "bfloat16", "float16", "float32"] | None = None
-    """auto: bfloat16 where the hardware multiplies it natively; null: as in training."""
+    """auto: bfloat16 where the hardware multiplies it natively; float16: for GPUs without bfloat16 (T4, V100); null: as
+    in training."""
     workers: Workers = 2
     """Processes that read images; 0: the process does it itself; auto: as in training."""
     data: GivenData = GivenData.model_construct()

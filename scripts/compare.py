@@ -5,7 +5,7 @@
 RUN is the folder of a run of train.py, whose last evaluation is compared, or a folder that evaluate.py wrote. All must
 be of the same images with the same annotations and classes. The first is what the others are compared with.
 
-Exit status: 0 done, 1 a write failed, 2 invalid input, 130 interrupted.
+Exit status: 0 done, 1 a write failed, 2 invalid input, 130 or 143 interrupted.
 """
 
 import argparse

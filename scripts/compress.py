@@ -30,9 +30,9 @@ def main(command_line: Sequence[str] | None = None) -> int:
     parser.add_argument("--ranks", required=True, type=int, nargs=2, metavar=("FC6", "FC7"), help="of both layers")
     parser.add_argument("--out", required=True, type=Path, help="folder to write to, new or empty")
     add_dataset_options(parser, required=False)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     arguments = parser.parse_args(command_line)
-    return exit_status(lambda: run(arguments), "no partial file is left")
+    return exit_status(lambda: run(arguments), "no partial file is left; model.safetensors and model.json, if they are in OUT, are whole")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@
 
 Open the printed address in a browser; end the program with Ctrl-C. The page is for this machine alone, and reports
 nothing to anyone. It needs the extra `demo`: uv pip install ".[demo]".
-Exit status: 0 ended, 1 the page cannot be served, 2 invalid input, 130 interrupted.
+Exit status: 0 ended, 1 the page cannot be served, 2 invalid input, 130 or 143 interrupted.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def main(command_line: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpoint", required=True, type=Path, help="the network: RUN/checkpoints/best.pt")
     parser.add_argument("--images", help="folder or pattern of images to choose from, beside uploads")
     parser.add_argument("--port", type=int, default=7860, help="of the address (default: %(default)s)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     arguments = parser.parse_args(command_line)
     return exit_status(lambda: run(arguments), "the page has ended")
 

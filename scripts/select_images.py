@@ -12,7 +12,7 @@ Writes to the folder OUT, which must be new or empty:
     images/           with --top N: copies of the first N images (with --link, symbolic links to them)
 
 Exit status: 0 all images are ranked; 1 some images failed and are listed, and the others are ranked, or the disk is
-full; 2 invalid input, nothing is done; 130 interrupted.
+full; 2 invalid input, nothing is done; 130 or 143 interrupted.
 """
 
 import argparse
@@ -55,9 +55,9 @@ def main(command_line: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--top", type=int, metavar="N", help="copy the first N images to OUT/images")
     parser.add_argument("--link", action="store_true", help="link them instead of copying")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     arguments = parser.parse_args(command_line)
-    return exit_status(lambda: run(arguments), "there is no ranking.csv")
+    return exit_status(lambda: run(arguments), "without ranking.csv in OUT, nothing is done; with it, the images that are in OUT/images are whole")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -3,7 +3,7 @@
     python scripts/take_screenshots.py RUN
 
 Needs chromium, which Playwright starts without a window. Without one, it says so and leaves the pictures as they are.
-Exit status: 0 done, or no chromium; 1 a page did not load or a write failed; 2 invalid input; 130 interrupted.
+Exit status: 0 done, or no chromium; 1 a page did not load or a write failed; 2 invalid input; 130 or 143 interrupted.
 """
 
 import argparse

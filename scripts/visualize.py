@@ -4,7 +4,7 @@
     python scripts/visualize.py COMMAND --help
 
 Each command is a module of scripts/visualizations. Exit status: 0 done, 1 a write failed, 2 invalid input,
-130 interrupted.
+130 or 143 interrupted.
 """
 
 import argparse

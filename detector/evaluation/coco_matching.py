@@ -22,7 +22,7 @@ def judge(
     """HIT, MISS or IGNORED of each detection, (A, T, N) int8, for A ranges of areas and T IoU thresholds.
 
     Detections and objects are grouped: by ascending key (N,), (G,), detections of a group by falling score. Boxes
-    (N, 4) and (G, 4) are x, y, width, height. crowd (G,): overlaps are parts of the detection; ignored_crowd (G,): many
+    (N, 4) and (G, 4) are x, y, width, height. crowd (G,): IoUs are parts of the detection; ignored_crowd (G,): many
     detections can match; ignored (A, G), outside (A, N): by the range. After the first `max_detections` of a group the
     others are ignored.
     """
@@ -39,11 +39,11 @@ def judge(
             last_object += 1
         last = min(end, start + max_detections)
         own = slice(first_object, last_object)
-        overlaps = _overlaps(boxes[start:last], objects[own], crowd[own])
+        ious = _ious(boxes[start:last], objects[own], crowd[own])
         for area in range(len(ignored)):
             for number in range(len(iou_thresholds)):
                 _judge_group(
-                    overlaps, ignored_crowd[own], ignored[area, own], outside[area, start:last],
+                    ious, ignored_crowd[own], ignored[area, own], outside[area, start:last],
                     iou_thresholds[number], judged[area, number, start:last],
                 )  # fmt: skip
         start = end
@@ -51,9 +51,9 @@ def judge(
 
 
 @numba.njit(nogil=True, cache=True)
-def _overlaps(boxes: np.ndarray, objects: np.ndarray, crowd: np.ndarray) -> np.ndarray:
+def _ious(boxes: np.ndarray, objects: np.ndarray, crowd: np.ndarray) -> np.ndarray:
     """IoU (N, G), or with a crowd the part of the detection in it; in the steps of pycocotools, to the last bit."""
-    overlaps = np.zeros((len(boxes), len(objects)))
+    ious = np.zeros((len(boxes), len(objects)))
     for i in range(len(boxes)):
         x, y, width, height = boxes[i]
         for j in range(len(objects)):
@@ -65,20 +65,20 @@ def _overlaps(boxes: np.ndarray, objects: np.ndarray, crowd: np.ndarray) -> np.n
                 union = width * height
                 if not crowd[j]:
                     union += other_width * other_height - shared
-                overlaps[i, j] = shared / union
-    return overlaps
+                ious[i, j] = shared / union
+    return ious
 
 
 @numba.njit(nogil=True, cache=True)
 def _judge_group(
-    overlaps: np.ndarray,
+    ious: np.ndarray,
     ignored_crowd: np.ndarray,
     ignored: np.ndarray,
     outside: np.ndarray,
     iou_threshold: float,
     judged: np.ndarray,
 ) -> None:
-    """Match the detections of one group in order, each with the free object of the largest overlap; last if equal.
+    """Match the detections of one group in order, each with the free object of the highest IoU; last if equal.
 
     An object that counts is preferred to all that are ignored.
     """
@@ -90,8 +90,8 @@ def _judge_group(
                 break
             least = min(iou_threshold, 1 - 1e-10)
             for j in range(len(ignored)):
-                if ignored[j] == is_ignored and overlaps[i, j] >= least and (not taken[j] or ignored_crowd[j]):
-                    least, best = overlaps[i, j], j
+                if ignored[j] == is_ignored and ious[i, j] >= least and (not taken[j] or ignored_crowd[j]):
+                    least, best = ious[i, j], j
         if best < 0:
             judged[i] = IGNORED if outside[i] else MISS
         else:

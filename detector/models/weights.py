@@ -45,7 +45,7 @@ def torchvision_prefixes(backbone: str) -> dict[str, str]:
 
 def load_weights(model: FastRCNN, backbone: str, weights: str, classes: Sequence[str]) -> bool:
     """Load weights into the model from `imagenet` or from a file, and log which layers keep their initialization.
-    Returns whether the box regression is loaded, for targets that are normalised by `roi.delta_std` alone.
+    Returns whether the box regression was loaded; it then predicts targets normalised by `roi.delta_std` alone.
 
     The file has the state dict of a classification network with torchvision's names, or is a checkpoint of this
     program; if its classes are not these, in this order, the two output layers are not loaded. Raises InputError if the

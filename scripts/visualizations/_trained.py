@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", required=True, type=Path, help="an image file")
     parser.add_argument("--proposals", type=Path, help="file of proposals (default: selective search)")
     parser.add_argument("--score-threshold", type=float, default=0.3, help="of detections (default: %(default)s)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
 
 
 @dataclass(frozen=True)
