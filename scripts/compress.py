@@ -32,7 +32,7 @@ def main(command_line: Sequence[str] | None = None) -> int:
     add_dataset_options(parser, required=False)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     arguments = parser.parse_args(command_line)
-    return exit_status(lambda: run(arguments), "no partial file is left; model.safetensors and model.json, if they are in OUT, are whole")
+    return exit_status(lambda: run(arguments), "OUT has the whole compressed network or nothing")
 
 
 def run(arguments: argparse.Namespace) -> None:

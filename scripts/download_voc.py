@@ -44,7 +44,7 @@ ARCHIVES = {
 
 
 def main(command_line: Sequence[str] | None = None, archives: Mapping[str, Sequence[Archive]] = ARCHIVES) -> int:
-    """Run the program; returns its exit status: 0 done, 1 or 2 not done (one error on stderr), 130 or 143 interrupted."""
+    """Run the program; returns its exit status: 0 done, 1 or 2 not done (error on stderr), 130 or 143 interrupted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder to unpack to (default: %(default)s)")
     parser.add_argument("--only", nargs="+", choices=list(archives), default=list(archives), help="default: all")

@@ -57,7 +57,7 @@ def main(command_line: Sequence[str] | None = None) -> int:
     parser.add_argument("--link", action="store_true", help="link them instead of copying")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     arguments = parser.parse_args(command_line)
-    return exit_status(lambda: run(arguments), "without ranking.csv in OUT, nothing is done; with it, the images that are in OUT/images are whole")
+    return exit_status(lambda: run(arguments), "every file in OUT is whole, but some may be missing")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
 """scripts/select_images.py with an untrained network."""
 
 import csv
+import os
 import shutil
 
 import numpy as np
@@ -53,6 +54,18 @@ def test_images_are_ranked_and_the_first_copied(checkpoint, images, tmp_path, ca
         assert copied.read_bytes() == (images / row["image"]).read_bytes()
         assert not copied.is_symlink()
     assert not (tmp_path / "out/images" / rows[2]["image"]).exists()
+
+
+def test_an_interrupt_while_images_are_copied_leaves_whole_files(checkpoint, images, tmp_path, monkeypatch, capsys):
+    def stop(source, target):
+        target.write(source.read(10))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "copyfileobj", stop)
+    monkeypatch.setattr(os, "_exit", lambda status: None)  # threads may run: the program would end at once
+    assert run(checkpoint, images / "a.jpg", tmp_path / "out", "--top", "1") == 130
+    assert "every file in OUT is whole, but some may be missing" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["ranking.csv"]
 
 
 def test_links_in_place_of_copies(checkpoint, images, tmp_path):
