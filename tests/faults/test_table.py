@@ -235,6 +235,12 @@ RUN_CASES = [
         finished(lambda: None),
     ),
     Case(
+        "an evaluated run without metrics.json and checkpoints",
+        f"{TRAIN} resume=auto",
+        "has results up to iteration 1, but no checkpoint",
+        finished(lambda: Path("R/metrics.json").unlink()),
+    ),
+    Case(
         "a finished run whose checkpoints are a dangling link",
         f"{TRAIN} resume=auto",
         "has results .* but no checkpoint",
