@@ -123,7 +123,7 @@ def draw_hierarchy(image: np.ndarray, proposals: np.ndarray, shown: int) -> tupl
         labels = segment(edges, ends, image.shape[:2], k * LEVEL, MIN_REGION_PX)[0]
         counts[k] = int(labels.max()) + 1
         place = {LEVEL_KS[0]: " (finest)", LEVEL_KS[-1]: " (coarsest)"}.get(k, "")
-        show_image(axes, mean_colours(image, labels), f"scale k = {k}{place}: {counts[k]} regions")
+        show_image(axes, mean_colours(image, labels), f"k = {k}{place}: {counts[k]} regions")
     show_image(panels[5], pale(image), f"the {min(shown, len(proposals))} boxes ranked first")
     add_boxes(panels[5], proposals[:shown], COLOURS, 1.8)
     return figure, counts
