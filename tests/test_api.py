@@ -238,7 +238,7 @@ def test_results_are_finished_on_their_threads_and_an_error_there_ends_the_strea
 
     alone = model.detect(image, **LOW)
     names, counts = zip(*model.stream([image] * 5, then=then, **LOW), strict=True)
-    assert all(name.startswith("detect") for name in names)
+    assert all(name.startswith("compute") for name in names)
     assert counts == (len(alone),) * 5
     with pytest.raises(InputError, match="class 'dog' is not known"):
         list(model.stream([image], then=lambda result: result.only(["dog"]), **LOW))

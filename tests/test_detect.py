@@ -139,7 +139,7 @@ def test_options_have_their_effect(checkpoint, images, tmp_path):
 
 def test_one_image_is_searched_on_all_cores_and_many_beside_each_other(checkpoint, images, tmp_path, monkeypatch):
     search, asked = selective_search.selective_search, []
-    monkeypatch.setattr(api.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(api, "cores", lambda: 4)
     monkeypatch.setattr(
         selective_search, "selective_search", lambda *a, **b: asked.append(b["threads"]) or search(*a, **b)
     )

@@ -448,6 +448,8 @@ def test_the_timeout_is_that_of_the_connection(settings, tiny, monkeypatch):
     monkeypatch.setattr(distributed.dist, "init_process_group", connect)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
     with pytest.raises(Connected) as connected:
         train.main(settings("train", *tiny, "distributed.timeout_s=7"))
     assert connected.value.args == (1, 2, 7)
