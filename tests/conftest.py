@@ -190,6 +190,26 @@ def browser() -> Iterator:
 
 
 @pytest.fixture
+def open_page(browser) -> Iterator[Callable]:
+    """Open a page; at the end there must have been no error in its console, and no request to a server."""
+    problems, contexts = [], []
+
+    def open_it(path: Path, width: int = 1280, height: int = 900, **options):
+        contexts.append(browser.new_context(viewport={"width": width, "height": height}, **options))
+        page = contexts[-1].new_page()
+        page.on("console", lambda message: message.type in ("error", "warning") and problems.append(message.text))
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("request", lambda request: request.url.startswith("http") and problems.append(request.url))
+        page.goto(path.as_uri())
+        return page
+
+    yield open_it
+    for context in contexts:
+        context.close()
+    assert problems == []
+
+
+@pytest.fixture
 def checkpoint(untrained_checkpoint: Path, tmp_path: Path) -> Path:
     """The checkpoint of an untrained network, in a run of its own."""
     path = tmp_path / "run/checkpoints/last.pt"

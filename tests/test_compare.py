@@ -13,7 +13,6 @@ from detector.evaluation.results import write_result_files
 from detector.settings import Metric
 from detector.structures import Detections
 from scripts import compare
-from tests.evaluation.test_pages import browser, open_page  # noqa: F401  fixtures
 
 OBJECTS = [("cat", 3, 3, 20, 20), ("dog", 30, 5, 50, 30)]
 
@@ -45,7 +44,7 @@ def make_run(make_voc, settings, tmp_path):
     return make
 
 
-def test_page_and_table_of_two_runs(make_run, tmp_path, capsys, open_page):  # noqa: F811
+def test_page_and_table_of_two_runs(make_run, tmp_path, capsys, open_page):
     worse, better = make_run("worse", 0.2), make_run("better", 1.0, "seed=7")
     out = tmp_path / "comparison.html"
     assert compare.main([str(worse), str(better), "--out", str(out)]) == 0

@@ -1,9 +1,10 @@
 """docs/roi_pooling.html: its arithmetic against the operator, and its use, in a real browser where there is one."""
 
 import base64
+import functools
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -120,23 +121,9 @@ def test_build_page_needs_one_scale(make_checkpoint, small_shapes, tmp_path, cap
 
 
 @pytest.fixture
-def open_page(browser) -> Iterator[Callable]:
-    """Open the page; at the end there must have been no error in its console."""
-    problems, contexts = [], []
-
-    def open_it(width: int = 1280, height: int = 900, **options):
-        contexts.append(browser.new_context(viewport={"width": width, "height": height}, **options))
-        page = contexts[-1].new_page()
-        page.on("console", lambda message: message.type in ("error", "warning") and problems.append(message.text))
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("request", lambda request: request.url.startswith("http") and problems.append(request.url))
-        page.goto(PAGE.as_uri())
-        return page
-
-    yield open_it
-    for context in contexts:
-        context.close()
-    assert problems == []
+def open_page(open_page) -> Callable:
+    """Open the page of this test."""
+    return functools.partial(open_page, PAGE)
 
 
 def random_case(generator: np.random.Generator) -> tuple[torch.Tensor, list[float], list[int], float]:

@@ -1,47 +1,11 @@
 """The pages in a real browser, where there is one."""
 
-import shutil
-from collections.abc import Callable, Iterator
-
 import pytest
 from PIL import Image
 
 from detector.evaluation.report import score_detections, write_report
 from detector.settings import Metric
 from tests.evaluation.test_report import CLASSES, FOUND, TRUTHS, dataset_of, embedded
-
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if BROWSER is None:
-        pytest.skip("no chromium: apt-get install chromium")
-    playwright_api = pytest.importorskip("playwright.sync_api")
-    with playwright_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def open_page(browser) -> Iterator[Callable]:
-    """Open a file; at the end there must have been no error in the console, and no request."""
-    problems, contexts = [], []
-
-    def open_it(path, width: int = 1280, **options):
-        contexts.append(browser.new_context(viewport={"width": width, "height": 800}, **options))
-        page = contexts[-1].new_page()
-        page.on("console", lambda message: message.type in ("error", "warning") and problems.append(message.text))
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("request", lambda request: request.url.startswith("http") and problems.append(request.url))
-        page.goto(path.as_uri())
-        return page
-
-    yield open_it
-    for context in contexts:
-        context.close()
-    assert problems == []
 
 
 @pytest.fixture(scope="module")
