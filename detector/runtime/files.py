@@ -44,8 +44,7 @@ def reading(path: Path, fault: str, max_bytes: int = MAX_BYTES) -> Iterator[None
     """The boundary that every file of a user passes: it is read inside this context.
 
     Raises InputError, which names the file, unless it is a regular file of at most `max_bytes`, and instead of any
-    exception inside but MemoryError, which says nothing about the file; `fault`, such as "broken JSON", is said of one
-    that is not the system's.
+    exception inside, of whatever kind; `fault`, such as "broken JSON", is said of one that is not the system's.
     """
     try:
         stat = path.stat()
@@ -54,8 +53,10 @@ def reading(path: Path, fault: str, max_bytes: int = MAX_BYTES) -> Iterator[None
         if stat.st_size > max_bytes:
             raise InputError(f"{path}: has {stat.st_size} bytes, and may have {max_bytes}")
         yield
-    except (InputError, MemoryError):
+    except InputError:
         raise
+    except MemoryError as error:  # the file, or a size that it claims, is too large
+        raise InputError(f"{path}: needs more memory than is free") from error
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except Exception as error:

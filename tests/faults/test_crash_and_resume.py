@@ -288,6 +288,17 @@ def test_case_07_a_full_disk_leaves_the_old_checkpoints_and_ends_the_run_after_t
     assert {path.name: path.read_bytes() for path in (spoilt / "checkpoints").iterdir()} == before
 
 
+def test_case_07_a_stop_after_a_write_that_failed_writes_again(spoilt, settings, tiny, small_disk, monkeypatch):
+    def stopped_at_the_second(self, batches):
+        yield next(iter(batches))
+        raise Stopped(signal.SIGTERM)
+
+    monkeypatch.setattr(StopRequest, "interruptible", stopped_at_the_second)
+    every = ["train.iterations=12", "train.checkpoint_every=1", "train.eval_every=100"]
+    with pytest.raises(RunFailure, match="iteration 7 could NOT be written"):
+        train.main(settings("train", *tiny, *every, f"run.dir={spoilt}", "resume=auto"))
+
+
 def test_case_07_a_disk_that_is_full_at_an_evaluation_ends_no_run(tiny, settings, tmp_path, monkeypatch, caplog):
     """The second of three evaluations cannot be written: an error in the log, and the next one can."""
     reports = []
