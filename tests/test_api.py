@@ -218,7 +218,7 @@ def test_tiles_cover_the_image_and_their_detections_are_merged(model, image):
         (lambda model, image: model.roi_features(image, [[5, 5, 5, 9]]), "number 0 is [5.0, 5.0, 5.0, 9.0]"),
         (lambda model, image: model.detect(image).only(["dog"]), "class 'dog' is not known"),
         (lambda model, image: detector.load("nowhere.pt"), "nowhere.pt: no such file"),
-        (lambda model, image: detector.load("runs"), "no such file"),
+        (lambda model, image: detector.load(REPOSITORY / "tests"), "tests: is a folder, not a file"),
     ],
 )
 def test_wrong_input(model, image, call, says):
