@@ -1,12 +1,12 @@
 """Checkpoints: one file with the weights and everything needed to build the network and to resume training.
 
 A run keeps three: `last.pt`, `previous.pt` and `best.pt`. A new one is written beside them under another name, synced,
-read back and compared with its checksums; only then is `last.pt` renamed and replaced by it. So whenever a run is
-killed, one of the first two is whole. The checksums are inside the zip archive that torch.save writes: a separate file
-could not be replaced together with it.
+read back and compared with its digest; only then is `last.pt` renamed and replaced by it. Whenever a run is killed, one
+of the first two is therefore intact. The digest is inside the zip archive that torch.save writes, because a separate
+file could not be replaced together with it.
 
-For sharing, `scripts/export.py` writes a `.safetensors` file with a `.json` of the same name beside it. Both forms may
-be untrusted. They can be invalid, not dangerous: neither can hold code, and their contents are validated before use.
+For sharing, `scripts/export.py` writes a `.safetensors` file with a `.json` file of the same name beside it. Both forms
+may be untrusted: neither can contain code, and their contents are validated before use.
 """
 
 import hashlib
@@ -62,7 +62,7 @@ class Checkpoints:
         self.failed = 0
 
     def save_last(self, content: dict, final: bool = False) -> None:
-        """Write `last.pt`; the one that was `last.pt` becomes `previous.pt`."""
+        """Write `last.pt`; the former `last.pt` becomes `previous.pt`."""
         last = self.folder / "last.pt"
         with self.tolerate_write_errors(f"the checkpoint of iteration {content['iteration']}", final):
             staged = _stage(self.folder, content)
@@ -139,7 +139,7 @@ def _digest(path: Path) -> str:
 
 
 def verify_integrity(path: Path) -> str | None:
-    """Describe the damage of a file, None if it is whole: finds truncated and empty files and changed bytes.
+    """Describe the damage of a file, None if it is intact. Detects truncated and empty files and changed bytes.
 
     For a file that `Checkpoints` did not write, it finds only what the zip's own checksums cover.
     """
@@ -176,7 +176,7 @@ def load_checkpoint(path: Path) -> dict:
 
 
 def trained_settings(checkpoint: dict) -> CommonSettings:
-    """The settings of a checkpoint. It may be of a version with more of them, which are ignored."""
+    """The settings of a checkpoint. Unknown ones, of another version of the program, are ignored."""
     return parse(CommonSettings, checkpoint["config"], "the settings of the checkpoint", ignore_unknown=True)
 
 
@@ -205,9 +205,9 @@ def load_to_resume(path: Path) -> dict:
 def load_state(
     checkpoint: dict, model: nn.Module, optimizer: torch.optim.Optimizer, averaged: AveragedModel | None = None
 ) -> None:
-    """Load the model, its average, and the optimizer's state; learning rates and the like keep their current settings.
+    """Load the model, its average, and the optimizer's state; learning rates and other options are not changed.
 
-    Raises InputError if they do not fit.
+    Raises InputError if the shapes do not fit.
     """
     groups = optimizer.state_dict()["param_groups"]
     try:
@@ -227,7 +227,7 @@ def load_state(
 
 
 def load_scaler(checkpoint: dict, scaler: torch.amp.GradScaler) -> None:
-    """Load the state of the loss scaler. A run that was in another precision has none, and the scaler begins anew.
+    """Load the state of the loss scaler. A run in another precision has none, and the scaler starts with its default.
 
     Raises InputError for an invalid state.
     """
@@ -242,7 +242,7 @@ def load_scaler(checkpoint: dict, scaler: torch.amp.GradScaler) -> None:
 
 
 def _fits(value: Any, parameter: Tensor) -> bool:
-    """Whether a part of an optimizer's state fits this weight: a number, the same shape, or reduced along some axes."""
+    """Whether a part of an optimizer's state fits this weight: a scalar, the same shape, or reduced along some axes."""
     if not isinstance(value, Tensor) or not value.dim():
         return True
     sides = zip(value.shape, parameter.shape, strict=False)
@@ -250,10 +250,10 @@ def _fits(value: Any, parameter: Tensor) -> bool:
 
 
 def newest_valid(folder: Path) -> Path | None:
-    """The newest whole checkpoint in the folder, None if there is no checkpoint; damaged ones are reported and kept.
+    """The newest intact checkpoint in the folder, None if there is no checkpoint.
 
-    A damaged file is renamed to NAME.damaged, so that it never replaces a whole one. Raises InputError if all are
-    damaged.
+    A damaged file is reported and renamed to NAME.damaged, so that it never replaces an intact one. Raises InputError
+    if all are damaged.
     """
     damaged: list[tuple[Path, str]] = []
     for path in (folder / name for name in NEWEST_FIRST):

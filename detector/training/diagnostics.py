@@ -25,8 +25,9 @@ class CollapseDetector:
 
     It has collapsed if in a window of at least `window` iterations no foreground RoI is classified correctly, or hardly
     any while the class loss is as high as the entropy of the labels: the loss of a constant prediction (0.562 for one
-    class and a quarter of foreground RoIs). The first `warmup` iterations do not count. It reads logged values, so that
-    a resumed run restores it from metrics.jsonl. With several processes, accuracy and entropy are those of the first.
+    class and a quarter of foreground RoIs). The first `warmup` iterations do not count. The detector reads logged
+    values, so that a resumed run can restore it from metrics.jsonl. With several processes, accuracy and entropy are
+    those of the first.
     """
 
     def __init__(self, window: int, warmup: int) -> None:
@@ -71,9 +72,9 @@ def label_entropy(counts: Tensor) -> float:
 
 
 class DivergenceDetector:
-    """Detects a gradient norm of a hundred times its usual value, which is soon not finite.
+    """Detects a gradient norm of a hundred times its usual value, which usually precedes a loss that is not finite.
 
-    It needs the norms of 20 steps to know what is usual.
+    The usual value is known after the norms of 20 steps.
     """
 
     def __init__(self) -> None:

@@ -10,8 +10,8 @@ Tensors = tuple[Tensor, ...] | list[Tensor]
 def averaged_model(model: nn.Module, decay: float) -> AveragedModel:
     """An exponential moving average of the model's weights and buffers: `.module` is a model of the same class.
 
-    Each `update_parameters(model)` moves it towards the model by the fraction 1 - decay. The decay grows to its value
-    over the first updates, so that the random initial weights soon have no influence.
+    Each `update_parameters(model)` moves it towards the model by the fraction 1 - decay. The decay is smaller during
+    the first updates, so that the influence of the initial weights vanishes quickly.
     """
 
     @torch.no_grad()

@@ -44,15 +44,15 @@ class TrainingConfig:
         return multi_task_loss(class_logits, deltas, targets, config=self.loss)
 
     def collate(self, items: list[tuple[Sample, int]]) -> TrainBatch:
-        """Collate samples, and sample their RoIs: all that can be done before the step, in a data worker."""
+        """Collate samples into a batch and sample its RoIs: everything that a data worker can do before the step."""
         return self.with_rois(collate(items))
 
     def with_rois(self, batch: Batch) -> TrainBatch:
-        """The batch with the RoIs to train on; with OHEM with all RoIs, of which the step trains on the hardest."""
+        """The batch with the RoIs to train on. With OHEM these are all RoIs, and the step selects the hardest."""
         make = all_targets if self.sampling.ohem else make_targets
         targets = make(batch, self.sampling, self.coder, self.seed)
         counts = targets.rois[:, 0].long().bincount(minlength=len(batch.images)).tolist()
-        gt_boxes = [boxes.numpy() for boxes in batch.gt_boxes]  # arrays go into the message; a tensor costs a file
+        gt_boxes = [boxes.numpy() for boxes in batch.gt_boxes]  # a tensor would need a file to be sent
         return TrainBatch(batch.image_ids, batch.image_hws, gt_boxes, batch.images, targets, counts)
 
 
@@ -112,16 +112,21 @@ def train_step(
     compute: Compute,
     config: TrainingConfig,
 ) -> dict[str, Tensor | float]:
-    """Forward, loss and backward of each part of the batch, update. Returns losses, gradient norm and accuracies by
-    TensorBoard tag.
+    """Forward and backward pass of each part of the batch, then one optimizer step. Returns losses, gradient norm and
+    accuracies by TensorBoard tag.
 
-    The batch is on the device of `compute`. From there the step reads once: whether loss and gradient are finite. In
-    float16, a step whose gradient overflows is skipped, its norm is NaN, and the next losses have a smaller scale.
+    The batch is on the device of `compute`. The step reads from this device once, to see whether loss and gradient are
+    finite. In float16, a step whose gradient overflows is skipped, its norm is NaN, and the scale of the loss is
+    reduced.
 
-    A gradient whose norm is above `config.max_grad_norm` is scaled down to it; the returned norm is that before this.
+    A gradient whose norm is above `config.max_grad_norm` is scaled down to it; the returned norm is the one before
+    scaling.
 
-    Of several processes, each has a part of the batch. Losses are divided by the RoIs of the whole batch, so gradient
-    and losses equal those of one process with the whole batch; the accuracies are of this process's part.
+    With several processes, each has a part of the batch. Losses are divided by the number of RoIs of the whole batch,
+    so gradient and losses equal those of one process with the whole batch; the accuracies are those of this process's
+    part.
+
+    Raises NotFinite, before any weight is changed, if the loss or the gradient is not finite.
     """
     model.train()
     processes = rank_info().world_size
@@ -138,7 +143,7 @@ def train_step(
     config.scaler.unscale_(optimizer)
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-    # This waits for the GPU: no weight may change before. The next batch is on the device already.
+    # This waits for the GPU, because no weight may change before the check. Meanwhile the next batch is copied.
     cls, box, grad_norm = torch.cat([mean(own), norm[None]]).tolist()
     overflows = math.isfinite(cls + box) and not math.isfinite(grad_norm) and can_decrease(config.scaler)
     if not (math.isfinite(cls + box + grad_norm) or overflows):
@@ -159,7 +164,7 @@ def train_step(
 
 
 def can_decrease(scaler: GradScaler) -> bool:
-    """Whether a gradient that is not finite may be due to the scale of the loss."""
+    """Whether the scale of the loss can be reduced, so that a gradient that is not finite may be due to it."""
     return scaler.is_enabled() and scaler.get_scale() > 1
 
 

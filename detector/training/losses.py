@@ -1,7 +1,7 @@
 """The multi-task loss (Fast R-CNN, section 2.3, equations 1 to 3).
 
-Which RoIs are foreground is known on the device only: sums are masked, since the number of selected rows would be read
-back, which waits for the whole forward pass.
+Which RoIs are foreground is known on the device only. Sums are therefore masked: selecting rows would read back their
+number, which waits for the whole forward pass.
 """
 
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from detector.structures import RoiTargets
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Which losses, and what they need to know."""
+    """The losses, and the values they depend on."""
 
     settings: Loss = field(default_factory=Loss)
     coder: BoxCoder = field(default_factory=lambda: BoxCoder(default(RoISampling, "delta_std")))  # giou decodes boxes
@@ -33,12 +33,10 @@ EPS = 1e-7  # of boxes without area
 def multi_task_loss(
     class_logits: Tensor, deltas: Tensor, targets: RoiTargets, count: float | None = None, config: LossConfig = PAPER
 ) -> dict[str, Tensor]:
-    """Losses `cls` and `box`, each a scalar divided by the number of RoIs; `box` has its weight (lambda) already.
+    """Losses `cls` and `box`, each a scalar divided by the number of RoIs; `box` includes its weight (lambda).
 
-    `count` is that number if these RoIs are only a part of the batch.
-
-    class_logits (R, K+1), deltas (R, K, 4). Both losses are 0, and connected to the graph, if there is no RoI to learn
-    from.
+    class_logits (R, K+1), deltas (R, K, 4). `count` replaces the number of RoIs if these are only a part of the batch.
+    Without any RoI, both losses are 0 and connected to the graph.
     """
     count = max(len(targets.labels) if count is None else count, 1)
     cls, box = roi_losses(class_logits, deltas, targets, config)
@@ -50,8 +48,8 @@ def roi_losses(
 ) -> tuple[Tensor, Tensor]:
     """The classification loss (R,) of each RoI, and its box loss (R,): 0 for background.
 
-    The box loss is the distance, summed over the four deltas, in the deltas of the RoI's own class, or 1 - GIoU of the
-    decoded boxes (Rezatofighi et al. 2019).
+    The box loss is the distance between the predicted deltas of the RoI's class and their targets, summed over the four
+    deltas, or 1 - GIoU of the decoded boxes (Rezatofighi et al. 2019).
     """
     settings, labels = config.settings, targets.labels
     cls = F.cross_entropy(class_logits.float(), labels, reduction="none")
@@ -66,7 +64,7 @@ def roi_losses(
         boxes, gt_boxes = (config.coder.decode(each[:, None], rois)[:, 0] for each in (predicted, wanted))
         distance = giou_loss(boxes, gt_boxes)
     elif config.delta_std is not None:
-        # The mean of the class is in both, so that it makes no difference.
+        # The mean of the class is added to both, so it cancels out.
         scale = torch.tensor(config.delta_std).to(cls.device, non_blocking=True)[labels - 1]
         distance = _distance(predicted / scale, wanted / scale, settings)
     else:
@@ -75,7 +73,7 @@ def roi_losses(
 
 
 def of_label(deltas: Tensor, labels: Tensor) -> Tensor:
-    """Of deltas (R, K, 4) those of each RoI's class, (R, 4); 0 for background."""
+    """The deltas (R, 4) of each RoI's class, from deltas (R, K, 4); 0 for background."""
     classes = torch.arange(1, deltas.shape[1] + 1, device=deltas.device)
     return torch.where((labels[:, None] == classes)[:, :, None], deltas, 0.0).sum(dim=1)
 
@@ -83,7 +81,7 @@ def of_label(deltas: Tensor, labels: Tensor) -> Tensor:
 def giou_loss(boxes: Tensor, others: Tensor) -> Tensor:
     """1 - GIoU (N,) of each pair of boxes (N, 4) and others (N, 4) (Rezatofighi et al. 2019, algorithm 1).
 
-    torchvision's generalized_box_iou_loss selects the pairs that overlap, and reads back their number.
+    torchvision's generalized_box_iou_loss is not used because it reads back the number of overlapping pairs.
     """
     inner = (torch.minimum(boxes[:, 2:], others[:, 2:]) - torch.maximum(boxes[:, :2], others[:, :2])).relu()
     outer = torch.maximum(boxes[:, 2:], others[:, 2:]) - torch.minimum(boxes[:, :2], others[:, :2])
@@ -103,7 +101,7 @@ def _distance(predicted: Tensor, wanted: Tensor, settings: Loss) -> Tensor:
 def accuracy(class_logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """The accuracies `foreground_accuracy` and `background_accuracy`, and the `foreground_fraction` of the RoIs.
 
-    An accuracy over no RoI is NaN.
+    An accuracy over no RoIs is NaN.
     """
     correct = class_logits.argmax(dim=1) == labels
     foreground = labels > 0

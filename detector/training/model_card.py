@@ -1,4 +1,4 @@
-"""The model card beside an exported network: what it finds, from which data, how well, and under which licence."""
+"""The model card beside an exported network: classes, data, metrics, settings and licence."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from detector.training.checkpoint import describe_network
 
 
 def model_card(checkpoint: dict, metrics: dict | None, licence: str) -> str:
-    """Markdown text. `metrics` are those of an evaluation, `metrics.json`, if there is one."""
+    """The card as Markdown. `metrics` is the content of `metrics.json`, if there is an evaluation."""
     about = describe_network(checkpoint)
     config, weights = about["config"], about["config"]["model"]["weights"]
     lines = [

@@ -50,7 +50,7 @@ class Run:
         return True
 
     def prepare_folder(self, settings: TrainSettings) -> None:
-        """Make the folder of a new run, or restore that of a resumed one to its state at the checkpoint."""
+        """Create the folder of a new run, or restore that of a resumed one to its state at the checkpoint."""
         if self.folder is None:
             self.folder = broadcast_from_main(lambda: self._make_folder(settings.run.dir))
             log_to_file(self.folder / "train.log")
@@ -68,7 +68,7 @@ class Run:
 
 @contextmanager
 def open_run(settings: TrainSettings) -> Iterator[Run]:
-    """The run that the settings ask for, its folder locked against other processes until the context ends."""
+    """The run that the settings select; its folder is locked against other processes until the context ends."""
     with FolderLock() as lock:
         folder, path = broadcast_from_main(lambda: _find_run_or_history(settings, lock))
         if folder is not None:
@@ -81,8 +81,8 @@ def open_run(settings: TrainSettings) -> Iterator[Run]:
 def find_run(resume: str | None, run_dir: str | None, lock: FolderLock) -> tuple[Path | None, Path | None]:
     """The folder of the run to resume, locked, and its checkpoint; None for a new folder or without a checkpoint.
 
-    `resume` is null, `auto` (the newest whole checkpoint of `run_dir`, if there is one) or a file. Raises InputError
-    for a file that is missing or damaged, for a folder that is not a run's, and if another run is writing to it.
+    `resume` is null, `auto` (the newest intact checkpoint of `run_dir`, if there is one) or a file. Raises InputError
+    for a file that is missing or damaged, for a folder that is not that of a run, and if another run is writing to it.
     """
     if resume is None:
         check_run_folder(run_dir)
@@ -133,7 +133,7 @@ def _find_run_or_history(settings: TrainSettings, lock: FolderLock) -> tuple[Pat
 
 
 def promote_checkpoint(path: Path, iteration: int) -> None:
-    """Copy the named checkpoint, of this iteration, to `last.pt`, from which `resume=auto` then resumes too.
+    """Copy a checkpoint, of this iteration, to `last.pt`, from which `resume=auto` then resumes too.
 
     The previous `last.pt`, and checkpoints of later iterations, are renamed to NAME-of-ITERATION.pt.
     """
@@ -200,9 +200,9 @@ def _iteration_of(line: str) -> float:
 def check_same_run(
     checkpoint: Mapping, settings: TrainSettings, classes: tuple[str, ...], fingerprints: dict[str, str]
 ) -> None:
-    """Raise InputError for a difference that makes it another run; log a list of the other differences.
+    """Raise InputError if the run of the checkpoint differs in anything that is fixed; log the other differences.
 
-    Data and proposals are compared by content: `fingerprints` are theirs, by name.
+    Data and proposals are compared by content: `fingerprints` are their digests, by name.
     """
     problems = []
     if list(classes) != checkpoint["classes"]:

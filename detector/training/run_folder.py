@@ -15,7 +15,7 @@ LOCK, HOLDER = ".lock", "process"
 
 
 class FolderLock:
-    """Ensures that one run at a time writes to a folder. The lock ends with the context, or with the process."""
+    """Ensures that only one run at a time writes to a folder. The lock ends with the context or the process."""
 
     def __init__(self) -> None:
         self._held = ExitStack()
@@ -41,7 +41,7 @@ class FolderLock:
 
 
 def require_writable(setting: str, folder: Path) -> None:
-    """Raise InputError, naming the setting, unless the folder can be made and written to. Creates nothing."""
+    """Raise InputError, naming the setting, unless the folder can be created and written to. Creates nothing."""
     there = folder
     while not os.path.lexists(there) and there != there.parent:
         there = there.parent
@@ -81,7 +81,7 @@ def check_run_folder(path: str | None) -> None:
 
 
 def make_run_folder(path: str | None) -> Path:
-    """Make the folder `path`, or runs/DATE_TIME with an unused name. Raises InputError if it cannot be made."""
+    """Create the folder `path`, or runs/DATE_TIME with an unused name. Raises InputError if this fails."""
     if path is None:
         return make_new_folder(Path("runs"), time.strftime("%Y-%m-%d_%H-%M-%S"))
     try:
@@ -92,7 +92,7 @@ def make_run_folder(path: str | None) -> Path:
 
 
 def make_new_folder(parent: Path, name: str) -> Path:
-    """Make `name` in `parent`, or, if it exists, NAME-2, NAME-3 ... Raises InputError if it cannot be made."""
+    """Create the folder `name` in `parent`, or NAME-2, NAME-3 ... if it exists. Raises InputError if this fails."""
     try:
         parent.mkdir(parents=True, exist_ok=True)
         for folder in numbered(parent / name):

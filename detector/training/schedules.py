@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 
 class Step:
-    """Linear warm-up from `warmup_factor` to 1, then times `gamma` at each of `steps`.
+    """Linear warm-up from `warmup_factor` to 1; the factor is multiplied by `gamma` at each of `steps`.
 
     `steps` are fractions of the run: 0.75 of 40 000 iterations is the paper's drop at 30 000. Raises ValueError for a
     `gamma` that is not a number above 0.
@@ -27,7 +27,7 @@ class Step:
 
 
 class Cosine:
-    """Linear warm-up from `warmup_factor` to 1, then half a cosine down to 0 at the last iteration."""
+    """Half a cosine from 1 down to 0 at the last iteration, times a linear warm-up from `warmup_factor` to 1."""
 
     def __init__(self, iterations: int, warmup_iterations: int, warmup_factor: float) -> None:
         self.iterations = iterations

@@ -22,10 +22,10 @@ def sample_rois(
     [`background_iou_low`, `background_iou_high`), fills the rest. An image with too few proposals gives fewer RoIs,
     possibly none.
 
-    The paper's lower bound is 0.1, because proposals that touch an object are the harder negatives. But detection
-    sees all others too, and 0 gives a higher AP on every dataset tried (docs/recipes.md). An image without a
-    proposal in that range samples its background from all proposals below `background_iou_high` instead, so that it
-    still contributes background.
+    The paper's lower bound is 0.1, because proposals that touch an object are harder negatives. But detection sees all
+    other proposals too, and 0 gives a higher AP on every dataset tried (docs/recipes.md). An image without a proposal
+    in that range samples its background from all proposals below `background_iou_high` instead, so that it still
+    contributes background.
     """
     boxes = torch.cat([proposals, gt_boxes])
     if len(boxes) == 0:
@@ -61,9 +61,10 @@ def sample_rois(
 
 
 def _take_turns(candidates: Tensor, match: Tensor, order: Tensor) -> Tensor:
-    """Reorder candidates (F,): the first of each object that `match` names, then the second of each, and so on.
+    """Reorder candidates (F,): the first candidate of each object, then the second of each, and so on.
 
-    In each turn the objects come in this order, a permutation (G,): the last turn may be cut short.
+    `match` (P,) is the object of each proposal. Within a turn, the objects come in `order`, a random permutation (G,),
+    because the caller may use only a part of the last turn.
     """
     owners = torch.nn.functional.one_hot(match[candidates], len(order))  # (F, G)
     turns = (owners.cumsum(dim=0) * owners).sum(dim=1)  # 1 for the first candidate of its object, 2 for the second
@@ -87,9 +88,10 @@ def make_targets(batch: Batch, sampling: RoISampling, coder: BoxCoder, seed: int
 def delta_statistics(
     samples: TransformedDataset, image_hws: Sequence[tuple[int, int]], coder: BoxCoder, iou: float, boxes_per_roi: int
 ) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (K, 4) of the targets of each class, as in the paper's code: of all proposals with at
-    least this IoU and the objects themselves, over all images and their mirror images. `boxes_per_roi` is K, or 1 for
-    the statistics (1, 4) of all classes together.
+    """Mean and standard deviation (K, 4) of the box targets of each class, as in the paper's code.
+
+    They are computed from all proposals with an IoU of at least `iou` and the objects themselves, over all images and
+    their mirror images. `boxes_per_roi` is K, or 1 for the statistics (1, 4) of all classes together.
 
     A class with fewer than two such RoIs, or without any deviation, has mean 0 and deviation 1.
     """

@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 
 EMBEDDING = "objects"  # its name on the page PROJECTOR
 
-# Groups of tags are shown in alphabetical order: `loss/` and `mAP/` stand first.
-# The page CUSTOM SCALARS: what to look at first, several curves in a plot. Tags are regular expressions.
+# Groups of tags are shown in alphabetical order: `loss/` and `mAP/` come first. The page CUSTOM SCALARS has the plots
+# to look at first, several curves in each. Tags are regular expressions.
 LAYOUT = {
     "Does it learn?": {
         "loss": ["Multiline", ["loss/train$", "loss/val$"]],
@@ -41,14 +41,14 @@ LAYOUT = {
 }
 
 
-MAY_LACK = ("roi/", "train/grad_norm")  # tags of values that not every step has
+MAY_LACK = ("roi/", "train/grad_norm")  # tags of values that can be missing in a step
 
 
 class Means:
     """Means of values over steps. Tensors are read only when the mean is requested.
 
-    In `roi/` values and the gradient's norm, NaN means no value, such as the accuracy without foreground; elsewhere,
-    NaN propagates.
+    In `roi/` values and the gradient norm, NaN means no value, such as the foreground accuracy without foreground;
+    elsewhere, NaN propagates.
     """
 
     def __init__(self) -> None:
@@ -77,9 +77,9 @@ def tag_of(metric: str) -> str:
 class Tracker:
     """Writes the scalars, images and texts of one run to its folder. Steps are optimizer iterations.
 
-    `start` is the number of steps already done: TensorBoard hides its events of later ones. If writing fails during
-    the run, training continues: it logs one warning and writes no more events; metrics.jsonl is retried each time.
-    Raises InputError if writing fails at the start.
+    `start` is the number of steps already done: TensorBoard hides earlier events of later steps. If writing fails
+    during the run, training continues: one warning is logged and no further events are written; metrics.jsonl is
+    retried each time. Raises InputError if writing fails at the start.
     """
 
     def __init__(self, folder: Path, start: int = 0) -> None:
@@ -106,7 +106,7 @@ class Tracker:
             return
         try:
             write(self.writer)
-        except Exception as error:  # its thread passes on any error of the disk or a network
+        except Exception as error:  # its thread passes on any error of a disk or network
             self.writer = None
             logger.warning("no more TensorBoard events: %s. Training continues, with metrics.jsonl", error)
 
@@ -145,7 +145,7 @@ class Tracker:
             self._write_events(lambda writer: writer.add_histogram(tag, values, iteration))
 
     def pr_curve(self, iteration: int, tag: str, counts: ThresholdCounts) -> None:
-        """Log a precision-recall curve; its slider is the score threshold."""
+        """Log a precision-recall curve; the slider on the page is the score threshold."""
         found = counts.hits + counts.misses
         precision = np.where(found > 0, counts.hits / np.maximum(found, 1), 1.0)
         recall = counts.hits / (counts.hits + counts.not_found)
@@ -175,9 +175,9 @@ class Tracker:
         self.scalars(iteration, {tag: value for tag, value in values.items() if value is not None})
 
     def hyperparameters(self, settings: dict[str, str | int | float | bool], metric_tags: Sequence[str]) -> None:
-        """Log settings for TensorBoard's HPARAMS page, in this run (add_hparams starts another).
+        """Log settings for TensorBoard's page HPARAMS, in this run (add_hparams would start another).
 
-        Beside them the page shows the last value of these scalars.
+        The page also shows the last value of each scalar in `metric_tags`.
         """
 
         def write(writer: SummaryWriter) -> None:
@@ -187,7 +187,7 @@ class Tracker:
         self._write_events(write)
 
     def embedding(self, iteration: int, objects: EmbeddedObjects, classes: Sequence[str]) -> None:
-        """Write features for the page PROJECTOR, a point for each object, with class and image, shown as its crop."""
+        """Write object features for the page PROJECTOR: a point for each object, with its class, image and crop."""
         folder = self.path.parent / f"{iteration:05d}" / EMBEDDING
         if folder.exists():  # a finished run was resumed
             return

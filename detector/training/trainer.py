@@ -1,4 +1,4 @@
-"""The work of a run between its steps, and the files it writes."""
+"""The work of a run around its steps: logging, evaluation and checkpoints."""
 
 import json
 import logging
@@ -76,7 +76,7 @@ class TrainingComponents:
 
 
 class Trainer:
-    """Training with logging, evaluation and checkpoints. Of several processes, the first one writes."""
+    """Training with logging, evaluation and checkpoints. With several processes, only the first one writes."""
 
     def __init__(self, settings: TrainSettings, run: Run, components: TrainingComponents) -> None:
         assert run.folder is not None
@@ -162,7 +162,7 @@ class Trainer:
             for line in self.tracker.history():
                 if "loss/train_cls" in line:
                     self.collapse.add(line["iteration"], line)
-            self.best, self.best_at = self.checkpoints.best()  # not the checkpoint's: see promote_checkpoint
+            self.best, self.best_at = self.checkpoints.best()  # of best.pt: see promote_checkpoint
         # Without a best.pt, as after the run went back before it, patience counts from here.
         self.best_at = broadcast_from_main(lambda: self.best_at or checkpoint["iteration"])
         if checkpoint["processes"] != rank_info().world_size:
@@ -197,7 +197,7 @@ class Trainer:
             raise Stopped(self.stopping)
 
     def save_unsaved(self, stopping: int) -> None:
-        """Log and save the last step of a run that is stopped while the next batch is made."""
+        """Log and save the last step of a run that is stopped while the next batch is loaded."""
         self.stopping = stopping
         if self.unsaved and self.tracker is not None:
             if self.means.steps:
@@ -226,7 +226,7 @@ class Trainer:
         tracker.histogram(step.iteration, "roi/iou", roi_ious(step.batch))
 
     def watch_for_collapse(self, iteration: int, values: dict[str, float]) -> bool:
-        """Warn at the first collapse of the run, and say when it is over. Returns whether the network has collapsed."""
+        """Warn at the first collapse of the run, and log the end of each. Returns whether the network has collapsed."""
         before, first = self.collapse.since, self.collapse.first
         collapsed = self.collapse.add(iteration, values)
         if collapsed and first is None:
@@ -301,7 +301,8 @@ class Trainer:
             self.folder / "detections", detections, dataset.classes, self.settings.metric.devkit
         )
         origin: dict[str, dict] = {"loss": losses, "source": {"iteration": iteration}}
-        # If this score is the best yet, patience has not run out after all, and the page is drawn again at the end.
+        # If this score is the best so far, the run goes on in spite of its patience, and writes the page again at the
+        # end.
         scores = score_detections(dataset, detections, self.settings.metric)
         metrics = write_report(self.folder, dataset, scores, origin, page=self.is_last(iteration))
         logger.info("evaluation at iteration %d\n%s", iteration, ap_table(metrics))
@@ -314,7 +315,7 @@ class Trainer:
         name, score = metrics["main"]["metric"], metrics["main"]["value"]
         self.score = score
         self.final = [] if score is None else [f"mAP/{tag_of(name)}"]
-        if score is None or score > self.best:  # without any object, the latest is the best
+        if score is None or score > self.best:  # without any object, the latest checkpoint is the best
             before = self.best, self.best_at
             self.best, self.best_at = -math.inf if score is None else score, iteration
             self.save(iteration, best=True)
@@ -323,7 +324,7 @@ class Trainer:
 
     @cached_property
     def proposal_recall(self) -> dict:
-        """The recall of the proposals of the validation images, as far as they are used, from `score_recall`."""
+        """The recall of the proposals that are used of the validation images, as `score_recall` returns it."""
         samples = self.components.val_samples
         dataset = samples.dataset
         truths = (dataset.ground_truth(index) for index in range(len(dataset)))
@@ -339,13 +340,13 @@ class Trainer:
         tracker.image(iteration, "val/confusion", pixels(draw_confusion(scores.confusion, self.components.classes)))
 
     def save(self, iteration: int, best: bool = False) -> None:
-        """Write last.pt or best.pt, with everything needed to resume as if the run had not stopped."""
+        """Write last.pt or best.pt, with everything needed to resume exactly."""
         if self.tracker is None:
             return
         self.tracker.flush()
         content = {
             "model": self.components.evaluated_model.state_dict(),
-            "optimizer": self.components.optimizer.state_dict()["state"],  # learning rates and the like are settings
+            "optimizer": self.components.optimizer.state_dict()["state"],  # learning rates are settings
             "config": self.settings.plain(),
             "classes": list(self.components.classes),
             "iteration": iteration,
@@ -368,7 +369,7 @@ class Trainer:
         return bool(self.stopping) or iteration == self.settings.train.iterations or self.is_out_of_patience(iteration)
 
     def is_out_of_patience(self, iteration: int) -> bool:
-        """Whether the run ends after this iteration because evaluations are no longer better."""
+        """Whether the run ends after this iteration because evaluations no longer improve."""
         return is_out_of_patience(self.settings.train, iteration, self.best_at)
 
     def finish(self) -> None:
