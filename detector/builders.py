@@ -115,10 +115,10 @@ def with_learning_rate(settings: TrainSettings) -> TrainSettings:
 
 def build_optimizer(settings: TrainSettings, model: FastRCNN) -> tuple[torch.optim.Optimizer, Callable[[int], float]]:
     """The optimizer, and the schedule: the factor on its learning rates at an iteration, counted from 0."""
-    arguments = with_learning_rate(settings).optimizer.plain()
-    arguments.pop("max_grad_norm")  # `train_step` applies it
-    groups = parameter_groups(model, arguments["lr"], arguments["weight_decay"], arguments.pop("bias_lr_factor"))
-    optimizer = build(arguments, ("torch.optim.",), params=groups)
+    rated = with_learning_rate(settings).optimizer
+    of_groups = ("bias_lr_factor", "bias_decay_factor", "norm_decay_factor", "max_grad_norm")  # not the class's
+    arguments = {key: value for key, value in rated.plain().items() if key not in of_groups}
+    optimizer = build(arguments, ("torch.optim.",), params=parameter_groups(model, rated))
     schedule = {key: value for key, value in settings.schedule.plain().items() if value is not None}
     return optimizer, build(schedule, ("detector.training.schedules.",), iterations=settings.train.iterations)
 

@@ -45,9 +45,10 @@ Proposals = Annotated[
 Units = Annotated[int, Field(ge=1, le=65_536), Valid("an integer from 1 to 65536")]
 SearchMode = Literal["single", "fast", "quality"]  # of selective search
 Backbone = Literal[
-    "alexnet", "vgg_cnn_m", "vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn",
+    "alexnet", "zf", "vgg_cnn_m", "vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn",
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
     "resnet18_fpn", "resnet34_fpn", "resnet50_fpn", "resnet101_fpn", "resnet152_fpn",
+    "resnet50_dc5", "resnet101_dc5", "resnet152_dc5",
 ]  # fmt: skip
 TimmName = Annotated[
     str, StringConstraints(pattern=r"^timm/[a-z0-9_]+$"), Valid("timm/NAME, such as timm/convnext_tiny")
@@ -158,13 +159,14 @@ class Model(Settings):
     """The network."""
 
     backbone: Backbone | TimmName
-    """Convolutional network, up to stride 16; NAME_fpn: with a feature pyramid of strides 4 to 32; timm/NAME: of the
-    package timm, an extra, with the weights of a local file or none."""
+    """Convolutional network, up to stride 16; NAME_fpn: with a feature pyramid of strides 4 to 32; NAME_dc5: with the
+    ResNet's layer4, dilated; timm/NAME: of the package timm, an extra, with the weights of a local file or none."""
     norm: Literal["frozen", "batch", "group"] | None = None
     """Norm layers. frozen: batch norm with the statistics of the weights; batch: of each batch; group: group norm;
     null: frozen with weights, else batch."""
-    pooling: Literal["roi_pool", "roi_align"] = "roi_pool"
-    """How RoIs are pooled. roi_pool: the paper's maximum; roi_align: means of interpolated values."""
+    pooling: Literal["roi_pool", "roi_align", "roi_align_v2"] = "roi_pool"
+    """How RoIs are pooled. roi_pool: the paper's maximum; roi_align: means of interpolated values; roi_align_v2: with
+    RoIs shifted by half a cell, and about one sample per cell (detectron2)."""
     head: Literal["fc", "res5", "4conv1fc"] = "fc"
     """fc: two fully connected layers; res5: the ResNet's layer4; 4conv1fc: four convolutions, one such layer."""
     weights: Annotated[Text | None, Valid("null, imagenet or the name of a file")] = None
@@ -236,8 +238,9 @@ class Loss(Settings):
         Annotated[dict[Text, NonNegativeFloat], Valid("weights of classes, such as {cat: 2.0, background: 0.5}")] | None
     ) = None
     """Factors on the classification loss of RoIs of these classes; the others have 1."""
-    box: Literal["smooth_l1", "l1", "giou"] = "smooth_l1"
-    """Box loss of foreground RoIs. smooth_l1, l1: on the deltas; giou: 1 - generalized IoU of the boxes."""
+    box: Literal["smooth_l1", "l1", "giou", "diou", "ciou"] = "smooth_l1"
+    """Box loss of foreground RoIs. smooth_l1, l1: on the deltas; giou, diou, ciou: 1 - generalized, distance or
+    complete IoU of the boxes."""
     beta: PositiveFloat = 1.0
     """Distance at which smooth_l1 turns from a square into a line."""
     box_weight: NonNegativeFloat = 1.0
@@ -348,9 +351,13 @@ class Optimizer(Settings):
     lr: PositiveFloat | None = None
     """Base learning rate; null: SGD proportional to the batch size, AdamW to its square root (docs/recipes.md)."""
     weight_decay: NonNegativeFloat = 0.0
-    """Weight decay; not applied to biases."""
+    """Weight decay."""
     bias_lr_factor: PositiveFloat = 1.0
     """The learning rate of biases is multiplied by this."""
+    bias_decay_factor: Annotated[NonNegativeFloat, FIXED] = 0.0
+    """The weight decay of biases is multiplied by this; 0: none, as in the paper's code; 1: as in its text."""
+    norm_decay_factor: Annotated[NonNegativeFloat, FIXED] = 1.0
+    """The weight decay of the weights of norm layers is multiplied by this; 0: none."""
     max_grad_norm: PositiveFloat | None = None
     """The whole gradient is scaled down to this norm; null: no limit."""
 

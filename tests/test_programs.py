@@ -321,11 +321,13 @@ def test_the_seed_decides_the_run_and_the_number_of_workers_does_not(settings, c
      "optimizer.lr=0.5", "schedule=step", "precision=bfloat16", "model.pool_size=3", "data.train_max_proposals=9",
      "roi.foreground_iou=0.7", "roi.background_iou_low=0.1", "roi.background_iou_high=0.3", "roi.rois_per_image=8",
      "roi.balance_objects=false", "roi.ohem=true", "loss.cls=focal", "loss.class_weights={ball: 3.0}", "loss.box=giou",
-     "loss.box=l1", "loss.beta=0.1", "loss.box_weight=3.0", "model.pooling=roi_align", "model.norm=group",
+     "loss.box=diou", "loss.box=ciou", "loss.box=l1", "loss.beta=0.1", "loss.box_weight=3.0",
+     "model.pooling=roi_align", "model.pooling=roi_align_v2", "model.norm=group",
      "model.delta_normalization=per_class", "data.short_side_px=[64,96,128]", "data.repeat_rare=1.0",
      "train.accumulate=2", "model.class_agnostic=true", "model.head=4conv1fc", "model.hidden_last=8",
      "model.backbone=resnet18_fpn",
      "optimizer.weight_decay=0.5", "optimizer=sgd", "optimizer.max_grad_norm=0.01", "optimizer.bias_lr_factor=9",
+     "optimizer.bias_decay_factor=1000", "optimizer.norm_decay_factor=1000",
      "augment=photometric", "augment=scale", "augment=strong"],
 )  # fmt: skip
 def test_every_setting_of_training_has_its_effect(settings, common, tmp_path, override, usual_losses):

@@ -256,7 +256,7 @@ def test_a_wrong_argument_is_an_input_error():
     [
         ("train.iterations=0", "train.iterations=0: must be an integer above 0"),
         ("train.iterations=many", "train.iterations=many: must be an integer above 0"),
-        ("~model.backbone", "model.backbone is not given: must be alexnet, vgg_cnn_m, vgg11, "),
+        ("~model.backbone", "model.backbone is not given: must be alexnet, zf, vgg_cnn_m, vgg11, "),
         ("train=5", "train=5: must be a group of settings"),
         ("train.images_per_batch=2.5", "train.images_per_batch=2.5"),
         ("train.images_per_batch=2000000000", "train.images_per_batch=2000000000: must be an integer from 1 to 10000"),

@@ -34,11 +34,13 @@ def build_backbone(name: str, norm: str) -> Backbone:
         return TimmBody(name, norm)
     if name.endswith("_fpn"):
         return PyramidBody(name.removesuffix("_fpn"), norm)
+    if name.endswith("_dc5"):
+        return DilatedBody(name.removesuffix("_dc5"), norm)
     return ResNetBody(name, norm) if name.startswith("resnet") else PlainBody(name, norm)
 
 
 class PlainBody(Backbone):
-    """The convolutions of AlexNet, VGG_CNN_M_1024 or a VGG, without the last pooling, which RoI pooling replaces
+    """The convolutions of AlexNet, ZF, VGG_CNN_M_1024 or a VGG, without the last pooling, which RoI pooling replaces
     (section 2.2). A stage ends with a max pooling.
     """
 
@@ -46,7 +48,7 @@ class PlainBody(Backbone):
 
     def __init__(self, name: str, norm: str) -> None:
         super().__init__()
-        layers = vgg_cnn_m() if name == "vgg_cnn_m" else _features(name)
+        layers = _five_convolutions(*CONV3_TO_5[name]) if name in CONV3_TO_5 else _features(name)
         self.features = _with_norm(nn.Sequential(*layers[:-1]), norm)
         ends = [end for end, layer in enumerate(self.features, start=1) if isinstance(layer, nn.MaxPool2d)]
         steps = itertools.pairwise([0, *ends, len(self.features)])
@@ -76,6 +78,16 @@ class ResNetBody(Backbone):
         return images
 
 
+class DilatedBody(ResNetBody):
+    """A ResNet with its last stage, `layer4`, at stride 16: dilation 2 replaces its stride ("DC5", Dai et al. 2017)."""
+
+    def __init__(self, name: str, norm: str) -> None:
+        super().__init__(name, norm)
+        net = resnet(name, norm, replace_stride_with_dilation=[False, False, True])
+        self.layer4, self.out_channels = net.layer4, net.fc.in_features
+        self.stages.append(self.layer4)
+
+
 class PyramidBody(Backbone):
     """A ResNet with a feature pyramid: four maps of 256 channels and strides 4, 8, 16, 32 (Lin et al. 2017)."""
 
@@ -99,9 +111,9 @@ class PyramidBody(Backbone):
         return [*self.fpn(maps).values()]  # (B, 256, H/4, W/4) to (B, 256, H/32, W/32)
 
 
-def resnet(name: str, norm: str) -> models.ResNet:
+def resnet(name: str, norm: str, **arguments: list[bool]) -> models.ResNet:
     """torchvision's ResNet of this name, with this kind of norm layers."""
-    return _with_norm(models.get_model(name), norm)
+    return _with_norm(models.get_model(name, **arguments), norm)
 
 
 class FrozenNorm(FrozenBatchNorm2d):
@@ -144,14 +156,19 @@ def _features(name: str) -> nn.Sequential:
     return _initialized(features)
 
 
-def vgg_cnn_m() -> nn.Sequential:
-    """The convolutions of VGG_CNN_M_1024, the paper's model M (Chatfield et al. 2014, table 1)."""
+# Channels of the last three of five convolutions: of ZF (Zeiler and Fergus 2014), and of VGG_CNN_M_1024, the paper's
+# model M (Chatfield et al. 2014, table 1).
+CONV3_TO_5 = {"zf": (384, 384, 256), "vgg_cnn_m": (512, 512, 512)}
+
+
+def _five_convolutions(*last: int) -> nn.Sequential:
+    """Five convolutions, the first two with stride 2, a local response normalization and a max pooling."""
     layers: list[nn.Module] = []
     for before, channels, size, stride, padding in ((3, 96, 7, 2, 3), (96, 256, 5, 2, 2)):
         layers += [nn.Conv2d(before, channels, size, stride, padding), nn.ReLU(inplace=True)]
         layers += [nn.LocalResponseNorm(size=5, alpha=5e-4, beta=0.75, k=2.0), nn.MaxPool2d(3, stride=2, padding=1)]
-    for before in (256, 512, 512):
-        layers += [nn.Conv2d(before, 512, 3, padding=1), nn.ReLU(inplace=True)]
+    for before, channels in itertools.pairwise((256, *last)):
+        layers += [nn.Conv2d(before, channels, 3, padding=1), nn.ReLU(inplace=True)]
     return _initialized(nn.Sequential(*layers, nn.MaxPool2d(3, stride=2)))
 
 

@@ -40,7 +40,7 @@ def _build_head(model: Model, body: Backbone, pool_size: int, norm: str) -> Head
             "model.hidden_last=null model.dropout=0 model.svd_ranks=null"
         )
     if model.head == "res5":
-        if not model.backbone.startswith("resnet") or body.levels > 1:
+        if not model.backbone.startswith("resnet") or "_" in model.backbone:  # which have that stage in the backbone
             raise InputError(f"model.head=res5 is the last stage of a ResNet; {model.backbone} takes model.head=fc")
         return Res5Head(model.backbone, norm)
     if model.head == "4conv1fc":

@@ -1,6 +1,7 @@
 """Pooling of RoIs from the maps of a backbone: (features, rois) -> (R, C, h, w)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,17 +11,20 @@ from detector.roi_pool import RoIPool
 
 
 class RoIAlign(nn.Module):
-    """RoI Align with the options of torchvision's detectors: two samples per bin side, corners not shifted by half a
-    cell (He et al. 2017). Features and result are float32.
+    """RoI Align (He et al. 2017). Features and result are float32.
+
+    With the options of torchvision's detectors: two samples per bin side, corners not shifted. Aligned, with those of
+    detectron2: corners shifted by half a cell, and as many samples as the bin side has cells, rounded up.
     """
 
-    def __init__(self, output_size: int, spatial_scale: float) -> None:
+    def __init__(self, output_size: int, spatial_scale: float, aligned: bool = False) -> None:
         super().__init__()
-        self.output_size, self.spatial_scale = output_size, spatial_scale
+        self.output_size, self.spatial_scale, self.aligned = output_size, spatial_scale, aligned
 
     def forward(self, features: Tensor, rois: Tensor) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):  # it would make RoIs bfloat16 too
-            return roi_align(features.float(), rois, self.output_size, self.spatial_scale, sampling_ratio=2)
+            size, scale, samples = self.output_size, self.spatial_scale, 0 if self.aligned else 2
+            return roi_align(features.float(), rois, size, scale, samples, self.aligned)
 
 
 class PyramidPooling(nn.Module):
@@ -50,4 +54,8 @@ def levels_of(rois: Tensor, levels: int) -> Tensor:
     return torch.floor(2 + torch.log2(sides / 224) + 1e-6).clamp(0, levels - 1).to(torch.int64)
 
 
-POOLINGS = {"roi_pool": RoIPool, "roi_align": RoIAlign}
+POOLINGS: dict[str, Callable[[int, float], nn.Module]] = {
+    "roi_pool": RoIPool,
+    "roi_align": RoIAlign,
+    "roi_align_v2": partial(RoIAlign, aligned=True),
+}

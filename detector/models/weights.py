@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision import models
 
 from detector.errors import InputError, first_few
+from detector.models.backbones import CONV3_TO_5
 from detector.models.fast_rcnn import FastRCNN
 from detector.models.timm_body import TimmBody, name_prefixes
 from detector.runtime.files import read_json, reading
@@ -40,7 +41,7 @@ def torchvision_prefixes(backbone: str) -> dict[str, str]:
         }  # fmt: skip
     names = {"conv1.": "backbone.stem.0.", "bn1.": "backbone.stem.1."}
     names |= {f"layer{number}.": f"backbone.layer{number}." for number in (1, 2, 3)}
-    return names | {"layer4.": "backbone.layer4." if backbone.endswith("_fpn") else "head.layer4."}
+    return names | {"layer4.": "backbone.layer4." if "_" in backbone else "head.layer4."}
 
 
 def load_weights(model: FastRCNN, backbone: str, weights: str, classes: Sequence[str]) -> bool:
@@ -148,9 +149,10 @@ def require_stored(path: Path) -> None:
 
 def imagenet_url(backbone: str) -> str:
     """Where torchvision's first ImageNet weights of this network are."""
-    if backbone == "vgg_cnn_m" or backbone.startswith("timm/"):
+    if backbone in CONV3_TO_5 or backbone.startswith("timm/"):
         raise InputError(f"model.weights=imagenet: torchvision has none for {backbone}: give a file, or null")
-    return models.get_model_weights(backbone.removesuffix("_fpn"))["IMAGENET1K_V1"].url
+    name = backbone.partition("_")[0] if backbone.startswith("resnet") else backbone
+    return models.get_model_weights(name)["IMAGENET1K_V1"].url
 
 
 def _imagenet_state(backbone: str) -> dict:

@@ -4,6 +4,7 @@ Which RoIs are foreground is known on the device only. Sums are therefore masked
 number, which waits for the whole forward pass.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -21,7 +22,7 @@ class LossConfig:
     """The losses, and the values they depend on."""
 
     settings: Loss = field(default_factory=Loss)
-    coder: BoxCoder = field(default_factory=lambda: BoxCoder(default(RoISampling, "delta_std")))  # giou decodes boxes
+    coder: BoxCoder = field(default_factory=lambda: BoxCoder(default(RoISampling, "delta_std")))  # `iou_loss` decodes
     class_weights: tuple[float, ...] | None = None  # of background and the K classes
     delta_std: tuple[tuple[float, ...], ...] | None = None  # K x 4: `FastRCNN.delta_std`
 
@@ -49,7 +50,7 @@ def roi_losses(
     """The classification loss (R,) of each RoI, and its box loss (R,): 0 for background.
 
     The box loss is the distance between the predicted deltas of the RoI's class and their targets, summed over the four
-    deltas, or 1 - GIoU of the decoded boxes (Rezatofighi et al. 2019).
+    deltas, or `iou_loss` of the decoded boxes.
     """
     settings, labels = config.settings, targets.labels
     cls = F.cross_entropy(class_logits.float(), labels, reduction="none")
@@ -59,10 +60,10 @@ def roi_losses(
     if config.class_weights is not None:
         cls = cls * torch.tensor(config.class_weights).to(cls.device, non_blocking=True)[labels]
     predicted, wanted = of_label(deltas, labels).float(), targets.deltas
-    if settings.box == "giou":
+    if settings.box in ("giou", "diou", "ciou"):
         rois = targets.rois[:, 1:]
         boxes, gt_boxes = (config.coder.decode(each[:, None], rois)[:, 0] for each in (predicted, wanted))
-        distance = giou_loss(boxes, gt_boxes)
+        distance = iou_loss(boxes, gt_boxes, settings.box)
     elif config.delta_std is not None:
         # The mean of the class is added to both, so it cancels out.
         scale = torch.tensor(config.delta_std).to(cls.device, non_blocking=True)[labels - 1]
@@ -78,16 +79,28 @@ def of_label(deltas: Tensor, labels: Tensor) -> Tensor:
     return torch.where((labels[:, None] == classes)[:, :, None], deltas, 0.0).sum(dim=1)
 
 
-def giou_loss(boxes: Tensor, others: Tensor) -> Tensor:
-    """1 - GIoU (N,) of each pair of boxes (N, 4) and others (N, 4) (Rezatofighi et al. 2019, algorithm 1).
+def iou_loss(boxes: Tensor, gt_boxes: Tensor, kind: str) -> Tensor:
+    """1 - GIoU, DIoU or CIoU (N,) of each pair of boxes (N, 4) and gt_boxes (N, 4): Rezatofighi et al. 2019, algorithm
+    1; Zheng et al. 2020, equations 7 and 10.
 
-    torchvision's generalized_box_iou_loss is not used because it reads back the number of overlapping pairs.
+    torchvision's losses are not used because they read back the number of overlapping pairs.
     """
-    inner = (torch.minimum(boxes[:, 2:], others[:, 2:]) - torch.maximum(boxes[:, :2], others[:, :2])).relu()
-    outer = torch.maximum(boxes[:, 2:], others[:, 2:]) - torch.minimum(boxes[:, :2], others[:, :2])
-    intersection, hull = inner[:, 0] * inner[:, 1], outer[:, 0] * outer[:, 1]
-    union = areas(boxes) + areas(others) - intersection
-    return 1 - intersection / (union + EPS) + (hull - union) / (hull + EPS)
+    inner = (torch.minimum(boxes[:, 2:], gt_boxes[:, 2:]) - torch.maximum(boxes[:, :2], gt_boxes[:, :2])).relu()
+    outer = torch.maximum(boxes[:, 2:], gt_boxes[:, 2:]) - torch.minimum(boxes[:, :2], gt_boxes[:, :2])
+    intersection = inner[:, 0] * inner[:, 1]  # the gradient of prod() reads back whether a factor is 0
+    union = areas(boxes) + areas(gt_boxes) - intersection
+    loss = 1 - intersection / (union + EPS)
+    if kind == "giou":
+        hull = outer[:, 0] * outer[:, 1]
+        return loss + (hull - union) / (hull + EPS)
+    apart = (boxes[:, :2] + boxes[:, 2:] - gt_boxes[:, :2] - gt_boxes[:, 2:]) / 2  # of the centres
+    loss = loss + apart.square().sum(dim=1) / (outer.square().sum(dim=1) + EPS)
+    if kind == "diou":
+        return loss
+    angles = [torch.atan((x2 - x1) / (y2 - y1 + EPS)) for x1, y1, x2, y2 in (boxes.T, gt_boxes.T)]
+    aspect = 4 / math.pi**2 * (angles[1] - angles[0]).square()
+    weight = aspect / (1 - intersection / (union + EPS) + aspect + EPS)
+    return loss + weight.detach() * aspect
 
 
 def _distance(predicted: Tensor, wanted: Tensor, settings: Loss) -> Tensor:

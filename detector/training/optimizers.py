@@ -5,17 +5,33 @@ import math
 from torch import nn
 
 from detector.errors import InputError
+from detector.settings import Optimizer
 
 
-def parameter_groups(model: nn.Module, lr: float, weight_decay: float, bias_lr_factor: float) -> list[dict]:
-    """Two groups for an optimizer: weights, and biases without decay at `bias_lr_factor` times the learning rate."""
+def parameter_groups(model: nn.Module, settings: Optimizer) -> list[dict]:
+    """The parameters that learn, in groups with a learning rate and a weight decay each: weights, biases, and the
+    weights of norm layers if these decay differently.
+    """
+    assert settings.lr is not None
+    norms = {
+        id(parameter)
+        for module in model.modules()
+        if "Norm" in type(module).__name__
+        for parameter in module.parameters()
+    }
     learning = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     biases = [parameter for name, parameter in learning if name.endswith("bias")]
     weights = [parameter for name, parameter in learning if not name.endswith("bias")]
-    return [
-        {"params": weights, "lr": lr, "weight_decay": weight_decay},
-        {"params": biases, "lr": bias_lr_factor * lr, "weight_decay": 0.0},
+    decay, bias_rate = settings.weight_decay, settings.bias_lr_factor * settings.lr
+    groups = [
+        {"params": weights, "lr": settings.lr, "weight_decay": decay},
+        {"params": biases, "lr": bias_rate, "weight_decay": settings.bias_decay_factor * decay},
     ]
+    if settings.norm_decay_factor != 1:
+        groups[0]["params"] = [parameter for parameter in weights if id(parameter) not in norms]
+        of_norms = [parameter for parameter in weights if id(parameter) in norms]
+        groups.append({"params": of_norms, "lr": settings.lr, "weight_decay": settings.norm_decay_factor * decay})
+    return groups
 
 
 def default_rate(optimizer: str, images_per_batch: int, pretrained: bool) -> float:

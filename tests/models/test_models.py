@@ -27,6 +27,7 @@ ROIS = torch.tensor([[0, 0, 0, 60, 60], [1, 10, 20, 90, 60], [1, 0, 0, 96, 64.0]
 # Backbone, head, and channels and stride of the (finest) map.
 BUILDS = [
     ("alexnet", "fc", 256, 16),
+    ("zf", "fc", 256, 16),
     ("vgg_cnn_m", "fc", 512, 16),
     ("vgg11", "fc", 512, 16),
     ("vgg16", "fc", 512, 16),
@@ -37,12 +38,14 @@ BUILDS = [
     ("resnet50", "res5", 1024, 16),
     ("resnet18_fpn", "fc", 256, 4),
     ("resnet50_fpn", "4conv1fc", 256, 4),
+    ("resnet50_dc5", "fc", 2048, 16),
 ]
 SLOW_BUILDS = [
     *((name, "fc", 512, 16) for name in ("vgg13", "vgg19", "vgg11_bn", "vgg13_bn", "vgg19_bn")),
     ("resnet50", "fc", 1024, 16),
     *((f"resnet{depth}", "res5", 1024, 16) for depth in (101, 152)),
     *((f"resnet{depth}_fpn", "fc", 256, 4) for depth in (34, 101, 152)),
+    *((f"resnet{depth}_dc5", "fc", 2048, 16) for depth in (101, 152)),
 ]
 
 
@@ -112,6 +115,19 @@ def test_roi_align_averages_where_roi_pooling_takes_the_maximum():
     with torch.autocast("cpu", torch.bfloat16):  # RoIs keep their precision
         exact = models["roi_align"].roi_pool(features.bfloat16(), torch.tensor([[0, 33.3, 0, 97.7, 64.0]]))
     assert torch.equal(exact, RoIAlign(1, 1 / 16)(features, torch.tensor([[0, 33.3, 0, 97.7, 64.0]])))
+
+
+def test_roi_align_v2_is_shifted_by_half_a_cell():
+    """Of a map whose values are its columns, where the middle of a cell has its number, a RoI's mean is its middle."""
+    columns = torch.arange(8.0).expand(1, 1, 8, 8)
+    rois = torch.tensor([[0, 16.0, 16.0, 80.0, 80.0]])  # from 1 to 5 cells
+    means = {
+        name: build_model(Model(backbone="resnet18", pooling=name, pool_size=1, hidden=8), num_classes=2)
+        .roi_pool(columns, rois)
+        .item()
+        for name in ("roi_align", "roi_align_v2")
+    }
+    assert means == {"roi_align": 3.0, "roi_align_v2": 2.5}
 
 
 def test_a_frozen_norm_is_torchvision_s_in_the_dtype_of_the_maps():
@@ -289,6 +305,7 @@ def test_two_images_are_overfitted(small_shapes, tmp_path):
     from detector.evaluation.voc_ap import score_voc
     from detector.inference.predict import DetectorConfig, evaluate
     from detector.runtime.device import resolve_compute
+    from detector.settings import Sgd
     from detector.training.engine import training_steps
     from detector.training.optimizers import parameter_groups
 
@@ -309,7 +326,10 @@ def test_two_images_are_overfitted(small_shapes, tmp_path):
         TrainingConfig(RoISampling(), CODER, seed=0),
         DetectorConfig(CODER, Detect()),
     )
-    optimizer = torch.optim.SGD(parameter_groups(model, 0.01, 5e-4, 2.0), momentum=0.9)
+    optimizer = torch.optim.SGD(
+        parameter_groups(model, Sgd(_target_="torch.optim.SGD", lr=0.01, weight_decay=5e-4, bias_lr_factor=2.0)),
+        momentum=0.9,
+    )
     batches = train_loader(samples, TrainBatchSampler(2, 2, 60, seed=0), 0, config.collate)
     losses = [
         float(s.values["loss/train"]) for s in training_steps(model, batches, optimizer, lambda i: 1.0, config, compute)

@@ -9,7 +9,7 @@ from torchvision import models
 
 from detector.errors import InputError
 from detector.models import build_model, weights
-from detector.models.weights import load_weights, to_torchvision
+from detector.models.weights import imagenet_url, load_weights, to_torchvision
 from detector.settings import Model
 from detector.training.checkpoint import Checkpoints, load_checkpoint
 
@@ -17,7 +17,7 @@ CLASSES = ["cat", "dog"]
 
 
 def classifier(backbone: str) -> torch.nn.Module:
-    return {"vgg16": models.vgg16, "resnet18": models.resnet18}[backbone]().eval()
+    return {"vgg16": models.vgg16, "resnet18": models.resnet18, "resnet50": models.resnet50}[backbone]().eval()
 
 
 @pytest.mark.parametrize("head", ["fc", "res5"])
@@ -72,6 +72,26 @@ def test_a_pyramid_takes_a_resnet_s_weights_and_alone_is_trained_from_scratch(tm
     back, expected = to_torchvision(model.state_dict(), "resnet18_fpn"), net.state_dict()
     assert all(torch.equal(value, expected[key]) for key, value in back.items())
     assert {key.partition(".")[0] for key in expected.keys() - back.keys() if "num_batches" not in key} == {"fc"}
+
+
+def test_a_dilated_resnet_takes_all_of_a_resnet_s_weights(tmp_path):
+    net = classifier("resnet50").eval()
+    torch.save(net.state_dict(), tmp_path / "w.pth")
+    model = build_model(Model(backbone="resnet50_dc5", hidden=8, weights="imagenet"), num_classes=2).eval()
+    load_weights(model, "resnet50_dc5", str(tmp_path / "w.pth"), CLASSES)
+    images = torch.rand(1, 3, 32, 32)
+    found, expected = [], []
+    model.backbone.layer4.register_forward_hook(lambda *args: found.append(args[2]))
+    net.layer4.register_forward_hook(lambda *args: expected.append(args[2]))
+    model.backbone(images)
+    net(images)
+    assert (found[0].shape, expected[0].shape) == ((1, 2048, 2, 2), (1, 2048, 1, 1))
+    assert imagenet_url("resnet50_dc5") == imagenet_url("resnet50")
+    back, wanted = to_torchvision(model.state_dict(), "resnet50_dc5"), net.state_dict()
+    assert all(torch.equal(value, wanted[key]) for key, value in back.items())
+    assert {key.partition(".")[0] for key in wanted.keys() - back.keys() if "num_batches" not in key} == {"fc"}
+    with pytest.raises(InputError, match="resnet50_dc5 takes model.head=fc"):
+        build_model(Model(backbone="resnet50_dc5", head="res5"), num_classes=2)
 
 
 def test_weights_with_batch_norm_do_not_fit_group_norm(tmp_path):

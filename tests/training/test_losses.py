@@ -3,11 +3,11 @@ from functools import partial
 
 import pytest
 import torch
-from torchvision.ops import generalized_box_iou_loss
+from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 
 from detector.boxes import box_iou
 from detector.settings import Loss
-from detector.training.losses import LossConfig, accuracy, giou_loss, multi_task_loss, roi_losses
+from detector.training.losses import LossConfig, accuracy, iou_loss, multi_task_loss, roi_losses
 from detector.training.targets import RoiTargets
 
 
@@ -71,6 +71,13 @@ def test_giou_is_of_the_decoded_boxes():
     shifted = 9 * 9.5 / (200 - 9 * 9.5) - (11 * 10.5 - (200 - 9 * 9.5)) / (11 * 10.5)
     taller = 1 / math.exp(0.4)
     assert losses_of(Loss(box="giou"))["box"] == pytest.approx((1 - shifted + 1 - taller) / 3, rel=1e-5)
+    overlap, apart = 9 * 9.5 / (200 - 9 * 9.5), (1 + 0.25) / (11**2 + 10.5**2)  # centres, and the diagonal around both
+    assert losses_of(Loss(box="diou"))["box"] == pytest.approx((1 - overlap + apart + 1 - taller) / 3, rel=1e-5)
+    angle = 4 / math.pi**2 * (math.pi / 4 - math.atan(taller)) ** 2
+    aspect = angle**2 / (1 - taller + angle)
+    assert losses_of(Loss(box="ciou"))["box"] == pytest.approx(
+        (1 - overlap + apart + 1 - taller + aspect) / 3, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize(("loss", "paper"), [("smooth_l1", torch.nn.SmoothL1Loss), ("l1", torch.nn.L1Loss)])
@@ -86,17 +93,30 @@ def test_with_the_deviation_of_each_class_the_loss_is_that_of_normalised_targets
     assert box.tolist() == pytest.approx([first.item(), 0, last.item()], rel=1e-4)
 
 
-def test_giou_loss_and_its_gradient_are_those_of_torchvision():
+@pytest.mark.parametrize(
+    ("kind", "theirs"),
+    [("giou", generalized_box_iou_loss), ("diou", distance_box_iou_loss), ("ciou", complete_box_iou_loss)],
+)
+def test_iou_losses_and_their_gradients_are_those_of_torchvision(kind, theirs):
     corners = torch.rand(200, 2, 2, generator=torch.Generator().manual_seed(0)) * 50
     boxes, others = (torch.cat([xy, xy + 5 + xy.flip(1)], dim=1) for xy in corners.unbind(1))
     assert 0 < sum(bool((box_iou(a[None], b[None]) == 0).all()) for a, b in zip(boxes, others, strict=True)) < 200
     results = []
-    for function in (giou_loss, partial(generalized_box_iou_loss, reduction="none")):
+    for function in (partial(iou_loss, kind=kind), partial(theirs, reduction="none")):
         inputs = boxes.clone().requires_grad_()
         values = function(inputs, others)
         values.square().sum().backward()
         results.append((values.detach(), inputs.grad))
     torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("kind", ["giou", "diou", "ciou"])
+def test_boxes_without_area_have_a_finite_loss_and_gradient(kind):
+    boxes = torch.tensor([[3.0, 3, 3, 3], [0, 0, 5, 0], [0, 0, 4, 4]], requires_grad=True)
+    loss = iou_loss(boxes, torch.tensor([[3.0, 3, 3, 3], [0, 0, 5, 0], [9, 9, 9, 9]]), kind)
+    loss.sum().backward()
+    assert loss.isfinite().all()
+    assert boxes.grad.isfinite().all()
 
 
 def test_losses_of_rois_add_up_to_the_loss():

@@ -4,19 +4,37 @@ from torch import nn
 
 from detector.allowlist import build
 from detector.errors import InputError
+from detector.settings import Sgd
 from detector.training.optimizers import default_rate, parameter_groups
 from detector.training.schedules import Cosine, Step
 
 
-def test_biases_have_a_rate_of_their_own_and_do_not_decay():
+def network() -> nn.Module:
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
     model[2].weight.requires_grad_(False)
-    weights, biases = parameter_groups(model, lr=0.1, weight_decay=0.5, bias_lr_factor=2.0)
+    return model
+
+
+def rates(**values: float) -> Sgd:
+    return Sgd(_target_="torch.optim.SGD", lr=0.1, weight_decay=0.5, **values)
+
+
+def test_biases_have_a_rate_of_their_own_and_do_not_decay():
+    weights, biases = parameter_groups(network(), rates(bias_lr_factor=2.0))
     assert (weights["lr"], weights["weight_decay"], biases["lr"], biases["weight_decay"]) == (0.1, 0.5, 0.2, 0.0)
     assert [p.shape for p in weights["params"]] == [(3, 2), (3,)]
     assert [p.shape for p in biases["params"]] == [(3,), (3,), (1,)]
     optimizer = torch.optim.SGD([weights, biases], lr=9.0)
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.2]
+
+
+def test_the_decay_of_biases_and_norm_layers_is_a_setting():
+    _, biases = parameter_groups(network(), rates(bias_decay_factor=1.0))
+    assert biases["weight_decay"] == 0.5
+    weights, biases, norms = parameter_groups(network(), rates(norm_decay_factor=0.1))
+    assert [group["weight_decay"] for group in (weights, biases, norms)] == [0.5, 0.0, 0.05]
+    assert [[p.shape for p in group["params"]] for group in (weights, norms)] == [[(3, 2)], [(3,)]]
+    assert len(biases["params"]) == 3
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def step_reads(batch: TrainBatch = BATCH, levels: int = 1, **changes) -> list[st
 
 @pytest.mark.parametrize(
     "loss",
-    [Loss(), Loss(cls="focal"), Loss(box="l1"), Loss(box="giou"), Loss(cls="focal", box="giou", beta=0.5)],
+    [Loss(), Loss(cls="focal"), Loss(box="l1"), Loss(box="giou"), Loss(box="ciou"), Loss(cls="focal", box="diou")],
     ids=lambda loss: f"{loss.cls}-{loss.box}",
 )
 @pytest.mark.parametrize("weights", [None, (1.0, 2.0, 0.5)])
