@@ -96,7 +96,7 @@ def _parser(name: str) -> ArgumentParser:
     )  # fmt: skip
     parser.add_argument("overrides", nargs="*", metavar="GROUP=CHOICE, SETTING=VALUE")
     parser.add_argument("-h", "--help", action="store_true", help="list all settings, with the values given")
-    parser.add_argument("--cfg", "-c", choices=["job"], help="print the settings as yaml, and end")
+    parser.add_argument("--cfg", "-c", choices=["job"], help="print the settings as yaml, and exit")
     parser.add_argument("-m", "--multirun", action="store_true", help="a sweep: one run for each choice of A=x,y")
     parser.add_argument("--config-dir", "-cd", help="folder with further files of settings, such as experiment/X.yaml")
     return parser

@@ -233,7 +233,7 @@ def build_proposals(
     files = files or (None,) * len(parts)
     if len(files) != len(parts):
         raise InputError(
-            f"data.{part}_proposals: {len(files)} files for {len(parts)} datasets; for null selective search is run"
+            f"data.{part}_proposals: {len(files)} files for {len(parts)} datasets; null selects selective search"
         )
     sources: dict[str, tuple[Proposals, str]] = {}
     for (single, positions), file in zip(parts, files, strict=True):

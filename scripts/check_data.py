@@ -36,7 +36,7 @@ def main() -> None:
     which.add_argument("--annotations", nargs="+", metavar="FILE.json", help="COCO: annotation files, from ROOT")
     parser.add_argument("--images", nargs="+", help="COCO: the folder of images of each, from ROOT (default: ROOT)")
     parser.add_argument("--proposals", nargs="+", help="a file of proposals for each of these")
-    parser.add_argument("--classes", nargs="+", help="the expected classes (default: any)")
+    parser.add_argument("--classes", nargs="+", help="the expected class names (default: any)")
     parser.add_argument("--drop-empty-boxes", action="store_true", help="COCO: as data.drop_empty_boxes in training")
     add_format_option(parser)
     add_image_options(parser)
@@ -51,7 +51,7 @@ def check(arguments: argparse.Namespace) -> bool:
     if arguments.images and not arguments.annotations:
         raise InputError("--images belongs to --annotations; in VOC layout images are in JPEGImages")
     if arguments.drop_empty_boxes and not arguments.annotations:
-        raise InputError("--drop-empty-boxes belongs to --annotations; in VOC layout such objects are left out anyway")
+        raise InputError("--drop-empty-boxes belongs to --annotations; in VOC layout such objects are skipped anyway")
     for option, given in (("--proposals", arguments.proposals), ("--images", arguments.images)):
         if given and len(given) != len(names):
             raise InputError(f"{option}: {len(given)} for {len(names)}, {', '.join(map(str, names))}")

@@ -36,7 +36,7 @@ NOT_COMPARED = ("run", "out", "checkpoint", "detections")  # differ between any 
 def main(command_line: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of train.py or evaluate.py")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder written by train.py or evaluate.py")
     parser.add_argument("--out", required=True, type=Path, help="the page to write, a new .html file")
     parser.add_argument(
         "--metric", help="such as area@0.50 or 11point@0.50:0.95 (default: the main metric of the first run)"
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError(f"--out: {arguments.out} exists, and nothing is overwritten: name another file")
     require_writable("--out", arguments.out.parent)
     if len(folders) > MAX_RUNS:
-        raise InputError(f"at most {MAX_RUNS} runs, each with a colour of its own: {len(folders)} are given")
+        raise InputError(f"at most {MAX_RUNS} runs can be compared: {len(folders)} are given")
     runs = dict(zip(names_of(folders), map(read_run, folders), strict=True))
     metric = metric_of(arguments.metric, runs)
     dataset, detections = read_all(runs)
@@ -141,7 +141,7 @@ def devkit_of(runs: Mapping[str, Run]) -> bool:
     found = {str(one.folder): bool(one.config["metric"].get("devkit")) for one in runs.values()}
     if len({*found.values()}) > 1:
         listed = ", ".join(f"{str(devkit).lower()} in {folder}" for folder, devkit in found.items())
-        raise InputError(f"metric.devkit differs: {listed}: score them anew with one value, by evaluate.py")
+        raise InputError(f"metric.devkit differs: {listed}: evaluate them again with the same value, with evaluate.py")
     return next(iter(found.values()))
 
 

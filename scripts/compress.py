@@ -27,7 +27,9 @@ def main(command_line: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, type=Path, help="RUN/checkpoints/best.pt")
-    parser.add_argument("--ranks", required=True, type=int, nargs=2, metavar=("FC6", "FC7"), help="of both layers")
+    parser.add_argument(
+        "--ranks", required=True, type=int, nargs=2, metavar=("FC6", "FC7"), help="ranks of fc6 and fc7"
+    )
     parser.add_argument("--out", required=True, type=Path, help="folder to write to, new or empty")
     add_dataset_options(parser, required=False)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")

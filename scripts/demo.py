@@ -28,7 +28,7 @@ def main(command_line: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, type=Path, help="the network: RUN/checkpoints/best.pt")
     parser.add_argument("--images", help="folder or pattern of images to choose from, beside uploads")
-    parser.add_argument("--port", type=int, default=7860, help="of the address (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=7860, help="port of the page (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     arguments = parser.parse_args(command_line)
     return exit_status(lambda: run(arguments), "the page has ended")

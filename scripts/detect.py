@@ -79,19 +79,27 @@ def main(command_line: Sequence[str] | None = None) -> int:
         "--score-threshold",
         type=float,
         default=SCORE_THRESHOLD,
-        help="of detections (default: %(default)s; 0.05 to score them)",
+        help="minimum score of detections (default: %(default)s; 0.05 to score them)",
     )
-    parser.add_argument("--nms-iou", type=float, help="of non-maximum suppression (default: as in training)")
-    parser.add_argument("--max-detections", type=int, help="per image (default: as in training)")
     parser.add_argument(
-        "--max-proposals", type=int, help="per image, those of the highest rank (default: as in training)"
+        "--nms-iou", type=float, help="IoU threshold of non-maximum suppression (default: as in training)"
     )
-    parser.add_argument("--classes", nargs="+", metavar="NAME", help="write detections of these only (default: all)")
+    parser.add_argument("--max-detections", type=int, help="maximum per image (default: as in training)")
+    parser.add_argument(
+        "--max-proposals", type=int, help="maximum per image, those of the highest rank (default: as in training)"
+    )
+    parser.add_argument(
+        "--classes", nargs="+", metavar="NAME", help="write detections of these classes only (default: all)"
+    )
     parser.add_argument("--tiles", type=int, metavar="PX", help="detect in overlapping squares of this size")
     parser.add_argument(
-        "--tile-overlap", type=float, help=f"of neighbours, part of their side (default: {detector.Tiles.overlap})"
+        "--tile-overlap",
+        type=float,
+        help=f"of neighbouring tiles, as a fraction of their side (default: {detector.Tiles.overlap})",
     )
-    parser.add_argument("--mode", choices=get_args(SearchMode), help="of selective search (default: as in training)")
+    parser.add_argument(
+        "--mode", choices=get_args(SearchMode), help="mode of selective search (default: as in training)"
+    )
     parser.add_argument("--voc-xml", action="store_true", help="write VOC annotations too")
     parser.add_argument("--yolo", action="store_true", help="write YOLO text files too")
     parser.add_argument("--csv", action="store_true", help="write a table of the detections too")

@@ -53,7 +53,7 @@ def main(command_line: Sequence[str] | None = None, archives: Mapping[str, Seque
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     wanted = [archive for name in arguments.only for archive in archives[name]]
     return exit_status(
-        lambda: fetch_all(wanted, arguments.root, arguments.mirror), "the same command resumes from here"
+        lambda: fetch_all(wanted, arguments.root, arguments.mirror), "run the same command to resume from here"
     )
 
 
@@ -69,7 +69,7 @@ def fetch(archive: Archive, root: Path, mirror: str | None) -> None:
     file = root / "downloads" / archive.name
     done = file.with_name(f"{archive.name}.unpacked")
     if done.exists():
-        print(f"{archive.name}: is unpacked already ({done} says so)")
+        print(f"{archive.name}: is already unpacked (see {done})")
         return
     folder = f"{mirror.rstrip('/')}/" if mirror else archive.url
     download(folder + archive.name, file, archive.md5)

@@ -121,7 +121,9 @@ def export_torchvision(arguments: argparse.Namespace) -> None:
 
 
 def add_licence(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--licence", default="not stated", help="of the weights, for the card (default: %(default)s)")
+    parser.add_argument(
+        "--licence", default="not stated", help="licence of the weights, for the model card (default: %(default)s)"
+    )
 
 
 def require_absent(path: Path) -> None:

@@ -60,10 +60,10 @@ def make_parser() -> argparse.ArgumentParser:
     add_merge(commands.add_parser("merge", help="join the shards of one dataset"))
     add_convert(commands.add_parser("convert", help="from any format to any other"))
     add_check(commands.add_parser("check", help="faults of proposals: missing, extra, NaN, out of bounds, ..."))
-    add_info(commands.add_parser("info", help="what a file has"))
+    add_info(commands.add_parser("info", help="describe a file"))
     add_union(commands.add_parser("union", help="join files of the same images, without near duplicates"))
     add_grid(commands.add_parser("grid", help="windows on a grid, a baseline for recall"))
-    add_recall(commands.add_parser("recall", help="how many of the objects the proposals find"))
+    add_recall(commands.add_parser("recall", help="fraction of the objects that the proposals cover"))
     return parser
 
 
@@ -94,11 +94,16 @@ def add_convert(command: argparse.ArgumentParser) -> None:
     command.add_argument("target", type=Path, help="file or folder to write")
     command.add_argument("--from", required=True, choices=list(READERS), dest="source_format")
     command.add_argument("--to", required=True, choices=list(WRITERS), dest="target_format")
-    command.add_argument("--order", choices=list(ORDERS), help="of the numbers, if the format lacks it or is wrong")
+    command.add_argument("--order", choices=list(ORDERS), help="coordinate order, if the format does not define it")
     command.add_argument(
-        "--base", choices=list(PIXEL_ORIGINS), help="the same: " + "; ".join(map(": ".join, PIXEL_ORIGINS.items()))
+        "--base",
+        choices=list(PIXEL_ORIGINS),
+        help="how pixels are counted, if the format does not define it: "
+        + "; ".join(map(": ".join, PIXEL_ORIGINS.items())),
     )
-    command.add_argument("--i-trust-this-file", action="store_true", help="read a pickle")
+    command.add_argument(
+        "--i-trust-this-file", action="store_true", help="allow reading a pickle, which can run any code"
+    )
     add_dataset_options(command, required=False)
     add_image_options(command)
     command.set_defaults(run=run_convert)
@@ -142,7 +147,7 @@ def add_out(command: argparse.ArgumentParser) -> None:
 def add_file(command: argparse.ArgumentParser, nargs: str | None = None) -> None:
     command.add_argument("file", nargs=nargs, type=Path, help=FILE)
     add_dataset_options(command)
-    command.add_argument("--json", type=Path, metavar="FILE", help="also write everything to a file")
+    command.add_argument("--json", type=Path, metavar="FILE", help="also write all results to a JSON file")
 
 
 def shard(text: str) -> tuple[int, int]:

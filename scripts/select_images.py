@@ -54,7 +54,7 @@ def main(command_line: Sequence[str] | None = None) -> int:
         "one very doubtful object (default: %(default)s)",
     )
     parser.add_argument("--top", type=int, metavar="N", help="copy the first N images to OUT/images")
-    parser.add_argument("--link", action="store_true", help="link them instead of copying")
+    parser.add_argument("--link", action="store_true", help="make symbolic links instead of copies")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     arguments = parser.parse_args(command_line)
     return exit_status(lambda: run(arguments), "every file in OUT is whole, but some may be missing")

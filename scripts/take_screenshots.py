@@ -46,12 +46,12 @@ def run(arguments: argparse.Namespace) -> None:
     require_writable("--out", arguments.out)
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
-        print(f"no chromium is installed: the screenshots in {arguments.out} are not taken again")
+        print(f"chromium is not installed: the screenshots in {arguments.out} are not updated")
         return
     try:
         from playwright import sync_api
     except ImportError:
-        print(f"playwright is not installed: the screenshots in {arguments.out} are not taken again")
+        print(f"playwright is not installed: the screenshots in {arguments.out} are not updated")
         return
     with sync_api.sync_playwright() as playwright, serve_tensorboard(arguments.run) as url:
         chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])

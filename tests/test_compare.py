@@ -130,7 +130,7 @@ def test_comparisons_that_are_refused(make_run, make_voc, tmp_path, capsys):
     metrics = make_run("devkit", 0.5, "metric.devkit=true")
     assert "metric.devkit differs: false in" in refused(one, metrics, *out)
     seven = [tmp_path / f"run{number}" for number in range(7)]
-    assert "at most 6 runs, each with a colour of its own: 7 are given" in refused(*seven, *out)
+    assert "at most 6 runs can be compared: 7 are given" in refused(*seven, *out)
     shutil.rmtree(other / "detections")
     assert "has no folder detections" in refused(one, other, *out)
     assert not (tmp_path / "out.html").exists()

@@ -114,7 +114,7 @@ def test_build_page_needs_roi_pooling(make_checkpoint, small_shapes, tmp_path, c
 def test_build_page_needs_one_scale(make_checkpoint, small_shapes, tmp_path, capsys):
     checkpoint = make_checkpoint(9.0, "detect.pyramid_px=[64,96]")
     assert build(checkpoint, small_shapes / "JPEGImages/test_0.jpg", tmp_path / "page.html") == 2
-    assert "(detect.pyramid_px): there is no one feature map" in capsys.readouterr().err
+    assert "(detect.pyramid_px): there is no single feature map" in capsys.readouterr().err
 
 
 # --- in a browser

@@ -238,14 +238,14 @@ def test_saved_detections_are_suppressed_once_more(settings, small_shapes, tmp_p
     assert kept("detect.max_detections=1") == [0.9]
     softened = kept("detect.nms=soft")
     assert softened == pytest.approx([0.9, 0.8 * math.exp(-(0.6**2) / 0.5), 0.2], rel=1e-2)
-    with pytest.raises(InputError, match="detect.flip: is for a network, and detections= has none"):
+    with pytest.raises(InputError, match="detect.flip: applies to a network, and detections= has none"):
         kept("detect.flip=true")
     assert kept("detect.nms=hard", "detect.nms_iou=0.5") == [0.9, 0.2]
     with pytest.raises(InputError, match="detect.nms=hard: needs detect.nms_iou"):
         kept("detect.nms=hard")
     with pytest.raises(InputError, match="detect.nms_iou: has no effect with detect.nms=soft"):
         kept("detect.nms=soft", "detect.nms_iou=0.5")
-    with pytest.raises(InputError, match="detect.average_per_class: is for a network"):
+    with pytest.raises(InputError, match="detect.average_per_class: applies to a network"):
         kept("detect.average_per_class=40")
     with pytest.raises(InputError, match="detect.soft_nms_sigma: needs detect.nms=soft"):
         kept("detect.soft_nms_sigma=0.3")
@@ -551,7 +551,7 @@ def test_a_split_without_annotations_gives_the_files_of_the_evaluation_server(
         InputError, match="submission=true: writes the files of VOC: it needs one dataset in VOC layout"
     ):
         evaluate.main(settings("evaluate", *plain, "data=shapes", f"data.root={root}", "submission=true"))
-    with pytest.raises(InputError, match="submission: is for a network"):
+    with pytest.raises(InputError, match="submission: applies to a network"):
         evaluate.main(settings("evaluate", f"detections={root}", "data=voc", f"data.root={root}", "submission=true"))
     (root / "Annotations").rename(root / "annotations")
     with pytest.raises(InputError, match="Annotations: no such folder, and a score needs annotations; submission=true"):

@@ -42,7 +42,7 @@ def test_without_chromium_one_line_says_so_and_the_pictures_stay(finished_run, t
     (tmp_path / "report.png").write_bytes(b"old")
     assert take_screenshots.main([str(finished_run), "--out", str(tmp_path)]) == 0
     [line] = capsys.readouterr().out.splitlines()
-    assert line == f"no chromium is installed: the screenshots in {tmp_path} are not taken again"
+    assert line == f"chromium is not installed: the screenshots in {tmp_path} are not updated"
     assert (tmp_path / "report.png").read_bytes() == b"old"
 
 

@@ -233,7 +233,7 @@ def _require_size(dataset: DetectionDataset, index: int, image_hw: tuple[int, in
         )
     raise InputError(
         f"{annotation}: {sizes}: the boxes belong to another version of the image. If they do fit, "
-        "take the size out of the annotation"
+        "remove the size from the annotation"
     )
 
 
@@ -245,7 +245,7 @@ def _repairs(boxes: np.ndarray, image_hw: tuple[int, int], annotation: Path) -> 
         if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
             yield "skipped", f"{annotation}: {where}: lies outside its image"
         elif max(-x1, -y1, x2 - width, y2 - height) > 1:
-            yield "cut at the border", f"{annotation}: {where}: reaches out of it"
+            yield "cut at the border", f"{annotation}: {where}: extends beyond it"
         elif max(-x1, -y1, x2 - width, y2 - height) > 0:
             yield HARDLY_CUT, f"{annotation}: {where}"
 

@@ -33,7 +33,11 @@ def add_split_options(parser: argparse.ArgumentParser) -> None:
 
 def add_format_option(parser: argparse.ArgumentParser) -> None:
     """Add --format."""
-    parser.add_argument("--format", choices=list(FORMATS), help="of a folder with several, as data.format in training")
+    parser.add_argument(
+        "--format",
+        choices=list(FORMATS),
+        help="format of the annotations, as data.format in training (default: the one that is found)",
+    )
 
 
 def given_dataset(
@@ -71,9 +75,15 @@ def read_any(
 def add_image_options(parser: argparse.ArgumentParser) -> None:
     """Add --exif and --max-image-pixels."""
     default = ImageOptions()
-    parser.add_argument("--exif", default=default.exif, choices=["apply", "ignore"], help="as data.exif in training")
     parser.add_argument(
-        "--max-image-pixels", type=int, default=default.max_pixels, metavar="N", help="as data.max_image_pixels"
+        "--exif", default=default.exif, choices=["apply", "ignore"], help="EXIF orientation, as data.exif in training"
+    )
+    parser.add_argument(
+        "--max-image-pixels",
+        type=int,
+        default=default.max_pixels,
+        metavar="N",
+        help="as data.max_image_pixels in training",
     )
 
 

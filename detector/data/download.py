@@ -40,12 +40,14 @@ def download(url: str, path: Path, md5: str) -> None:
     that existed before is not changed.
     """
     if not url.startswith(("http://", "https://")):
-        raise InputError(f"{url}: only http:// and https:// are fetched; a file you have goes to {path}")
+        raise InputError(f"{url}: only http:// and https:// are supported; put a file that you have at {path}")
     part, validator = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.part.version")
     with locked(path.with_name(f"{path.name}.lock")):
         if path.exists():
             if md5_of(path) != md5:
-                raise InputError(f"{path}: its md5 is {md5_of(path)}, not {md5}: move it away to have it fetched again")
+                raise InputError(
+                    f"{path}: its md5 is {md5_of(path)}, not {md5}: delete or move it to download it again"
+                )
             return
         fetch_all(url, part, validator)
         found = md5_of(part)
@@ -53,8 +55,8 @@ def download(url: str, path: Path, md5: str) -> None:
         if found != md5:
             part.unlink()
             raise InputError(
-                f"{url}: the download has the md5 {found}, not {md5}: the file there has changed, or it was damaged on "
-                "the way. It is deleted; try again, or use another server with --mirror"
+                f"{url}: the download has the md5 {found}, not {md5}: the file on the server has changed, or the "
+                "download is damaged. It was deleted; try again, or use another server with --mirror"
             )
         part.replace(path)
 
@@ -76,7 +78,9 @@ def fetch_all(url: str, part: Path, validator: Path) -> None:
             problem = "the connection was cut"
         except urllib.error.HTTPError as error:
             if error.code < 500:
-                raise InputError(f"{url}: the server answers {error.code} {error.reason}; another: --mirror") from None
+                raise InputError(
+                    f"{url}: the server answers {error.code} {error.reason}; use another server with --mirror"
+                ) from None
             problem = f"the server answers {error.code} {error.reason}"
         except (OSError, http.client.HTTPException) as error:
             if isinstance(error, OSError) and (error.errno in DISK_IS_FULL or error.filename is not None):
@@ -86,8 +90,8 @@ def fetch_all(url: str, part: Path, validator: Path) -> None:
         failures = 1 if came > before else failures + 1
         if failures == TRIES:
             raise InputError(
-                f"{url}: {problem}, {TRIES} times. {came} bytes of it are kept in {part}: the same command resumes "
-                "from there; another server: --mirror"
+                f"{url}: {problem}, {TRIES} times. {came} bytes of it are kept in {part}: run the same command to "
+                "resume from there, or use another server with --mirror"
             )
         logger.warning("%s: %s; resuming", url, problem)
         time.sleep(PAUSE_S * failures)
@@ -143,7 +147,7 @@ def _first_byte(headers: Message) -> int | None:
 def require_safe_tar() -> None:
     """Raise InputError if this Python's tarfile has no extraction filters."""
     if not hasattr(tarfile, "data_filter"):
-        raise InputError("archives are unpacked safely from Python 3.11.4 on: this one is too old")
+        raise InputError("unpacking archives safely needs Python 3.11.4 or newer")
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -167,7 +171,7 @@ def unpack(archive: Path, folder: Path) -> None:
             if different:
                 raise InputError(
                     f"{folder}: {len(different)} files of {archive.name} are there already with other content, and "
-                    f"nothing is overwritten: {first_few(different)}. Move them away, or unpack elsewhere with --root"
+                    f"nothing is overwritten: {first_few(different)}. Move them, or unpack elsewhere with --root"
                 )
             _move_into(inside, folder)
         except (tarfile.TarError, EOFError, zlib.error, OSError) as error:

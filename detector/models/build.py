@@ -53,7 +53,7 @@ def _freeze(network: FastRCNN, model: Model) -> None:
     if count is None:
         count = 0 if model.weights is None else 2
     if count and model.weights is None:
-        raise InputError(f"model.frozen_stages={count}: without model.weights there is nothing worth freezing")
+        raise InputError(f"model.frozen_stages={count}: stages can be frozen only with model.weights")
     if count > len(stages):
         raise InputError(f"model.frozen_stages={count}: {model.backbone} has {len(stages)} stages")
     frozen: list[nn.Module] = stages[:count]

@@ -132,7 +132,9 @@ def read_state(path: Path) -> dict:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:
-            raise ValueError("it has anything but tensors") from None  # torch's own text tells to load it nevertheless
+            raise ValueError(
+                "it contains something other than tensors"
+            ) from None  # torch's text advises to load it unsafely
     if not isinstance(state, dict):
         raise InputError(f"{path}: holds a {type(state).__name__}, not a dict of tensors")
     return state

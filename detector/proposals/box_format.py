@@ -114,8 +114,8 @@ def require_box_format(
     if stretched_match.score > theirs.score + MARGIN and (not other_order or stretched_match.found > theirs.found):
         matches[f"{_options(declared)}, stretched"] = stretched_match
         raise InputError(
-            f"{raw.path}: its boxes fit better when they are stretched to the images: they were made on images of "
-            f"another size. Make them again on these images:\n{_table(matches)}"
+            f"{raw.path}: its boxes fit better when they are stretched to the images: they were generated on images of "
+            f"another size. Generate them again for these images:\n{_table(matches)}"
         )
     if theirs.score > mine.score + MARGIN:
         sure = theirs.objects >= SURE_COUNT and theirs.found >= max(theirs.objects / 2, 2 * mine.found)

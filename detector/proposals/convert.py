@@ -63,7 +63,7 @@ def convert(
         raise InputError(f"{target} already exists and is not overwritten")
     if source_format in pickles.READERS and not trusted:
         raise InputError(
-            f"{source}: a pickle can run any program when it is read. If you know who made it, say so with "
+            f"{source}: a pickle can run any code when it is read. If you trust its author, add "
             "--i-trust-this-file; else ask for the boxes as .npz, .csv or .json"
         )
     raw = READERS[source_format](source)

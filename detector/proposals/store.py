@@ -57,7 +57,7 @@ class ProposalStore:
             metadata = self._file.metadata() or {}
             if OLD_FORMAT in metadata:
                 raise InputError(
-                    f"{self.path}: a store of an older version of this program: make it again with\n"
+                    f"{self.path}: a store of an older version of this program: generate it again with\n"
                     "  python scripts/proposals.py generate --data ROOT --split SPLIT --out FILE.safetensors"
                 )
             if FORMAT not in metadata:

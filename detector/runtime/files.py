@@ -51,7 +51,7 @@ def reading(path: Path, fault: str, max_bytes: int = MAX_BYTES) -> Iterator[None
         if not S_ISREG(stat.st_mode):  # reading a pipe or a device could take forever
             raise InputError(f"{path}: {'a folder' if S_ISDIR(stat.st_mode) else 'not a regular file'}")
         if stat.st_size > max_bytes:
-            raise InputError(f"{path}: has {stat.st_size} bytes, and may have {max_bytes}")
+            raise InputError(f"{path}: has {stat.st_size} bytes; the limit is {max_bytes}")
         yield
     except InputError:
         raise
@@ -114,4 +114,4 @@ def require_inside(folder: Path, image_ids: Iterable[str]) -> None:
     """Raise InputError if an id, of an untrusted dataset, leads out of the folder where it becomes a file's name."""
     for image_id in image_ids:
         if not (folder / image_id).resolve().is_relative_to(folder.resolve()):
-            raise InputError(f"image {image_id!r}: its id leads out of {folder}, where files are named by it")
+            raise InputError(f"image {image_id!r}: its id leads out of {folder}, where it would name a file")

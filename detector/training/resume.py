@@ -99,7 +99,7 @@ def find_run(resume: str | None, run_dir: str | None, lock: FolderLock) -> tuple
             raise InputError(f"resume: {path} cannot be read: {damage}")
         folder = path.resolve().parents[1]
         if path.resolve().parent.name != "checkpoints" or (run_dir and Path(run_dir).resolve() != folder):
-            raise InputError(f"resume: {path} does not lie in {run_dir or 'RUN'}/checkpoints")
+            raise InputError(f"resume: {path} is not in {run_dir or 'RUN'}/checkpoints")
         require_run(folder)
         lock.take(folder)
         return folder, path

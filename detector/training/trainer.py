@@ -171,7 +171,7 @@ class Trainer:
                 rank_info().world_size, checkpoint["processes"],
             )  # fmt: skip
         if (versions := checkpoint.get("versions", VERSIONS)) != VERSIONS:
-            logger.warning("begun with %s, resuming with %s: results are not bitwise identical", versions, VERSIONS)
+            logger.warning("started with %s, resuming with %s: results are not bitwise identical", versions, VERSIONS)
         logger.info("resuming after iteration %d", checkpoint["iteration"])
         if lacks_evaluation(checkpoint, self.settings.train):
             self.keep(checkpoint["iteration"], evaluate=True, save=True)

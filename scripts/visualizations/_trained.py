@@ -30,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, type=Path, help="the network: RUN/checkpoints/best.pt")
     parser.add_argument("--image", required=True, type=Path, help="an image file")
     parser.add_argument("--proposals", type=Path, help="file of proposals (default: selective search)")
-    parser.add_argument("--score-threshold", type=float, default=0.3, help="of detections (default: %(default)s)")
+    parser.add_argument(
+        "--score-threshold", type=float, default=0.3, help="minimum score of detections (default: %(default)s)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
 
 
@@ -59,7 +61,7 @@ class Pass:
 def require_one_scale(settings: CommonSettings) -> None:
     """Raises InputError where `Pass.features` would be the map of one scale of several."""
     if settings.detect.pyramid_px:
-        raise InputError("the network detects on an image pyramid (detect.pyramid_px): there is no one feature map")
+        raise InputError("the network detects on an image pyramid (detect.pyramid_px): there is no single feature map")
 
 
 @torch.no_grad()

@@ -24,7 +24,9 @@ SINGLE_PASSES = 3  # measured; all others would take as long
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     _trained.add_arguments(parser)
-    parser.add_argument("--detection", type=int, default=1, help="which one, by score (default: %(default)s, the best)")
+    parser.add_argument(
+        "--detection", type=int, default=1, help="number of the detection, by score (default: %(default)s, the best)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _data.add_arguments(parser)
     parser.add_argument("--proposals", type=Path, help="file of proposals (default: selective search)")
     parser.add_argument(
-        "--mode", choices=get_args(SearchMode), default="fast", help="of the search (default: %(default)s)"
+        "--mode", choices=get_args(SearchMode), default="fast", help="mode of selective search (default: %(default)s)"
     )
     parser.add_argument("--shown", type=int, default=100, help="proposals drawn in an image (default: %(default)s)")
     parser.add_argument("--drawn", type=int, default=4, help="images of a dataset to draw (default: %(default)s)")

@@ -75,7 +75,7 @@ def repeat(part: str):
         (change("categories", 1, "name", "dog"), "two categories have the name dog"),
         (change("categories", 1, "name", "a/b"), "'a/b' cannot be a class"),
         (lambda data: data["annotations"][2].pop("bbox"), "annotation 3 has no valid 'bbox': none at all"),
-        (change("annotations", 2, "image_id", 8), "annotation 3 is of image_id 8, and there is no such image"),
+        (change("annotations", 2, "image_id", 8), "annotation 3 has the image_id 8, which is not among"),
         (change("annotations", 2, "category_id", 4), "annotation 3 has the category_id 4, .*among `categories`: 18, 3"),
         (change("annotations", 2, "category_id", True), "annotation 3 has no valid 'category_id': True"),
         (change("annotations", 2, "bbox", [1, 2, 3]), r"annotation 3 has the bbox \[1, 2, 3\]: it must be four"),
@@ -151,7 +151,7 @@ def test_corners_in_place_of_sizes_are_noticed(tmp_path, caplog):
     for item in data["annotations"]:
         item["bbox"] = [40, 20, 60, 40]
     read_coco(write(tmp_path, data), "train.json")
-    assert "3 of 3 boxes reach out of their images: bbox must be [x, y, width, height]" in caplog.text
+    assert "3 of 3 boxes extend beyond their images: bbox must be [x, y, width, height]" in caplog.text
 
 
 def test_an_object_of_a_class_that_was_not_asked_for(tmp_path):

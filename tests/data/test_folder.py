@@ -220,7 +220,7 @@ def test_voc_layout_has_the_same_ids_and_lists(make_voc):
 def test_a_voc_folder_without_lists_names_the_way_out(tmp_path, settings):
     layouts.label_studio_voc(tmp_path)
     data = settings("train", "data=voc", f"data.root={tmp_path}").data
-    with pytest.raises(InputError, match="has no folder ImageSets/Main. data=folder reads annotations as they are"):
+    with pytest.raises(InputError, match="has no folder ImageSets/Main. data=folder reads any folder"):
         datasets.build_dataset(data, "train")
 
 

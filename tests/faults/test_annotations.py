@@ -88,7 +88,7 @@ def test_case_38_boxes_that_reach_out_are_cut_and_those_outside_left_out(make_vo
     assert not checked.bad
     assert [kind for kind, _ in checked.repairs] == ["cut by a pixel or less", "cut at the border", "skipped"]
     hardly, much, outside = [text for _, text in checked.repairs]
-    assert "a.xml: box 2 x from 49 to 75, y from 29 to 40 in an image of 60x40: reaches out of it" in much
+    assert "a.xml: box 2 x from 49 to 75, y from 29 to 40 in an image of 60x40: extends beyond it" in much
     assert "a.xml: box 3 x from 60 to 70, y from 0 to 9 in an image of 60x40: lies outside its image" in outside
     details = "\n".join(checked.details())
     assert (hardly in details, much in details, outside in details) == (False, True, True)

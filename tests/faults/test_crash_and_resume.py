@@ -532,7 +532,7 @@ def test_other_versions_of_the_libraries_are_said(spoilt, settings, tiny, caplog
     assert content["versions"]["torch"] == torch.__version__
     torch.save(content | {"versions": {"torch": "1.0"}}, path)
     train.main(settings("train", *tiny, f"run.dir={spoilt}", "resume=auto", "train.iterations=7"))
-    assert "begun with {'torch': '1.0'}, resuming with" in caplog.text
+    assert "started with {'torch': '1.0'}, resuming with" in caplog.text
 
 
 def test_case_13_fingerprints_of_proposals(tmp_path):
@@ -689,7 +689,7 @@ def test_which_run_is_meant(spoilt, tmp_path, whole, monkeypatch):
     for arguments, says in (
         (("auto", None), r"needs run\.dir"),
         (("auto", str(tmp_path / "mine")), "not the folder of a run"),
-        ((str(last), str(whole)), "does not lie in"),
+        ((str(last), str(whole)), "is not in"),
         ((str(spoilt), None), "is a folder: in a sweep, resume=auto run.dir="),
         ((str(spoilt / "config.yaml"), None), "cannot be read: damaged: File is not a zip file"),
         (("nowhere.pt", None), r"resume=nowhere\.pt: no such file; it is auto, null, the folder of a run, or"),

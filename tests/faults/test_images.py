@@ -183,7 +183,7 @@ def test_case_31_an_image_of_another_size_than_annotated(make_voc):
     [(kind, text)] = bad_of(root)
     assert kind == "misannotated"
     assert f"{root}/Annotations/a.xml: is for an image of 60x40, but {root}/JPEGImages/a.jpg is 40x60" in text
-    assert "take the size out of the annotation" in text
+    assert "remove the size from the annotation" in text
 
 
 def test_case_32_an_image_bomb_is_refused_by_its_header(tmp_path):

@@ -73,7 +73,7 @@ def test_what_was_not_declared_is_asked_for_with_the_scores(dataset, boxes):
 @pytest.mark.parametrize("scale", [0.5, 0.9, 1.1, 2])
 def test_boxes_made_on_images_of_another_size(dataset, boxes, scale):
     raw = raw_file({image_id: item * scale for image_id, item in boxes.items()}, BoxFormat("xyxy", "0"))
-    with pytest.raises(InputError, match=r"made on images of another size(.|\n)*--base 0, stretched  "):
+    with pytest.raises(InputError, match=r"generated on images of another size(.|\n)*--base 0, stretched  "):
         require_box_format(raw, dataset, [HW] * 8, BoxFormat("xyxy", "0"))
 
 

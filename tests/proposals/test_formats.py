@@ -471,7 +471,7 @@ class Payload:
 def test_a_pickle_is_refused_unless_trusted_and_even_then_calls_nothing(tmp_path):
     (tmp_path / "p.pkl").write_bytes(pickle.dumps({"boxes": [Payload(tmp_path / "run")]}))
     for format in ("detectron", "detectron2", "mmdetection"):
-        with pytest.raises(InputError, match=r"p\.pkl: a pickle can run any program.*--i-trust-this-file"):
+        with pytest.raises(InputError, match=r"p\.pkl: a pickle can run any code.*--i-trust-this-file"):
             convert(tmp_path / "p.pkl", format, tmp_path / "out", "npz")
         with pytest.raises(InputError, match=r"it wants to call .*open"):
             convert(tmp_path / "p.pkl", format, tmp_path / "out", "npz", trusted=True)

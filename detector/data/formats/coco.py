@@ -98,7 +98,7 @@ def _read_annotations(
         what = f"annotation {id}"
         image_id = str(_get(path, what, item, "image_id", (int, str)))
         if image_id not in numbers:
-            raise InputError(f"{path}: {what} is of image_id {image_id}, and there is no such image in it")
+            raise InputError(f"{path}: {what} has the image_id {image_id}, which is not among `images`")
         category_id = _get(path, what, item, "category_id", int)
         if category_id not in names:
             raise InputError(
@@ -122,7 +122,7 @@ def _read_annotations(
     if empty and not drop_empty_boxes:
         shown = first_few([f"annotation {id} has the bbox {box}" for id, box in empty])
         raise InputError(
-            f"{path}: {len(empty)} boxes without width or height: {shown}. Take them out of the file, or "
+            f"{path}: {len(empty)} boxes without width or height: {shown}. Remove them from the file, or "
             "skip them with data.drop_empty_boxes=true"
         )
     if empty:
@@ -137,7 +137,7 @@ def _warn_of_corners(path: Path, images: list[Record], table: np.ndarray) -> Non
     outside = (table[:, 6] > hws[:, 1] + 2) | (table[:, 7] > hws[:, 0] + 2)
     if len(outside) and outside.mean() > 0.2:
         logger.warning(
-            "%s: %d of %d boxes reach out of their images: bbox must be [x, y, width, height], not two corners",
+            "%s: %d of %d boxes extend beyond their images: bbox must be [x, y, width, height], not two corners",
             path, outside.sum(), len(outside),
         )  # fmt: skip
 

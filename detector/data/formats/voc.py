@@ -127,7 +127,7 @@ def read_split(root: Path, split: str) -> list[str]:
     if not folder.is_dir():
         raise InputError(
             f"data.root: {root} is not in VOC layout: it has no folder ImageSets/Main. data=folder "
-            "reads annotations as they are found, and makes a split where there is none"
+            "reads any folder of annotated images, and makes a split if there is none"
         )
     path = folder / f"{split}.txt"
     if not path.is_file():

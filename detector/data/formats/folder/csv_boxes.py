@@ -62,7 +62,9 @@ def _records(tree: FileTree, path: Path) -> Iterator[Record]:
             boxes.add(where, row["class"], corners)
             largest = max(largest, *corners)
         except ValueError:
-            images[row["file"]] = InputError(f"{where} has no four numbers as corners: {[row[key] for key in CORNERS]}")
+            images[row["file"]] = InputError(
+                f"{where} needs four numbers as corners, not {[row[key] for key in CORNERS]}"
+            )
         except InputError as error:
             images[row["file"]] = error
     if 0 < largest <= 1:

@@ -116,7 +116,7 @@ def _choose_format(tree: FileTree, format: str | None, options: ImageOptions) ->
                 f"{tree.root}: {kinds}, which differ: {contradiction}. Choose one with data.format={chosen} or "
                 f"data.format={other}"
             )
-        logger.info("%s: %s says the same as %s", tree.root, FORMATS[other][0], FORMATS[chosen][0])
+        logger.info("%s: %s has the same annotations as %s", tree.root, FORMATS[other][0], FORMATS[chosen][0])
     return chosen, found[chosen]
 
 
@@ -205,14 +205,14 @@ def _select(
     if found and outside and not shares and source != "lists":
         some = first_few([records[number].image_id for number in sorted(outside)])
         raise InputError(
-            f"{tree.root}: by {source} there is {sizes}, and {len(outside)} images are in none of them: {some}. Move "
+            f"{tree.root}: splits by {source}: {sizes}; {len(outside)} images are in none of them: {some}. Move "
             f"them, or make a split of all images outside of test with data.val_fraction={VAL_FRACTION}"
         )
     names = _names(found)
     if split in CHOICES and (shares or None in names.values()):
         if found and not shares and names["train"] is None:
             raise InputError(
-                f"{tree.root}: by {source} there is {sizes}, and nothing to train on; data.val_fraction={VAL_FRACTION} "
+                f"{tree.root}: splits by {source}: {sizes}, and none to train on; data.val_fraction={VAL_FRACTION} "
                 "makes a split of the images outside of test"
             )
         test = {*found.get("test", ())}

@@ -78,7 +78,7 @@ def _named(tree: FileTree, annotated: Container[Path], path: Path, lines: Sequen
         elif isinstance(tree.image_named(line, path), InputError):
             missing.append(image)
     if images and missing:
-        raise InputError(f"{missing[0]}; it is listed as one of a split")
+        raise InputError(f"{missing[0]}; a list of a split names it")
     return [*dict.fromkeys(images)]
 
 

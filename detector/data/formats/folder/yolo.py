@@ -66,7 +66,7 @@ def _boxes(path: Path, lines: list[str], names: Sequence[str], image_hw: tuple[i
         if not (len(values) == 4 or (len(values) >= 6 and len(values) % 2 == 0)):
             raise InputError(f"{where} has {len(values)} numbers after the class, not `x y width height`: {line!r:.60}")
         if not all(-0.01 <= value <= 1.01 for value in values):
-            raise InputError(f"{where} has other values than fractions of the image, from 0 to 1: {line!r:.60}")
+            raise InputError(f"{where} has values that are not fractions of the image, from 0 to 1: {line!r:.60}")
         if index not in range(len(names)):
             raise InputError(f"{where} has class {index:g}, and {len(names)} classes have names: {first_few([*names])}")
         xs, ys = values[0::2], values[1::2]
@@ -92,7 +92,7 @@ def _nearest(label: Path, sources: dict[Path, tuple[str, ...]], root: Path) -> t
         return distinct.pop()
     there = f"of {first_few(sorted(map(str, sources)))} none is above it" if sources else "there is none"
     raise InputError(
-        f"{label}: YOLO text has class numbers, whose names stand in classes.txt (one name on each line) or data.yaml "
+        f"{label}: YOLO text has class numbers, whose names are in classes.txt (one name on each line) or data.yaml "
         f"(names: [...]), and {there}: put classes.txt into {root}"
     )
 
