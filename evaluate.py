@@ -5,7 +5,7 @@ configs/evaluate.yaml has examples; docs/settings.md lists the settings.
 
 from pathlib import Path
 
-from detector.app import run_program
+from detector.app.start import run_program
 from detector.errors import InputError
 from detector.settings import EvaluateSettings
 
@@ -15,9 +15,9 @@ def main(settings: EvaluateSettings) -> float | None:
     if (settings.checkpoint is None) == (settings.detections is None):
         raise InputError("give either checkpoint=FILE or detections=FOLDER (or a .json file)")
     # Imported here: invalid settings end the program before torch is imported, which takes seconds.
+    from detector.evaluator import score_checkpoint, score_saved
     from detector.runtime.distributed import process_group
     from detector.runtime.ranks import is_main
-    from detector.scoring import score_checkpoint, score_saved
     from detector.training.run_folder import require_new
 
     if settings.out is not None:

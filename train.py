@@ -3,7 +3,7 @@
 A group, such as model, is a folder of configs/, and each file in it a choice; docs/settings.md lists the settings.
 """
 
-from detector.app import run_program
+from detector.app.start import run_program
 from detector.settings import TrainSettings
 
 
@@ -14,7 +14,7 @@ def main(settings: TrainSettings) -> float | None:
     complete already.
     """
     # Imported here: invalid settings end the program before torch is imported, which takes seconds.
-    from detector.builders import build_training, with_learning_rate
+    from detector.builders.training import build_training, with_learning_rate
     from detector.runtime.distributed import process_group, require_divisible
     from detector.training.resume import open_run
     from detector.training.trainer import Trainer

@@ -24,7 +24,6 @@ import numpy as np
 from PIL import Image
 
 from detector.data.image import ImageOptions, image_options, read_image, rgb_array
-from detector.data.image_files import find_files
 from detector.data.proposal_selection import Selection, select_proposals, selection_of
 from detector.data.transforms import Resize, scored_side_px
 from detector.errors import InputError
@@ -32,7 +31,7 @@ from detector.inference.stream import MOST_AT_ONCE, detect_stream, share_cores
 from detector.inference.tiles import Tiles, Window, given_inside, merge
 from detector.proposals.search import search_image
 from detector.proposals.store import open_proposals, require_exif, require_images
-from detector.runtime.files import write_atomically
+from detector.runtime.files import find_files, write_atomically
 from detector.runtime.ranks import cores
 from detector.settings import CommonSettings, Detect
 from detector.structures import Detections, GroundTruth, Sample
@@ -154,8 +153,8 @@ def load(path: str | Path, device: str = "auto", mode: str | None = None) -> Det
             raise InputError(f"device: '{device}': an .onnx runs on the CPU: use auto or cpu")
         onnx_network, settings, classes = load_onnx(path)
         return Detector(onnx_network, _with_mode(settings, mode), classes)
-    from detector import builders
     from detector.boxes import BoxCoder
+    from detector.builders.network import build_compute, build_trained_model
     from detector.inference.network import TorchNetwork
     from detector.inference.prepare import prepare
     from detector.training.checkpoint import load_checkpoint, trained_settings
@@ -163,8 +162,8 @@ def load(path: str | Path, device: str = "auto", mode: str | None = None) -> Det
     checkpoint = load_checkpoint(path)
     settings = _with_mode(trained_settings(checkpoint), mode).with_values(device=device)
     classes = tuple(checkpoint["classes"])
-    compute = builders.build_compute(settings)
-    model = builders.build_trained_model(settings.model, checkpoint["model"], len(classes))
+    compute = build_compute(settings)
+    model = build_trained_model(settings.model, checkpoint["model"], len(classes))
     return Detector(TorchNetwork(prepare(model, compute), BoxCoder(settings.roi.delta_std), compute), settings, classes)
 
 

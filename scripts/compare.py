@@ -166,7 +166,7 @@ def read_all(runs: Mapping[str, Run]) -> "tuple[DetectionDataset, dict[str, list
 
 
 def read_dataset_of(one: Run) -> "DetectionDataset":
-    from detector import datasets
+    from detector.builders import datasets
     from detector.schema import parse
     from detector.settings import Data, GivenData
 
@@ -181,8 +181,8 @@ def read_dataset_of(one: Run) -> "DetectionDataset":
 def read_detections_of(one: Run, dataset: "DetectionDataset") -> "list[Detections]":
     """Those that were scored. The settings of rescoring saved ones apply again."""
     from detector.evaluation.results import read_result_files
+    from detector.evaluator import read_detections
     from detector.schema import parse
-    from detector.scoring import read_detections
     from detector.settings import EvaluateSettings
 
     if one.config.get("detections") is None:

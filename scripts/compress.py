@@ -42,9 +42,10 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError(f"--ranks {arguments.ranks[0]} {arguments.ranks[1]}: must be above 0")
     require_new("--out", arguments.out)
     # Imported here: torch takes seconds.
-    from detector.builders import build_trained_model
+    from detector.builders.network import build_trained_model
     from detector.models.heads import FcHead
-    from detector.training.checkpoint import load_checkpoint, save_weights, trained_settings
+    from detector.training.checkpoint import load_checkpoint, trained_settings
+    from detector.training.sharing import save_weights
 
     checkpoint = load_checkpoint(arguments.checkpoint)
     settings = trained_settings(checkpoint)

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import detector
-from detector.data.image_files import find_files
 from detector.errors import InputError, RunFailure
 from detector.runtime.exits import exit_status
+from detector.runtime.files import find_files
 
 HOST = "127.0.0.1"
 EXAMPLES_SHOWN = 12

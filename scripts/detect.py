@@ -47,12 +47,11 @@ from detector.data.command_line import add_dataset_options, given_dataset
 from detector.data.dataset import DetectionDataset
 from detector.data.formats.voc import annotation_xml
 from detector.data.image import image_options
-from detector.data.image_files import find_files
 from detector.errors import InputError
 from detector.evaluation.results import write_coco_results
 from detector.inference.video import Video, VideoWriter, is_video
 from detector.runtime.exits import FAILED, exit_status
-from detector.runtime.files import require_inside, write_atomically
+from detector.runtime.files import find_files, require_inside, write_atomically
 from detector.settings import SearchMode
 from detector.structures import Detections, GroundTruth
 from detector.training.run_folder import require_new

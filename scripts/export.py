@@ -58,8 +58,8 @@ def main(command_line: Sequence[str] | None = None) -> int:
 def export_weights(arguments: argparse.Namespace) -> None:
     require_writable("--out", arguments.out)
     require_absent(arguments.out / "model.md")
-    from detector.training.checkpoint import load_checkpoint, save_weights
-    from detector.training.model_card import metrics_beside, model_card
+    from detector.training.checkpoint import load_checkpoint
+    from detector.training.sharing import metrics_beside, model_card, save_weights
 
     checkpoint = load_checkpoint(arguments.checkpoint)
     card = model_card(checkpoint, metrics_beside(arguments.checkpoint, checkpoint["iteration"]), arguments.licence)
@@ -75,11 +75,11 @@ def export_network(arguments: argparse.Namespace) -> None:
         require_absent(path)
     require_writable("--out", arguments.out.parent)
     from detector.boxes import BoxCoder
-    from detector.builders import build_trained_model
+    from detector.builders.network import build_trained_model
     from detector.inference.onnx_export import TOLERANCE, export_onnx
     from detector.inference.onnx_network import FORMAT, require_supported
-    from detector.training.checkpoint import describe_network, load_checkpoint, trained_settings
-    from detector.training.model_card import metrics_beside, model_card
+    from detector.training.checkpoint import load_checkpoint, trained_settings
+    from detector.training.sharing import describe_network, metrics_beside, model_card
 
     checkpoint = load_checkpoint(arguments.checkpoint)
     card = model_card(checkpoint, metrics_beside(arguments.checkpoint, checkpoint["iteration"]), arguments.licence)

@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     import detector
-    from detector.data.image_files import find_files
+    from detector.runtime.files import find_files
     from detector.training.run_folder import require_new
 
     if arguments.top is not None and arguments.top < 1:

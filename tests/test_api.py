@@ -16,7 +16,8 @@ import detector
 from detector.errors import InputError
 from detector.inference.tiles import Tiles, given_inside
 from detector.runtime import files
-from detector.training.checkpoint import load_checkpoint, save_weights
+from detector.training.checkpoint import load_checkpoint
+from detector.training.sharing import save_weights
 from tests.conftest import REPOSITORY
 
 LOW = {"score_threshold": 0.05}

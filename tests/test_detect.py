@@ -18,7 +18,8 @@ from detector.data.formats.voc import read_annotation, read_voc
 from detector.errors import InputError
 from detector.inference.video import Video, VideoWriter, is_video
 from detector.proposals import generate
-from detector.training.checkpoint import load_checkpoint, save_weights
+from detector.training.checkpoint import load_checkpoint
+from detector.training.sharing import save_weights
 from scripts import detect
 
 

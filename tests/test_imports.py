@@ -19,7 +19,7 @@ LAYERS = [
     {"data", "proposals", "models"},
     {"visualization", "evaluation", "inference"},
     {"training"},
-    {"datasets", "builders", "scoring", "api", "compose", "restore", "app", "commands"},
+    {"builders", "evaluator", "api", "app", "commands"},
 ]
 SIDEWAYS = {
     "schema": {"errors"},
@@ -28,15 +28,13 @@ SIDEWAYS = {
     "runtime": {"errors"},
     "proposals": {"data"},
     "evaluation": {"visualization"},
-    "builders": {"datasets"},
-    "scoring": {"datasets", "builders"},
+    "evaluator": {"builders"},
     "api": {"builders"},
-    "restore": {"compose"},
-    "app": {"compose", "restore"},
 }
+HYDRA = ("app/compose.py", "app/restore.py", "app/start.py", "app/sweep.py")
 ONLY_IN = {
-    "hydra": ("app.py", "compose.py", "restore.py"),
-    "omegaconf": ("app.py", "compose.py", "restore.py"),
+    "hydra": HYDRA,
+    "omegaconf": HYDRA,
     "tensorboard": ("training/tracking.py",),
     "torch.utils.tensorboard": ("training/tracking.py",),
 }

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import train
-from detector.builders import build_optimizer
+from detector.builders.training import build_optimizer
 from detector.models import build_model
 from detector.structures import RoiTargets
 from detector.training.losses import LossConfig, multi_task_loss

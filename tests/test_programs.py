@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import detector
 import evaluate
 import train
-from detector import scoring
+from detector import evaluator
 from detector.data.dataset import DetectionDataset
 from detector.data.formats.coco import read_coco
 from detector.data.formats.voc import read_voc
@@ -145,7 +145,7 @@ def test_another_data_set_keeps_the_sizes_of_training_and_nothing_of_its_data(ru
 
     def merge(*overrides: str) -> dict:
         of_training = parse(CommonSettings, trained, ignore_unknown=True)
-        return scoring.with_training_settings(settings("evaluate", *overrides), of_training).data.plain()
+        return evaluator.with_training_settings(settings("evaluate", *overrides), of_training).data.plain()
 
     assert merge() == trained["data"]
     other = merge("data=voc", "data.root=x")
@@ -228,7 +228,7 @@ def test_saved_detections_are_suppressed_once_more(settings, small_shapes, tmp_p
     where = [f"detections={tmp_path}/saved", "data=voc", f"data.root={small_shapes}", "data.classes=null"]
 
     def kept(*overrides: str) -> list[float]:
-        _, detections = scoring.read_detections(settings("evaluate", *where, *overrides))
+        _, detections = evaluator.read_detections(settings("evaluate", *where, *overrides))
         return np.concatenate([item.scores for item in detections]).tolist()
 
     assert kept() == [0.9, 0.8, 0.2]
@@ -620,16 +620,16 @@ def write_as_coco(dataset: DetectionDataset, path: Path) -> None:
 def test_classes_keep_their_category_ids(settings, make_coco, make_voc, tmp_path):
     coco = read_coco(make_coco({"train": {"a": [("cat", 1, 1, 9, 9), ("dog", 1, 1, 9, 9)]}}), "train.json", "images")
     wrapped = coco.subset([0]).without_classes(["dog"])
-    assert scoring.category_ids(wrapped, ["cat", "ant"]) == {"cat": 10, "dog": 20, "ant": 21}
+    assert evaluator.category_ids(wrapped, ["cat", "ant"]) == {"cat": 10, "dog": 20, "ant": 21}
     root = make_voc({"test": {"a": [("cat", 1, 1, 9, 9), ("dog", 1, 1, 9, 9)]}})
-    assert scoring.category_ids(read_voc(root, "test"), ["dog", "cat"]) == {"dog": 1, "cat": 2}
+    assert evaluator.category_ids(read_voc(root, "test"), ["dog", "cat"]) == {"dog": 1, "cat": 2}
     box = {"bbox": [0, 0, 9, 9], "score": 0.5, "image_id": "a"}
     (tmp_path / "d.json").write_text(json.dumps([box | {"category_id": 1}, box | {"category_id": 2, "score": 0.25}]))
     where = [f"detections={tmp_path}/d.json", "data=voc", f"data.root={root}"]
-    dataset, detections = scoring.read_detections(settings("evaluate", *where, "data.exclude_classes=[cat]"))
+    dataset, detections = evaluator.read_detections(settings("evaluate", *where, "data.exclude_classes=[cat]"))
     assert (dataset.classes, detections[0].labels.tolist(), detections[0].scores.tolist()) == (("dog",), [1], [0.25])
     with pytest.raises(InputError, match="data.max_images=0: must be"):
-        scoring.read_detections(settings("evaluate", *where, "data.max_images=0"))
+        evaluator.read_detections(settings("evaluate", *where, "data.max_images=0"))
 
 
 def test_a_bad_image_is_left_out_of_training_up_to_a_limit(settings, common, small_shapes, tmp_path, caplog):

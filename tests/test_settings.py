@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from detector import builders, datasets
 from detector.allowlist import build
+from detector.builders import datasets
+from detector.builders.training import build_optimizer, build_training_config
 from detector.data.dataset import DetectionDataset
 from detector.data.epoch_order import EpochOrder
 from detector.data.formats.shapes import VERSION
 from detector.data.image import ImageOptions
 from detector.errors import InputError
+from detector.models import build_model
 from detector.proposals.formats.records import ImageProposals
 from detector.proposals.store import stream_store
 from detector.schema import AS_TRAINED, LAYOUT, fields, flatten, no_such_setting, parse, walk
@@ -33,13 +35,13 @@ CHOICES = sorted(
 def test_every_config_makes_its_parts(settings, choice):
     given = ["model.weights=w.pth", "data.root=x"] if choice.startswith("experiment=") else []  # some need both
     config = settings("train", choice, "model.hidden=8", *given)  # VGG16's own layers take seconds to initialise
-    model = builders.build_model(config.model, num_classes=2)
-    optimizer, schedule = builders.build_optimizer(config, model)
+    model = build_model(config.model, num_classes=2)
+    optimizer, schedule = build_optimizer(config, model)
     assert optimizer.param_groups[0]["lr"] > 0
     assert schedule(config.train.iterations // 2) > 0
     for item in config.augment.transforms:
         assert isinstance(build(item, ALLOWED), albumentations.BasicTransform)
-    assert builders.build_training_config(config, ()).coder.std == config.roi.delta_std
+    assert build_training_config(config, ()).coder.std == config.roi.delta_std
 
 
 @pytest.mark.parametrize("choice", ["voc", "voc07", "shapes"])
@@ -202,10 +204,10 @@ def test_order_and_scales_of_training_images_are_settings(settings, make_voc):
 
 def test_weights_of_classes_are_by_name(settings):
     config = settings("train", "loss.class_weights={cat: 2, background: 0.5}")
-    assert builders.build_training_config(config, ("ant", "cat")).loss.class_weights == (0.5, 1.0, 2.0)
-    assert builders.build_training_config(settings("train"), ("ant", "cat")).loss.class_weights is None
+    assert build_training_config(config, ("ant", "cat")).loss.class_weights == (0.5, 1.0, 2.0)
+    assert build_training_config(settings("train"), ("ant", "cat")).loss.class_weights is None
     with pytest.raises(InputError, match="loss.class_weights: there is no class 'cat'; there are background, dog"):
-        builders.build_training_config(config, ("dog",))
+        build_training_config(config, ("dog",))
     with pytest.raises(InputError, match="loss.class_weights=.*must be null or weights of classes, such as"):
         settings("train", "loss.class_weights={cat: -1}")
 

@@ -138,6 +138,14 @@ class DetectionDataset:
         return replace(self, records=[self.records[index] for index in indices])
 
 
+def image_dataset(
+    paths: Mapping[str, Path], classes: Sequence[str], image_options: ImageOptions = UPRIGHT_IMAGES
+) -> DetectionDataset:
+    """A dataset of images by id, without annotations."""
+    records = [Record(image_id, path, path) for image_id, path in paths.items()]
+    return DetectionDataset("images", tuple(classes), records, image_options)
+
+
 def join(datasets: Sequence[DetectionDataset]) -> DetectionDataset:
     """The images of all datasets in order; classes are merged by name.
 

@@ -1,13 +1,22 @@
-"""Several sets of detections of the same images, compared with the first: AP with confidence intervals, and objects."""
+"""Several sets of detections of the same images, compared with the first: AP with confidence intervals, and objects.
+
+The intervals are those of the bootstrap over images (Efron and Tibshirani 1993, chapter 13). A resample takes as many
+images as there are, with replacement. Its AP is computed exactly: each detection and object counts as often as its
+image was taken. With the same resamples for several sets of detections, the differences of their APs are paired: what
+makes an image hard for all of them cancels out.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
-from detector.evaluation.bootstrap import interval, mean_ap, resample_images, weighted_ap
-from detector.evaluation.matching import HIT, Matches
+from detector.evaluation.matching import HIT, IGNORED, Matches
+from detector.evaluation.voc_ap import MEAN, MEAN_THRESHOLDS
 
+RESAMPLES = 1000
+MAX_CELLS = 2_000_000  # hits x resamples that are computed at once, in about six arrays of float64
 FOUND_SCORE = 0.5  # an object is found by a hit of at least this score
 
 
@@ -64,3 +73,74 @@ def _best_hits(matches: Matches, iou_threshold: float, devkit: bool) -> tuple[np
     scores, detections = np.zeros(len(matches.objects.labels)), np.full(len(matches.objects.labels), -1)
     scores[matches.object_index[hits]], detections[matches.object_index[hits]] = matches.scores[hits], hits
     return scores, detections
+
+
+def resample_images(num_images: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+    """How often each image is taken, (S, I) int64."""
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(num_images, np.full(num_images, 1 / num_images), size=resamples)
+
+
+def weighted_ap(matches: Matches, metric: str, weights: np.ndarray, devkit: bool = False) -> np.ndarray:
+    """AP (S, K) of each class if image i counts weights[s, i] times; NaN without objects.
+
+    metric: as in metrics.json, such as `area@0.50` or `11point@0.50:0.95`; weights (S, I) int64.
+    """
+    kind, _, at = metric.partition("@")
+    thresholds = MEAN_THRESHOLDS if at == MEAN else (float(at),)
+    return np.mean([_ap_at(matches, kind, threshold, weights, devkit) for threshold in thresholds], axis=0)
+
+
+def _ap_at(matches: Matches, kind: str, iou_threshold: float, weights: np.ndarray, devkit: bool) -> np.ndarray:
+    judged, objects = matches.judge(iou_threshold, devkit), matches.objects
+    counted, aps = objects.counted(), np.full((len(weights), matches.num_classes), np.nan)
+    by_image = weights.T.astype(np.float64)  # (I, S)
+    for label in range(1, matches.num_classes + 1):
+        of_class = np.bincount(objects.images[counted & (objects.labels == label)], minlength=len(by_image))
+        rows = np.flatnonzero((matches.labels == label) & (judged != IGNORED))
+        images, hits = matches.images[rows], judged[rows] == HIT
+        step = max(MAX_CELLS // (int(hits.sum()) + 1), 1)
+        for start in range(0, len(weights), step):
+            some = by_image[:, start : start + step]
+            ap = _ap_of_class(kind, some, images, hits, of_class @ some, devkit)
+            aps[start : start + step, label - 1] = ap
+    return aps
+
+
+def _ap_of_class(
+    kind: str, weights: np.ndarray, images: np.ndarray, hits: np.ndarray, num_objects: np.ndarray, devkit: bool
+) -> np.ndarray:
+    """AP (S,) as in `area_ap` and `eleven_point_ap`, from weights (I, S) and the detections (N,), best first.
+
+    Only the H hits are points of the curve: misses lower the precision of the next hit, and those after the last do
+    nothing. Row h of the sparse matrix has the detections of each image from after the hit before up to hit h.
+    """
+    next_hit, num_hits = np.cumsum(hits) - hits, int(hits.sum())
+    used = next_hit < num_hits
+    ones = np.ones(int(used.sum()))
+    taken = csr_matrix((ones, (next_hit[used], images[used])), shape=(num_hits, len(weights))) @ weights
+    found = np.cumsum(weights[images[hits]], axis=0)  # (H, S)
+    end = np.zeros((1, weights.shape[1]))
+    recall = np.vstack([end, found / np.maximum(num_objects, 1)])
+    precision = np.vstack([found / np.maximum(np.cumsum(taken, axis=0), 1), end])
+    monotonic = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
+    if kind == "area":
+        ap = (np.diff(recall, axis=0) * monotonic[:-1]).sum(axis=0)
+    else:
+        steps = np.arange(0.0, 1.1, 0.1) if devkit else np.arange(11) / 10
+        first = [(recall[1:] < step).sum(axis=0) for step in steps]  # the first hit with this recall, or the end
+        ap = np.mean([np.take_along_axis(monotonic, index[None], axis=0)[0] for index in first], axis=0)
+    return np.where(num_objects > 0, ap, np.nan)
+
+
+def mean_ap(aps: np.ndarray) -> np.ndarray:
+    """mAP (S,) over the classes of (S, K) that have objects; NaN if none has."""
+    has_objects = ~np.isnan(aps)
+    return np.where(has_objects.any(axis=1), np.nansum(aps, axis=1) / np.maximum(has_objects.sum(axis=1), 1), np.nan)
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """The 2.5th and 97.5th percentile of the values (S,) that are defined; NaN if none is."""
+    defined = values[~np.isnan(values)]
+    low, high = np.percentile(defined, [2.5, 97.5]) if len(defined) else (np.nan, np.nan)
+    return float(low), float(high)

@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 
 from detector.box_arrays import box_iou_array
 from detector.evaluation.matching import within
-from detector.evaluation.plots import png
 from detector.evaluation.voc_ap import SIZES
 from detector.runtime.files import write_atomically
 from detector.structures import GroundTruth
+from detector.visualization.style import png
 
 IOUS = np.arange(50, 100, 5) / 100
 NUMBERS = (10, 30, 100, 300, 1000, 2000)  # of the first proposals of an image; then all

@@ -1,11 +1,12 @@
 """Score detections and write a report to a folder."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from detector.data.dataset import DetectionDataset
 from detector.evaluation.coco_ap import score_coco
@@ -15,11 +16,11 @@ from detector.evaluation.label_errors import find_label_errors, label_errors_csv
 from detector.evaluation.matching import Curve, Matches, match
 from detector.evaluation.pages.pictures import draw_errors, draw_suspects
 from detector.evaluation.pages.report_page import report_page
-from detector.evaluation.plots import plot_errors, plot_precision_recall
-from detector.evaluation.voc_ap import score_sizes, score_voc
+from detector.evaluation.voc_ap import area_ap, score_sizes, score_voc
 from detector.runtime.files import write_atomically
 from detector.settings import Metric
 from detector.structures import Detections
+from detector.visualization.style import png
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,8 @@ def write_report(
     for name in classes:
         of_class = {iou: curves[iou][name] for iou in curves}
         if next(iter(of_class.values())).num_objects:
-            png = plot_precision_recall(name, of_class)
-            write_atomically(folder / "precision_recall" / f"{name}.png", png)
+            plot = plot_precision_recall(name, of_class)
+            write_atomically(folder / "precision_recall" / f"{name}.png", plot)
     write_atomically(folder / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
     if page:
         matches, image_ids = scores.matches, dataset.image_ids
@@ -91,3 +92,28 @@ def write_report(
         text = report_page(title, metrics, curves, scores.counts, scores.confusion, pictures)
         write_atomically(folder / "report.html", text.encode())
     return metrics
+
+
+def plot_precision_recall(name: str, curves: Mapping[str, Curve]) -> bytes:
+    """Precision-recall curves of one class, by IoU threshold."""
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    axes = figure.subplots()
+    for iou_threshold, curve in curves.items():
+        axes.plot(curve.recall, curve.precision, label=f"IoU {iou_threshold}: AP {area_ap(curve):.3f} (area)")
+    axes.set_title(name, parse_math=False)
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower left")
+    return png(figure)
+
+
+def plot_errors(errors: Mapping[str, dict]) -> bytes:
+    """Cost and count of each kind of error; `errors` as in metrics.json."""
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    for axes, key, label in zip(figure.subplots(1, 2), ("cost", "count"), ("mAP it costs", "count"), strict=True):
+        bars = axes.barh(KINDS, [errors[kind][key] or 0 for kind in KINDS], color="tab:red" if key == "cost" else None)
+        axes.bar_label(bars, fmt="%.3f" if key == "cost" else "%d", padding=3)
+        axes.set(xlabel=label)
+        axes.margins(x=0.2)
+        axes.invert_yaxis()
+    return png(figure)

@@ -1,5 +1,6 @@
-"""Write files so that a reader never sees a partial one."""
+"""Files: found, read with clear errors, and written so that a reader never sees a partial one."""
 
+import glob
 import hashlib
 import itertools
 import json
@@ -115,3 +116,24 @@ def require_inside(folder: Path, image_ids: Iterable[str]) -> None:
     for image_id in image_ids:
         if not (folder / image_id).resolve().is_relative_to(folder.resolve()):
             raise InputError(f"image {image_id!r}: its id leads out of {folder}, where it would name a file")
+
+
+def find_files(where: str) -> dict[str, Path]:
+    """Files of an image path, a folder or a glob pattern, by id, sorted by path.
+
+    A folder gives its files that are not hidden, without subfolders; a pattern may hold *, ?, [] and **.
+    The id is the path relative to the common parent folder: the file name if all are in one folder.
+    Raises InputError if there is no file.
+    """
+    path = Path(where)
+    if path.is_file():
+        found = [path]
+    elif path.is_dir():
+        found = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+    else:
+        found = sorted(Path(name) for name in glob.glob(where, recursive=True) if Path(name).is_file())
+    if not found:
+        hint = f"; its subfolders are not searched, but those of '{where}/**/*' are" if path.is_dir() else ""
+        raise InputError(f"{where}: there is no file (current directory: {Path.cwd()}){hint}")
+    common = Path(os.path.commonpath([file.parent for file in found]))
+    return {file.relative_to(common).as_posix(): file for file in found}

@@ -5,40 +5,34 @@ read back and compared with its digest; only then is `last.pt` renamed and repla
 of the first two is therefore intact. The digest is inside the zip archive that torch.save writes, because a separate
 file could not be replaced together with it.
 
-For sharing, `scripts/export.py` writes a `.safetensors` file with a `.json` file of the same name beside it. Both forms
-may be untrusted: neither can contain code, and their contents are validated before use.
+For sharing, sharing.py writes a `.safetensors` file with a `.json` file of the same name beside it. Both forms may be
+untrusted: neither can contain code, and their contents are validated before use.
 """
 
 import hashlib
 import io
-import json
 import logging
 import math
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from detector.data.classes import check_classes
 from detector.errors import InputError, RunFailure
 from detector.models.weights import read_state
-from detector.runtime.files import read_json, reading, replace, write_atomically
-from detector.schema import MACHINE, fields, parse
-from detector.settings import CommonSettings, TrainSettings
+from detector.runtime.files import reading, replace, write_atomically
+from detector.schema import parse
+from detector.settings import CommonSettings
+from detector.training.sharing import read_description
 
 logger = logging.getLogger(__name__)
-
-SHARED_FORMAT = "fast-rcnn weights 2"
-MAX_JSON_BYTES = 10_000_000
-# Settings of any group that name a path of this machine.
-MACHINE_SPECIFIC = {key for key, field in fields(TrainSettings) if MACHINE in field.metadata}
 
 FORMAT = 2  # version of checkpoints and their settings; earlier ones are not supported
 TO_EVALUATE = {"model", "config", "classes", "iteration"}
@@ -163,7 +157,7 @@ def load_checkpoint(path: Path) -> dict:
     if path.suffix != ".safetensors" and (damage := verify_integrity(path)):  # torch.load ignores checksums
         raise InputError(f"{path}: damaged: {damage}")
     if path.suffix == ".safetensors":
-        content = {"model": content} | _read_json(path.with_suffix(".json"))
+        content = {"model": content} | read_description(path.with_suffix(".json"))
     if missing := TO_EVALUATE - content.keys():
         raise InputError(f"{path}: not a checkpoint of this program: it has no {', '.join(sorted(missing))}")
     if content.get("format", FORMAT) in range(FORMAT):
@@ -307,65 +301,3 @@ def _is_plain(value: Any, depth: int = 10) -> bool:
     if type(value) is list:
         return depth > 0 and all(_is_plain(item, depth - 1) for item in value)
     return value is None or type(value) in (str, bool, int, float)
-
-
-def describe_network(checkpoint: dict) -> dict[str, Any]:
-    """What an exported network needs beside its weights: classes, iteration, and settings.
-
-    Settings that name a path of this machine become null.
-    """
-    config = _without_paths(checkpoint["config"])
-    if checkpoint["config"]["model"]["weights"] is not None:  # null or not decides how the network is built
-        config["model"]["weights"] = Path(checkpoint["config"]["model"]["weights"]).name
-    return {
-        "format": SHARED_FORMAT,
-        "classes": checkpoint["classes"],
-        "iteration": checkpoint["iteration"],
-        "config": config,
-    }
-
-
-def save_weights(folder: Path, checkpoint: dict) -> None:
-    """Write a checkpoint as `model.safetensors` and `model.json` into `folder`, for sharing.
-
-    Raises InputError if one of the files already exists. If the second cannot be written, the first is removed.
-    """
-    weights, description = folder / "model.safetensors", folder / "model.json"
-    for path in (weights, description):
-        if path.exists():
-            raise InputError(f"{path} already exists and is not overwritten: name another folder")
-    about = describe_network(checkpoint)
-    tensors = {name: value.contiguous() for name, value in checkpoint["model"].items()}
-    write_atomically(weights, save(tensors, {"format": "pt"}))
-    try:
-        write_atomically(description, (json.dumps(about, indent=1) + "\n").encode())
-    except BaseException:
-        weights.unlink()
-        raise
-
-
-def _without_paths(value: Any, key: str = "") -> Any:
-    """Settings with null for paths of this machine: those with the policy MACHINE, and absolute paths anywhere."""
-    if key in MACHINE_SPECIFIC:
-        return None
-    if isinstance(value, Mapping):
-        return {name: _without_paths(item, f"{key}.{name}" if key else name) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_without_paths(item, f"{key}[]") for item in value]
-    is_absolute = isinstance(value, str) and (
-        PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute()
-    )
-    return None if is_absolute else value
-
-
-def _read_json(path: Path) -> dict:
-    if not path.is_file():
-        raise InputError(
-            f"{path}: no such file; weights in .safetensors need it beside them, as scripts/export.py wrote it"
-        )
-    about = read_json(path, MAX_JSON_BYTES)
-    if not isinstance(about, dict) or about.get("format") != SHARED_FORMAT:
-        raise InputError(
-            f"{path}: its format is not '{SHARED_FORMAT}': not written by this version's scripts/export.py"
-        )
-    return {key: about[key] for key in ("config", "classes", "iteration") if key in about}

@@ -1,15 +1,21 @@
-"""RoI sampling and training targets (Fast R-CNN, section 2.3)."""
+"""RoI sampling and training targets (Fast R-CNN, section 2.3), and online hard example mining (OHEM)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torchvision.ops import batched_nms
 
 from detector.boxes import BoxCoder, box_iou, with_batch_index
 from detector.data.loader import TransformedDataset
+from detector.runtime.device import Compute
 from detector.runtime.seeds import Stream, seed_of
 from detector.settings import RoISampling
-from detector.structures import Batch, RoiTargets
+from detector.structures import Batch, RoiTargets, TrainBatch
+from detector.training.losses import LossConfig, roi_losses
+
+NMS_IOU = 0.7  # of OHEM: RoIs with nearly the same box count once (Shrivastava et al. 2016, section 4.2)
 
 
 def sample_rois(
@@ -114,3 +120,30 @@ def delta_statistics(
     std = (square - mean**2).clamp(min=0).sqrt()
     usable = (count > 1) & (std > 1e-3)
     return mean.where(usable, 0.0).float(), std.where(usable, 1.0).float()
+
+
+def all_targets(batch: Batch, sampling: RoISampling, coder: BoxCoder, seed: int) -> RoiTargets:
+    """Every RoI of the batch that is foreground or background by the thresholds of `sampling`, with its targets."""
+    everything = sampling.with_values(rois_per_image=100_000, foreground_fraction=1.0, balance_objects=False)
+    return make_targets(batch, everything, coder, seed)
+
+
+@torch.no_grad()
+def with_hardest_rois(
+    model: nn.Module, batch: TrainBatch, rois_per_image: int, compute: Compute, loss: LossConfig
+) -> TrainBatch:
+    """The batch with the `rois_per_image` RoIs of each image that have the highest loss, after a forward pass without
+    gradient (OHEM, Shrivastava et al. 2016).
+
+    This reads from the device how many RoIs non-maximum suppression keeps.
+    """
+    model.train()
+    targets = batch.targets
+    class_logits, deltas = compute.forward(model, batch.images, targets.rois)
+    cls, box = roi_losses(class_logits, deltas, targets, loss)
+    image = targets.rois[:, 0]
+    precise = torch.float32 if compute.device.type == "mps" else torch.float64  # Apple GPUs have no float64
+    order = batched_nms(targets.rois[:, 1:].to(precise), (cls + box).to(precise), image.long(), NMS_IOU)
+    hardest = [order[image[order] == index][:rois_per_image] for index in range(len(batch.images))]
+    packed = targets.packed[torch.cat(hardest)]
+    return replace(batch, targets=RoiTargets(packed), roi_counts=[len(rows) for rows in hardest])

@@ -4,29 +4,24 @@ import json
 import logging
 import math
 import multiprocessing
-from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 import torchvision
 import yaml
-from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from detector.data.epoch_order import EpochOrder
 from detector.data.image import read_image_hw
-from detector.data.loader import TrainBatchSampler, TransformedDataset, eval_loader, explain_workers, train_loader
+from detector.data.loader import TrainBatchSampler, eval_loader, explain_workers, train_loader
 from detector.errors import Stopped
 from detector.evaluation.recall import score_recall
 from detector.evaluation.report import Scores, score_detections, write_report
 from detector.evaluation.results import round_trip_results
 from detector.evaluation.tables import ap_table
 from detector.inference.embedding import embed_objects
-from detector.inference.predict import DetectorConfig, evaluate
-from detector.models import FastRCNN
-from detector.runtime.device import Compute, peak_memory_mib
+from detector.inference.predict import evaluate
+from detector.runtime.device import peak_memory_mib
 from detector.runtime.distributed import barrier, broadcast_buffers, broadcast_from_main, wrap_ddp
 from detector.runtime.files import write_atomically
 from detector.runtime.ranks import is_main, rank_info
@@ -36,7 +31,7 @@ from detector.settings import TrainSettings
 from detector.structures import Detections
 from detector.training.checkpoint import Checkpoints
 from detector.training.diagnostics import CollapseDetector, DivergenceDetector, label_entropy
-from detector.training.engine import Step, TrainingConfig, training_steps
+from detector.training.engine import Step, TrainingComponents, training_steps
 from detector.training.resume import Run, is_due, is_out_of_patience, lacks_evaluation
 from detector.training.tracking import Means, Tracker, tag_of
 from detector.visualization.confusion import draw_confusion
@@ -48,31 +43,6 @@ logger = logging.getLogger(__name__)
 
 VERSIONS = {"torch": str(torch.__version__), "torchvision": str(torchvision.__version__)}
 NUM_PICTURES = 8  # of validation images in TensorBoard, the same at every evaluation
-
-
-@dataclass(frozen=True)
-class TrainingComponents:
-    """The components of a run."""
-
-    classes: tuple[str, ...]
-    model: FastRCNN
-    optimizer: torch.optim.Optimizer
-    schedule: Callable[[int], float]  # the factor on its learning rates at an iteration
-    training: TrainingConfig
-    detector: DetectorConfig
-    compute: Compute
-    train_samples: TransformedDataset
-    val_samples: TransformedDataset
-    fingerprints: dict[str, str]  # of data and proposals
-    train_order: EpochOrder
-    averaged: AveragedModel | None = None  # the moving average of the weights, if `train.ema` is set
-
-    @property
-    def evaluated_model(self) -> FastRCNN:
-        """The network that is evaluated and shared."""
-        model = self.model if self.averaged is None else self.averaged.module
-        assert isinstance(model, FastRCNN)
-        return model
 
 
 class Trainer:

@@ -79,6 +79,13 @@ def pixels(figure: Figure) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
+def png(figure: Figure) -> bytes:
+    """The figure as the bytes of a PNG file."""
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=100)
+    return data.getvalue()
+
+
 @styled
 def save_figure(folder: Path, name: str, figure: Figure, colours: int = 256) -> None:
     """Write FOLDER/NAME.png, with a palette of so many colours, and FOLDER/NAME.svg."""

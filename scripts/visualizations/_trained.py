@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detector import builders, datasets
 from detector.boxes import with_batch_index
-from detector.data.image_files import find_files, image_dataset
+from detector.builders import datasets
+from detector.builders.network import build_compute, build_detector_config, build_trained_model
+from detector.data.dataset import image_dataset
 from detector.data.loader import collate
 from detector.errors import InputError
 from detector.inference.postprocess import Candidates, find_candidates, suppress
@@ -19,6 +20,7 @@ from detector.inference.predict import predict
 from detector.inference.prepare import prepare
 from detector.models import FastRCNN
 from detector.runtime.device import Compute
+from detector.runtime.files import find_files
 from detector.runtime.ranks import cores
 from detector.settings import CommonSettings
 from detector.structures import Batch
@@ -83,13 +85,13 @@ def forward(arguments: argparse.Namespace) -> Pass:
     batch = collate([datasets.transformed_dataset_with(settings, dataset, proposals, "val")[0, 0]])
     if not len(batch.proposals[0]):
         raise InputError(f"{given}: no proposals for {arguments.image}")
-    compute = builders.build_compute(settings)
-    model = builders.build_trained_model(settings.model, checkpoint["model"], len(dataset.classes))
+    compute = build_compute(settings)
+    model = build_trained_model(settings.model, checkpoint["model"], len(dataset.classes))
     model = prepare(model, compute)
     seen = []
     hook = model.roi_pool.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0]))
     rois = with_batch_index(batch.proposals[0], 0)
-    config = builders.build_detector_config(settings)
+    config = build_detector_config(settings)
     class_logits, deltas = predict(model, batch, config.postprocess, compute)
     hook.remove()
     found = find_candidates(

@@ -5,8 +5,9 @@ Writes augmentation and sampled_rois as .png and .svg. The settings are those of
 
 import argparse
 
-from detector import builders, datasets
-from detector.app import compose_settings
+from detector.app.start import compose_settings
+from detector.builders import datasets
+from detector.builders.training import build_training_config
 from detector.errors import InputError
 from detector.runtime.ranks import cores
 from detector.settings import TrainSettings
@@ -39,6 +40,6 @@ def run(arguments: argparse.Namespace) -> None:
     plain = samples.resize(samples.original(0))
     figure = draw_augmentation(plain, [sample for sample, _ in items], dataset.classes)
     save_figure(arguments.out, "augmentation", figure)
-    training = builders.build_training_config(settings, dataset.classes)
+    training = build_training_config(settings, dataset.classes)
     figure, _ = draw_sampled_rois(training.collate(items[:1]), training.coder, dataset.classes)
     save_figure(arguments.out, "sampled_rois", figure)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import get_args
 
 from detector.data.command_line import image_options
-from detector.data.dataset import DetectionDataset
-from detector.data.image_files import find_files, image_dataset
+from detector.data.dataset import DetectionDataset, image_dataset
 from detector.errors import InputError
 from detector.evaluation.recall import score_recall
+from detector.runtime.files import find_files
 from detector.runtime.ranks import cores
 from detector.settings import SearchMode
 from detector.visualization.proposals import draw_hierarchy, draw_proposals, draw_recall

@@ -2,8 +2,8 @@ import albumentations as A
 import numpy as np
 import pytest
 
+from detector.builders.datasets import build_transforms
 from detector.data.transforms import Augment, Resize
-from detector.datasets import build_transforms
 from detector.errors import InputError
 from detector.structures import Sample
 

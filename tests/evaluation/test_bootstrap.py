@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from detector.evaluation import bootstrap
-from detector.evaluation.bootstrap import interval, mean_ap, resample_images, weighted_ap
+from detector.evaluation import comparison
+from detector.evaluation.comparison import interval, mean_ap, resample_images, weighted_ap
 from detector.evaluation.matching import match
 from detector.evaluation.voc_ap import score_voc
 from detector.structures import Detections, GroundTruth
@@ -48,9 +48,9 @@ def test_blocks_of_resamples_change_nothing(metric, monkeypatch):
     truths, detections = random_case(np.random.default_rng(3))
     matches, weights = match(truths, detections, 2), resample_images(len(truths), 50)
     whole = weighted_ap(matches, metric, weights)
-    sizes, of_class = [], bootstrap._ap_of_class
-    monkeypatch.setattr(bootstrap, "_ap_of_class", lambda *given: sizes.append(given[1].shape[1]) or of_class(*given))
-    monkeypatch.setattr(bootstrap, "MAX_CELLS", 20)
+    sizes, of_class = [], comparison._ap_of_class
+    monkeypatch.setattr(comparison, "_ap_of_class", lambda *given: sizes.append(given[1].shape[1]) or of_class(*given))
+    monkeypatch.setattr(comparison, "MAX_CELLS", 20)
     np.testing.assert_array_equal(weighted_ap(matches, metric, weights), whole)
     assert max(sizes) <= 20
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detector import datasets
+from detector.builders import datasets
 from detector.data import check
 from detector.data.check import (
     Checked,

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from detector import app
+from detector.app import start
 from detector.errors import InputError, RunFailure
 from detector.runtime.exits import exit_status
 from detector.runtime.logs import log_to_file
@@ -33,7 +33,7 @@ def test_an_error_of_the_machine_is_one_line_wherever_it_occurs(monkeypatch, cap
 
     monkeypatch.setattr(sys, "argv", ["evaluate.py"])
     with pytest.raises(SystemExit, match="1"):
-        app.run_program(full, "evaluate", EvaluateSettings)
+        start.run_program(full, "evaluate", EvaluateSettings)
     assert capsys.readouterr().err == f"error: {says}\n"
     assert exit_status(full, "") == 1
     assert capsys.readouterr().err == f"error: {says}\n"
@@ -49,7 +49,7 @@ def test_each_run_of_a_sweep_has_its_own_log(tmp_path, monkeypatch):
     monkeypatch.setattr(logging, "raiseExceptions", True)
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=1,2", "data=shapes"])
-    app.run_program(main, "train", TrainSettings)
+    start.run_program(main, "train", TrainSettings)
     for seed, log in ((1, tmp_path / "1.log"), (2, tmp_path / "2.log")):
         lines = [line.split(" ", 1)[1] for line in log.read_text().splitlines() if "of seed" in line]
         assert lines == [f"before there is a file, of seed {seed}", f"of seed {seed}"]
@@ -68,7 +68,7 @@ def test_a_run_of_a_sweep_that_fails_does_not_take_the_others_with_it(tmp_path, 
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=1,2,3", "data=shapes"])
     with pytest.raises(SystemExit) as end:
-        app.run_program(main, "train", TrainSettings)
+        start.run_program(main, "train", TrainSettings)
     assert (begun, end.value.code) == ([1, 2, 3], status)
     assert capsys.readouterr().err == f"error: {error}\nerror: 1 run(s) of the sweep failed; see the errors above\n"
 
@@ -99,7 +99,7 @@ BUFFERED = {key: value for key, value in os.environ.items() if key != "PYTHONUNB
 
 RUNS = {
     "script": "import sys; from detector.runtime.exits import exit_status; sys.exit(exit_status(lambda: {}, ''))",
-    "program": "from detector.app import run_program; from detector.settings import EvaluateSettings; "
+    "program": "from detector.app.start import run_program; from detector.settings import EvaluateSettings; "
     "run_program(lambda config: {}, 'evaluate', EvaluateSettings)",
 }
 
@@ -152,7 +152,7 @@ def ended(tmp_path, monkeypatch, capsys):
     def end(arguments: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["train.py", *arguments.split()])
         try:
-            app.run_program(lambda settings: None, "train", TrainSettings)
+            start.run_program(lambda settings: None, "train", TrainSettings)
         except SystemExit as error:
             return int(error.code or 0), capsys.readouterr().err
         return 0, capsys.readouterr().err
@@ -223,7 +223,7 @@ def test_a_path_may_hold_what_hydra_cannot_read(tmp_path, monkeypatch, value):
     got = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py", "--config-dir", ".", "data=voc", f"data.root={value}", "seed=1"])
-    app.run_program(got.append, "train", TrainSettings)
+    start.run_program(got.append, "train", TrainSettings)
     assert (got[0].data.root, got[0].seed) == (value, 1)
 
 

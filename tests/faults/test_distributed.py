@@ -17,9 +17,10 @@ import torch
 from torch import nn
 
 import train
-from detector import app, scoring
+from detector import evaluator
+from detector.app import start
 from detector.boxes import BoxCoder
-from detector.builders import build_training
+from detector.builders.training import build_training
 from detector.data.formats.voc import read_voc
 from detector.data.loader import TrainBatchSampler, TransformedDataset, eval_loader, train_loader
 from detector.data.transforms import Resize
@@ -331,7 +332,7 @@ def test_evaluate_gives_with_two_processes_the_numbers_of_one(whole, settings, t
 
 
 def score_checkpoint(folder: Path, settings: EvaluateSettings) -> None:
-    scoring.score_checkpoint(settings)
+    evaluator.score_checkpoint(settings)
 
 
 def test_an_invalid_timeout_of_an_evaluation_is_named(settings):
@@ -345,7 +346,7 @@ def test_settings_that_are_wrong_in_all_processes_are_said_once(monkeypatch, cap
     for rank, says in (("0", "error: train.iterations=-1: must be an integer above 0\n"), ("1", "")):
         monkeypatch.setenv("RANK", rank)
         with pytest.raises(SystemExit, match="2"):
-            app.run_program(train.main, "train", TrainSettings)
+            start.run_program(train.main, "train", TrainSettings)
         assert capsys.readouterr().err == says
 
 

@@ -9,8 +9,8 @@ import torch
 import yaml
 
 import train
-from detector.compose import plain
-from detector.restore import restored, run_to_restore
+from detector.app.compose import plain
+from detector.app.restore import restored, run_to_restore
 from tests.helpers.watch import nothing_happens
 from tests.tools.kill_runs import same
 

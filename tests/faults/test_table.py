@@ -21,7 +21,7 @@ from PIL import Image
 
 import evaluate
 import train
-from detector.app import run_program
+from detector.app.start import run_program
 from detector.proposals.store import FORMAT, write_store
 from detector.settings import EvaluateSettings, TrainSettings
 

@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 
 import evaluate
 import train
-from detector import app, builders
+from detector.app import start
+from detector.builders.network import build_trained_model
 from detector.data.check import cache_folder, check_data
 from detector.data.formats.coco import read_coco
 from detector.data.formats.voc import read_annotation, read_voc
@@ -31,7 +32,8 @@ from detector.proposals.store import open_proposals
 from detector.runtime.files import write_atomically
 from detector.schema import parse
 from detector.settings import Model, TrainSettings
-from detector.training.checkpoint import Checkpoints, load_checkpoint, save_weights
+from detector.training.checkpoint import Checkpoints, load_checkpoint
+from detector.training.sharing import save_weights
 from scripts.export import main as export
 from tests.conftest import REPOSITORY, compose_settings, write_xml
 from tests.helpers.watch import nothing_happens
@@ -136,7 +138,7 @@ def test_a_checkpoint_with_a_part_of_another_kind_is_refused(here, content, chan
 def test_a_checkpoint_that_does_not_fit_its_own_settings_takes_no_memory(settings, content):
     large = Model(backbone="resnet50", hidden=2**16)  # 30 GB of weights
     with pytest.raises(InputError, match="the checkpoint does not fit its own settings of the network: .* tensors"):
-        builders.build_trained_model(large, content["model"], 4)
+        build_trained_model(large, content["model"], 4)
 
 
 def evaluated(settings, content: dict, here: Path, *overrides: str, **data) -> None:
@@ -405,7 +407,7 @@ def ended(here, monkeypatch, capsys):
     def end(*arguments: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["train.py", "--config-dir", str(here / "strange"), *arguments])
         try:
-            app.run_program(leave_a_file, "train", TrainSettings)
+            start.run_program(leave_a_file, "train", TrainSettings)
         except SystemExit as error:
             return int(error.code or 0), capsys.readouterr().err
         return 0, capsys.readouterr().err

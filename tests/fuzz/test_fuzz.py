@@ -26,18 +26,23 @@ from hypothesis import HealthCheck, given, seed
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from detector import builders, datasets, scoring
+from detector import evaluator
+from detector.builders import datasets
+from detector.builders.network import build_compute, build_trained_model
+from detector.builders.training import build_optimizer, build_training_config
 from detector.data.formats.coco import read_coco
 from detector.data.formats.voc import read_annotation
 from detector.data.transforms import Augment
 from detector.errors import InputError
+from detector.models import build_model
 from detector.proposals.convert import READERS, WRITERS
 from detector.proposals.formats import mat, tables
 from detector.proposals.formats.records import BoxFormat, ImageProposals
 from detector.proposals.store import open_proposals, require_images, write_store
 from detector.schema import parse
 from detector.settings import TrainSettings
-from detector.training.checkpoint import load_checkpoint, save_weights, trained_settings
+from detector.training.checkpoint import load_checkpoint, trained_settings
+from detector.training.sharing import save_weights
 from tests.helpers.watch import nothing_happens
 from tests.proposals.test_formats import voc_mat_v7_3
 
@@ -328,11 +333,11 @@ def test_settings(tmp_path, settings):
     def read(config: dict) -> None:
         typed = parse(TrainSettings, config)
         assert parse(TrainSettings, typed.plain()) == typed
-        builders.build_compute(typed)
-        builders.build_training_config(typed, ())
+        build_compute(typed)
+        build_training_config(typed, ())
         with torch.device("meta"):
-            model = builders.build_model(typed.model, 2)
-        _, schedule = builders.build_optimizer(typed, model)
+            model = build_model(typed.model, 2)
+        _, schedule = build_optimizer(typed, model)
         assert min(schedule(0), schedule(typed.train.iterations - 1)) >= 0
         Augment(datasets.build_transforms(typed.augment.transforms))
         datasets.build_dataset(typed.data, "train")
@@ -382,10 +387,10 @@ def test_what_a_checkpoint_says(tmp_path, content, settings):
 
     def read(path: Path) -> None:
         checkpoint = load_checkpoint(tmp_path / "model.safetensors")
-        config = scoring.with_training_settings(evaluation, trained_settings(checkpoint))
-        builders.build_training_config(config, ())
+        config = evaluator.with_training_settings(evaluation, trained_settings(checkpoint))
+        build_training_config(config, ())
         with pytest.raises(InputError, match="does not fit its own settings"):
-            builders.build_trained_model(config.model, checkpoint["model"], len(checkpoint["classes"]))
+            build_trained_model(config.model, checkpoint["model"], len(checkpoint["classes"]))
         datasets.build_dataset(config.data, "val")
 
     texts = misplaced(said).map(lambda value: json.dumps(value).encode()) | damaged(json.dumps(said).encode())

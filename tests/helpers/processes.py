@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.conftest import REPOSITORY
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["train", "detector.scoring", "tests.conftest"])  # the programs import these late
+FORKS.set_forkserver_preload(["train", "detector.evaluator", "tests.conftest"])  # the programs import these late
 
 
 def start_program(log: Path, *overrides: str) -> multiprocessing.Process:
@@ -26,7 +26,7 @@ def run_train(log: Path, overrides: tuple[str, ...]) -> None:
     import torch
 
     import train
-    from detector.app import run_program
+    from detector.app.start import run_program
     from detector.settings import TrainSettings
 
     print_to(log)

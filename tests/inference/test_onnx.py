@@ -13,7 +13,7 @@ from torchvision.ops import batched_nms
 import detector
 from detector.box_arrays import nms
 from detector.boxes import BoxCoder
-from detector.builders import build_trained_model
+from detector.builders.network import build_trained_model
 from detector.errors import InputError, RunFailure
 from detector.inference.onnx_network import FORMAT
 from detector.models import FastRCNN, build_model
@@ -21,7 +21,8 @@ from detector.models.backbones import Backbone
 from detector.models.heads import FcHead
 from detector.roi_pool import RoIPool, roi_pool
 from detector.settings import Model
-from detector.training.checkpoint import describe_network, load_checkpoint, trained_settings
+from detector.training.checkpoint import load_checkpoint, trained_settings
+from detector.training.sharing import describe_network
 from scripts import export
 from tests.conftest import REPOSITORY
 

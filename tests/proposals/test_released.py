@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 
-from detector import datasets
+from detector.builders import datasets
 from detector.data.formats.voc import read_voc
 from detector.proposals.formats.mat import write_voc_mat
 from detector.proposals.formats.records import ImageProposals

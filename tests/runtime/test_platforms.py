@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from detector.datasets import build_dataset, build_transformed_dataset, check
+from detector.builders.datasets import build_dataset, build_transformed_dataset, check
 from detector.errors import InputError
 from detector.roi_pool import cpu, mps
 from detector.runtime import device, locks, ranks

@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-import detector.scoring  # noqa: F401  train.py imports late what is imported here once, before the forks
+import detector.evaluator  # noqa: F401  train.py imports late what is imported here once, before the forks
 import train
-from detector.app import run_program
+from detector.app.start import run_program
 from detector.data.formats.shapes import annotation_xml, draw_scene
 from detector.data.formats.voc import read_voc
 from detector.proposals.store import write_store

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from detector.training.ema import averaged_model
+from detector.training.optimizers import averaged_model
 
 
 def test_the_average_of_literal_numbers():

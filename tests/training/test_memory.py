@@ -9,8 +9,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from detector.models import build_model
 from detector.runtime.device import Compute
 from detector.settings import Model
-from detector.training import memory
-from detector.training.memory import COPIES, WORKSPACE_GIB, step_gib, warn_if_memory_is_short
+from detector.training import diagnostics
+from detector.training.diagnostics import COPIES, WORKSPACE_GIB, step_gib, warn_if_memory_is_short
 
 CPU = Compute(torch.device("cpu"), torch.float32)
 
@@ -41,7 +41,7 @@ def test_the_estimate_is_what_autograd_keeps_of_a_whole_step(model):
 
 @pytest.mark.parametrize(("free", "level"), [(0.5, logging.WARNING), (64.0, logging.INFO)])
 def test_a_step_that_needs_more_than_is_free_is_a_warning(model, monkeypatch, caplog, free, level):
-    monkeypatch.setattr(memory, "free_memory_gib", lambda device: free)
+    monkeypatch.setattr(diagnostics, "free_memory_gib", lambda device: free)
     caplog.set_level(logging.INFO)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     warn_if_memory_is_short(model, CPU, 16, (600, 1000), 64)

@@ -6,7 +6,7 @@ from detector.settings import RoISampling
 from detector.structures import Batch, RoiTargets
 from detector.training.engine import TrainingConfig, training_steps
 from detector.training.losses import PAPER
-from detector.training.ohem import all_targets, with_hardest_rois
+from detector.training.targets import all_targets, with_hardest_rois
 from tests.helpers.batches import train_batch
 
 COMPUTE = Compute(torch.device("cpu"), torch.float32)

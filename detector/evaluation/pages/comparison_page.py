@@ -6,8 +6,7 @@ from html import escape
 
 import numpy as np
 
-from detector.evaluation.bootstrap import RESAMPLES
-from detector.evaluation.comparison import FOUND_SCORE, Compared, Estimate
+from detector.evaluation.comparison import FOUND_SCORE, RESAMPLES, Compared, Estimate
 from detector.evaluation.pages import html
 from detector.evaluation.pages.html import CURVE_COLOURS, Html, Line, Section
 from detector.evaluation.pages.pictures import Picture

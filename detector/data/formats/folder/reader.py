@@ -11,17 +11,15 @@ import numpy as np
 from detector.data.classes import check_classes
 from detector.data.dataset import DetectionDataset, Record
 from detector.data.formats.folder import (
-    coco_json,
+    coco_and_voc,
     createml,
     csv_boxes,
     cvat_xml,
     label_studio,
     labelme,
-    voc_xml,
     yolo,
 )
-from detector.data.formats.folder.new_split import make_split
-from detector.data.formats.folder.splits import find_splits
+from detector.data.formats.folder.splits import find_splits, make_split
 from detector.data.formats.folder.tree import FileTree
 from detector.data.image import UPRIGHT_IMAGES, ImageOptions
 from detector.errors import InputError, first_few
@@ -30,9 +28,9 @@ logger = logging.getLogger(__name__)
 
 # data.format: what it is called in messages, and the function that reads all of its files.
 FORMATS: dict[str, tuple[str, Callable[[FileTree, ImageOptions], Iterator[Record]]]] = {
-    "voc": ("VOC XML", voc_xml.read),
+    "voc": ("VOC XML", coco_and_voc.read_voc_xml),
     "yolo": ("YOLO text", yolo.read),
-    "coco": ("COCO JSON", coco_json.read),
+    "coco": ("COCO JSON", coco_and_voc.read_coco_json),
     "labelme": ("LabelMe JSON", labelme.read),
     "label_studio": ("Label Studio JSON", label_studio.read),
     "createml": ("CreateML JSON", createml.read),

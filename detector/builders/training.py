@@ -1,7 +1,4 @@
-"""Build components from the settings, in the same way for train.py and evaluate.py.
-
-Each component receives only the values that it needs. datasets.py has the part for data.
-"""
+"""The components of a run: network, optimizer, schedule, loss, and samples; each receives only the values it needs."""
 
 import logging
 import math
@@ -11,37 +8,30 @@ from pathlib import Path
 
 import torch
 
-from detector import datasets
 from detector.allowlist import build, find_class
 from detector.boxes import BoxCoder
+from detector.builders import datasets
+from detector.builders.network import build_compute, build_detector_config
 from detector.data.check import Checked, warn_leakage
 from detector.data.fingerprint import dataset_fingerprints
 from detector.data.loader import TransformedDataset
 from detector.errors import InputError
-from detector.inference.predict import DetectorConfig
 from detector.models import FastRCNN, build_model
 from detector.models.weights import load_weights
-from detector.runtime.device import Compute, loss_scaler, resolve_compute
+from detector.runtime.device import loss_scaler
 from detector.runtime.distributed import shared_errors
 from detector.runtime.ranks import rank_info
-from detector.settings import CommonSettings, EvaluateSettings, Loss, Model, Training, TrainSettings
+from detector.settings import CommonSettings, Loss, Training, TrainSettings
 from detector.training.checkpoint import load_scaler, load_state
-from detector.training.ema import averaged_model
-from detector.training.engine import TrainingConfig
+from detector.training.diagnostics import warn_if_memory_is_short
+from detector.training.engine import TrainingComponents, TrainingConfig
 from detector.training.losses import LossConfig
-from detector.training.memory import warn_if_memory_is_short
-from detector.training.optimizers import default_rate, parameter_groups
+from detector.training.optimizers import averaged_model, default_rate, parameter_groups
 from detector.training.resume import check_same_run
 from detector.training.run_folder import require_writable
 from detector.training.targets import delta_statistics
-from detector.training.trainer import TrainingComponents
 
 logger = logging.getLogger(__name__)
-
-
-def build_compute(settings: CommonSettings | EvaluateSettings) -> Compute:
-    """The device and precision in the settings. Raises InputError for a device that is not available."""
-    return resolve_compute(settings.device, settings.precision or "auto")
 
 
 def build_training_config(
@@ -79,28 +69,6 @@ def _class_weights(loss: Loss, classes: Sequence[str]) -> tuple[float, ...] | No
         if name not in names:
             raise InputError(f"loss.class_weights: there is no class '{name}'; there are {', '.join(names)}")
     return tuple(loss.class_weights.get(name, 1.0) for name in names)
-
-
-def build_detector_config(settings: CommonSettings) -> DetectorConfig:
-    """How the network's outputs become detections."""
-    return DetectorConfig(BoxCoder(settings.roi.delta_std), settings.detect)
-
-
-def build_trained_model(model: Model, state: dict, num_classes: int) -> FastRCNN:
-    """The network with the weights of a checkpoint. Raises InputError, before allocating memory, if they do not fit."""
-    with torch.device("meta"):
-        wanted = {key: tuple(value.shape) for key, value in build_model(model, num_classes).state_dict().items()}
-    given = {key: tuple(value.shape) for key, value in state.items()}
-    wrong = sorted(key for key in {*wanted, *given} if wanted.get(key) != given.get(key))
-    if wrong:
-        key = wrong[0]
-        raise InputError(
-            f"the checkpoint does not fit its own settings of the network: {len(wrong)} tensors differ, {key} is "
-            f"{given.get(key, 'missing')} in it, and {wanted.get(key, 'missing')} by model.backbone, model.head, ..."
-        )
-    network = build_model(model, num_classes)
-    network.load_state_dict(state)
-    return network
 
 
 def with_learning_rate(settings: TrainSettings) -> TrainSettings:

@@ -11,7 +11,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from detector.compose import choosable_groups, require_few_aliases
+from detector.app.compose import choosable_groups, require_few_aliases
 from detector.errors import InputError
 from detector.schema import FIXED, change_table, changed, parse
 from detector.settings import TrainSettings

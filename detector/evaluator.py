@@ -7,7 +7,9 @@ from pathlib import Path
 
 import yaml
 
-from detector import builders, datasets
+from detector.builders import datasets
+from detector.builders.network import build_compute, build_detector_config, build_trained_model
+from detector.builders.training import build_training_config, with_delta_std
 from detector.data.check import require_readable
 from detector.data.dataset import DetectionDataset
 from detector.data.loader import eval_loader, explain_workers
@@ -61,21 +63,21 @@ def score_checkpoint(given: EvaluateSettings) -> float | None:
             folder = Path(trained.proposals.folder or "")
             kept = datasets.kept_proposals(settings.data, dataset, folder, settings.proposals.mode)
             settings = _with_data(settings, val_proposals=kept if any(kept) else None)
-        model = builders.build_trained_model(settings.model, checkpoint["model"], len(dataset.classes))
+        model = build_trained_model(settings.model, checkpoint["model"], len(dataset.classes))
         if given.svd_ranks is not None:
             if not isinstance(model.head, FcHead):
                 raise InputError(
                     f"svd_ranks: model.head={settings.model.head} has no fc6 and fc7, which model.head=fc has"
                 )
             model.head.compress(given.svd_ranks)
-        compute = builders.build_compute(settings)
+        compute = build_compute(settings)
         samples = datasets.build_transformed_dataset(settings, checked, "val")
-        training = builders.with_delta_std(builders.build_training_config(settings, dataset.classes), model)
+        training = with_delta_std(build_training_config(settings, dataset.classes), model)
     batches = eval_loader(samples, settings.workers, here.rank, here.world_size)
     begin = time.perf_counter()
     with explain_workers([]):
         detections, losses = evaluate(
-            model, batches, builders.build_detector_config(settings), compute, training.sample_targets, training.loss_of
+            model, batches, build_detector_config(settings), compute, training.sample_targets, training.loss_of
         )
     if not is_main():
         return None

@@ -2,28 +2,31 @@
 
 import functools
 import re
-from argparse import Namespace
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 import hydra
 import yaml
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from detector.errors import InputError
-from detector.schema import Settings, fields, no_such_setting
+from detector.schema import Settings, defaults, fields, missing_keys, no_such_setting, parse
 
 # In a checkout configs/ is beside detector/, in a wheel inside it.
-CONFIGS = next(path / "configs" for path in Path(__file__).resolve().parents[:2] if (path / "configs").is_dir())
+CONFIGS = next(path / "configs" for path in Path(__file__).resolve().parents[1:3] if (path / "configs").is_dir())
 MAX_ALIASES = 20  # in a file of settings
 # Hydra's own settings that the command line of a sweep may set; a file may set none.
 OF_SWEEPS = re.compile(r"hydra[./](launcher|sweeper|sweep|verbose)\b")
 
+Schema = TypeVar("Schema", bound=Settings)
 
-def compose(schema: type[Settings], arguments: Namespace, overrides: list[str], name: str) -> DictConfig:
+
+def compose(schema: type[Settings], config_dir: str | None, overrides: list[str], name: str) -> DictConfig:
     """The composed settings. Raises InputError, also if a file changes Hydra's own settings.
 
     A file may be untrusted, and in a sweep Hydra instantiates what its own settings name.
@@ -32,7 +35,7 @@ def compose(schema: type[Settings], arguments: Namespace, overrides: list[str], 
     of_sweep = [item for item in overrides if OF_SWEEPS.match(item) and "_target_" not in item]
     try:
         with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            search = search_path(arguments)
+            search = search_path(config_dir)
             config = hydra.compose(name, search + overrides, return_hydra_config=True)
             expected = _expected(name, tuple(of_sweep), tuple(search))
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError, OSError) as error:
@@ -65,15 +68,29 @@ def _expected(name: str, of_sweep: tuple[str, ...], search: tuple[str, ...]) -> 
     return found
 
 
+def compose_settings(name: str, schema: type[Schema], overrides: list[str]) -> Schema:
+    """The settings of configs/`name`.yaml with these overrides, for scripts. Raises InputError for invalid ones."""
+    ConfigStore.instance().store(f"{name}_settings", defaults(schema))
+    config = compose(schema, None, [quoted(item) for item in overrides], name)
+    return typed_settings(schema, config)
+
+
+def typed_settings(schema: type[Schema], config: DictConfig) -> Schema:
+    """Validated settings. Raises InputError also if one was removed, as by ~train.iterations."""
+    values = plain(config)
+    if removed := missing_keys(defaults(schema), values):
+        raise InputError(f"{removed[0]} is not given: settings cannot be removed")
+    return parse(schema, values)
+
+
 def choosable_groups(name: str) -> list[str]:
     """The groups of settings for which configs/`name`.yaml has a choice."""
     defaults = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))["defaults"]
     return [key for item in defaults if isinstance(item, dict) for key in item if not key.startswith("override")]
 
 
-def search_path(arguments: Namespace) -> list[str]:
+def search_path(folder: str | None) -> list[str]:
     """The override that adds --config-dir. Raises InputError if it is no folder or has a file with many aliases."""
-    folder = arguments.config_dir
     if folder is None:
         return []
     if not Path(folder).is_dir():

@@ -1,0 +1,1 @@
+"""From settings to components, in the same way for train.py, evaluate.py and the Python interface."""
