@@ -311,7 +311,7 @@ def test_an_export_that_fails_leaves_nothing_and_can_be_done_again(here, content
             raise OSError(28, "No space left on device")
         write_atomically(path, data)
 
-    monkeypatch.setattr("detector.training.checkpoint.write_atomically", full)
+    monkeypatch.setattr("detector.training.sharing.write_atomically", full)
     with pytest.raises(OSError, match="No space left"):
         save_weights(here / "share", content)
     assert list((here / "share").iterdir()) == []
