@@ -65,7 +65,7 @@ def test_a_wheel_brings_the_commands_and_the_configurations(
     # The libraries of the tests, but not the checkout: a .pth file there is not read from here.
     (packages / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
     assert sorted(path.name for path in packages.glob("detector/*s") if path.is_dir()) == [
-        "configs", "models", "programs", "proposals",
+        "builders", "configs", "models", "programs", "proposals",
     ]  # fmt: skip
 
     for name in ("train", "evaluate"):
