@@ -89,7 +89,8 @@ def test_damaged_stores_are_named(tmp_path, store):
     for name, part in (("offsets", parts["offsets"] - 1), ("image_hws", parts["image_hws"][:2])):
         save_file(parts | {name: part}, tmp_path / f"{name}.safetensors", {"fast-rcnn proposals 2": "{}"})
     cases = {
-        "cut": "damaged", "junk": "damaged", "other": "not a proposal store", "none": "no such", "old": "generate it again",
+        "cut": "damaged", "junk": "damaged", "other": "not a proposal store", "none": "no such",
+        "old": "generate it again",
         "offsets": "damaged .* do not fit", "image_hws": "damaged .* do not fit",
     }  # fmt: skip
     for name, says in cases.items():
