@@ -48,7 +48,7 @@ class Policy:
 FIXED = Policy("fixed when a run resumes")
 PER_INVOCATION = Policy("not compared when a run resumes")
 AS_TRAINED = Policy("evaluation uses the value of training unless given")
-LAYOUT = Policy("of some layouts of datasets only")
+LAYOUT = Policy("applies to some data layouts only")
 MACHINE = Policy("names a path of this machine: null in exported weights")
 
 
@@ -167,7 +167,7 @@ def describe(schema: type[Settings], values: Any, prefix: str = "") -> str:
 
 def meaning(field: FieldInfo) -> str:
     """The description of a setting, on one line."""
-    return " ".join((field.description or "import path of the class").split())
+    return " ".join((field.description or "Import path of the class.").split())
 
 
 def nullable(schema: type[Settings], name: str) -> type[Settings]:
@@ -200,8 +200,8 @@ def valid_values(annotation: Any, metadata: Collection = ()) -> str:
 
 # Settings of earlier versions, and what replaces them.
 GONE = {
-    "metric.overlaps": "it is metric.iou_thresholds now",
-    "channels_last": "leave it out: images and features always have this memory format",
+    "metric.overlaps": "it is now metric.iou_thresholds",
+    "channels_last": "remove it: images and features always have this memory format",
 }
 
 

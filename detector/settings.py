@@ -1,9 +1,9 @@
-"""The settings: type, valid range, unit, meaning and policy of each, once. `docs/settings.md` is made from this file.
+"""The settings: type, valid range, unit, meaning and policy of each, once. docs/settings.md is generated from it.
 
-Loads in a moment: invalid settings are reported before torch is imported.
+It imports nothing slow: invalid settings are reported before torch is imported.
 
-A setting that is added later has a default here that means what the program did before it, so that checkpoints made
-before it keep their meaning; what new runs use instead stands in configs/.
+The default of a new setting is what the program did before the setting existed, so that earlier checkpoints keep their
+meaning. A different default for new runs is in configs/.
 """
 
 from collections.abc import Mapping
@@ -67,7 +67,7 @@ class Data(Settings):
         StringConstraints(pattern=r"^[a-z0-9_]+$"),
         Valid("voc, coco, folder or shapes: give data=voc data.root=DIR"),
     ]
-    """The layout: the module of detector/data/formats/ that reads it, such as voc, coco or folder."""
+    """The layout of the dataset, such as voc, coco or folder: the module of detector/data/formats/ that reads it."""
     root: Annotated[FolderName | None, MACHINE]
     """Folder of the dataset; null in exported weights."""
     train_split: Annotated[Text | None, LAYOUT] = None
@@ -89,62 +89,62 @@ class Data(Settings):
     ] = None
     """Folder: the format of the annotations to use; null: the one that is found."""
     val_fraction: Annotated[OpenRatio | None, LAYOUT, AS_TRAINED] = None
-    """Folder: makes a new split with this fraction of the images in val; null: the folder's own split, else 0.2."""
+    """Folder: make a new split with this fraction of the images in val; null: the folder's own split, else 0.2."""
     fold: Annotated[Fold | None, LAYOUT, AS_TRAINED] = None
-    """Folder: K/N makes a split into N parts, of which the K-th is val, for cross-validation."""
+    """Folder: K/N makes a new split into N parts, of which the K-th is val, for cross-validation."""
     split_seed: Annotated[NonNegativeInt | None, LAYOUT, AS_TRAINED] = None
-    """Folder: seed of the split that is made; null: 0."""
+    """Folder: seed of the new split; null: 0."""
     parts: Annotated[
         Annotated[tuple[dict[str, bool | Text | None], ...], Field(strict=False)] | None,
         Valid("null or a list of datasets, such as [{root: /data/a}, {root: /data/b}]"),
     ] = None
-    """Datasets to join; each has its own reader, root and splits, and takes the rest from here."""
+    """Datasets to join; each may have its own reader, root and splits, and takes the other settings from here."""
     classes: Annotated[Names, Field(min_length=1)] | None = None
     """Class names in this order; null: all names in the annotations, sorted."""
     exclude_classes: Names | None = None
     """Objects of these classes are ignored in training and scoring; their images are kept."""
     max_images: PositiveInt | None = None
-    """For training and for validation each: the first images in their order; null: all."""
+    """Use only the first images of training and of validation, this many of each; null: all."""
     exif: Annotated[Literal["apply", "ignore"], AS_TRAINED] = "apply"
-    """apply: rotate images upright by their EXIF tag; ignore: as stored, for boxes drawn on stored images."""
+    """apply: turn images upright by their EXIF orientation; ignore: use them as stored, if they were annotated so."""
     max_image_pixels: Annotated[PositiveInt, AS_TRAINED] = 178_956_970
     """A larger image is rejected before it is decoded."""
     max_bad_fraction: Ratio = 0.01
-    """Up to this fraction of the training images may be unusable and is skipped; in evaluation none may."""
+    """Up to this fraction of the training images may be unusable and is skipped; evaluation accepts none."""
     train_proposals: Annotated[Proposals, MACHINE] = None
     """A .safetensors store or a release's .mat (docs/proposals.md); null: selective search, run once."""
     val_proposals: Annotated[Proposals, MACHINE] = None
     """Proposals of the images to validate on, as data.train_proposals."""
     released_proposals: Annotated[FolderName | None, MACHINE] = None
-    """Folder of the paper's released proposals: its voc_2007_trainval.mat, and so on for each split of VOC, is used if
-    it is there and no other file is given."""
+    """Folder of the paper's released proposals: voc_2007_trainval.mat, and so on for each split of VOC, is used if it
+    exists and no other file is given."""
     proposals_by_score: Annotated[bool, AS_TRAINED] = False
     """true: highest score first, if the file has scores; false: the order of the file."""
     min_proposal_px: Annotated[float, Field(ge=0), Valid("a number of pixels, 0 or more"), AS_TRAINED] = 0.0
-    """Proposals with a shorter side, in the original image, are removed."""
+    """Proposals with a shorter side than this, in the original image, are removed."""
     unique_proposals: Annotated[bool, AS_TRAINED] = True
-    """Of identical proposals of an image, use one."""
+    """true: of identical proposals of an image, only the first is used."""
     train_max_proposals: PositiveInt = 2000
-    """Per image, the first of those left; generated ones come best first, near duplicates last."""
+    """Maximum number of proposals per training image, the first ones; generated ones are sorted, best first."""
     val_max_proposals: Annotated[PositiveInt, AS_TRAINED] = 4000
-    """Per image to validate on; more raise recall: fast selective search gives about 3000."""
+    """As data.train_max_proposals, for validation images. More raise recall: fast selective search gives about 3000."""
     use_difficult: bool = True
-    """Train on objects marked difficult."""
+    """true: objects marked difficult are trained on."""
     repeat_rare: Annotated[
         Annotated[float, Field(gt=0, le=1), Valid("a number above 0, up to 1")] | None,
         FIXED,
     ] = None
-    """Images with a class that fewer than this fraction of the training images have are repeated in an epoch, by the
-    root of how much rarer it is (LVIS: 0.001); null: each image once."""
+    """Images with a class that is in less than this fraction of the training images are repeated in an epoch, by the
+    square root of the ratio (LVIS: 0.001); null: each image once."""
     group_by_aspect: Annotated[bool, FIXED] = False
-    """true: the images of a training batch are all upright or all wide, which saves padding."""
+    """true: the images of a training batch are all portrait or all landscape, which saves padding."""
     short_side_px: Annotated[
         SidePx | Annotated[Tuple[SidePx], Field(min_length=1, max_length=100)],
         Valid("an integer from 1 to 20000, or a list of them"),
         AS_TRAINED,
     ] = 600
-    """Images are scaled so that the short side has this length. Of a list, a training image has a random one, and an
-    image that is scored the middle one."""
+    """Images are scaled so that the short side has this length. With a list, each training image gets a random one of
+    its lengths, and images that are scored the middle one."""
     max_side_px: Annotated[SidePx, AS_TRAINED] = 1000
     """Maximum length of the long side: larger images are scaled down further."""
 
@@ -172,9 +172,9 @@ class Model(Settings):
     weights: Annotated[Text | None, Valid("null, imagenet or the name of a file")] = None
     """imagenet, null (from scratch), or a file: torchvision's state dict or a checkpoint."""
     frozen_stages: NonNegativeInt | None = None
-    """Stages that do not learn, counted from the image; null: 2 with weights, else none."""
+    """Number of stages that are not trained, counted from the image; null: 2 with weights, else none."""
     only_boxes: bool = False
-    """true: only the layer of the box regression learns: the second stage of stage-wise training (paper, table 6)."""
+    """true: only the box regression layer is trained, the second stage of stage-wise training (paper, table 6)."""
     pool_size: Annotated[int, Field(ge=1, le=100), Valid("an integer from 1 to 100")] | None = None
     """Height and width of a pooled RoI, in cells; null: 14 for res5, else 7."""
     hidden: Units = 1024
@@ -182,14 +182,14 @@ class Model(Settings):
     hidden_last: Units | None = None
     """Units of the second fully connected layer; null: model.hidden."""
     dropout: Ratio = 0.0
-    """Probability after each fully connected layer."""
+    """Dropout probability after each fully connected layer."""
     svd_ranks: SvdRanks = None
     """Ranks of fc6 and fc7 in a network that scripts/compress.py has written; null: none. Training needs null."""
     class_agnostic: bool = False
     """true: one box per RoI for all classes; false (the paper): one for each class."""
     delta_normalization: Literal["fixed", "per_class"] = "fixed"
-    """Of box targets. fixed: by roi.delta_std; per_class (the paper): also by mean and deviation of each class over the
-    training set, which checkpoints keep."""
+    """Normalisation of box targets. fixed: by roi.delta_std; per_class (the paper): also by mean and standard deviation
+    of each class over the training set, which checkpoints contain."""
 
 
 class RoISampling(Settings):
@@ -198,17 +198,18 @@ class RoISampling(Settings):
     rois_per_image: Annotated[int, Field(ge=1, le=100_000), Valid("an integer from 1 to 100000")] = 64
     """RoIs sampled from each image."""
     foreground_fraction: Ratio = 0.25
-    """At most this fraction is foreground."""
+    """Maximum fraction of the sampled RoIs that is foreground."""
     foreground_iou: Ratio = 0.5
     """Minimum IoU of a foreground RoI with an object."""
     background_iou_low: Ratio = 0.0
-    """A background RoI has a maximum IoU with the objects of at least this (paper: 0.1); an image without such a
-    proposal samples from all below background_iou_high."""
+    """The largest IoU of a background RoI with an object is at least this (paper: 0.1); an image without such a
+    proposal samples from all proposals below background_iou_high."""
     background_iou_high: Ratio = 0.5
-    """A background RoI has a maximum IoU with the objects below this."""
+    """The largest IoU of a background RoI with an object is below this."""
     balance_objects: bool = False
-    """true: the objects of an image have equal shares of the foreground, as far as their proposals go; false (the
-    paper): it is uniform over all foreground proposals, of which large objects have most."""
+    """true: the objects of an image get equal shares of its foreground RoIs, as far as they have proposals; false (the
+    paper): foreground RoIs are sampled uniformly from all foreground proposals, most of which belong to large
+    objects."""
     ohem: bool = False
     """true: of all RoIs of an image, labelled as above, the rois_per_image with the highest loss are trained on (online
     hard example mining); foreground_fraction and balance_objects do not apply."""
@@ -233,7 +234,7 @@ class Loss(Settings):
     cls: Literal["cross_entropy", "focal"] = "cross_entropy"
     """Classification loss. focal: the cross entropy times (1 - probability of the label)^loss.focal_gamma."""
     focal_gamma: NonNegativeFloat = 2.0
-    """The larger, the less a RoI that is already classified well contributes."""
+    """The larger, the smaller the contribution of RoIs that are already classified well."""
     class_weights: (
         Annotated[dict[Text, NonNegativeFloat], Valid("weights of classes, such as {cat: 2.0, background: 0.5}")] | None
     ) = None
@@ -242,7 +243,7 @@ class Loss(Settings):
     """Box loss of foreground RoIs. smooth_l1, l1: on the deltas; giou, diou, ciou: 1 - generalized, distance or
     complete IoU of the boxes."""
     beta: PositiveFloat = 1.0
-    """Distance at which smooth_l1 turns from a square into a line."""
+    """Distance at which smooth_l1 changes from quadratic to linear."""
     box_weight: NonNegativeFloat = 1.0
     """Factor on the box loss, the paper's lambda; 0: classification alone."""
 
@@ -253,8 +254,8 @@ class Detect(Settings):
     score_threshold: Ratio = 0.05
     """Boxes with a lower score are removed."""
     average_per_class: NonNegativeFloat = 0.0
-    """Of a dataset that is scored, each class has the score threshold that leaves this many boxes per image on average
-    before suppression (the paper's code: 40), of which an image has at most 100; 0: detect.score_threshold alone."""
+    """When a dataset is scored, the score threshold of each class is raised until this many boxes per image remain on
+    average before suppression (the paper's code: 40), at most 100 in one image; 0: detect.score_threshold alone."""
     nms: Literal["hard", "soft"] = "hard"
     """Non-maximum suppression, for each class. hard: a box that overlaps a higher-scored one is removed; soft: its
     score is multiplied by exp(-IoU^2 / detect.soft_nms_sigma)."""
@@ -263,7 +264,7 @@ class Detect(Settings):
     soft_nms_sigma: PositiveFloat = 0.5
     """Soft suppression: the smaller, the lower the scores of boxes that overlap."""
     max_detections: PositiveInt = 100
-    """Per image, those with the highest scores."""
+    """Maximum number of detections per image, those with the highest scores."""
     regress_boxes: bool = True
     """false: detections are the proposals themselves, without the box regression (paper, table 6)."""
     flip: bool = False
@@ -284,13 +285,13 @@ class Metric(Settings):
         Valid("a list of numbers above 0 and up to 1, such as [0.5,0.7]"),
         FIXED,
     ] = (0.5,)
-    """mAP is given at each, and as the mean over 0.50:0.95."""
+    """IoU thresholds at which mAP is computed, beside its mean over 0.50:0.95."""
     main: Annotated[str | None, FIXED] = None
-    """Decides which checkpoint is best: area@0.50, coco ...; null: 11point at the first IoU threshold."""
+    """Metric that decides which checkpoint is best: area@0.50, coco ...; null: 11point at the first IoU threshold."""
     devkit: Annotated[bool, FIXED] = False
     """true: count exactly as the published Python evaluation."""
     coco: bool = False
-    """true: COCO's twelve numbers too."""
+    """true: compute COCO's twelve numbers too."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Metric":
@@ -311,7 +312,7 @@ class ProposalSource(Settings):
     """Selective search, for the parts of the dataset that have no file of proposals."""
 
     mode: SearchMode = "fast"
-    """Number of segmentations: more take longer and find more."""
+    """Number of segmentations: single is the fastest, quality finds the most objects."""
     folder: Annotated[FolderName | None, MACHINE] = "data/proposals"
     """Folder of generated proposals."""
 
@@ -327,7 +328,7 @@ class CommonSettings(Settings):
     """What training and evaluation have in common. A checkpoint contains these."""
 
     seed: Annotated[int, Field(ge=0, le=2**63 - 1), Valid("an integer from 0 to 2^63 - 1"), FIXED] = 0
-    """Of image order, augmentation, RoI sampling, initial weights and dropout."""
+    """Seed of image order, augmentation, RoI sampling, initial weights and dropout."""
     device: Annotated[str, Valid("auto, cpu, cuda, cuda:N or mps")] = "auto"
     """auto (an NVIDIA GPU if there is one), cpu, cuda, cuda:1, or mps (Apple silicon)."""
     precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
@@ -349,7 +350,8 @@ class Optimizer(Settings):
     """An optimizer of torch.optim; a class other than those below takes its arguments as extra settings."""
 
     lr: PositiveFloat | None = None
-    """Base learning rate; null: SGD proportional to the batch size, AdamW to its square root (docs/recipes.md)."""
+    """Base learning rate; null: for SGD proportional to the batch size, for AdamW to its square root
+    (docs/recipes.md)."""
     weight_decay: NonNegativeFloat = 0.0
     """Weight decay."""
     bias_lr_factor: PositiveFloat = 1.0
@@ -359,7 +361,7 @@ class Optimizer(Settings):
     norm_decay_factor: Annotated[NonNegativeFloat, FIXED] = 1.0
     """The weight decay of the weights of norm layers is multiplied by this; 0: none."""
     max_grad_norm: PositiveFloat | None = None
-    """The whole gradient is scaled down to this norm; null: no limit."""
+    """Maximum norm of the gradient of all parameters; a larger gradient is scaled down to it. null: no limit."""
 
 
 class Sgd(Optimizer):
@@ -367,9 +369,9 @@ class Sgd(Optimizer):
 
     target: Annotated[Literal["torch.optim.SGD"], FIXED] = Field(alias="_target_")
     momentum: Decay = 0.0
-    """Part of the last update that is added to the next."""
+    """Fraction of the last update that is added to the next."""
     nesterov: bool = False
-    """Nesterov's form of momentum."""
+    """true: Nesterov momentum."""
     fused: bool | None = None
     """Update in one pass over the weights."""
 
@@ -454,11 +456,11 @@ class Training(Settings):
     """Each process splits its images of a step into this many parts, one after the other in memory; their gradients add
     up to that of the whole batch, except with model.norm=batch, where each part has its own statistics."""
     eval_every: PositiveInt = 250
-    """Iterations between evaluations; there is one at the end too."""
+    """Iterations between evaluations; there is also one at the end."""
     patience: PositiveInt | None = None
-    """The run ends early when this many evaluations in a row are not better than the best one; null: never."""
+    """The run ends early after this many evaluations in a row without a better one; null: never."""
     checkpoint_every: PositiveInt = 250
-    """Iterations between checkpoints; one is written at the end and when a signal stops the run, too."""
+    """Iterations between checkpoints; one is also written at the end and when a signal stops the run."""
     log_every: PositiveInt = 10
     """Iterations between the lines of metrics.jsonl and points in TensorBoard."""
     ema: Annotated[OpenRatio | None, FIXED] = None
@@ -523,7 +525,7 @@ class EvaluateSettings(Settings):
     svd_ranks: SvdRanks = None
     """Ranks of the truncated SVD of fc6 and fc7 (paper, section 3.1), which makes large layers faster; null: none."""
     submission: bool = False
-    """true: no scores, but the files of VOC's evaluation server, as for a split without annotations."""
+    """true: write the files of VOC's evaluation server instead of scores, as for a split without annotations."""
     out: FolderName | None = None
     """New folder for report, numbers, detections and curves; null: RUN/evaluate-DATA (-2, -3 ...)."""
     distributed: Distributed = Distributed()
@@ -540,4 +542,4 @@ class EvaluateSettings(Settings):
     """Null: as in training; for saved detections, null skips a step."""
     metric: Metric = Metric(coco=True)
     proposals: GivenProposals = GivenProposals(folder="data/proposals")
-    """For new proposals; those of training are read in their folder, but none is written there."""
+    """For new proposals. Those of training are read from their folder, but nothing is written there."""

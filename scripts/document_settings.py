@@ -12,13 +12,13 @@ from detector.settings import EvaluateSettings, TrainSettings
 PAGE = Path(__file__).resolve().parents[1] / "docs/settings.md"
 INTRODUCTION = """# Settings
 
-Every setting of `train.py`, then those of `evaluate.py`: its type and range, its default, its meaning, and when it is
-fixed. A setting that is not fixed may change when a run resumes; the change is logged. `python train.py --help` prints
-the current values. This page is made from `detector/settings.py` by `python scripts/document_settings.py`.
+This page lists every setting of `train.py` and of `evaluate.py` with its valid values, default, meaning and policy.
+A setting that is not fixed may change when a run resumes; the change is logged. `python train.py --help` prints the
+current values. This page is generated from `detector/settings.py` by `python scripts/document_settings.py`.
 
 Set one on the command line (`train.iterations=4000`), or many in a file `configs/experiment/NAME.yaml`
-(`experiment=NAME`). Defaults include those of `configs/train.yaml`; a dash means that the chosen file in
-`configs/` gives the value, as `optimizer=adamw` does.
+(`experiment=NAME`). Defaults include those of `configs/train.yaml`. A dash means that the selected file in `configs/`
+gives the value, such as that of `optimizer=adamw`.
 """
 
 
@@ -37,7 +37,7 @@ def settings_page() -> str:
     train = "\n".join(_sections(TrainSettings, ""))
     evaluate = "\n".join(_sections(EvaluateSettings, "", nested=False))
     below = """
-`data`, `detect` and `proposals` have the settings above, null by default, which takes the value of training;
+`data`, `detect` and `proposals` have the settings above. They are null by default, which means the value of training;
 `proposals.folder` is always that of the evaluation. `metric` and `distributed` are as above, but `metric.coco` is true.
 """
     return f"{INTRODUCTION}\n## train.py\n\n{train}\n\n## evaluate.py\n\n{evaluate}\n{below}"

@@ -364,9 +364,9 @@ def test_every_setting_of_a_layout_is_taken_by_one(settings):
 
 def test_a_renamed_setting_is_named_with_its_new_name():
     assert str(no_such_setting("metric.overlaps", ())) == (
-        "metric.overlaps: no such setting; it is metric.iou_thresholds now"
+        "metric.overlaps: no such setting; it is now metric.iou_thresholds"
     )
-    assert "channels_last: no such setting; leave it out" in str(no_such_setting("channels_last", ()))
+    assert "channels_last: no such setting; remove it" in str(no_such_setting("channels_last", ()))
 
 
 def test_a_group_that_is_no_group_is_named(settings):
