@@ -498,6 +498,9 @@ class TrainSettings(CommonSettings):
     """auto: resume the run in run.dir, or begin it; RUN, a folder: resume it with the settings saved there; or a file
     RUN/checkpoints/*.pt."""
     run: Annotated[Run, PER_INVOCATION] = Run()
+    deterministic: bool = False
+    """true: two runs on one GPU are bitwise identical, at the cost of slower steps; an operation that has no such form
+    is an error. On a CPU runs are so anyway."""
     distributed: Distributed = Distributed()
     train: Training = Training()
     optimizer: AnyOptimizer

@@ -26,6 +26,7 @@ from detector.data.formats.voc import read_voc
 from detector.errors import InputError
 from detector.proposals.generate import generate_proposals
 from detector.proposals.store import write_store
+from detector.runtime.device import set_deterministic
 from detector.schema import parse
 from detector.settings import CommonSettings
 from detector.training.checkpoint import Checkpoints
@@ -332,6 +333,15 @@ def test_the_seed_decides_the_run_and_the_number_of_workers_does_not(settings, c
 )  # fmt: skip
 def test_every_setting_of_training_has_its_effect(settings, common, tmp_path, override, usual_losses):
     assert losses(settings, common, tmp_path / "run", override) != usual_losses
+
+
+@pytest.mark.slow
+def test_a_deterministic_run_is_the_same_on_a_cpu(settings, common, tmp_path, usual_losses):
+    try:
+        assert losses(settings, common, tmp_path / "run", "deterministic=true") == usual_losses
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        set_deterministic(False)
 
 
 @pytest.mark.parametrize("more", [[], ["model.class_agnostic=true", "train.ema=0.9"]])

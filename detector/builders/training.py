@@ -18,7 +18,7 @@ from detector.data.loader import TransformedDataset
 from detector.errors import InputError
 from detector.models import FastRCNN, build_model
 from detector.models.weights import load_weights
-from detector.runtime.device import loss_scaler
+from detector.runtime.device import loss_scaler, set_deterministic
 from detector.runtime.distributed import shared_errors
 from detector.runtime.ranks import rank_info
 from detector.settings import CommonSettings, Loss, Training, TrainSettings
@@ -111,6 +111,7 @@ def build_training(settings: TrainSettings, checkpoint: dict | None) -> Training
     require_writable("proposals.folder", Path(settings.proposals.folder))
     if settings.model.svd_ranks is not None:
         raise InputError("model.svd_ranks: is for networks that are compressed after training: leave it out")
+    set_deterministic(settings.deterministic)
     compute = build_compute(settings)
     train_set, val_set = datasets.build_dataset(data, "train"), datasets.build_dataset(data, "val")
     classes = datasets.resolve_classes(data, train_set, val_set)

@@ -102,7 +102,7 @@ def _scatter(  # type: ignore[no-untyped-def]
     argmax,  # the same
     rois,  # (R, 5)
     sums,  # (B, H, W, C), zeros
-    unit,  # (): gradients are integer multiples of this unit, if `fixed_point`
+    per_unit,  # (): 1 / the unit of which gradients are integer multiples, if `fixed_point`
     cells,
     channels,
     bins: tl.constexpr,
@@ -120,7 +120,7 @@ def _scatter(  # type: ignore[no-untyped-def]
     value = tl.load(grad + bin_index * channels + channel, mask=inside, other=0.0)
     target = sums + (image * cells + where) * channels + channel
     if fixed_point:
-        units = _or_zero(value.to(tl.float64) / tl.load(unit))
+        units = _or_zero(value.to(tl.float64) * tl.load(per_unit))
         value = (units + tl.where(units < 0, -0.5, 0.5)).to(tl.int64)
     tl.atomic_add(target, value.to(sums.dtype.element_ty), mask=taken, sem="relaxed")
 
@@ -161,7 +161,7 @@ def backward(grad: Tensor, rois: Tensor, argmax: Tensor, batch_size: int, height
     values = grad.permute(0, 2, 3, 1).contiguous()
     where = argmax.permute(0, 2, 3, 1).contiguous()
     fixed_point = torch.are_deterministic_algorithms_enabled()
-    unit = torch.ones((), dtype=torch.float64, device=grad.device)
+    unit = torch.ones((), dtype=torch.float64, device=grad.device)  # a power of two
     sums_dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
     shape = (batch_size, height, width, grad.shape[1])
     sums = torch.zeros(shape, dtype=torch.int64 if fixed_point else sums_dtype, device=grad.device)
@@ -169,10 +169,11 @@ def backward(grad: Tensor, rois: Tensor, argmax: Tensor, batch_size: int, height
         if fixed_point:
             low, high = values.aminmax()
             largest = torch.maximum(-low, high).double()
-            unit = torch.ldexp(unit, largest.frexp().exponent - _FIXED_POINT_BITS)
+            # The reciprocal of a smaller unit would be infinite.
+            unit = torch.ldexp(unit, (largest.frexp().exponent - _FIXED_POINT_BITS).clamp(min=-1000))
             unit = torch.where(largest.isfinite(), unit, torch.nan)  # so that the sums are NaN
         grid, block = _grid_and_block(values)
-        tensors = values, where, rois.to(torch.float32).contiguous(), sums, unit
+        tensors = values, where, rois.to(torch.float32).contiguous(), sums, unit.reciprocal()
         sizes = height * width, values.shape[3], values.shape[1] * values.shape[2]
         with torch.cuda.device_of(values):
             _scatter[grid](*tensors, *sizes, fixed_point, torch.iinfo(where.dtype).max, block)

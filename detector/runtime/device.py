@@ -1,5 +1,6 @@
 """The device and precision of the network."""
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,7 @@ except ImportError:  # Windows
 
 Output = TypeVar("Output")
 PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+NOT_DETERMINISTIC = "does not have a deterministic implementation"
 _limiting = threading.Lock()
 
 
@@ -120,6 +122,22 @@ def resolve_compute(device: str, precision: str) -> Compute:
     if precision == "auto":
         precision = "bfloat16" if has_fast_bfloat16(chosen) else "float32"
     return Compute(chosen, PRECISIONS[precision])
+
+
+def set_deterministic(enabled: bool) -> None:
+    """Let torch use deterministic algorithms alone, or whichever is fastest. Call it before CUDA is used.
+
+    An operation that has none then raises RuntimeError, whose text contains NOT_DETERMINISTIC. RoI pooling adds its
+    gradients in fixed point, see `roi_pool.cuda.backward`.
+    """
+    workspaces = (":4096:8", ":16:8")  # with others, the matrix products of cuBLAS depend on timing
+    if enabled and (given := os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", workspaces[0])) not in workspaces:
+        raise InputError(
+            f"deterministic=true: the environment variable CUBLAS_WORKSPACE_CONFIG={given} must be "
+            f"{' or '.join(workspaces)}, or unset"
+        )
+    torch.use_deterministic_algorithms(enabled)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it is to find errors
 
 
 def loss_scaler(compute: Compute) -> torch.amp.GradScaler:

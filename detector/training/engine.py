@@ -13,9 +13,10 @@ from torch.optim.swa_utils import AveragedModel
 from detector.boxes import BoxCoder
 from detector.data.epoch_order import EpochOrder
 from detector.data.loader import TransformedDataset, collate
+from detector.errors import InputError
 from detector.inference.predict import DetectorConfig
 from detector.models import FastRCNN
-from detector.runtime.device import Compute
+from detector.runtime.device import NOT_DETERMINISTIC, Compute
 from detector.runtime.distributed import all_reduce_sum, mean, raise_once
 from detector.runtime.ranks import rank_info
 from detector.runtime.seeds import Stream, seed_of
@@ -105,7 +106,8 @@ def training_steps(
     """Take one optimizer step per batch and yield it. The measured times exclude the caller's work in between.
 
     `start` is the number of steps already done. Raises RunFailure, before any weight is changed, if the loss or the
-    gradient is not finite, and if the GPU runs out of memory.
+    gradient is not finite, and if the GPU runs out of memory; InputError for an operation that is not deterministic
+    after `set_deterministic`.
     """
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
@@ -124,6 +126,11 @@ def training_steps(
             raise_once(not_finite_failure(error, iteration, batch, optimizer.param_groups[0]["lr"]))
         except torch.OutOfMemoryError as error:
             raise out_of_memory_failure(error, iteration, batch, compute) from error
+        except RuntimeError as error:
+            operation, missing, _ = str(error).partition(f" {NOT_DETERMINISTIC}")
+            if not missing:
+                raise
+            raise_once(InputError(f"deterministic=true: torch has no deterministic {operation} on {compute.device}"))
         values |= {
             "train/lr": optimizer.param_groups[0]["lr"],
             "time/data_s": waited,

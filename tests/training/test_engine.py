@@ -1,5 +1,6 @@
 import copy
 import math
+import os
 from dataclasses import replace
 
 import pytest
@@ -9,12 +10,12 @@ from torch.amp import GradScaler
 from detector.boxes import BoxCoder
 from detector.errors import InputError
 from detector.models import build_model
-from detector.runtime.device import Compute
+from detector.runtime.device import Compute, set_deterministic
 from detector.settings import Model, RoISampling
 from detector.structures import RoiTargets
 from detector.training.checkpoint import load_scaler
 from detector.training.diagnostics import DivergenceDetector, NotFinite
-from detector.training.engine import TrainingConfig, split_batch, train_step
+from detector.training.engine import TrainingConfig, split_batch, train_step, training_steps
 from detector.training.tracking import Means
 from tests.helpers.batches import train_batch
 
@@ -131,3 +132,33 @@ def test_the_state_of_the_scaler_is_loaded_or_refused():
         with pytest.raises(InputError, match="the state of the loss scaler in the checkpoint is invalid"):
             load_scaler({"scaler": wrong}, scaler)
     load_scaler({"scaler": 3}, GradScaler("cpu", enabled=False))
+
+
+class TestDeterministic:
+    @pytest.fixture(autouse=True)
+    def _restored(self, monkeypatch):
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+        yield
+        set_deterministic(False)
+
+    def test_it_applies_to_torch(self, monkeypatch):
+        monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+        set_deterministic(False)
+        assert not torch.are_deterministic_algorithms_enabled()
+        assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+        set_deterministic(True)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
+        with pytest.raises(InputError, match=r"CUBLAS_WORKSPACE_CONFIG=:0:0 must be :4096:8 or :16:8, or unset"):
+            set_deterministic(True)
+
+    def test_an_operation_without_such_a_form_is_named(self):
+        model = build_model(Model(backbone="resnet18", norm="group", pool_size=2, hidden=8), num_classes=2)
+        model.head.register_forward_pre_hook(lambda _, pooled: pooled[0].clone().put_(torch.tensor([0]), torch.ones(1)))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        set_deterministic(True)
+        with pytest.raises(InputError, match=r"^deterministic=true: torch has no deterministic put_ on cpu$"):
+            next(training_steps(model, [BATCH], optimizer, lambda _: 1.0, CONFIG, COMPUTE))
+        set_deterministic(False)
+        assert next(training_steps(model, [BATCH], optimizer, lambda _: 1.0, CONFIG, COMPUTE)).iteration == 1
