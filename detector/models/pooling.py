@@ -10,6 +10,28 @@ from torchvision.ops import roi_align
 from detector.roi_pool import RoIPool
 
 
+class RoIPoolOnMap(RoIPool):
+    """RoI pooling that gives a RoI beyond the last row or column of the map the values there, where the operator gives
+    zeros.
+
+    A thin proposal at the lower or right border of an image rounds to a row or column that the map does not have.
+    """
+
+    def forward(self, features: Tensor, rois: Tensor | Sequence[Tensor]) -> Tensor:
+        assert isinstance(rois, Tensor)
+        return super().forward(features, onto_map(rois, features.shape[2:], 1 / self.spatial_scale))
+
+
+def onto_map(rois: Tensor, map_hw: Sequence[int], stride: float) -> Tensor:
+    """The RoIs (R, 5), with those moved to the last column (row) whose first corner rounds to one beyond it."""
+    image, *corners = rois.unbind(dim=1)
+    for axis, cells in enumerate((map_hw[1], map_hw[0])):
+        low, high = corners[axis], corners[axis + 2]
+        corners[axis] = low.clamp(max=(cells - 1) * stride)
+        corners[axis + 2] = torch.where(low >= (cells - 0.5) * stride, corners[axis], high)
+    return torch.stack([image, *corners], dim=1)
+
+
 class RoIAlign(nn.Module):
     """RoI Align (He et al. 2017). Features and result are float32.
 
@@ -55,7 +77,7 @@ def levels_of(rois: Tensor, levels: int) -> Tensor:
 
 
 POOLINGS: dict[str, Callable[[int, float], nn.Module]] = {
-    "roi_pool": RoIPool,
+    "roi_pool": RoIPoolOnMap,
     "roi_align": RoIAlign,
     "roi_align_v2": partial(RoIAlign, aligned=True),
 }

@@ -19,7 +19,8 @@ from detector.inference.onnx_network import FORMAT
 from detector.models import FastRCNN, build_model
 from detector.models.backbones import Backbone
 from detector.models.heads import FcHead
-from detector.roi_pool import RoIPool, roi_pool
+from detector.models.pooling import RoIPoolOnMap
+from detector.roi_pool import roi_pool
 from detector.settings import Model
 from detector.training.checkpoint import load_checkpoint, trained_settings
 from detector.training.sharing import describe_network
@@ -46,7 +47,9 @@ class SmallBackbone(Backbone):
 
 def small_network(num_classes: int = 4) -> FastRCNN:
     torch.manual_seed(0)
-    network = FastRCNN(SmallBackbone(), RoIPool(7, 1 / 16), FcHead(32, 7, 32, 0.5), num_classes, normalize_deltas=True)
+    network = FastRCNN(
+        SmallBackbone(), RoIPoolOnMap(7, 1 / 16), FcHead(32, 7, 32, 0.5), num_classes, normalize_deltas=True
+    )
     network.set_delta_statistics(torch.randn(num_classes, 4) / 4, torch.rand(num_classes, 4) + 0.5, keep_outputs=False)
     nn.init.normal_(network.bbox_pred.weight, std=0.05)
     nn.init.normal_(network.cls_score.weight, std=0.3)
@@ -105,7 +108,9 @@ def test_max_roi_pool_is_our_roi_pooling():
 def test_images_and_rois_of_any_number_and_size(exported, coder, batch, height, width, count):
     session = onnxruntime.InferenceSession(exported)
     images = torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8)
-    for theirs, ours in outputs(session, small_network(), coder, images, random_rois(count, images)):
+    thin = torch.tensor([[0, 0, height - 1, width, height], [0, width - 1, 0, width, height]], dtype=torch.float32)
+    rois = torch.cat([random_rois(count, images), thin])
+    for theirs, ours in outputs(session, small_network(), coder, images, rois):
         assert theirs.dtype == np.float32
         np.testing.assert_allclose(theirs, ours, atol=1e-4)
     assert (ours[..., 0] >= 0).all()

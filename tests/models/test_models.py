@@ -12,7 +12,8 @@ from detector.errors import InputError
 from detector.models import build_model
 from detector.models.backbones import FrozenNorm
 from detector.models.heads import FcHead
-from detector.models.pooling import POOLINGS, PyramidPooling, RoIAlign, levels_of
+from detector.models.pooling import POOLINGS, PyramidPooling, RoIAlign, RoIPoolOnMap, levels_of
+from detector.roi_pool import RoIPool
 from detector.runtime.device import Compute
 from detector.settings import Backbone as BackboneName
 from detector.settings import Detect, Model, RoISampling
@@ -99,6 +100,20 @@ def test_rois_of_a_pyramid_are_pooled_from_levels_by_their_size():
         rois_inside = torch.tensor([[0, 0, 0, 240, 240], [0, 0, 0, 30, 30], [0, 0, 0, 120, 120.0]])
         pooled = PyramidPooling([kind(2, 1 / (4 * 2**n)) for n in range(4)])(maps, rois_inside)
         assert pooled.amax(dim=(1, 2, 3)).tolist() == [2.0, 0.0, 1.0]
+
+
+def test_a_roi_beyond_the_map_pools_its_last_row_or_column():
+    features = torch.arange(1.0, 13).reshape(1, 1, 3, 4).requires_grad_()
+    rois = torch.tensor([[0, 60, 0, 64, 48], [0, 0, 40, 64, 48], [0, 63, 47, 64, 48], [0, 90, 4, 900, 20.0]])
+    pooled = RoIPoolOnMap(1, 1 / 16)(features, rois)
+    assert pooled.flatten().tolist() == [12, 12, 12, 8]
+    pooled.sum().backward()
+    assert features.grad.flatten().nonzero().flatten().tolist() == [7, 11]
+    assert not RoIPool(1, 1 / 16)(features, rois).any()  # the operator, as Caffe's
+    # Others, also those whose last corner is beyond the map, are as in the operator.
+    starts = torch.rand(200, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([55.9, 39.9])
+    inside = torch.cat([torch.zeros(200, 1), starts, starts + 20], dim=1)
+    assert torch.equal(RoIPoolOnMap(2, 1 / 16)(features, inside), RoIPool(2, 1 / 16)(features, inside))
 
 
 def test_roi_align_averages_where_roi_pooling_takes_the_maximum():
