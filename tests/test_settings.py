@@ -6,6 +6,7 @@ import albumentations
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from detector.allowlist import build
 from detector.builders import datasets
@@ -42,6 +43,19 @@ def test_every_config_makes_its_parts(settings, choice):
     for item in config.augment.transforms:
         assert isinstance(build(item, ALLOWED), albumentations.BasicTransform)
     assert build_training_config(config, ()).coder.std == config.roi.delta_std
+
+
+def test_realtime_computes_a_small_part_of_the_default(settings):
+    def flops(*overrides: str) -> int:
+        config = settings("train", "data=voc", "data.root=x", *overrides)
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            height = config.data.short_side_px
+            images = torch.zeros(1, 3, height, height * 4 // 3, dtype=torch.uint8)
+            build_model(config.model, 20)(images, torch.zeros(config.data.val_max_proposals, 5))
+        return counter.get_total_flops()
+
+    assert flops("experiment=realtime") < 0.08 * flops()
+    assert settings("train", "experiment=realtime").proposals.mode == "single"
 
 
 @pytest.mark.parametrize("choice", ["voc", "voc07", "shapes"])
