@@ -49,11 +49,11 @@ class Assembly(nn.Module):
         return network.cls_score(hidden), network.bbox_pred(hidden).unflatten(1, (-1, 4))
 
 
-def networks(name: str, train: bool) -> tuple[FastRCNN, Assembly, tuple[int, int]]:
+def networks(name: str, train: bool, num_classes: int = NUM_CLASSES) -> tuple[FastRCNN, Assembly, tuple[int, int]]:
     """Ours and the peer with equal weights, and the size of their images."""
     settings, image_hw = NETWORKS[name]
     torch.manual_seed(0)
-    ours = build_model(settings, NUM_CLASSES).train(train)
+    ours = build_model(settings, num_classes).train(train)
     nn.init.normal_(ours.cls_score.weight, std=0.1)  # else all scores are alike, and NMS has as many boxes as there are
     peer = Assembly(ours, 14 if settings.head == "res5" else 7).train(train)
     return ours, peer, image_hw

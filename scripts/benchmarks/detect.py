@@ -1,12 +1,13 @@
 """Detection against the same network assembled from torchvision's parts.
 
-    python scripts/benchmark.py detect --networks VGG16 --proposals 300 2000
+    python scripts/benchmark.py detect --networks VGG16 --proposals 1 300 2000 4000 --classes 20 80
 
 From an image and its proposals to detections, with equal weights; the scores of both are compared first. They take
 turns on the same image, on the CPU; ours in float32 and bfloat16, the peer in float32. Milliseconds are medians.
 """
 
 import argparse
+import itertools
 from functools import partial
 
 import torch
@@ -25,17 +26,19 @@ from scripts.benchmarks.selective_search import machine
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--networks", nargs="+", choices=list(peers.NETWORKS), default=list(peers.NETWORKS))
     parser.add_argument("--proposals", nargs="+", type=int, default=[300, 2000])
+    parser.add_argument("--classes", nargs="+", type=int, default=[peers.NUM_CLASSES], help="numbers of classes")
     parser.add_argument("--rounds", type=int, default=5)
 
 
 def run(arguments: argparse.Namespace) -> None:
     print(f"{machine()}; torch {torch.__version__}; median of {arguments.rounds} rounds\n")
-    show([measure(name, count, arguments.rounds) for name in arguments.networks for count in arguments.proposals])
+    cases = itertools.product(arguments.networks, arguments.classes, arguments.proposals)
+    show([measure(name, classes, count, arguments.rounds) for name, classes, count in cases])
 
 
 @torch.inference_mode()
-def measure(name: str, proposals: int, rounds: int) -> dict[str, object]:
-    ours, peer, (height, width) = peers.networks(name, train=False)
+def measure(name: str, classes: int, proposals: int, rounds: int) -> dict[str, object]:
+    ours, peer, (height, width) = peers.networks(name, train=False, num_classes=classes)
     pixels = torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8)
     rois = peers.random_rois(proposals, 1, (height, width))
     empty = [torch.zeros(0, 4)], [torch.zeros(0, dtype=torch.int64)]
@@ -51,6 +54,7 @@ def measure(name: str, proposals: int, rounds: int) -> dict[str, object]:
     seconds = peers.median_seconds(functions, rounds)
     return {
         "network": name,
+        "classes": classes,
         "proposals": proposals,
         "torchvision ms": 1e3 * seconds["torchvision"],
         "float32 ms": 1e3 * seconds["torch.float32"],
