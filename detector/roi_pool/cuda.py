@@ -37,8 +37,8 @@ def _bin_edges(low, high, spatial_scale, i, bins: tl.constexpr, limit):  # type:
         size = tl.div_rn(cells, tl.full((), bins, tl.float32))
     else:
         size = cells / bins
-    first = tl.floor(i.to(low.dtype) * size).to(tl.int32) + start
-    past = tl.ceil((i + 1).to(low.dtype) * size).to(tl.int32) + start
+    first = tl.floor(i * size).to(tl.int32) + start
+    past = tl.ceil((i + 1) * size).to(tl.int32) + start
     return tl.minimum(tl.maximum(first, 0), limit), tl.minimum(tl.maximum(past, 0), limit)
 
 
@@ -59,41 +59,43 @@ def _pool(  # type: ignore[no-untyped-def]
     empty: tl.constexpr,
     block: tl.constexpr,
 ):
-    """One program pools `block` channels of one bin of one RoI."""
-    bin_index = tl.program_id(0).to(tl.int64)
-    j = tl.program_id(0) % pooled_width
-    i = tl.program_id(0) // pooled_width % pooled_height
-    roi = rois + (tl.program_id(0) // (pooled_width * pooled_height)).to(tl.int64) * 5
+    """One program pools `block` channels of one row of bins of one RoI."""
+    row = tl.program_id(0).to(tl.int64)  # of R * ph
+    roi = rois + row // pooled_height * 5
     image = tl.load(roi)
     x1, y1, x2, y2 = tl.load(roi + 1), tl.load(roi + 2), tl.load(roi + 3), tl.load(roi + 4)
     bad = (_or_zero(x1) != x1) | (_or_zero(y1) != y1) | (_or_zero(x2) != x2) | (_or_zero(y2) != y2)
     bad = bad | (image != image) | (image <= -1) | (image >= batch_size)
     x1, y1, x2, y2 = _or_zero(x1), _or_zero(y1), _or_zero(x2), _or_zero(y2)
     spatial_scale = tl.load(scale)
-    left, right = _bin_edges(x1, x2, spatial_scale, j, pooled_width, width)
-    top, bottom = _bin_edges(y1, y2, spatial_scale, i, pooled_height, height)
-    is_empty = bad | (bottom <= top) | (right <= left)
-    bottom = tl.where(is_empty, top, bottom)  # nothing is read
+    top, bottom = _bin_edges(y1, y2, spatial_scale, tl.program_id(0) % pooled_height, pooled_height, height)
 
     real: tl.constexpr = rois.dtype.element_ty  # at least float32, which represents 16-bit floats exactly
     channel = tl.program_id(1) * block + tl.arange(0, block)
     inside = channel < channels
     image_cells = tl.where(bad, 0.0, image).to(tl.int64) * height * width
-    where = tl.zeros((block,), tl.int32) + (top * width + left)
-    readable = inside & (is_empty == 0)
-    best = tl.load(maps + (image_cells + where) * channels + channel, mask=readable, other=0.0).to(real)
-    for y in range(top, bottom):
-        for x in range(left, right):
-            cell = y * width + x
-            value = tl.load(maps + (image_cells + cell) * channels + channel, mask=inside).to(real)
-            higher = (value > best) | (value != value) & (best == best)  # the first NaN stays
-            best = tl.where(higher, value, best)
-            where = tl.where(higher, cell, where)
-    best = tl.where(bad, float("nan"), best)
-    tl.store(pooled + bin_index * channels + channel, best.to(maps.dtype.element_ty), mask=inside)
-    if with_argmax:
-        where = tl.where(is_empty, empty, where)
-        tl.store(argmax + bin_index * channels + channel, where.to(argmax.dtype.element_ty), mask=inside)
+    for j in range(pooled_width):
+        left, right = _bin_edges(x1, x2, spatial_scale, j, pooled_width, width)
+        is_empty = bad | (bottom <= top) | (right <= left)
+        where = tl.zeros((block,), tl.int32) + (top * width + left)
+        readable = inside & (is_empty == 0)
+        best = tl.load(maps + (image_cells + where) * channels + channel, mask=readable, other=0.0).to(real)
+        for y in range(top, tl.where(is_empty, top, bottom)):
+            for x in tl.range(left, right, loop_unroll_factor=4):  # so many loads in flight
+                cell = y * width + x
+                value = tl.load(maps + (image_cells + cell) * channels + channel, mask=inside).to(real)
+                if with_argmax:
+                    higher = (value > best) | (value != value) & (best == best)  # the first NaN stays
+                    best = tl.where(higher, value, best)
+                    where = tl.where(higher, cell, where)
+                else:
+                    best = tl.maximum(best, value, propagate_nan=tl.PropagateNan.ALL)
+        best = tl.where(bad, float("nan"), best)
+        target = (row * pooled_width + j) * channels + channel
+        tl.store(pooled + target, best.to(maps.dtype.element_ty), mask=inside)
+        if with_argmax:
+            where = tl.where(is_empty, empty, where)
+            tl.store(argmax + target, where.to(argmax.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -105,24 +107,26 @@ def _scatter(  # type: ignore[no-untyped-def]
     per_unit,  # (): 1 / the unit of which gradients are integer multiples, if `fixed_point`
     cells,
     channels,
-    bins: tl.constexpr,
+    pooled_height: tl.constexpr,
+    pooled_width: tl.constexpr,
     fixed_point: tl.constexpr,
     empty: tl.constexpr,
     block: tl.constexpr,
 ):
-    """One program adds the gradients of one bin of one RoI to the cells of its maxima."""
-    bin_index = tl.program_id(0).to(tl.int64)
+    """One program adds the gradients of one row of bins of one RoI to the cells of their maxima."""
+    row = tl.program_id(0).to(tl.int64)  # of R * ph
     channel = tl.program_id(1) * block + tl.arange(0, block)
     inside = channel < channels
-    where = tl.load(argmax + bin_index * channels + channel, mask=inside, other=empty).to(tl.int32)
-    taken = where != empty
-    image = _or_zero(tl.load(rois + bin_index // bins * 5)).to(tl.int64)
-    value = tl.load(grad + bin_index * channels + channel, mask=inside, other=0.0)
-    target = sums + (image * cells + where) * channels + channel
-    if fixed_point:
-        units = _or_zero(value.to(tl.float64) * tl.load(per_unit))
-        value = (units + tl.where(units < 0, -0.5, 0.5)).to(tl.int64)
-    tl.atomic_add(target, value.to(sums.dtype.element_ty), mask=taken, sem="relaxed")
+    image = _or_zero(tl.load(rois + row // pooled_height * 5)).to(tl.int64)
+    for j in range(pooled_width):
+        source = (row * pooled_width + j) * channels + channel
+        where = tl.load(argmax + source, mask=inside, other=empty).to(tl.int32)
+        value = tl.load(grad + source, mask=inside, other=0.0)
+        if fixed_point:
+            units = _or_zero(value.to(tl.float64) * tl.load(per_unit))
+            value = (units + tl.where(units < 0, -0.5, 0.5)).to(tl.int64)
+        target = sums + (image * cells + where) * channels + channel
+        tl.atomic_add(target, value.to(sums.dtype.element_ty), mask=where != empty, sem="relaxed")
 
 
 def forward(
@@ -141,13 +145,13 @@ def forward(
     argmax = torch.empty(pooled.shape if with_argmax else (0,), dtype=index, device=maps.device)
     scale = torch.full((1,), spatial_scale, dtype=corners.dtype, device=corners.device)
     if pooled.numel():
-        grid, block = _grid_and_block(pooled)
+        grid, blocks = _grid_and_blocks(pooled)
         tensors = maps, corners, scale, pooled, argmax
         sizes = batch_size, height, width, channels, *pooled_hw
-        constants = with_argmax, torch.iinfo(index).max, block
+        constants = with_argmax, torch.iinfo(index).max
         with torch.cuda.device_of(maps):
             # A fused multiply and subtract would round some coordinates to another cell.
-            _pool[grid](*tensors, *sizes, *constants, enable_fp_fusion=False)
+            _pool[grid](*tensors, *sizes, *constants, **blocks, enable_fp_fusion=False)
     return pooled.permute(0, 3, 1, 2), argmax.permute(0, 3, 1, 2) if with_argmax else argmax
 
 
@@ -172,18 +176,20 @@ def backward(grad: Tensor, rois: Tensor, argmax: Tensor, batch_size: int, height
             # The reciprocal of a smaller unit would be infinite.
             unit = torch.ldexp(unit, (largest.frexp().exponent - _FIXED_POINT_BITS).clamp(min=-1000))
             unit = torch.where(largest.isfinite(), unit, torch.nan)  # so that the sums are NaN
-        grid, block = _grid_and_block(values)
+        grid, blocks = _grid_and_blocks(values)
         tensors = values, where, rois.to(torch.float32).contiguous(), sums, unit.reciprocal()
-        sizes = height * width, values.shape[3], values.shape[1] * values.shape[2]
+        sizes = height * width, values.shape[3], values.shape[1], values.shape[2]
         with torch.cuda.device_of(values):
-            _scatter[grid](*tensors, *sizes, fixed_point, torch.iinfo(where.dtype).max, block)
+            _scatter[grid](*tensors, *sizes, fixed_point, torch.iinfo(where.dtype).max, **blocks)
     if fixed_point:
         sums = sums * unit
     return sums.to(grad.dtype).permute(0, 3, 1, 2)
 
 
-def _grid_and_block(values: Tensor) -> tuple[tuple[int, int], int]:
-    """Launch grid and block size: one program per bin of (R,ph,pw,C) values and block of channels."""
+def _grid_and_blocks(values: Tensor) -> tuple[tuple[int, int], dict[str, int]]:
+    """One program per row of bins of (R,ph,pw,C) values and block of channels, of which a thread has 16 bytes."""
     channels = values.shape[3]
     block = min(triton.next_power_of_2(channels), 512)
-    return (values.numel() // channels, triton.cdiv(channels, block)), block
+    num_warps = max(block * values.element_size() // (16 * 32), 1)
+    rows = values.shape[0] * values.shape[1]
+    return (rows, triton.cdiv(channels, block)), {"block": block, "num_warps": num_warps}
