@@ -1,6 +1,9 @@
 """The overlays configs/experiment/paper*.yaml: the recipe's numbers, what learns, and a few iterations of each."""
 
 import json
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from detector.models import build_model
 from detector.structures import RoiTargets
 from detector.training.losses import LossConfig, multi_task_loss
 from detector.training.optimizers import default_rate
+from scripts import convert_data
 from tests.conftest import REPOSITORY, TINY
 
 OVERLAYS = sorted(path.stem for path in (REPOSITORY / "configs/experiment").glob("paper*.yaml"))
@@ -104,13 +108,68 @@ def test_what_is_meant_to_learn_gets_a_gradient_and_what_is_frozen_none(settings
     assert (model.bbox_pred.weight.grad.abs().max() == 0) == (overlay == "paper_cls_only")
 
 
+def commands_of_the_page() -> list[list[str]]:
+    """Program and arguments of each complete command in docs/paper.md."""
+    page = (REPOSITORY / "docs/paper.md").read_text()
+    return [
+        shlex.split(command)
+        for command in re.findall(r"(?:`|^    )python ((?:train|evaluate)\.py [^`\n]+)", page, re.MULTILINE)
+    ]
+
+
+@pytest.mark.parametrize("program", ["train", "evaluate"])
+def test_every_command_of_the_page_composes(settings, program):
+    commands = [rest for name, *rest in commands_of_the_page() if name == f"{program}.py"]
+    assert len(commands) == {"train": 15, "evaluate": 5}[program]
+    for arguments in commands:
+        swept = [argument.split(",")[0] if "max_proposals=1000," in argument else argument for argument in arguments]
+        settings(program, *[argument for argument in swept if argument != "-m"])
+
+
+def test_the_page_names_every_overlay():
+    words = {word for _, *arguments in commands_of_the_page() for word in arguments}
+    table = (REPOSITORY / "docs/paper.md").read_text()
+    assert [
+        name for name in OVERLAYS if f"experiment={name}" not in words and f"`experiment={name}`" not in table
+    ] == []
+
+
+def with_names(source: Path, root: Path, prefix: str, splits: dict[str, list[str]]) -> None:
+    """A copy of a dataset in VOC layout with these splits, which contain images of those of the source."""
+    for folder, ending in (("JPEGImages", "jpg"), ("Annotations", "xml")):
+        (root / folder).mkdir(parents=True)
+        for path in source.glob(f"{folder}/*.{ending}"):
+            (root / folder / f"{prefix}{path.name}").symlink_to(path)
+    (root / "ImageSets/Main").mkdir(parents=True)
+    for split, ids in splits.items():
+        (root / f"ImageSets/Main/{split}.txt").write_text("".join(f"{prefix}{name}\n" for name in ids))
+
+
+@pytest.fixture(scope="module")
+def released_data(small_shapes, tmp_path_factory) -> Path:
+    """VOC2007, VOC2012 and COCO of the generated images, in the layouts and with the splits of the real ones."""
+    root = tmp_path_factory.mktemp("released")
+    train_ids, test_ids = [f"train_{number}" for number in range(6)], [f"test_{number}" for number in range(3)]
+    with_names(small_shapes, root / "VOC2007", "", {"trainval": train_ids, "test": test_ids})
+    with_names(small_shapes, root / "VOC2012", "2012_", {"trainval": train_ids, "val": train_ids[:2]})
+    (root / "coco/annotations").mkdir(parents=True)
+    for split, part in (("train", "train2014"), ("test", "val2014")):
+        new = ["--splits", split, "--to", "coco", "--out", str(root / part)]
+        convert_data.main(["--data", str(small_shapes), *new])
+        (root / part / f"annotations/{split}.json").rename(root / f"coco/annotations/instances_{part}.json")
+        (root / part / "images").rename(root / "coco" / part)
+    return root
+
+
+ROOTS = {"paper_coco": "coco", "paper_voc0712": "", "paper_voc0712plus": "", "paper_voc12": "VOC2012"}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "overlay", ["paper", "paper_s", "paper_m", "paper_fc6", "paper_cls_only", "paper_stage_wise", "paper_multiscale"]
-)
-def test_overlays_train_a_few_iterations(settings, small_shapes, tmp_path, overlay):
-    small = [] if overlay in ("paper", "paper_s", "paper_m") else ["model=alexnet"]
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_overlays_train_a_few_iterations(settings, released_data, tmp_path, overlay):
+    small = [] if overlay in ("paper", "paper_s", "paper_m") else ["model=alexnet", "model.frozen_stages=1"]
     small += ["model.frozen_stages=3"] if overlay == "paper_fc6" else []  # AlexNet's
+    tiny = [argument for argument in TINY if not argument.startswith(("data=", "data.train_split="))]
     # paper_multiscale keeps its five scales, divided by ten.
     sides = ["data.short_side_px=[48,58,69,86,120]", "detect.pyramid_px=[48,58,69,86,120]"]
     model = settings("train", f"experiment={overlay}", "model.weights=w.pth", "data.root=x", *small).model
@@ -122,10 +181,11 @@ def test_overlays_train_a_few_iterations(settings, small_shapes, tmp_path, overl
     folder = tmp_path / "run"
     train.main(
         settings(
-            "train", f"experiment={overlay}", *small, *TINY, f"data.root={small_shapes}", "data.classes=null",
-            f"proposals.folder={tmp_path}/proposals", f"run.dir={folder}", f"model.weights={tmp_path}/w.pth",
-            "model.hidden_last=null", "train.iterations=20", "train.eval_every=20", "train.log_every=1",
-            *(sides if overlay == "paper_multiscale" else []),
+            "train", f"experiment={overlay}", *small, *tiny, "data.classes=null",
+            f"data.root={released_data / ROOTS.get(overlay, 'VOC2007')}", f"proposals.folder={released_data}/proposals",
+            f"run.dir={folder}",
+            f"model.weights={tmp_path}/w.pth", "model.hidden_last=null", "train.iterations=20", "train.eval_every=20",
+            "train.log_every=1", *(sides if overlay == "paper_multiscale" else []),
         )
     )  # fmt: skip
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
