@@ -16,7 +16,7 @@ from detector.evaluation.matching import within
 from detector.evaluation.voc_ap import SIZES
 from detector.runtime.files import write_atomically
 from detector.structures import GroundTruth
-from detector.visualization.style import png
+from detector.visualization.style import png, styled
 
 IOUS = np.arange(50, 100, 5) / 100
 NUMBERS = (10, 30, 100, 300, 1000, 2000)  # of the first proposals of an image; then all
@@ -99,6 +99,7 @@ def _cell(value: float | None) -> str:
     return f"{'-':>8}" if value is None else f"{value:8.3f}"
 
 
+@styled
 def write_recall_plot(path: Path, result: dict) -> None:
     """Write a PNG: recall by IoU for each number of proposals, and average recall by number for each group."""
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -117,11 +118,11 @@ def write_recall_plot(path: Path, result: dict) -> None:
     for axes in figure.axes:
         axes.grid(alpha=0.3)
         if axes.lines:
-            for text in axes.legend(fontsize="small").get_texts():
-                text.set_parse_math(False)
+            axes.legend(fontsize="small")
     write_atomically(path, png(figure))
 
 
+@styled
 def write_recall_comparison(path: Path, results: Mapping[str, dict]) -> None:
     """Write a PNG with a line for each file of proposals: recall by IoU of all, and average recall by number."""
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -136,7 +137,5 @@ def write_recall_comparison(path: Path, results: Mapping[str, dict]) -> None:
     by_number.set(xlabel="proposals", ylabel="average recall, IoU 0.5 to 0.95", ylim=(0, 1.02))
     by_iou.grid(alpha=0.3)
     by_number.grid(alpha=0.3)
-    legend = figure.legend(*by_iou.get_legend_handles_labels(), loc="outside lower left", fontsize="small")
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    figure.legend(*by_iou.get_legend_handles_labels(), loc="outside lower left", fontsize="small")
     write_atomically(path, png(figure))

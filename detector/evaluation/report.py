@@ -20,7 +20,7 @@ from detector.evaluation.voc_ap import area_ap, score_sizes, score_voc
 from detector.runtime.files import write_atomically
 from detector.settings import Metric
 from detector.structures import Detections
-from detector.visualization.style import png
+from detector.visualization.style import png, styled
 
 
 @dataclass(frozen=True)
@@ -94,19 +94,21 @@ def write_report(
     return metrics
 
 
+@styled
 def plot_precision_recall(name: str, curves: Mapping[str, Curve]) -> bytes:
     """Precision-recall curves of one class, by IoU threshold."""
     figure = Figure(figsize=(5, 4), layout="constrained")
     axes = figure.subplots()
     for iou_threshold, curve in curves.items():
         axes.plot(curve.recall, curve.precision, label=f"IoU {iou_threshold}: AP {area_ap(curve):.3f} (area)")
-    axes.set_title(name, parse_math=False)
+    axes.set_title(name)
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left")
     return png(figure)
 
 
+@styled
 def plot_errors(errors: Mapping[str, dict]) -> bytes:
     """Cost and count of each kind of error; `errors` as in metrics.json."""
     figure = Figure(figsize=(8, 3), layout="constrained")

@@ -9,11 +9,11 @@ from html import escape
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from detector.box_arrays import box_iou_array
 from detector.data.dataset import DetectionDataset
-from detector.visualization.drawing import COLOURS, class_colour
+from detector.visualization.drawing import COLOURS, caption_font, class_colour
 from detector.visualization.style import new_figure, pixels, styled
 
 THUMBNAIL_PX, CAPTION_PX, COLUMNS = 130, 20, 8
@@ -89,7 +89,7 @@ def draw_contact_sheet(dataset: DetectionDataset, objects: Objects, indices: np.
     rows = -(-len(indices) // COLUMNS)
     columns = min(len(indices), COLUMNS)
     sheet = Image.new("RGB", (columns * THUMBNAIL_PX, rows * (THUMBNAIL_PX + CAPTION_PX)), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    draw, font = ImageDraw.Draw(sheet), caption_font(dataset.classes, 12)
     for place, index in enumerate(indices.tolist()):
         x = place % COLUMNS * THUMBNAIL_PX
         y = place // COLUMNS * (THUMBNAIL_PX + CAPTION_PX)

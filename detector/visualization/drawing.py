@@ -56,7 +56,7 @@ def _draw_captions(
 ) -> np.ndarray:
     """Draw each caption above its box, or inside if there is no space above."""
     canvas = Image.fromarray(picture)
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size_px)
+    draw, font = ImageDraw.Draw(canvas), caption_font(captions, size_px)
     for (x1, y1, _, _), colour, text in zip(corners, colours, captions, strict=True):
         width, height = draw.textlength(text, font) + 0.4 * size_px, 1.3 * size_px
         x = max(min(x1, canvas.width - width), 0)
@@ -65,6 +65,15 @@ def _draw_captions(
         ink = "white" if is_dark(colour) else "black"
         draw.text((x + 0.2 * size_px, y + height / 2), text, ink, font, anchor="lm")
     return np.array(canvas)
+
+
+def caption_font(texts: Sequence[str], size_px: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The font for these texts."""
+    if all(text.isascii() for text in texts):
+        return ImageFont.load_default(size_px)
+    from detector.visualization.fonts import pillow_font  # loads matplotlib
+
+    return pillow_font(texts, size_px)
 
 
 def draw_detections(

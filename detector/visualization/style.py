@@ -17,11 +17,11 @@ from PIL import Image
 
 from detector.runtime.files import write_atomically
 from detector.visualization.drawing import COLOURS
+from detector.visualization.fonts import families, one_note_of_missing
 
 INK, FAINT = "#1a1a1a", "#8a8a8a"
 RANK_MAP, HEAT_MAP = "viridis", "inferno"
 STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
     "font.size": 12,
     "axes.titlesize": 13,
     "axes.titleweight": "bold",
@@ -47,7 +47,7 @@ def styled(function: Callable[Parameters, Result]) -> Callable[Parameters, Resul
 
     @functools.wraps(function)
     def with_style(*arguments: Parameters.args, **named: Parameters.kwargs) -> Result:
-        with matplotlib.rc_context(STYLE):
+        with matplotlib.rc_context(STYLE | {"font.family": families()}):
             return function(*arguments, **named)
 
     return with_style
@@ -75,14 +75,16 @@ def pixels(figure: Figure) -> np.ndarray:
     """The figure as an image (H, W, 3) uint8."""
     canvas = figure.canvas
     assert isinstance(canvas, FigureCanvasAgg)
-    canvas.draw()
+    with one_note_of_missing(figure):
+        canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def png(figure: Figure) -> bytes:
     """The figure as the bytes of a PNG file."""
     data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=100)
+    with one_note_of_missing(figure):
+        figure.savefig(data, format="png", dpi=100)
     return data.getvalue()
 
 
@@ -91,7 +93,8 @@ def save_figure(folder: Path, name: str, figure: Figure, colours: int = 256) -> 
     """Write FOLDER/NAME.png, with a palette of so many colours, and FOLDER/NAME.svg."""
     save_picture(folder / f"{name}.png", pixels(figure), colours)
     data = io.BytesIO()
-    figure.savefig(data, format="svg", metadata={"Date": None})
+    with one_note_of_missing(figure):
+        figure.savefig(data, format="svg", metadata={"Date": None})
     write_atomically(folder / f"{name}.svg", data.getvalue())
 
 
