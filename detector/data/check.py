@@ -1,6 +1,6 @@
-"""Data validation before training.
+"""Data validation before training and evaluation.
 
-`check_data` decodes every image in full, once. It caches the digests of valid images in the user's cache folder, so
+`check_data` decodes every image completely, once. It caches the digests of valid images in the user's cache folder, so
 that the next start only reads the files. User files are not changed.
 """
 
@@ -37,13 +37,13 @@ if TYPE_CHECKING:  # check_data runs without torch
 logger = logging.getLogger(__name__)
 
 SHOWN = 20  # maximum number of problems listed
-HARDLY_CUT = "cut by a pixel or less"  # so common that the objects are counted, but not listed
+HARDLY_CUT = "cut by a pixel or less"  # so common that these objects are counted but not listed
 VERSION = 1  # of the validity rules
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A validated dataset and the problems found. `dataset` no longer has the images that cannot be used."""
+    """A validated dataset and the problems found. `dataset` lacks the images that cannot be used."""
 
     dataset: DetectionDataset
     image_hws: list[tuple[int, int]]  # of the images of `dataset`
@@ -238,7 +238,7 @@ def _require_size(dataset: DetectionDataset, index: int, image_hw: tuple[int, in
 
 
 def _repairs(boxes: np.ndarray, image_hw: tuple[int, int], annotation: Path) -> Iterable[tuple[str, str]]:
-    """How training handles boxes that extend beyond their image. Up to one pixel is common and is not listed."""
+    """How training handles boxes that extend beyond their image; up to one pixel is counted but not listed."""
     height, width = image_hw
     for number, (x1, y1, x2, y2) in enumerate(boxes, start=1):
         where = f"box {number} x from {x1:g} to {x2:g}, y from {y1:g} to {y2:g} in an image of {width}x{height}"

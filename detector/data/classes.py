@@ -50,7 +50,7 @@ def require_none_unknown(unknown: Mapping[str, int], first: Mapping[str, object]
 
 
 def require_unlike(names: Collection[str], where: str) -> None:
-    """Raise InputError for names that differ only in upper case or spaces: they are most likely one class.
+    """Raise InputError for names that differ only in case or spaces: they most likely mean one class.
 
     `where` is their source, for the message.
     """
@@ -60,7 +60,7 @@ def require_unlike(names: Collection[str], where: str) -> None:
     pairs = [" and ".join(f"'{name}'" for name in group) for group in alike.values() if len(group) > 1]
     if pairs:
         raise InputError(
-            f"{where}: class names that differ only in upper case or spaces: {first_few(pairs, 20)}; write each "
+            f"{where}: class names that differ only in case or spaces: {first_few(pairs, 20)}; write each "
             "class in one way there, exclude one of them with data.exclude_classes=[...], or, if they are meant to "
             "be separate classes, list all classes in data.classes=[...]"
         )

@@ -1,4 +1,4 @@
-"""A dataset in memory: one record per image. The readers in formats/ (voc, coco, folder, shapes) make it from files."""
+"""A dataset in memory, one record per image. The readers in formats/ build it from files."""
 
 import os
 from collections import Counter

@@ -34,10 +34,10 @@ MAX_UNPACKED_BYTES = 8 << 30  # of one archive
 def download(url: str, path: Path, md5: str) -> None:
     """Download `url` to `path`, complete and with this checksum, unless the file exists.
 
-    Received bytes are kept beside it as NAME.part; a later call, or a further try after a cut connection, requests
-    the rest. If the server cannot resume, or has another file by now, the download restarts. Raises InputError if the
-    server refuses or is unreachable, and for a wrong checksum, after which the downloaded bytes are deleted; a file
-    that existed before is not changed.
+    Received bytes are kept beside it as NAME.part; a later call, or a retry after a broken connection, requests the
+    rest. If the server cannot resume, or has another file by then, the download restarts. Raises InputError if the
+    server refuses or is unreachable, and for a wrong checksum, after which the downloaded bytes are deleted. An
+    existing file is not changed.
     """
     if not url.startswith(("http://", "https://")):
         raise InputError(f"{url}: only http:// and https:// are supported; put a file that you have at {path}")
@@ -151,14 +151,14 @@ def require_safe_tar() -> None:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a .tar or .tgz into `folder`, and keep the files that are already there.
+    """Unpack a .tar or .tgz into `folder`, and keep existing files.
 
     The archive is first unpacked into a temporary folder in `folder`; then folders are moved to their place, or merged
-    where they exist. An existing file with the same content is kept; one with other content is an error, raised before
-    anything is moved. After an interruption, the same call completes the work.
+    with existing ones. An existing file with the same content is kept; one with other content is an error, raised
+    before anything is moved. After an interruption, the same call completes the work.
 
-    Raises InputError for a damaged archive, and for a malicious one: with a path out of the folder, a link, a device,
-    or more than 8 GiB of content. Nothing of it is left then.
+    Raises InputError for a damaged archive, and for a malicious one: with a path outside the folder, a link, a device,
+    or more than 8 GiB of content. Then nothing of it is kept.
     """
     require_safe_tar()
     inside = folder / f".{archive.name}.unpacking"

@@ -14,8 +14,8 @@ from detector.runtime.seeds import Stream, seed_of
 class EpochOrder:
     """Indices of the images of an epoch, in random order: each once, unless `repeats` is given.
 
-    `repeats` is how often each image is in an epoch on average, 1 or more; fractions are rounded at random, such that
-    all epochs have the same length. With `is_portrait`, batches of `images_per_batch` hold images of one orientation,
+    `repeats` is how often each image occurs in an epoch on average, 1 or more; fractions are rounded at random so that
+    all epochs have the same length. With `is_portrait`, batches of `images_per_batch` have images of one orientation,
     except the first one and the last ones of an epoch. Both are (number of images,).
     """
 
@@ -42,7 +42,7 @@ class EpochOrder:
         return order if self.is_portrait is None else self._grouped(order, epoch, rng)
 
     def _grouped(self, order: np.ndarray, epoch: int, rng: np.random.Generator) -> np.ndarray:
-        """The same images, in batches of one orientation; the rest comes last."""
+        """The same images, in batches of one orientation; images that fill no batch come last."""
         assert self.is_portrait is not None
         first = min(-epoch * self.size % self.images_per_batch, len(order))  # completes the epoch before's last batch
         left, batches = [], []
@@ -55,10 +55,10 @@ class EpochOrder:
 
 
 def repeat_factors(classes: Sequence[Collection[str]], threshold: float) -> np.ndarray:
-    """How often images (by the names of their objects' classes) are repeated, so that rare classes are seen more often.
+    """How often each image is repeated in an epoch, so that rare classes are seen more often.
 
-    A class in a fraction f of the images has the factor max(1, sqrt(threshold / f)), and an image the largest of its
-    classes (Gupta et al. 2019, appendix B).
+    `classes` are the class names of the objects of each image. A class in a fraction f of the images has the factor
+    max(1, sqrt(threshold / f)), and an image the largest factor of its classes (Gupta et al. 2019, appendix B).
     """
     present = [{*names} for names in classes]
     counts = Counter(name for names in present for name in names)

@@ -72,7 +72,7 @@ def read_image_hw(path: Path, options: ImageOptions = UPRIGHT_IMAGES) -> tuple[i
 
 
 def read_thumbnail(path: Path, side_px: int, options: ImageOptions = UPRIGHT_IMAGES) -> np.ndarray:
-    """(S, S, 3) uint8 RGB: the whole image at this size, not turned upright; a JPEG takes a part of its decoding time.
+    """(S, S, 3) uint8 RGB: the image scaled to this size, not turned upright. A JPEG is decoded at reduced size.
 
     Same errors as `read_image`.
     """
@@ -113,7 +113,7 @@ def stored_hw(path: Path) -> tuple[int, int]:
 def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # corrupt EXIF raises errors of any kind; the pixels are decoded without it
+    except Exception:  # corrupt EXIF can raise any error; the pixels are decoded without it
         return 1
     return value if isinstance(value, int) else 1
 

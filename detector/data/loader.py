@@ -23,7 +23,7 @@ from detector.runtime.signals import leave_requests_to_parent
 from detector.structures import Batch, Sample
 
 FIRST_2000 = Selection()
-MAX_AUTO_WORKERS = 8  # more take memory, and one GPU is rarely faster
+MAX_AUTO_WORKERS = 8  # more workers need more memory, and are rarely faster for one GPU
 # Proposals with at least this fraction of their area in a crowd are not used (py-faster-rcnn and Detectron: 0.7).
 CROWD_IOA_THRESHOLD = 0.7
 
@@ -38,14 +38,13 @@ class Proposals(Protocol):
 class TransformedDataset(Dataset):
     """Samples in the network frame, by key (index, position).
 
-    `position` is the sample's place in the stream of training samples; with the seed it determines scale and
-    augmentation.
-    `selection` filters the proposals of an image. Boxes are clipped to the image; those completely outside are
-    dropped, and so are difficult objects if `use_difficult` is false. Crowds are not trained on, neither as objects nor
-    as background: proposals with a fraction of at least `crowd_ioa_threshold` of their area inside a crowd are
+    `position` is the sample's place in the stream of training samples; together with the seed it determines scale and
+    augmentation. `selection` filters the proposals of an image. Boxes are clipped to the image; those completely
+    outside are dropped, and so are difficult objects if `use_difficult` is false. Crowds are neither objects nor
+    background in training: proposals with at least the fraction `crowd_ioa_threshold` of their area inside a crowd are
     dropped. With None all proposals are kept, as in evaluation.
 
-    All errors name the image file: an InputError is passed on, any other error is raised as RuntimeError.
+    All errors name the image file: an InputError is raised as it is, any other error as RuntimeError.
     """
 
     def __init__(
@@ -179,7 +178,7 @@ def train_loader(
     collate: Callable[[list[tuple[Sample, int]]], Any] = collate,
     pin_memory: bool = False,
 ) -> DataLoader:
-    """Batches in the given order, made by `collate` in the workers; `pin_memory`: in memory that a GPU copies from."""
+    """Batches in the given order, made by `collate` in the workers, with `pin_memory` in page-locked memory."""
     return _loader(samples, order, workers, collate, pin_memory)
 
 
@@ -196,7 +195,7 @@ def eval_loader(
 
 @contextmanager
 def explain_workers(last_images: list[str]) -> Iterator[None]:
-    """Convert the errors of a data worker that dies or finds invalid input; other errors are passed on unchanged.
+    """Convert the errors of a data worker that dies or finds invalid input; other errors are raised unchanged.
 
     `last_images` are the images of the last batch received.
     """
@@ -205,7 +204,7 @@ def explain_workers(last_images: list[str]) -> Iterator[None]:
     except InputError as error:
         if not str(error).startswith("Caught InputError"):
             raise
-        # The error and torch's frames refer to each other; they keep the loader, and its workers, alive too long.
+        # The error and torch's frames refer to each other, which would keep the loader and its workers alive.
         traceback.clear_frames(error.__traceback__)
         message = str(error).strip().splitlines()[-1]  # the message from a worker holds its whole traceback
         raise InputError(message.removeprefix(f"{InputError.__module__}.{InputError.__name__}: ")) from error

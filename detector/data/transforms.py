@@ -28,9 +28,9 @@ MIN_SIDE_PX = 32
 class Augment:
     """Apply Albumentations transforms to the image, the ground truth and the proposals in one call.
 
-    Boxes are clipped to the image; those without area left are dropped. The result depends on the seed alone, not on
-    the worker or on earlier samples. Raises InputError if a transform fails on these inputs, or if its output is not an
-    RGB image.
+    Boxes are clipped to the image; those without area are then dropped. The result depends only on the seed, not on the
+    worker or on earlier samples. Raises InputError if a transform fails on the sample, or if its output is not an RGB
+    image.
     """
 
     def __init__(self, transforms: Sequence["albumentations.BasicTransform"]) -> None:
@@ -111,7 +111,7 @@ def short_sides(data: Data) -> tuple[int, ...]:
 
 
 def scored_side_px(data: Data) -> int:
-    """The short side of images that are scored: of several in training, the middle one."""
+    """The short side of images that are scored: the middle one of several in training."""
     return short_sides(data)[len(short_sides(data)) // 2]
 
 

@@ -18,7 +18,8 @@ AREAS = ((0.0, LARGEST), (0.0, 32.0**2), (32.0**2, 96.0**2), (96.0**2, LARGEST))
 def score_coco(matches: Matches, classes: Sequence[str]) -> dict:
     """Score by COCO's rules: the best scored 100 detections per image and class.
 
-    A difficult object is ignored like a crowd, with any number of matching detections, but its overlap is the IoU.
+    A difficult object is ignored like a crowd: any number of detections can match it. As for other objects, the IoU
+    decides.
 
     Returns the twelve metrics by NAMES, and `classes`, the AP (mean over IoU 0.50:0.95) of each class; None without
     objects.
@@ -47,11 +48,11 @@ def score_coco(matches: Matches, classes: Sequence[str]) -> dict:
 
 
 def _judge(matches: Matches) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """HIT, MISS or IGNORED (A, T, N) for AREAS and IOU_THRESHOLDS, by class, image and falling score; the index (N,) in
-    `matches` of each of these; and by the order of `matches` the rank (N,), from 0, within image and class.
+    """HIT, MISS or IGNORED (A, T, N) for AREAS and IOU_THRESHOLDS, sorted by class, image and descending score; the
+    index (N,) of each in `matches`; and in the order of `matches` the rank (N,), from 0, within image and class.
 
-    `matches` have the best object of each detection, as VOC's rules need. By COCO's rules a detection gets another
-    object if that one is taken, so they are matched here.
+    `matches` has the best object of each detection, as VOC's rules require. By COCO's rules, a detection whose best
+    object is already matched gets another one, so detections are matched again here.
     """
     from detector.evaluation.coco_matching import judge  # imports numba, which takes time
 
@@ -75,7 +76,7 @@ def _judge(matches: Matches) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _mean_precision(curve: Curve) -> float:
-    """Mean over 101 recalls of the best precision at or above each; 0 where the curve does not reach it."""
+    """Mean over 101 recalls of the best precision at or above each; 0 if the curve does not reach it."""
     best = np.maximum.accumulate(curve.precision[::-1])[::-1]
     return float(np.append(best, 0.0)[np.searchsorted(curve.recall, RECALLS)].mean())
 

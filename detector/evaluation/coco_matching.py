@@ -21,10 +21,10 @@ def judge(
 ) -> np.ndarray:
     """HIT, MISS or IGNORED of each detection, (A, T, N) int8, for A ranges of areas and T IoU thresholds.
 
-    Detections and objects are grouped: by ascending key (N,), (G,), detections of a group by falling score. Boxes
-    (N, 4) and (G, 4) are x, y, width, height. crowd (G,): IoUs are parts of the detection; ignored_crowd (G,): many
-    detections can match; ignored (A, G), outside (A, N): by the range. After the first `max_detections` of a group the
-    others are ignored.
+    Detections and objects are sorted by ascending key (N,), (G,), which defines groups, and the detections of a group
+    by descending score. Boxes (N, 4) and (G, 4) are x, y, width, height. crowd (G,): the fraction of the detection
+    replaces the IoU; ignored_crowd (G,): many detections can match; ignored (A, G), outside (A, N): by the range of
+    areas. After the first `max_detections` of a group the others are ignored.
     """
     judged = np.full((len(ignored), len(iou_thresholds), len(keys)), IGNORED, dtype=np.int8)
     start, first_object = 0, 0
@@ -52,7 +52,7 @@ def judge(
 
 @numba.njit(nogil=True, cache=True)
 def _ious(boxes: np.ndarray, objects: np.ndarray, crowd: np.ndarray) -> np.ndarray:
-    """IoU (N, G), or with a crowd the part of the detection in it; in the steps of pycocotools, to the last bit."""
+    """IoU (N, G), or for a crowd the fraction of the detection in it; bitwise identical to pycocotools."""
     ious = np.zeros((len(boxes), len(objects)))
     for i in range(len(boxes)):
         x, y, width, height = boxes[i]

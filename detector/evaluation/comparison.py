@@ -1,9 +1,9 @@
 """Several sets of detections of the same images, compared with the first: AP with confidence intervals, and objects.
 
-The intervals are those of the bootstrap over images (Efron and Tibshirani 1993, chapter 13). A resample takes as many
-images as there are, with replacement. Its AP is computed exactly: each detection and object counts as often as its
-image was taken. With the same resamples for several sets of detections, the differences of their APs are paired: what
-makes an image hard for all of them cancels out.
+The intervals are those of the bootstrap over images (Efron and Tibshirani 1993, chapter 13). A resample has as many
+images as the dataset, drawn with replacement. Its AP is computed exactly: each detection and object counts as often as
+its image was drawn. All sets of detections use the same resamples, so the differences of their APs are paired, and the
+difficulty of an image for all of them cancels out.
 """
 
 from collections.abc import Mapping, Sequence
@@ -76,7 +76,7 @@ def _best_hits(matches: Matches, iou_threshold: float, devkit: bool) -> tuple[np
 
 
 def resample_images(num_images: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """How often each image is taken, (S, I) int64."""
+    """How often each image is drawn in each resample, (S, I) int64."""
     generator = np.random.default_rng(seed)
     return generator.multinomial(num_images, np.full(num_images, 1 / num_images), size=resamples)
 
@@ -112,8 +112,8 @@ def _ap_of_class(
 ) -> np.ndarray:
     """AP (S,) as in `area_ap` and `eleven_point_ap`, from weights (I, S) and the detections (N,), best first.
 
-    Only the H hits are points of the curve: misses lower the precision of the next hit, and those after the last do
-    nothing. Row h of the sparse matrix has the detections of each image from after the hit before up to hit h.
+    Only the H hits are points of the curve: misses lower the precision of the next hit, and those after the last hit
+    have no effect. Row h of the sparse matrix counts, for each image, the detections after hit h - 1 up to hit h.
     """
     next_hit, num_hits = np.cumsum(hits) - hits, int(hits.sum())
     used = next_hit < num_hits

@@ -44,9 +44,9 @@ def confusion_matrix(
 ) -> np.ndarray:
     """(K+1, K+1) int64: objects of the class of the row that were detected as the class of the column.
 
-    Row 0 has detections without an object, column 0 objects without a detection. Each detection with the score, best
-    first, takes the object of any class with the highest IoU, if that reaches the threshold and no other has taken it.
-    Difficult objects and crowds, and detections that cover one, do not count.
+    Row 0 has detections without an object, column 0 objects without a detection. Each detection that reaches the score
+    threshold, best first, is assigned to the unassigned object of any class with the highest IoU, if that reaches the
+    IoU threshold. Difficult objects and crowds, and detections that cover one, do not count.
     """
     objects = matches.objects
     matrix = np.zeros((matches.num_classes + 1, matches.num_classes + 1), dtype=np.int64)

@@ -10,11 +10,11 @@ Object Detection Data*, 2023); the fourth is an annotation without an object. t 
     box       a detection of the class with an IoU from 0.1 to t: is the annotated box wrong? Its suspicion is its score
               times 1 - IoU / t, minus that of the best detection with an IoU of at least t.
     spurious  an object: is it there at all? Its suspicion is 1 minus the score of the best detection of any class on it
-              (IoU at least 0.1), times the part of its class that is found with a score of at least 0.5: a network that
-              misses most objects of a class says little about one of them.
+              (IoU at least 0.1), times the fraction of its class that is found with a score of at least 0.5: a network
+              that misses most objects of a class says little about one of them.
 
-An object is listed once, with its highest suspicion. A network agrees with the labels that it was trained
-on, so detections should come from one that has not seen them.
+An object is listed once, with its highest suspicion. A network tends to agree with the labels that it was trained on,
+so detections should come from a network that has not seen them.
 """
 
 import csv
@@ -78,7 +78,7 @@ def find_label_errors(matches: Matches, errors: Errors, iou_threshold: float) ->
 
 
 def _confident_recall(matches: Matches, errors: Errors) -> np.ndarray:
-    """(K+1,) by label: the part of the objects of the class that is found with a score of at least CONFIDENT."""
+    """(K+1,) by label: the fraction of the objects of the class that is found with a score of at least CONFIDENT."""
     size = matches.num_classes + 1
     hits = matches.labels[(errors.judged == HIT) & (matches.scores >= CONFIDENT)]
     objects = matches.objects.labels[matches.objects.counted()]

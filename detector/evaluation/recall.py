@@ -1,7 +1,7 @@
 """Recall of proposals: the fraction of the objects that a proposal covers with a sufficient IoU.
 
-An object is found by its best proposal, whether or not that also covers other objects (Hosang et al., *What makes for
-effective detection proposals?*, PAMI 2016). The average recall (AR) is the mean over IoU 0.5, 0.55, ..., 0.95.
+The best proposal of each object counts, even if it is also the best one of another object (Hosang et al., *What makes
+for effective detection proposals?*, PAMI 2016). The average recall (AR) is the mean over IoU 0.5, 0.55, ..., 0.95.
 Difficult objects and crowds, which are not scored, are ignored.
 """
 

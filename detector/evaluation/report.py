@@ -25,7 +25,7 @@ from detector.visualization.style import png, styled
 
 @dataclass(frozen=True)
 class Scores:
-    """The result of scoring, all of it from one matching. The IoU threshold is the first where there is only one."""
+    """The result of scoring, all from one matching. Values at a single IoU threshold are at the first one."""
 
     metric: Metric
     matches: Matches
@@ -67,9 +67,9 @@ def write_report(
     """Write `metrics.json`, `precision_recall/` and `errors.png` into `folder`; with `page`, `report.html` and
     `label_errors.csv` too.
 
-    origin: `source`, what was scored, and `loss`, where they are known; they become part of the metrics.
+    origin: `source`, what was scored, and `loss`, if they are known; they become part of the metrics.
 
-    Returns the metrics of `scores` with these; the name and the size of the dataset are added to `source`.
+    Returns the metrics of `scores` and `origin`; the name and the size of the dataset are added to `source`.
     """
     classes, curves = dataset.classes, scores.curves
     source = origin.get("source", {}) | {"data": dataset.name, "images": len(dataset)}

@@ -140,7 +140,7 @@ def write_coco_results(
     """Write a JSON list of `{"image_id", "category_id", "bbox": [x, y, width, height], "score"}`, 0-based pixels.
 
     An image id that is an integer, as in COCO, is written as a number. Each entry also has its `category_name`, so that
-    it stays valid with another choice or order of classes. There is one entry per line.
+    it remains valid with another selection or order of classes. There is one entry per line.
     """
     rows = []
     for item in detections:

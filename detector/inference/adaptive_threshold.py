@@ -1,7 +1,7 @@
-"""The score threshold of the paper's code: for each class as high as leaves a given number of boxes per image.
+"""The score threshold of the paper's code: for each class the one that leaves a given number of boxes per image.
 
-The code keeps the best scores of a class in a heap while it passes over the images, and raises the threshold with the
-smallest of them. In the end that is the score at a known place in the order of all scores, so it is read there.
+That code keeps the best scores of a class in a heap while it processes the images, and raises the threshold to the
+smallest of them. The final threshold is the score at a known rank among all scores, so it is computed from that.
 """
 
 from collections.abc import Sequence
@@ -26,10 +26,9 @@ def best_of_each_class(found: Candidates) -> Candidates:
 
 
 def class_thresholds(images: Sequence[Candidates], average: float) -> Tensor:
-    """Thresholds by label, -inf where all are kept: above that of a class there are fewer than `average` boxes per
-    image.
+    """Thresholds by label, -inf if all boxes are kept: fewer than `average` boxes per image exceed that of their class.
 
-    Of several processes, each has a part of the images, and all return the same.
+    With several processes, each has a part of the images, and all return the same.
     """
     own = [(found.labels.numpy(), found.scores.numpy()) for found in images]
     everywhere = [item for part in gather(own) for item in part]

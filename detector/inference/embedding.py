@@ -1,4 +1,4 @@
-"""The features of a dataset's objects, which show what the network finds alike."""
+"""The features of a dataset's objects, which show which objects are similar to the network."""
 
 from dataclasses import dataclass
 
@@ -29,11 +29,11 @@ class EmbeddedObjects:
 
 @torch.inference_mode()
 def embed_objects(model: FastRCNN, samples: TransformedDataset, compute: Compute) -> EmbeddedObjects:
-    """The objects of images spread evenly over the dataset, pooled as RoIs, with the features that the head gives them.
+    """The objects of images spread evenly over the dataset, pooled as RoIs, with their features after the head.
 
-    At most MAX_OBJECTS objects of MAX_IMAGES images. The features are reduced to at most MAX_COMPONENTS numbers, their
-    principal components, which keep the distances between objects as far as possible. An object whose features are not
-    finite, after a run that diverged, is left out.
+    At most MAX_OBJECTS objects of MAX_IMAGES images. The features are reduced to at most MAX_COMPONENTS principal
+    components, which approximate the distances between objects. Objects whose features are not finite, as after a
+    diverged run, are omitted.
     """
     model = prepare(model, compute)
     size, count = len(samples.dataset), 0

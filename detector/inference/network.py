@@ -23,7 +23,7 @@ class TorchNetwork:
     compute: Compute
 
     def limit_threads(self, threads: int) -> None:
-        """The calling thread uses at most so many cores."""
+        """Limit the cores that the calling thread uses."""
         limit_threads(threads)
 
     def detect(self, sample: Sample, limits: Detect) -> Detections:

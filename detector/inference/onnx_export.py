@@ -1,8 +1,8 @@
 """Export of a trained network as ONNX: images and RoIs in, scores and boxes out.
 
-RoI pooling becomes the operator MaxRoiPool, which has the same rounding (it is Caffe's layer). Some programs that run
-ONNX start its maximum at 0; onnxruntime does not, and after the ReLU that ends every backbone that is exported it
-makes no difference. `export_onnx` compares the results of the file with those of the network.
+RoI pooling becomes the operator MaxRoiPool, which rounds in the same way (it is Caffe's layer). Some ONNX runtimes
+start its maximum at 0. onnxruntime does not, and after the ReLU at the end of every exported backbone it makes no
+difference. `export_onnx` compares the results of the file with those of the network.
 """
 
 import json
@@ -88,7 +88,7 @@ def _max_roi_pool(
 
 
 def _remove_notes(graph: Any) -> None:
-    """Remove the exporter's notes from the nodes: they hold paths of this machine."""
+    """Remove the exporter's notes from the nodes: they contain paths of this machine."""
     for item in [*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer, graph]:
         item.ClearField("metadata_props")
         item.ClearField("doc_string")

@@ -26,7 +26,7 @@ class OnnxNetwork:
         self.session = session
 
     def limit_threads(self, threads: int) -> None:
-        """Nothing: all threads that call onnxruntime share the threads of the session, one for each core."""
+        """Do nothing: all threads that call onnxruntime share the threads of the session, one for each core."""
 
     def detect(self, sample: Sample, limits: Detect) -> Detections:
         """Detections of a sample in the network frame: the steps of postprocess.py, in numpy."""

@@ -83,7 +83,7 @@ def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, settings: GivenDetec
         return soft_nms(boxes, scores, labels, settings)
     keep = scores.argsort(descending=True, stable=True)
     if settings.nms_iou is not None:
-        # In float64, because batched_nms offsets the boxes of each class, which costs decimals.
+        # In float64, because batched_nms adds an offset to the boxes of each class, which reduces the precision.
         keep = batched_nms(boxes.double(), scores.double(), labels, settings.nms_iou)
     return keep[:limit], scores[keep[:limit]]
 
@@ -91,9 +91,9 @@ def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, settings: GivenDetec
 def soft_nms(boxes: Tensor, scores: Tensor, labels: Tensor, settings: GivenDetect) -> tuple[Tensor, Tensor]:
     """Soft-NMS with a Gaussian penalty (Bodla et al. 2017, section 3), for each class; as `suppress`.
 
-    The box with the highest score is kept, and the scores of the others of its class are multiplied by
-    exp(-IoU^2 / sigma), until no score is above the threshold. A class gives at most `max_detections` boxes, so the
-    result is that without this limit.
+    The box with the highest score is kept, and the scores of the others of its class are multiplied by exp(-IoU^2 /
+    sigma), until no score is above the threshold. At most `max_detections` boxes of a class are computed, since an
+    image has no more; this does not change the result.
     """
     sigma = settings.soft_nms_sigma or default(Detect, "soft_nms_sigma")
     threshold, limit = settings.score_threshold or 0.0, settings.max_detections

@@ -51,8 +51,8 @@ def evaluate(
     """Detections of every image, and the mean losses `cls` and `box` on RoIs sampled as in training.
 
     Without flip and pyramid, each image passes through the network once: its proposals and the RoIs of the loss share
-    the feature map. Several images are in flight, each on its share of the cores. Several processes take the images in
-    turn, and each returns the whole result.
+    the feature map. Several images are processed at once, each on its share of the cores. Several processes share the
+    images, and each returns the complete result.
     """
     model, settings = prepare(model, compute), config.postprocess
     counts: list[tuple[int, int]] = []  # RoIs of each image, and those that are computed
@@ -94,7 +94,7 @@ def evaluate(
 
 @torch.inference_mode()
 def detect(model: nn.Module, batch: Batch, config: DetectorConfig, compute: Compute) -> list[Detections]:
-    """Detections of every image of a batch. With many batches, `prepare` the model first, which makes it faster."""
+    """Detections of every image of a batch. For many batches, `prepare` the model first, which makes it faster."""
     model.eval()
     return _detections(predict(model, batch, config.postprocess, compute), batch, config)
 
@@ -110,7 +110,7 @@ def _proposal_rois(batch: Batch) -> Tensor:
 
 
 def _predict(model: nn.Module, batch: Batch, rois: Tensor, compute: Compute) -> tuple[Tensor, Tensor, int]:
-    """Class logits and deltas of every RoI, in float32 on the CPU, and the number of RoIs that are computed: those that
+    """Class logits and deltas of every RoI, in float32 on the CPU, and the number of RoIs that are computed. RoIs that
     pool the same cells are computed once.
     """
     distinct, index = _distinct(model, rois)
@@ -130,7 +130,7 @@ def _predict(model: nn.Module, batch: Batch, rois: Tensor, compute: Compute) -> 
 def _distinct(model: nn.Module, rois: Tensor) -> tuple[Tensor, Tensor]:
     """As `distinct_rois`, if the network pools all RoIs from one map by RoI pooling; else all of them.
 
-    RoI Align does not round the corners, and a feature pyramid has a level by the size of each RoI.
+    RoI Align does not round the corners, and in a feature pyramid the level depends on the size of a RoI.
     """
     pool = getattr(model, "roi_pool", None)
     return distinct_rois(rois, pool.spatial_scale) if isinstance(pool, RoIPool) else (rois, torch.arange(len(rois)))
@@ -139,7 +139,7 @@ def _distinct(model: nn.Module, rois: Tensor) -> tuple[Tensor, Tensor]:
 def predict(
     model: nn.Module, batch: Batch, settings: Detect, compute: Compute, plain: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Class logits and deltas of all proposals, by the settings for detection; `plain` are those of one pass."""
+    """Class logits and deltas of all proposals by the settings for detection; `plain` are those of a plain pass."""
     if settings.pyramid_px:
         outputs = _predict_pyramid(model, batch, settings.pyramid_px, compute)
     else:

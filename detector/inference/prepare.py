@@ -19,10 +19,10 @@ Network = TypeVar("Network", bound=nn.Module)
 def prepare(model: Network, compute: Compute) -> Network:
     """A copy of the network for inference only, on the device of `compute`, with equal outputs up to rounding.
 
-    Batch norm with fixed statistics is a scale and a shift for each channel, which become part of the convolution
-    before it. Networks of timm keep theirs: there a norm layer can hold the activation, and the order of the layers
-    in a module need not be that of its computation. Convolutions and linear layers are cast to the dtype of `compute`
-    once, rather than for each image.
+    Batch norm with fixed statistics is a scale and a shift of each channel, which become part of the convolution before
+    it. Networks of timm keep their norm layers: these can contain the activation, and the order of the layers in a
+    module need not be the order of computation. Convolutions and linear layers are cast to the dtype of `compute` once
+    instead of for each image.
     """
     model = copy.deepcopy(model).eval()
     of_timm = {module for body in model.modules() if isinstance(body, TimmBody) for module in body.modules()}

@@ -1,4 +1,4 @@
-"""Detection in tiles of an image that is much larger than what the network sees at once."""
+"""Detection in tiles of an image that is much larger than the input of the network."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ MIN_PART_INSIDE = 0.5  # a given proposal belongs to each tile with at least thi
 class Tiles:
     """Square tiles of `size_px` pixels, neighbours of which share the fraction `overlap` of their side.
 
-    Each tile is resized and searched as if it were an image of its own. An object is found whole if it is smaller than
-    the strip that two tiles share.
+    Each tile is processed like an image. An object lies completely in one tile if it is smaller than the strip that two
+    tiles share.
     """
 
     size_px: int = 1024

@@ -139,7 +139,7 @@ def test_case_40_names_that_differ_in_case_or_spaces_alone_are_no_classes_of_the
     with pytest.raises(InputError) as error:
         classes()
     assert str(error.value) == (
-        "set-train, set-val: class names that differ only in upper case or spaces: 'Cat' and 'c at' and 'cat', 'Dog' "
+        "set-train, set-val: class names that differ only in case or spaces: 'Cat' and 'c at' and 'cat', 'Dog' "
         "and 'dog'; write each class in one way there, exclude one of them with data.exclude_classes=[...], or, if "
         "they are meant to be separate classes, list all classes in data.classes=[...]"
     )

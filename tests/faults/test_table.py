@@ -496,7 +496,7 @@ LABEL_CASES = [
     Case(
         "a class that differs in its case",
         CHECK,
-        "differ only in upper case",
+        "differ only in case",
         replace("T/Annotations/train_0.xml", "<name>ball<", "<name>Ball<"),
         1,
     ),

@@ -28,7 +28,7 @@ MAX_XML_BYTES = 10_000_000  # real files have a few thousand
 
 
 class NotAnAnnotation(InputError):
-    """The XML file of another program."""
+    """An XML file that is not a VOC annotation."""
 
 
 class _NoObject(Exception):
@@ -96,7 +96,7 @@ def _annotation_path(root: Path, image_id: str) -> Path:
 
 
 def _image_path(root: Path, image_id: str, split: str, files: dict[Path, dict[str, list[str]]]) -> Path | InputError:
-    """The image file: the id with any common suffix, in any case; an error unless there is exactly one."""
+    """The image file: the id with a supported suffix, in upper or lower case; an error unless there is exactly one."""
     wanted = root / "JPEGImages" / image_id  # an id can contain a folder
     if wanted.parent not in files:
         files[wanted.parent] = _images_by_stem(wanted.parent)
@@ -211,7 +211,7 @@ def annotation_xml(file_name: str, shape: Sequence[int], objects: Sequence[dict]
 
 
 def _printable(name: str) -> str:
-    """The name with ? for characters that XML cannot hold: control characters, and bytes that are not UTF-8."""
+    """The name with ? for characters that XML cannot represent: control characters, and bytes that are not UTF-8."""
     return "".join(character if character.isprintable() else "?" for character in name)
 
 

@@ -45,7 +45,7 @@ def ap_rows(compared: Mapping[str, Compared]) -> list[list[str]]:
 
 
 def difference_rows(compared: Mapping[str, Compared], other: str) -> list[list[str]]:
-    """A header, a row per class and mAP last: the difference of a run to the first, and what it says."""
+    """A header, a row per class and mAP last: the difference of a run to the first, and its verdict."""
     rows = [[name, written(value, sign="+"), verdict(value)] for name, value in compared[other].difference.items()]
     return [["class", "difference", "verdict"], *rows[1:], rows[0]]
 
@@ -58,7 +58,7 @@ def written(estimate: Estimate, sign: str = "") -> str:
 
 
 def verdict(difference: Estimate) -> str:
-    """Better or worse where the interval is on one side of 0."""
+    """Better or worse if the interval does not contain 0."""
     return "better" if difference.low > 0 else "worse" if difference.high < 0 else "not clear"
 
 

@@ -1,6 +1,7 @@
 """The frame of a page and its parts: sections, tables, pictures and curves.
 
-A page is one file: style.css and page.js, which sorts tables, opens pictures and moves the score threshold, are in it.
+A page is one file. It contains style.css and page.js, which sorts tables, enlarges pictures and moves the score
+threshold.
 """
 
 import base64
@@ -46,7 +47,7 @@ class Line:
 
 
 def page(title: str, head: Html, sections: Sequence[Section], data: dict | None = None) -> str:
-    """The whole page; `data` is what page.js reads as JSON."""
+    """The HTML of the page; page.js reads `data` as JSON."""
     links = "".join(f'<a href="#{part.id}">{escape(part.title)}</a>' for part in sections)
     parts = "\n".join(
         f'<section id="{part.id}"><h2>{escape(part.title)}</h2>\n{part.body}</section>' for part in sections
@@ -95,7 +96,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def bar(part: float, label: str) -> Html:
-    """A label with a bar of this part, 0 to 1, of the width that is there."""
+    """A label with a bar over this fraction, 0 to 1, of the available width."""
     return Html(
         f'<span class="bar" style="--part:{min(max(part, 0), 1):.3f}"></span>'
         f'<span class="number">{escape(label)}</span>'
@@ -103,7 +104,7 @@ def bar(part: float, label: str) -> Html:
 
 
 def gallery(pictures: Sequence[Picture]) -> Html:
-    """Pictures side by side; each opens larger, with the proposal."""
+    """Pictures side by side; a click enlarges one and shows its proposal."""
     return Html(f'<div class="row">{"".join(map(_figure, pictures)) or "<p>none</p>"}</div>')
 
 

@@ -33,8 +33,9 @@ def report_page(
     confusion: np.ndarray,
     pictures: Mapping[str, Sequence[Picture]],
 ) -> str:
-    """The HTML page. All are those of `Scores` (report.py); pictures by kind from `draw_errors`, and
-    `suspects` from `draw_suspects`."""
+    """The HTML page. The arguments are the fields of `Scores` (report.py), and pictures by kind from `draw_errors` and,
+    as `suspects`, from `draw_suspects`.
+    """
     main = metrics["main"]
     head = Html(
         f'<p class="main">{escape(main["metric"])}: <b>{tables.number(main["value"])}</b></p>'
@@ -54,7 +55,7 @@ def report_page(
 
 
 def _embedded(classes: Sequence[str], counts: Sequence[ThresholdCounts]) -> dict:
-    """What the slider needs: a few hundred numbers for each class, however many detections there are."""
+    """The data of the slider: a few hundred numbers per class, regardless of the number of detections."""
     return {
         "classes": [*classes],
         "objects": [count.num_objects for count in counts],

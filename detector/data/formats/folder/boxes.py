@@ -69,5 +69,5 @@ def read_text(path: Path) -> str:
 
 
 def text_of(data: bytes, errors: str = "strict") -> str:
-    """UTF-8, or UTF-16 if a byte order mark says so, as programs on Windows write it."""
+    """Decode UTF-8, or UTF-16 with a byte order mark, which programs on Windows write."""
     return data.decode("utf-16" if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig", errors)

@@ -54,7 +54,7 @@ def read_folder(
     classes: Sequence[str] | None = None,
     image_options: ImageOptions = UPRIGHT_IMAGES,
 ) -> DetectionDataset:
-    """Annotated images below a folder, in any of FORMATS; the log says what is found and used.
+    """Annotated images below a folder, in any of FORMATS. The log says what is found and used.
 
     `split` is train or val, another split that the folder has (test), or `all` images. Without splits, and always with
     `val_fraction` or `fold` (`2/5`: the second of five parts is val), train and val are made from all images outside
@@ -93,7 +93,7 @@ def _names(found: Collection[str]) -> dict[str, str | None]:
 
 
 def _choose_format(tree: FileTree, format: str | None, options: ImageOptions) -> tuple[str, list[Record]]:
-    """The only format with annotations of images, or the first if the others say the same."""
+    """The format with the most annotated images, and its records; other formats must have the same annotations."""
     found = {name: [*read(tree, options)] for name, (_, read) in FORMATS.items() if format in (None, name)}
     found = {name: records for name, records in found.items() if records}
     wanted = "annotation" if format is None else f"{FORMATS[format][0]} (data.format={format})"
@@ -131,7 +131,7 @@ def _images_of(records: Sequence[Record]) -> dict[Path, Record]:
 
 
 def _contradiction(records: Sequence[Record], others: Sequence[Record]) -> str | None:
-    """Why two formats cannot mean the same annotations, or None; the first has at least as many images."""
+    """Why the annotations in two formats differ, or None; the first has at least as many images."""
     one, other = _images_of(records), _images_of(others)
     for image, record in other.items():
         if image not in one:

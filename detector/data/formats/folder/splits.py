@@ -84,7 +84,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _named(tree: FileTree, annotated: Container[Path], path: Path, lines: Sequence[str]) -> list[Path]:
-    """The annotated images that a list names; none if it names no image at all, so is no such list."""
+    """The annotated images that a list names; none if it names no image at all, so that it is not such a list."""
     images, missing = [], []
     for line in lines:
         image = tree.image_named(line, path, annotated)
@@ -98,7 +98,7 @@ def _named(tree: FileTree, annotated: Container[Path], path: Path, lines: Sequen
 
 
 def _yaml(tree: FileTree, annotated: Container[Path]) -> dict[str, list[Path]]:
-    """Images of `train`, `val` and `test` of a data.yaml: folders or lists, which are often given from elsewhere."""
+    """Images of `train`, `val` and `test` of a data.yaml: folders or lists, often with paths of another machine."""
     found: dict[str, list[Path]] = {}
     for path in tree.files:
         content = read_data_yaml(path) or {}
@@ -148,9 +148,9 @@ def make_split(
 ) -> tuple[list[int], list[int], int]:
     """Divide the records into parts of these shares, of which the one of index `part` is val and the others train.
 
-    Returns the indices of train and val, and how many images have a near-copy. The result depends on the images,
-    classes, shares and seed alone. Scoring needs every image and object, so records that cannot be used go to train,
-    which can skip them. Raises InputError if there are too few images.
+    Returns the indices of train and val, and how many images have a near-copy. The result depends only on the images,
+    classes, shares and seed. Scoring needs every image and object, so records that cannot be used go to train, which
+    can skip them. Raises InputError if there are too few images.
     """
     with thread_pool(cores()) as pool:
         thumbnails = [*pool.map(lambda record: _thumbnail(record, options), records)]
@@ -170,9 +170,9 @@ def make_split(
 
 
 def near_copies(records: Sequence[Record], thumbnails: Sequence[np.ndarray | None]) -> list[list[int]]:
-    """Groups of the records, in order, that are copies of one image or, by the names Roboflow gives, made from one.
+    """Groups of the records, in order, that are copies of one image or, by Roboflow's file names, augmented from one.
 
-    Re-encoded and resized images are found, and those with another brightness; mirrored and cropped ones are not.
+    Re-encoded and resized copies are found, and those with another brightness; mirrored and cropped ones are not.
     """
     from scipy.sparse import coo_array  # here, as the import is slow and few datasets need it
     from scipy.sparse.csgraph import connected_components

@@ -28,7 +28,7 @@ class FileTree:
         self._json_keys: dict[Path, tuple[frozenset[str], frozenset[str]]] = {}
 
     def with_suffix(self, *suffixes: str) -> list[Path]:
-        """The files with one of these suffixes, in any case."""
+        """The files with one of these suffixes, in upper or lower case."""
         return [path for path in self.files if path.suffix.lower() in suffixes]
 
     def suffixes(self) -> str:
@@ -89,7 +89,7 @@ class FileTree:
         return self._json_keys[path]
 
     def _called(self, name: str) -> list[Path]:
-        """The images of this name or stem; case and the Unicode form of umlauts count only if several are left."""
+        """The images of this name or stem; case and Unicode form matter only if several images match."""
         found = self._by_name.get(_plain(name), []) or self._by_stem.get(_plain(name), [])
         return [path for path in found if name in (path.name, path.stem)] or found
 
@@ -103,7 +103,7 @@ class FileTree:
 
 
 def _plain(name: str) -> str:
-    """A name as file systems compare it that ignore case (Windows) or decompose umlauts (macOS)."""
+    """A name without differences in case (which Windows ignores) and in Unicode form (which macOS changes)."""
     return normalize("NFC", name).casefold()
 
 
