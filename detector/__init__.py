@@ -1,6 +1,6 @@
-"""Fast R-CNN (Girshick, 2015): one pass of the backbone, RoI pooling, two heads, one loss.
+"""Fast R-CNN (Girshick, 2015): one pass of the backbone, RoI pooling, a head with two output layers, one loss.
 
-`detector.load(path)` gives a trained detector for use from Python: see api.py and docs/api.md.
+`detector.load(path)` loads a trained detector for use from Python: see api.py and docs/api.md.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ __all__ = ["Detector", "Result", "Tiles", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """The Python interface, imported when it is first used, so that `import detector` takes no time."""
+    """The Python interface, imported when it is first used, so that `import detector` is fast."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from detector import api

@@ -1,4 +1,4 @@
-"""The classes that a config may name. It may be untrusted, inside a checkpoint too."""
+"""The classes that a config may name. A config, and the one in a checkpoint, may be untrusted."""
 
 import importlib
 import inspect

@@ -1,4 +1,4 @@
-"""Arithmetic on boxes (x1, y1, x2, y2) in numpy arrays; boxes.py has that on tensors. Nothing here needs torch."""
+"""Arithmetic on boxes (x1, y1, x2, y2) in numpy arrays. boxes.py does the same on tensors. Nothing here needs torch."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,6 @@
-"""Arithmetic on boxes (x1, y1, x2, y2) in continuous pixels, as tensors; box_arrays.py has that on numpy arrays."""
+"""Arithmetic on boxes (x1, y1, x2, y2) in continuous pixels, as tensors. box_arrays.py does the same on numpy
+arrays.
+"""
 
 import math
 from collections.abc import Sequence

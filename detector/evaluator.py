@@ -182,7 +182,7 @@ def _with_data(settings: CommonSettings, **values: object) -> CommonSettings:
 
 
 def _require_selectable(data: dict, trained: Data) -> None:
-    """Raise InputError for a choice of images that is not possible with the dataset of training."""
+    """Raise InputError for a selection of images that is not possible with the dataset of training."""
     parts = trained.parts or ()
     for key in data.keys() & WHICH_IMAGES - {"root"}:
         if parts and all(key in part for part in parts):
@@ -210,7 +210,7 @@ def _run_of(checkpoint: str) -> Path:
 def read_detections(given: EvaluateSettings) -> tuple[DetectionDataset, list[Detections]]:
     """Read the dataset and saved detections, and repeat the post-processing steps that `detect` sets.
 
-    Detections are a folder of result files, where a class that has only a file is scored too, or COCO results.
+    Detections are COCO results, or a folder of result files; then a class that has a file but no object is scored too.
     """
     assert given.detections is not None
     if given.data.reader is None:
@@ -235,7 +235,7 @@ def read_detections(given: EvaluateSettings) -> tuple[DetectionDataset, list[Det
 
 
 def _require_effect(given: EvaluateSettings) -> None:
-    """Raise InputError for a setting that does nothing to saved detections."""
+    """Raise InputError for a setting without effect on saved detections."""
     if given.submission:
         raise InputError("submission: applies to a network, and detections= has none; remove it")
     if given.svd_ranks is not None:

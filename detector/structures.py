@@ -72,7 +72,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class RoiTargets:
-    """Sampled RoIs of a batch with their training targets, in one tensor: one message and one copy to a device."""
+    """Sampled RoIs of a batch with their training targets, in one tensor, so that they are sent and copied at once."""
 
     packed: Tensor  # (R, 10) float32: image index, box, label, deltas
 
@@ -101,7 +101,7 @@ class RoiTargets:
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """A batch that is ready to compute, by a data worker: two tensors, and what tells about them."""
+    """A batch ready for a training step, built by a data worker: two tensors and their description."""
 
     image_ids: list[str]
     image_hws: list[tuple[int, int]]  # sizes before padding
@@ -111,11 +111,13 @@ class TrainBatch:
     roi_counts: list[int]  # RoIs of each image
 
     def pin_memory(self) -> TrainBatch:
-        """In memory from which a GPU copies by itself; called by torch's DataLoader."""
+        """Copy the tensors to page-locked memory, from which a GPU can copy asynchronously; called by torch's
+        DataLoader.
+        """
         return replace(self, images=self.images.pin_memory(), targets=RoiTargets(self.targets.packed.pin_memory()))
 
     def to(self, device: torch.device) -> TrainBatch:
-        """A copy on this device; from pinned memory it is only started."""
+        """A copy on this device; from pinned memory it is asynchronous."""
         images, packed = (each.to(device, non_blocking=True) for each in (self.images, self.targets.packed))
         return replace(self, images=images, targets=RoiTargets(packed))
 

@@ -1,4 +1,4 @@
-"""resume=RUN: the settings saved in the run's config.yaml, with those of the command line in their place."""
+"""resume=RUN: the settings saved in the run's config.yaml; those of the command line replace them."""
 
 import re
 from collections.abc import Mapping
@@ -39,9 +39,9 @@ def of_chosen_groups(overrides: list[str]) -> list[str]:
 
 
 def restored(folder: Path, overrides: list[str], composed: Mapping[str, Any]) -> DictConfig:
-    """The settings with which the run in `folder` was last started, with the given ones in their place.
+    """The settings with which the run in `folder` was last started; given ones replace them.
 
-    `composed` has those of the chosen groups, which replace the saved group. resume and run.dir become those of
+    `composed` has those of the selected groups, which replace the saved groups. resume and run.dir become those of
     resume=auto. Raises InputError without saved settings, and for overrides that are invalid beside them.
     """
     values = _escaped(_saved(folder).plain())
@@ -117,7 +117,7 @@ def _path(item: Override) -> list[str]:
 
 
 def _set(values: dict[str, Any], item: Override) -> None:
-    """Put the value of an override in its place in nested dicts."""
+    """Set the value of an override in nested dicts."""
     *groups, name = _path(item)
     for group in groups:
         below = values.setdefault(group, {})

@@ -1,7 +1,7 @@
 """How train.py and evaluate.py start: from the command line to typed settings, then to the program, or to a sweep.
 
-Settings are composed with Hydra's Compose API, which instantiates nothing that a file names, and validated before
-torch is imported. Only a sweep (-m) is run by Hydra itself, after all its choices have been composed and validated.
+Settings are composed with Hydra's Compose API, which instantiates nothing that a file names, and validated before torch
+is imported. Only a sweep (-m) is run by Hydra itself, after all its combinations have been composed and validated.
 """
 
 import re
@@ -31,7 +31,7 @@ Program = Callable[[Schema], float | None]
 def run_program(program: Program, name: str, schema: type[Schema]) -> None:
     """Run `program` with the settings of configs/`name`.yaml and the command line, and end the process.
 
-    Its result, a score, is what a sweeper of Hydra's may optimize. The exit status is that of `exit_status`.
+    Its result, a score, can be optimized by a Hydra sweeper. The exit status is that of `exit_status`.
     """
     status = exit_status(lambda: _start(program, name, schema), KEPT)
     if status:

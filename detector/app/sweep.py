@@ -51,7 +51,7 @@ def sweep(run: Run, name: str, schema: type[Settings], config_dir: str | None, g
 
 
 def _jobs(overrides: list[str]) -> list[list[str]]:
-    """The overrides of each run of a sweep; values that only a sweeper chooses, as of an interval, are left out."""
+    """The overrides of each run of a sweep, without values that only the sweeper chooses, such as from an interval."""
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
         choices = [

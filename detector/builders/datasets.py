@@ -53,8 +53,9 @@ def read_dataset(data: Data, part: str) -> DetectionDataset:
 
 
 def build_unlabelled(data: Data, classes: Sequence[str], submission: bool) -> DetectionDataset | None:
-    """The images to detect in for an evaluation server: with `submission`, or if no image of a VOC split has an
-    annotation. None for any other dataset. Raises InputError for a VOC split in a dataset without Annotations/.
+    """The images of a VOC split for an evaluation server: with `submission`, or if none has an annotation; else None.
+
+    Raises InputError for a VOC split in a dataset without Annotations/.
     """
     is_voc = data.reader == "voc" and data.parts is None
     if submission and not is_voc:
@@ -104,7 +105,7 @@ def _part_of(data: Data, own: dict) -> Data:
 
 
 def require_taken(data: Data, keys: Collection[str]) -> None:
-    """Raise InputError for one of these settings of layouts that no layout of the dataset has."""
+    """Raise InputError if one of these settings of layouts does not exist for any layout of the dataset."""
     sources = _sources(data)
     taken = {key for source in sources for part in ("train", "val") for key in _reader_arguments(source, part)}
     for key in keys:
@@ -125,7 +126,7 @@ def _read_single(data: Data, part: str) -> DetectionDataset | None:
 
 
 def _reader(data: Data) -> Callable[..., DetectionDataset]:
-    """The function that reads the layout. A config may be untrusted: only detector/data/formats/ can have it."""
+    """The function that reads the layout. A config may be untrusted, so it must be in detector/data/formats/."""
     module = f"detector.data.formats.{data.reader}"
     found = importlib.util.find_spec(module) and getattr(importlib.import_module(module), f"read_{data.reader}", None)
     if not found or "root" not in inspect.signature(found).parameters:  # such as read_image in image.py
@@ -164,7 +165,7 @@ def require_known_exclusions(data: Data, *datasets: DetectionDataset, more: Coll
 
 
 def check(data: Data, dataset: DetectionDataset, part: str) -> Checked:
-    """Validate every image and annotation: a few bad ones are left out of `train`; none may be bad in `val`."""
+    """Validate every image and annotation. A few invalid ones are skipped in `train`; in `val` any is an error."""
     checked = check_data(dataset)
     return accept(checked, data.max_bad_fraction) if part == "train" else require_all_valid(checked)
 
@@ -246,7 +247,7 @@ def build_proposals(
 
 
 def released_proposals(data: Data, dataset: DetectionDataset, mode: str | None = None) -> str | None:
-    """The file of the paper's released proposals of a VOC split, None without one; with `mode`, logs what is used then.
+    """The file of the paper's released proposals of a VOC split, or None; with `mode`, logs what is used instead.
 
     The files of trainval have the images of train and val too.
     """
@@ -267,8 +268,8 @@ def released_proposals(data: Data, dataset: DetectionDataset, mode: str | None =
 
 
 def kept_proposals(data: Data, dataset: DetectionDataset, folder: Path, mode: str) -> list[str | None]:
-    """For each dataset joined in `dataset`, the file of generated proposals in `folder`, None where there is none, or
-    where there are released ones.
+    """For each dataset joined in `dataset`, the file of generated proposals in `folder`; None if there is none, or if
+    there are released ones.
     """
     parts = [single for single, _ in split_into_parts(dataset)]
     paths = [None if released_proposals(data, single) else store_path(folder, single, mode) for single in parts]

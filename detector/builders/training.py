@@ -72,7 +72,7 @@ def _class_weights(loss: Loss, classes: Sequence[str]) -> tuple[float, ...] | No
 
 
 def with_learning_rate(settings: TrainSettings) -> TrainSettings:
-    """The settings with the default for `optimizer.lr` in place of null. Raises InputError if there is none."""
+    """The settings with the default instead of `optimizer.lr=null`. Raises InputError if there is no default."""
     kind = settings.optimizer.target
     find_class(kind, ("torch.optim.",))
     if settings.optimizer.lr is not None:
@@ -103,7 +103,7 @@ def _images_per_pass(train: Training) -> int:
 def build_training(settings: TrainSettings, checkpoint: dict | None) -> TrainingComponents:
     """Build the components of a run, cheap checks first, and load the state of the checkpoint, if there is one.
 
-    Raises InputError for components that do not fit together, or that make it another run than the checkpoint's.
+    Raises InputError for components that do not fit together, and for a run that differs from that of the checkpoint.
     """
     data = settings.data
     if settings.proposals.folder is None:

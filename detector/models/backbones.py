@@ -1,4 +1,4 @@
-"""Backbones: from image to feature map. This module alone knows the networks; depth and width are read from them."""
+"""Backbones: from image to feature map. Depth and width are read from torchvision's networks."""
 
 import itertools
 from collections.abc import Callable
@@ -112,14 +112,15 @@ class PyramidBody(Backbone):
 
 
 def resnet(name: str, norm: str, **arguments: list[bool]) -> models.ResNet:
-    """torchvision's ResNet of this name, with this kind of norm layers."""
+    """torchvision's ResNet of this name, with this kind of norm layers (a key of NORMS)."""
     return _with_norm(models.get_model(name, **arguments), norm)
 
 
 class FrozenNorm(FrozenBatchNorm2d):
     """Batch norm with fixed statistics and weights, which keeps the dtype of the maps.
 
-    torchvision's, used for float32, multiplies by float32: under autocast all maps after it would be float32.
+    torchvision's version, which is used for float32, multiplies by float32: under autocast, all later maps would be
+    float32.
     """
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -145,7 +146,9 @@ def _with_norm(net: Net, norm: str) -> Net:
 
 
 def _features(name: str) -> nn.Sequential:
-    """The convolutions of torchvision's network, with VGG's initialization; no time is spent on its classifier."""
+    """The convolutions of torchvision's network, with VGG's initialization. Its classifier is not initialized, to save
+    time.
+    """
     device = torch.get_default_device()
     with torch.device("meta"):
         features = models.get_model(name).features

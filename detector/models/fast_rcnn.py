@@ -59,10 +59,10 @@ class FastRCNN(nn.Module):
 
     @torch.no_grad()
     def set_delta_statistics(self, mean: Tensor, std: Tensor, keep_outputs: bool) -> None:
-        """Set the mean and the deviation of the targets: `delta_mean` and `delta_std`.
+        """Set the mean and the standard deviation of the targets: `delta_mean` and `delta_std`.
 
-        With `keep_outputs` the weights of box regression change so that the network predicts the same deltas as before.
-        This is for a trained network that had no statistics.
+        With `keep_outputs` the weights of the box regression change so that the network predicts the same deltas as
+        before, for a trained network without statistics.
         """
         assert self.delta_mean is not None
         assert self.delta_std is not None

@@ -28,7 +28,7 @@ class Head(nn.Module):
 class FcHead(Head):
     """Two fully connected layers with ReLU; the original fc6 and fc7 of VGG16 have 4096 units and dropout 0.5.
 
-    With svd_ranks, each is a product of two layers, as `compress` makes them.
+    With svd_ranks, each is a product of two layers, as `compress` builds them.
     """
 
     fc6: nn.Linear | nn.Sequential
@@ -72,7 +72,7 @@ class FcHead(Head):
     def _factorize(self, ranks: Sequence[int]) -> tuple[list[nn.Linear], list[nn.Sequential]]:
         """Replace fc6 and fc7 by two untrained layers each. Raises InputError for ranks that they cannot have.
 
-        Returns the layers of before, and what has replaced each.
+        Returns the former layers, and the replacement of each.
         """
         layers, products = [], []
         for name, layer, rank in zip(("fc6", "fc7"), (self.fc6, self.fc7), ranks, strict=True):

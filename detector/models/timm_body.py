@@ -1,4 +1,4 @@
-"""Backbones of timm (the extra [timm]): any of its networks that gives features of stride 16 for images of any size."""
+"""Backbones of timm (the extra [timm]): networks with features of stride 16 for images of any size."""
 
 from typing import Any
 
@@ -89,7 +89,7 @@ def _first_line(error: Exception) -> str:
 def _stages(net: nn.Module, ends: set[str]) -> list[nn.Module]:
     """The modules of the network in their order, grouped so that each group ends with one that gives features.
 
-    What follows the last of these is not used, and removed: some networks keep it.
+    Modules after the last of these are not used and are removed; some networks keep them.
     """
     groups: list[list[tuple[nn.Module, str]]] = [[]]
     for name, child in net.named_children():

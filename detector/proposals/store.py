@@ -163,10 +163,10 @@ def stream_store(path: Path, images: Iterable[ImageProposals], generator: dict) 
     image id.
     """
     metadata = {FORMAT: json.dumps(generator, sort_keys=True)}
-    room = -(-(HEAD_BYTES + len(json.dumps(metadata))) // 8) * 8
+    header_bytes = -(-(HEAD_BYTES + len(json.dumps(metadata))) // 8) * 8
     image_ids, offsets, image_hws = [], [0], []
     with open_atomically(path) as file, tempfile.TemporaryFile(dir=path.parent) as scores:
-        file.write(bytes(8 + room))
+        file.write(bytes(8 + header_bytes))
         for image in images:
             file.write(np.ascontiguousarray(image.boxes, dtype="<f4").tobytes())
             if image.scores is not None:
@@ -192,10 +192,12 @@ def stream_store(path: Path, images: Iterable[ImageProposals], generator: dict) 
             **({"scores": ("F32", [total], 4 * total)} if with_scores else {}),
             "image_ids": ("U8", [len(ids)], len(ids)),
         }
-        _write_head(file, room, metadata, tensors)
+        _write_head(file, header_bytes, metadata, tensors)
 
 
-def _write_head(file: BinaryIO, room: int, metadata: dict, tensors: dict[str, tuple[str, list[int], int]]) -> None:
+def _write_head(
+    file: BinaryIO, header_bytes: int, metadata: dict, tensors: dict[str, tuple[str, list[int], int]]
+) -> None:
     """Write the header of a .safetensors file: its length, then JSON, padded with spaces."""
     head: dict = {"__metadata__": metadata}
     start = 0
@@ -203,7 +205,7 @@ def _write_head(file: BinaryIO, room: int, metadata: dict, tensors: dict[str, tu
         head[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, start + size]}
         start += size
     file.seek(0)
-    file.write(room.to_bytes(8, "little") + json.dumps(head).encode().ljust(room))
+    file.write(header_bytes.to_bytes(8, "little") + json.dumps(head).encode().ljust(header_bytes))
 
 
 class FileProposals:

@@ -65,8 +65,9 @@ def roi_pool(
 
 
 def distinct_rois(rois: Tensor, spatial_scale: float) -> tuple[Tensor, Tensor]:
-    """The RoIs (D, 5), of all (R, 5), no two of which have the same corner cells, and so are pooled to the same values;
-    and for each of (R, 5) the index (R,) of the one with its cells.
+    """RoIs (D, 5) with distinct corner cells, and for each of the RoIs (R, 5) the index (R,) of the one with its cells.
+
+    RoIs with the same corner cells are pooled to the same values.
     """
     cells = round_half_away(rois * rois.new_tensor([1.0, *[spatial_scale] * 4]))
     found, index = cells.unique(dim=0, return_inverse=True)

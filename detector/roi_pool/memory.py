@@ -22,26 +22,26 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     New memory comes from numpy, which requests huge pages from Linux.
     """
     size = math.prod(shape) * dtype.itemsize
-    room = _take(size)
-    array = room[:size].view(dtype).reshape(shape)
-    weakref.finalize(array, _give_back, room).atexit = False
+    buffer = _take(size)
+    array = buffer[:size].view(dtype).reshape(shape)
+    weakref.finalize(array, _give_back, buffer).atexit = False
     return array
 
 
 def _take(size: int) -> np.ndarray:
     for _ in range(len(_KEPT)):
         try:
-            room = _KEPT.popleft()
+            buffer = _KEPT.popleft()
         except IndexError:  # another thread took it
             break
-        if size <= room.nbytes <= 2 * size:
-            return room
-        _KEPT.append(room)
-    room = np.empty(size + ALIGNMENT, np.uint8)
-    start = -room.ctypes.data % ALIGNMENT
-    return room[start : start + size]
+        if size <= buffer.nbytes <= 2 * size:
+            return buffer
+        _KEPT.append(buffer)
+    buffer = np.empty(size + ALIGNMENT, np.uint8)
+    start = -buffer.ctypes.data % ALIGNMENT
+    return buffer[start : start + size]
 
 
-def _give_back(room: np.ndarray) -> None:
-    if 0 < room.nbytes <= _LARGEST_KEPT_BYTES:
-        _KEPT.append(room)
+def _give_back(buffer: np.ndarray) -> None:
+    if 0 < buffer.nbytes <= _LARGEST_KEPT_BYTES:
+        _KEPT.append(buffer)

@@ -36,7 +36,7 @@ Moved = TypeVar("Moved", bound=Movable)
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is the first NVIDIA GPU, or the CPU if there is none; of several processes, each has its own GPU.
+    """The device of this name. `auto` is an NVIDIA GPU, or the CPU if there is none; each process has its own GPU.
 
     Raises InputError for a device that is not available.
     """
@@ -92,10 +92,10 @@ class Compute:
             return model(images, rois.to(self.device))
 
     def copy_ahead(self, batches: Iterable[Moved]) -> Iterator[tuple[Moved, Moved]]:
-        """Each batch and its copy on the device: on an NVIDIA GPU made while the step before it is computed, on a CPU
-        without a copy.
+        """Each batch and its copy on the device. On an NVIDIA GPU it is copied while the step before it is computed; on
+        a CPU the batch itself is used.
 
-        A batch in pinned memory is copied without waiting. A copy is valid until the next one is asked for.
+        A batch in pinned memory is copied asynchronously. A copy is valid until the next one is requested.
         """
         if self.device.type != "cuda":
             yield from ((batch, batch.to(self.device)) for batch in batches)
@@ -148,8 +148,8 @@ def loss_scaler(compute: Compute) -> torch.amp.GradScaler:
 def limit_threads(threads: int) -> None:
     """Limit the threads of torch operators called from this thread.
 
-    torch.set_num_threads sets this for the calling thread, and for threads that use torch for the first time later,
-    which get back their number here.
+    torch.set_num_threads sets the number for the calling thread, and for threads that use torch for the first time
+    later; for these, the number is restored here.
     """
     with _limiting:
         usual = torch.get_num_threads()
@@ -169,7 +169,7 @@ def peak_memory_mib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     if device.type == "mps":
-        return torch.mps.driver_allocated_memory() / 2**20  # at this moment; torch keeps no peak there
+        return torch.mps.driver_allocated_memory() / 2**20  # the current value; torch records no peak for MPS
     if resource is None:
         memory = psutil.Process().memory_info()
         return getattr(memory, "peak_wset", memory.rss) / 2**20

@@ -1,6 +1,6 @@
 """Several processes as one run: ranks and communication.
 
-torchrun or srun starts the processes. In a run of one process, everything here costs nothing.
+torchrun or srun starts the processes. With one process, these functions return at once.
 """
 
 import itertools
@@ -59,7 +59,7 @@ def process_group(timeout_s: int) -> Iterator[None]:
         watch.start()
         try:
             yield
-            barrier()  # or the others would take the first one to end for lost
+            barrier()  # otherwise the others would consider the first one to end as lost
         finally:
             ended.set()
             watch.join(1)  # the interpreter aborts if it ends while a thread uses the store
@@ -74,7 +74,7 @@ def process_group(timeout_s: int) -> Iterator[None]:
 
 
 def _watch(store: dist.Store, here: RankInfo, timeout_s: int, ended: threading.Event) -> None:
-    """Runs in a thread of every process: count up in the store, and end this process if another's count stops."""
+    """Run in a thread of every process: count up in the store, and end this process if the count of another stops."""
     others = [rank for rank in range(here.world_size) if rank != here.rank]
     begun = time.monotonic()
     counts, changed = dict.fromkeys(others, b""), dict.fromkeys(others, begun)
@@ -113,7 +113,7 @@ def _rendezvous() -> dict[str, str]:
 
 
 def _require_rendezvous() -> None:
-    """Raise InputError for an address that no process can be at: torch would try for minutes."""
+    """Raise InputError for an invalid address, which torch would try for minutes."""
     host, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
     try:
         if not 0 < int(port) < 2**16:
@@ -224,12 +224,12 @@ def raise_once(error: InputError | RunFailure) -> NoReturn:
 
 
 def barrier() -> None:
-    """Wait for all processes, however long one takes."""
+    """Wait for all processes, with a long timeout."""
     gather(None)
 
 
 def wrap_ddp(model: nn.Module, device: torch.device) -> nn.Module:
-    """Wrap the model so that gradients are averaged over all processes, without a copy of them to send."""
+    """Wrap the model so that gradients are averaged over all processes, without copying them."""
     if not dist.is_initialized():
         return model
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""How a program ends: its exit status, and one line for an error that is not a bug in it."""
+"""How a program ends: its exit status, and one message for an error that is not a bug."""
 
 import errno
 import io
@@ -25,9 +25,9 @@ NAME_ERRNOS = (errno.ENAMETOOLONG, errno.ELOOP)
 def exit_status(program: Callable[[], int | None], if_interrupted: str) -> int:
     """Run a program, and return its exit status, which is 0 for None.
 
-    For an error it is 2 for wrong input and 1 when the program failed (the message is printed to stderr), 130 after
-    Ctrl-C, 143 after SIGTERM and 138 after SIGUSR1. Any other exception is passed on. `if_interrupted` says what an
-    interrupt leaves behind.
+    It is 2 for invalid input and 1 if the program failed (the message is printed to stderr), 130 after Ctrl-C, 143
+    after SIGTERM and 138 after SIGUSR1. Any other exception is raised. `if_interrupted` says what an interrupt leaves
+    behind.
     """
     status = FAILED
     _open_closed_streams()
@@ -74,7 +74,7 @@ def _sigterm_raises() -> Iterator[None]:
 
 
 def _end_now_if_pools_run(status: int) -> None:
-    """Python waits for its threads before it ends, and nothing can interrupt the search in an image, for example."""
+    """End the process without waiting for threads, whose work, such as selective search, cannot be interrupted."""
     if pools_run():
         for worker in multiprocessing.active_children():
             worker.terminate()
@@ -108,7 +108,7 @@ def _ending(error: Exception) -> tuple[str, int] | None:
 
 
 def _speaks() -> bool:
-    """Whether this process prints wrong input: before the processes are connected, all find the same."""
+    """Whether this process prints invalid input: before the processes are connected, all find the same error."""
     torch_distributed = sys.modules.get("torch.distributed")  # not loaded: no process is connected to others
     if torch_distributed is not None and torch_distributed.is_initialized():
         return True
@@ -127,7 +127,7 @@ def _write_to_log_files(message: str) -> None:
 def _open_closed_streams() -> None:
     """Connect stdin, stdout and stderr to /dev/null where the caller closed them, as in `train.py >&-`.
 
-    Else the next file that is opened would have their number, and what is printed would go into it.
+    Otherwise the next opened file would get their number, and output would be written into it.
     """
     for number in range(3):
         try:

@@ -1,4 +1,4 @@
-"""Files: found, read with clear errors, and written so that a reader never sees a partial one."""
+"""Files: find them, read them with clear errors, and write them so that a reader never sees a partial file."""
 
 import glob
 import hashlib
@@ -42,10 +42,11 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
 
 @contextmanager
 def reading(path: Path, fault: str, max_bytes: int = MAX_BYTES) -> Iterator[None]:
-    """The boundary that every file of a user passes: it is read inside this context.
+    """The context in which every user file is read.
 
-    Raises InputError, which names the file, unless it is a regular file of at most `max_bytes`, and instead of any
-    exception inside, of whatever kind; `fault`, such as "broken JSON", is said of one that is not the system's.
+    Raises InputError, which names the file, unless it is a regular file of at most `max_bytes`, and in place of any
+    exception inside the context. `fault`, such as "broken JSON", describes an exception that is not an error of the
+    system.
     """
     try:
         stat = path.stat()
@@ -112,7 +113,7 @@ def numbered(path: Path, suffix: str = "") -> Iterator[Path]:
 
 
 def require_inside(folder: Path, image_ids: Iterable[str]) -> None:
-    """Raise InputError if an id, of an untrusted dataset, leads out of the folder where it becomes a file's name."""
+    """Raise InputError if an image id, which may be untrusted, leads out of the folder where it names a file."""
     for image_id in image_ids:
         if not (folder / image_id).resolve().is_relative_to(folder.resolve()):
             raise InputError(f"image {image_id!r}: its id leads out of {folder}, where it would name a file")
@@ -121,9 +122,9 @@ def require_inside(folder: Path, image_ids: Iterable[str]) -> None:
 def find_files(where: str) -> dict[str, Path]:
     """Files of an image path, a folder or a glob pattern, by id, sorted by path.
 
-    A folder gives its files that are not hidden, without subfolders; a pattern may hold *, ?, [] and **.
-    The id is the path relative to the common parent folder: the file name if all are in one folder.
-    Raises InputError if there is no file.
+    A folder stands for its files that are not hidden, without subfolders; a pattern may contain *, ?, [] and **. The id
+    is the path relative to the common parent folder: the file name if all are in one folder. Raises InputError if there
+    is no file.
     """
     path = Path(where)
     if path.is_file():

@@ -1,4 +1,6 @@
-"""Exclusive locks on files, which end with the process that holds them: of POSIX, else (Windows) those of filelock."""
+"""Exclusive locks on files, which end with the process that holds them: POSIX locks, or on Windows those of
+filelock.
+"""
 
 import os
 from collections.abc import Iterator
@@ -30,7 +32,7 @@ def locked(path: Path) -> Iterator[None]:
     while True:
         with open(path, "w", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            # The process that held the lock before may have removed this file, which then locks nobody out.
+            # The process that held the lock before may have removed this file, which then excludes nobody.
             if not _is_still(path, file):
                 continue
             try:

@@ -30,7 +30,7 @@ class ConsoleHandler(logging.Handler):
 
 
 def set_up_logging() -> None:
-    """Log to the console. Of several processes, only the first logs, except errors."""
+    """Log to the console. With several processes, only the first one logs, except for errors."""
     global _early
     _early = MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1)
     console = ConsoleHandler()

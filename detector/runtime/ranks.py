@@ -1,4 +1,4 @@
-"""The place of this process among those of its run. Imports nothing heavy."""
+"""The rank of this process in its run. Imports nothing slow."""
 
 import os
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ def _number(variable: str, default: str = "") -> int:
 def cores_per_process() -> int:
     """Processor cores for each process of the run on this machine, at least 1.
 
-    Under srun, which does not tell how many processes share a machine, it is as if one machine had all of them.
+    srun does not state how many processes share a machine, so all are assumed to be on one machine.
     """
     processes = _number("LOCAL_WORLD_SIZE", str(rank_info().world_size))
     return max(cores() // max(processes, 1), 1)

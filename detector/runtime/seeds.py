@@ -1,6 +1,6 @@
-"""All randomness is a function of known numbers: the run's seed, the iteration, the sample's position.
+"""All randomness is a function of known numbers: the seed of the run, the iteration, the position of the sample.
 
-So a run does not depend on the number of workers, and can be resumed at any step.
+Therefore a run does not depend on the number of workers, and can be resumed at any step.
 """
 
 from enum import IntEnum
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Stream(IntEnum):
-    """One random stream for each use, so that no two uses share one."""
+    """A separate random stream for each use."""
 
     ORDER = 0
     AUGMENTATION = 1

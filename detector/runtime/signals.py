@@ -37,7 +37,9 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 
 class StopRequest:
-    """In this context the first signal is stored in `signal` (0: none), and a second one ends the program at once."""
+    """A context in which the first signal is stored in `signal` (0: none), and a second one ends the program at
+    once.
+    """
 
     def __init__(self) -> None:
         self.signal = 0
@@ -87,8 +89,8 @@ class StopRequest:
         """The signal that any process of the run has received, 0 for none. All processes must call this after each
         step.
 
-        Several processes communicate about once per second only, since each time all wait for the slowest one. They
-        count steps, because their clocks differ: as many as the slowest process does in that time.
+        Several processes communicate only about once per second, because all wait for the slowest one each time. Since
+        their clocks differ, they count steps: as many as the slowest process does in that time.
         """
         if rank_info().world_size == 1:
             return self.signal
@@ -102,9 +104,9 @@ class StopRequest:
         return all_reduce_max(self.signal)
 
     def interruptible(self, items: Iterable[T]) -> Iterator[T]:
-        """The items. In a run of one process, a signal raises Stopped while the next item is made.
+        """The items. In a run of one process, a signal raises Stopped while the next item is awaited.
 
-        Several processes have to agree, and do so after the step.
+        Several processes must agree first, which they do after the step.
         """
         iterator, alone = iter(items), rank_info().world_size == 1
         while True:
@@ -122,7 +124,7 @@ class StopRequest:
             yield item
 
     def cut_short(self, items: Iterable[T]) -> Iterator[T]:
-        """The items; raises Stopped, in all processes of the run, when one of them has been asked to stop."""
+        """The items; raises Stopped in all processes of the run if one of them has received a signal to stop."""
         for item in self.interruptible(items):
             if self.signal:
                 break
@@ -132,7 +134,7 @@ class StopRequest:
 
 
 def leave_requests_to_parent() -> None:
-    """In a data worker: signals to stop can reach it too, but the training process decides when to stop."""
+    """Ignore signals to stop in a data worker: the training process decides when to stop."""
     for number in REQUESTS:
         if number != signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Threads that compute beside the main one, which signals interrupt."""
+"""Threads that compute beside the main thread, which can be interrupted by signals."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ def thread_pool(threads: int, begin: Callable[[], None] | None = None) -> Iterat
     """A ThreadPoolExecutor; `begin` is called on each thread. Tasks that have not started when the context ends are
     dropped.
 
-    An interrupt does not wait for the tasks that run: `exit_status` ends the process with them.
+    An interrupt does not wait for running tasks: `exit_status` ends the process and its threads.
     """
     pool, waits = ThreadPoolExecutor(threads, NAME, begin), True
     try:
@@ -28,5 +28,5 @@ def thread_pool(threads: int, begin: Callable[[], None] | None = None) -> Iterat
 
 
 def pools_run() -> bool:
-    """Whether a thread of a `thread_pool` is left, as after an interrupt."""
+    """Whether a thread of a `thread_pool` still runs, as after an interrupt."""
     return any(thread.name.startswith(NAME) for thread in threading.enumerate())

@@ -207,16 +207,16 @@ def stratify(
     counts = [Counter(label for number in group for label in labels[number]) for group in groups]
     totals = sum(counts, Counter[str]())
     lacking = [{label: share * count for label, count in totals.items()} for share in shares]
-    room = [share * sum(map(len, groups)) for share in shares]
+    capacity = [share * sum(map(len, groups)) for share in shares]
     chosen = [0] * len(groups)
     left = np.random.default_rng(seed).permutation(len(groups)).tolist()
     while left:
         there = sum((counts[group] for group in left), Counter[str]())
         label = min(there, key=lambda label: (there[label], label))
         for group in [group for group in left if label in counts[group]]:
-            part = max(range(len(shares)), key=lambda part: (lacking[part][label], room[part], -part))
+            part = max(range(len(shares)), key=lambda part: (lacking[part][label], capacity[part], -part))
             chosen[group] = part
-            room[part] -= len(groups[group])
+            capacity[part] -= len(groups[group])
             for own, count in counts[group].items():
                 lacking[part][own] -= count
         left = [group for group in left if label not in counts[group]]
