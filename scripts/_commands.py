@@ -1,4 +1,4 @@
-"""The commands of a program, each a module of one folder of scripts/; only the chosen one is imported."""
+"""The commands of a program, each a module of one folder of scripts/; only the selected one is imported."""
 
 import argparse
 import ast
@@ -11,7 +11,7 @@ from pathlib import Path
 def add_commands(
     parser: argparse.ArgumentParser, folder: str, command_line: Sequence[str] | None
 ) -> argparse.ArgumentParser | None:
-    """Add a command for each module in scripts/FOLDER, with `run` of the chosen one. Returns its parser, if any.
+    """Add a command for each module in scripts/FOLDER, with `run` of the selected one. Returns its parser, if any.
 
     A module has `add_arguments(parser)` and `run(arguments)`; the first line of its docstring is the command's help.
     """

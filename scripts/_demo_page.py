@@ -1,4 +1,4 @@
-"""The page of demo.py: what it shows, and how it is laid out."""
+"""The page of demo.py: its content and its layout."""
 
 import threading
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ CLICK = "Click a detection: what RoI pooling takes from the shared feature map f
 
 
 class Demo:
-    """What the page shows of a network."""
+    """The results of a network that the page shows."""
 
     def __init__(self, network: Detector) -> None:
         if not isinstance(network.network, TorchNetwork):
@@ -58,7 +58,7 @@ class Demo:
         return pixels(draw_features(image, pooled, f"{result.names[place]} {result.scores[place]:.2f}"))
 
     def _pooled_from(self, result: Result, place: int) -> list[Any]:
-        """What RoI pooling is given for one detection: the features and its RoI."""
+        """The input of RoI pooling for one detection: the features and its RoI."""
         seen: list[Any] = []
         with self._one_at_a_time:
             hook = self.model.roi_pool.register_forward_hook(lambda _, inputs, output: seen.extend(inputs))
@@ -77,7 +77,7 @@ def at_point(boxes: np.ndarray, x: float, y: float) -> int | None:
 
 
 def build_page(gradio: Any, demo: Demo, examples: Sequence[Path]) -> Any:
-    """The page: image and sliders at the left, what the network makes of them at the right."""
+    """The page: image and sliders at the left, the results of the network at the right."""
     limits, soft = demo.network.settings.detect, demo.network.settings.detect.nms == "soft"
     output = {"interactive": False, "buttons": ["fullscreen", "download"]}  # no button that shares
 

@@ -1,4 +1,4 @@
-"""What the programs that measure share: the time of a call, and the name of the processor."""
+"""Shared by the programs that measure: the time of a call, and the name of the processor."""
 
 import platform
 import re

@@ -1,4 +1,4 @@
-"""The data of the interactive page about RoI pooling, from live tensors."""
+"""The data of the interactive page about RoI pooling, from the tensors of a trained network."""
 
 import argparse
 import base64

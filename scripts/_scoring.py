@@ -1,4 +1,4 @@
-"""What the programs that compare detectors share: a dataset detected and scored."""
+"""Shared by the programs that compare detectors: detect on a dataset and score the result."""
 
 import time
 

@@ -1,11 +1,11 @@
-"""Write the interactive page about RoI pooling, docs/roi_pooling.html, from live tensors.
+"""Write the interactive page about RoI pooling, docs/roi_pooling.html, from the tensors of a trained network.
 
     python scripts/build_page.py --checkpoint runs/demo/checkpoints/last.pt --image data/shapes/JPEGImages/test_0003.jpg
 
 The page is one file that needs no server and no network: the parts in scripts/roi_pooling_page/, with the data as JSON.
-The data are the map of an article; feature maps of the image, taken from a pass of the network that
-detects the objects in it; and the time of a forward pass for many regions with and without a shared feature map,
-measured on the CPU of this machine.
+The data are the map of the article "Region of Interest Pooling Explained"; feature maps of the image, from a pass of
+the network that detects its objects; and the time of a forward pass for many regions with and without a shared feature
+map, measured on the CPU of this machine.
 """
 
 import argparse

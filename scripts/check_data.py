@@ -1,6 +1,6 @@
 """Validate a dataset as train.py does before training, and print what is wrong with it. Nothing is changed.
 
-    python scripts/check_data.py --data ROOT                 a folder as it is found (data=folder)
+    python scripts/check_data.py --data ROOT                 any folder of annotated images (data=folder)
     python scripts/check_data.py --data ROOT --splits trainval test [--proposals trainval.safetensors test.safetensors]
     python scripts/check_data.py --data ROOT --annotations train.json val.json [--images train val]
 

@@ -3,7 +3,7 @@
     python scripts/compare.py runs/a runs/b --out comparison.html
 
 RUN is the folder of a run of train.py, whose last evaluation is compared, or a folder that evaluate.py wrote. All must
-be of the same images with the same annotations and classes. The first is what the others are compared with.
+have the same images, annotations and classes. The others are compared with the first one.
 
 Exit status: 0 done, 1 a write failed, 2 invalid input, 130 or 143 interrupted.
 """
@@ -97,13 +97,13 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:
-    """The last part of each path, or all of it where these are equal."""
+    """The last part of each path, or the complete paths if two of these are equal."""
     names = [folder.resolve().name for folder in folders]
     return names if len({*names}) == len(names) else [str(folder) for folder in folders]
 
 
 def read_run(folder: Path) -> Run:
-    """Raises InputError, with what to do, unless the folder has an evaluation."""
+    """The evaluation in a folder. Raises InputError, which says what to do, if there is none."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     if not (folder / "config.yaml").is_file():
@@ -179,7 +179,7 @@ def read_dataset_of(one: Run) -> "DetectionDataset":
 
 
 def read_detections_of(one: Run, dataset: "DetectionDataset") -> "list[Detections]":
-    """Those that were scored. The settings of rescoring saved ones apply again."""
+    """The detections that were scored. For saved ones, the settings of rescoring apply again."""
     from detector.evaluation.results import read_result_files
     from detector.evaluator import read_detections
     from detector.schema import parse
@@ -213,7 +213,7 @@ def require_same(one: "DetectionDataset", other: "DetectionDataset", message: st
 def read_history(one: Run) -> list[dict]:
     """The lines of metrics.jsonl of the run, or of the run whose checkpoint was evaluated; empty without.
 
-    As when a run resumes, a line that is truncated or has no iteration is passed over.
+    As when a run resumes, a line that is truncated or has no iteration is skipped.
     """
     path = one.folder / "metrics.jsonl"
     if not path.is_file() and one.config.get("checkpoint"):
@@ -228,7 +228,7 @@ def read_history(one: Run) -> list[dict]:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings with their full names, such as `data.root`. As saved: also those of another version."""
+    """Nested settings by their dotted names, such as `data.root`, as saved, also by another version."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}

@@ -3,8 +3,8 @@
     python scripts/compress.py --checkpoint runs/mine/checkpoints/best.pt --ranks 256 256 --out small \\
         --data /data/mine --split val
 
-writes model.safetensors and model.json to the folder OUT, which every program takes like a checkpoint, and prints its
-size, the time of the head for 2000 RoIs, and with --data the mAP (area at IoU 0.5), before and after.
+writes model.safetensors and model.json to the folder OUT, which every program accepts like a checkpoint, and prints the
+size of the head, its time for 2000 RoIs, and with --data the mAP (area at IoU 0.5), before and after.
 """
 
 import argparse

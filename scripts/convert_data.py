@@ -4,16 +4,15 @@
     python scripts/convert_data.py --data ROOT --splits trainval test --to yolo --out NEW
     python scripts/convert_data.py --data ROOT --annotations train.json val.json --images train val --to voc --out NEW
 
-ROOT is read as by the other scripts: VOC layout with --splits, COCO with --annotations, else as a folder is found
-(`data=folder`), with the splits that it has or that are made. It is not changed; images are copied as they are. What
-is written:
+ROOT is read as by the other scripts: VOC layout with --splits, COCO with --annotations, else as with `data=folder`,
+with its own splits or new ones. It is not changed; images are copied byte by byte. The program writes:
 
     voc   JPEGImages/ID.jpg, Annotations/ID.xml, ImageSets/Main/SPLIT.txt
     coco  images/ID.jpg, annotations/SPLIT.json
     yolo  images/SPLIT/ID.jpg, labels/SPLIT/ID.txt, data.yaml
 
-Every image and annotation is validated first. Images and objects that cannot be used are left out and listed, with exit
-status 1; 0: all is converted; 2: invalid input, nothing is written.
+Every image and annotation is validated first. Images and objects that cannot be used are omitted and listed. Exit
+status: 0 everything is converted, 1 something is omitted, 2 invalid input, nothing is written.
 """
 
 import argparse
@@ -100,7 +99,7 @@ def read_splits(arguments: argparse.Namespace) -> dict[str, DetectionDataset]:
 
 
 def named_by_file(dataset: DetectionDataset) -> DetectionDataset:
-    """The dataset with the stems of its files as ids: those of COCO are numbers, often the same in several files."""
+    """The dataset with the stems of its files as ids, since COCO's ids are numbers, often the same in several files."""
     records = [
         replace(record, image_id=record.image.stem) if isinstance(record.image, Path) else record
         for record in dataset.records
@@ -123,7 +122,7 @@ def require_disjoint(splits: dict[str, Checked]) -> None:
 
 
 def write_voc(out: Path, split: str, checked: Checked, classes: Sequence[str]) -> list[str]:
-    """Write a split; returns a line for each kind of object that the layout cannot hold."""
+    """Write a split; returns a line for each kind of object that the layout cannot represent."""
     dataset, crowds = checked.dataset, 0
     for index, (image_id, hw) in enumerate(zip(dataset.image_ids, checked.image_hws, strict=True)):
         image, truth, objects = dataset.image_path(index), inside(dataset.ground_truth(index), hw), []

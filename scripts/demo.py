@@ -2,9 +2,9 @@
 
     python scripts/demo.py --checkpoint RUN/checkpoints/best.pt --images photographs
 
-Open the printed address in a browser; end the program with Ctrl-C. The page is for this machine alone, and reports
-nothing to anyone. It needs the extra `demo`: uv pip install ".[demo]".
-Exit status: 0 ended, 1 the page cannot be served, 2 invalid input, 130 or 143 interrupted.
+Open the printed address in a browser; end the program with Ctrl-C. Only this machine can open the page, and no data
+leave it. It needs the extra `demo`: uv pip install ".[demo]". Exit status: 0 ended, 1 the page cannot be served, 2
+invalid input, 130 or 143 interrupted.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def import_gradio() -> Any:
-    """Gradio, told to report nothing. Raises InputError if it is not installed."""
+    """Gradio, with its analytics disabled. Raises InputError if it is not installed."""
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
     try:
         import gradio

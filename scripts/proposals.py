@@ -1,4 +1,4 @@
-"""Generate proposals for a dataset by selective search, convert, unite and check them.
+"""Generate proposals for a dataset by selective search; convert, join and check proposals.
 
     python scripts/proposals.py generate --data ROOT --split trainval --out FILE.safetensors
     python scripts/proposals.py merge PART.safetensors ... --out FILE.safetensors
@@ -9,9 +9,9 @@
     python scripts/proposals.py union FILE FILE ... --nms 0.9 --out FILE.safetensors
     python scripts/proposals.py grid --data ROOT --split SPLIT --out FILE.safetensors
 
-ROOT is in VOC layout, in COCO's with --annotations FILE.json [--images FOLDER] in place of --split, or any folder of
-annotated images, where --split can be left out; it is only read, and no file is ever overwritten. Exit status: 0 done,
-1 `check` has found something, or a write failed (such as a full disk), 2 invalid input, 130 or 143 interrupted.
+ROOT is in VOC layout, in COCO layout with --annotations FILE.json [--images FOLDER] in place of --split, or any folder
+of annotated images, where --split can be omitted. It is only read, and no file is overwritten. Exit status: 0 done, 1
+`check` found problems or a write failed (such as a full disk), 2 invalid input, 130 or 143 interrupted.
 docs/proposals.md explains formats, shards and faults.
 """
 

@@ -11,8 +11,8 @@ Writes to the folder OUT, which must be new or empty:
     ranking.csv       rank,image,doubt,detections: the image with the highest doubt first
     images/           with --top N: copies of the first N images (with --link, symbolic links to them)
 
-Exit status: 0 all images are ranked; 1 some images failed and are listed, and the others are ranked, or the disk is
-full; 2 invalid input, nothing is done; 130 or 143 interrupted.
+Exit status: 0 all images are ranked; 1 some images failed and are listed, or the disk is full; 2 invalid input, nothing
+is done; 130 or 143 interrupted.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
     python scripts/take_screenshots.py RUN
 
-Needs chromium, which Playwright starts without a window. Without one, it says so and leaves the pictures as they are.
-Exit status: 0 done, or no chromium; 1 a page did not load or a write failed; 2 invalid input; 130 or 143 interrupted.
+Needs chromium, which Playwright starts without a window. Without it, the program says so and changes nothing. Exit
+status: 0 done, or no chromium; 1 a page did not load or a write failed; 2 invalid input; 130 or 143 interrupted.
 """
 
 import argparse
@@ -94,7 +94,7 @@ def new_page(chromium: Any, name: str) -> Any:
 
 @contextmanager
 def serve_tensorboard(folder: Path) -> Iterator[str]:
-    """The address of a TensorBoard that shows this folder, to this machine alone."""
+    """The address of a TensorBoard that serves this folder to this machine only."""
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--host", "localhost", "--port", "0"]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:

@@ -1,4 +1,4 @@
-"""Draw what the program does: pictures (PNG, SVG) and animations (GIF, MP4) in a new folder OUT.
+"""Draw the steps of the program: pictures (PNG, SVG) and animations (GIF, MP4) in a new folder OUT.
 
     python scripts/visualize.py roi_pool --out OUT
     python scripts/visualize.py COMMAND --help

@@ -60,7 +60,7 @@ def networks(name: str, train: bool, num_classes: int = NUM_CLASSES) -> tuple[Fa
 
 
 def random_rois(count: int, images: int, image_hw: tuple[int, int]) -> Tensor:
-    """RoIs (R, 5), so many for each image, with sides from 20 pixels to the whole image, uniform in the logarithm."""
+    """RoIs (R, 5), equally many per image, with sides from 20 pixels to the whole image, uniform in the logarithm."""
     generator = torch.Generator().manual_seed(0)
     image_wh = torch.tensor([image_hw[1], image_hw[0]])
     sides = 20 * (image_wh / 20) ** torch.rand(images * count, 2, generator=generator)
@@ -91,7 +91,7 @@ def peer_detect(peer: Assembly, images: Tensor, proposals: Tensor) -> list[Tenso
 
 
 def median_seconds(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """The median time of each function; they take turns, and the first round does not count."""
+    """The median time of each function. They are called in turn, and the first round does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(rounds + 1):
         for name, function in functions.items():

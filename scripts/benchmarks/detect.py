@@ -2,8 +2,8 @@
 
     python scripts/benchmark.py detect --networks VGG16 --proposals 1 300 2000 4000 --classes 20 80
 
-From an image and its proposals to detections, with equal weights; the scores of both are compared first. They take
-turns on the same image, on the CPU; ours in float32 and bfloat16, the peer in float32. Milliseconds are medians.
+From an image and its proposals to detections, with equal weights; the scores of both are compared first. Both run in
+turn on the same image, on the CPU: ours in float32 and bfloat16, the peer in float32. Milliseconds are medians.
 """
 
 import argparse

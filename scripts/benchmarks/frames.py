@@ -2,8 +2,8 @@
 
     python scripts/benchmark.py frames --checkpoint RUN/checkpoints/best.pt --data ROOT --split test
 
-Decoding, selective search, the network and post-processing are included, with one image in flight on each core; no
-picture is drawn. Recall is that of the proposals at IoU 0.5, mAP the area at IoU 0.5. The first round does not count.
+Decoding, selective search, the network and post-processing are included, with one image per core at a time; no picture
+is drawn. Recall is that of the proposals at IoU 0.5, and mAP is area@0.50. The first round does not count.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def recall_of_first(dataset: DetectionDataset, mode: str, counts: list[int]) -> dict[int, float]:
-    """Recall at IoU 0.5 of at most so many proposals of each image."""
+    """Recall at IoU 0.5 of the first proposals of each image."""
     indices = range(len(dataset))
     truths = [dataset.ground_truth(index) for index in indices]
     boxes = [search_image(dataset.image(index), mode, cores())[0] for index in indices]

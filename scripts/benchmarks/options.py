@@ -4,10 +4,10 @@
         --folder runs/options
 
 Every trained row is a run of train.py as in the benchmark `recipes`; every row has an evaluation of the run's last.pt
-by evaluate.py, in the run's folder. Rows of inference alone evaluate the base run. Existing runs and
-evaluations are reused, so the table can be made in several nights. It has the mean, minimum and range over the seeds of
-the 11-point mAP at IoU 0.5, and the seconds per image that evaluate.py logs: reading, network and NMS, without start-up
-and proposals, but with the start of the workers.
+by evaluate.py, in the run's folder. Rows of inference options evaluate the base run. Existing runs and evaluations are
+reused, so the table can be computed in several sessions. It has the mean, minimum and range over the seeds of the
+11-point mAP at IoU 0.5, and the seconds per image that evaluate.py logs: reading, network and NMS, without start-up and
+proposals, but with the start of the workers.
 
 The short side is 320 px, so multi-scale training uses 256, 320 and 384, and the pyramid 240 to 480.
 """

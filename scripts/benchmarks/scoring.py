@@ -4,10 +4,10 @@
 
 Generates a case of the size of VOC 2007's test set (seeded, in a temporary folder: XML annotations and the devkit's
 result files) and scores it in a separate process: reading annotations and result files; matching and AP by both metrics
-at 0.5 and over 0.50:0.95; sizes and errors by kind; COCO's numbers. The plain
-evaluator is ours too. It follows the published rules in the way of the published Python code: one detection after the
-other, AP only at 0.5. Everything runs on one core. The minimum of the repeats is shown, as elapsed time and as
-processor time, which other work on the machine disturbs less.
+at 0.5 and over 0.50:0.95; sizes and errors by kind; COCO's numbers. The plain evaluator was written for this
+comparison. Like the published Python code, it processes one detection after the other, and computes AP only at 0.5.
+Everything runs on one core. The minimum of the repeats is shown, as elapsed time and as processor time, which other
+work on the machine affects less.
 """
 
 import argparse

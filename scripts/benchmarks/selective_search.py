@@ -7,8 +7,8 @@ numpy and opencv-contrib-python-headless, which the project itself does not depe
 
     python -m venv ENV && ENV/bin/pip install numpy opencv-contrib-python-headless
 
-Both process the images in turns, one image each, on one thread. Without --opencv-python only ours is measured.
-AR is the average recall over IoU 0.5, 0.55, ... 0.95 (and, in the first AR column, over classes).
+Both process the images in turn, one image each, on one thread. Without --opencv-python only ours is measured. AR is the
+average recall over IoU 0.5, 0.55, ... 0.95 (and, in the first AR column, over classes).
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
     python scripts/benchmark.py train --networks VGG16 "ResNet-18, 320 px"
 
-Both start from equal weights, and their losses are compared first. They take turns on the same images and RoIs, on the
-CPU; ours in float32 and bfloat16, the peer in float32. Milliseconds are medians. The last column is the rate of the
+Both start from equal weights, and their losses are compared first. Both run in turn on the same images and RoIs, on the
+CPU: ours in float32 and bfloat16, the peer in float32. Milliseconds are medians. The last column is the rate of the
 convolutions and matrix products of our bfloat16 step, as a fraction of the rate of one large matrix product.
 """
 
@@ -65,5 +65,5 @@ def measure(name: str, rounds: int) -> dict[str, object]:
         "times as fast": seconds["torchvision"] / seconds["torch.float32"],
         "bfloat16 ms": 1e3 * seconds["torch.bfloat16"],
         "times as fast ": seconds["torchvision"] / seconds["torch.bfloat16"],
-        "of the rate of a matrix product": rate / peers.matmul_rate(torch.bfloat16),
+        "fraction of the rate of a matrix product": rate / peers.matmul_rate(torch.bfloat16),
     }

@@ -1,4 +1,4 @@
-"""The file of an animation, for the commands that make one."""
+"""Write animations, for the commands that draw them."""
 
 import argparse
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def write_animation(folder: Path, name: str, kind: str, frames: Sequence[np.ndarray], seconds: Sequence[float]) -> None:
-    """Write FOLDER/NAME.gif, or .mp4, of images (H, W, 3) uint8, all of one size, each shown so long."""
+    """Write FOLDER/NAME.gif or .mp4 from images (H, W, 3) uint8 of one size, with the duration of each."""
     if kind == "gif":
         save_animation(folder / f"{name}.gif", frames, seconds)
         return

@@ -1,4 +1,4 @@
-"""The dataset of a command line, for the commands that show one."""
+"""Read the dataset of a command line."""
 
 import argparse
 from pathlib import Path

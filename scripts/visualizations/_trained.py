@@ -1,4 +1,4 @@
-"""A trained network on one image, with the tensors of that pass, for the commands that show them."""
+"""Run a trained network on one image, and keep the tensors of that pass for drawing."""
 
 import argparse
 from collections.abc import Sequence
@@ -61,7 +61,7 @@ class Pass:
 
 
 def require_one_scale(settings: CommonSettings) -> None:
-    """Raises InputError where `Pass.features` would be the map of one scale of several."""
+    """Raise InputError if the network detects at several scales, of which `Pass.features` would show only one."""
     if settings.detect.pyramid_px:
         raise InputError("the network detects on an image pyramid (detect.pyramid_px): there is no single feature map")
 

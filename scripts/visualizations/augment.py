@@ -1,4 +1,4 @@
-"""One image under the augmentation in use, and the RoIs sampled from it, as in training.
+"""Draw one image under augmentation, and the RoIs sampled from it, as in training.
 
 Writes augmentation and sampled_rois as .png and .svg. The settings are those of train.py.
 """

@@ -1,8 +1,8 @@
 """The shared feature map of an image, one RoI pooled from it, and where its maxima come from.
 
-Writes features.png and .svg: the proposal of the detection with the highest score (or of the one chosen), the channels
+Writes features.png and .svg: the proposal of the detection with the highest score (or of another one), the channels
 that respond to it most, their pooled values, and over the image the cells that gave the maxima of all channels. Prints
-how long one pass takes for all proposals, and with a pass for each.
+the time of one pass for all proposals, and the time with one pass per proposal.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def pooling_of(
 
 @torch.no_grad()
 def sharing(seen: _trained.Pass) -> str:
-    """How long the pass takes for all proposals together, and with a pass for each."""
+    """The time of one pass for all proposals, and the time with one pass per proposal, as text."""
     count = len(seen.rois)
     together = seconds(partial(outputs, seen, seen.rois))
     alone = min(seconds(partial(outputs, seen, rois)) for rois in seen.rois[:SINGLE_PASSES].split(1))

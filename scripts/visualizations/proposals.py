@@ -1,7 +1,7 @@
 """Proposals on an image or on images of a dataset: by rank, the best of each object, recall.
 
-IMAGE is an image file: proposals.png, and hierarchy.png, how the regions of selective search grow. DATASET is a folder
-of annotated images of any layout: a picture of each of its first --drawn images, and recall.png over the first --count.
+For an image file, writes proposals.png, and hierarchy.png, which shows how the regions of selective search grow. For a
+dataset of any layout, writes a picture of each of its first --drawn images, and recall.png over the first --count.
 Proposals come from a file or from selective search. Each .png has an .svg beside it.
 """
 
