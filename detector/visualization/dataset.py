@@ -1,4 +1,4 @@
-"""A dataset at a glance: contact sheets of its objects, statistics, and one page of HTML with both."""
+"""Overview of a dataset: contact sheets of its objects, statistics, and one page of HTML with both."""
 
 import base64
 import io
@@ -69,7 +69,7 @@ def collect_objects(dataset: DetectionDataset, image_hws: Sequence[tuple[int, in
 
 
 def choose_objects(objects: Objects, classes: Sequence[str]) -> dict[str, np.ndarray]:
-    """By title of a contact sheet, the objects on it: of each class, largest, smallest, at the border, overlapping."""
+    """The objects of each contact sheet, by its title: of each class, largest, smallest, at the border, overlapping."""
     by_area = np.argsort(objects.sizes.prod(axis=1), kind="stable")
     by_overlap = np.argsort(-objects.overlap, kind="stable")
     chosen = {

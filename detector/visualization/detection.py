@@ -1,4 +1,4 @@
-"""Figures of detection on one image: proposals, scores, refined boxes, and what remains after suppression."""
+"""Figures of detection on one image: proposals, scores, refined boxes, and the detections after suppression."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,12 +33,12 @@ class Stages:
     score_threshold: float
 
     def caption(self, place: int) -> str:
-        """Class and score of the detection at this place, from 0."""
+        """Class and score of the detection at this index."""
         return f"{self.classes[self.labels[self.kept[place]] - 1]} {self.kept_scores[place]:.2f}"
 
 
 def pale(image: np.ndarray) -> np.ndarray:
-    """The image in pale colours, so that coloured boxes stand out."""
+    """The image in pale colours, on which coloured boxes are easy to see."""
     gray = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
     return (118 + 0.27 * gray[..., None] + 0.25 * image).astype(np.uint8)
 

@@ -9,14 +9,14 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from detector.structures import Detections, GroundTruth
 
-# Okabe and Ito (2008): told apart by readers with any colour vision.
+# Okabe and Ito (2008): distinguishable with any colour vision.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442")
 GROUND_TRUTH_COLOUR = (255, 255, 255)
 SCREEN_PX = 1000  # images with a longer side are shown downscaled
 
 
 def class_colour(label: int) -> str:
-    """Colour "#RRGGBB" of a label 1..K: one of COLOURS, after them others far apart on the colour wheel."""
+    """Colour "#RRGGBB" of a label 1..K: one of COLOURS, then others far apart on the colour wheel."""
     if label <= len(COLOURS):
         return COLOURS[label - 1]
     parts = colorsys.hsv_to_rgb(label * 137.5 / 360 % 1, 0.86, 1.0)  # the golden angle

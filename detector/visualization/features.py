@@ -32,7 +32,7 @@ class PooledRoi:
 
 
 def pool_roi(features: Tensor, box: np.ndarray, output_hw: tuple[int, int], spatial_scale: float) -> PooledRoi:
-    """Pool a box (4,) of the network frame from features (1, C, H, W), and find where its maxima come from."""
+    """Pool a box (4,) of the network frame from features (1, C, H, W), and find the cells of its maxima."""
     roi = torch.tensor([[0.0, *box.tolist()]], device=features.device)
     pooled, argmax = ops.roi_pool(features, roi, *output_hw, spatial_scale, True)
     height, width = features.shape[2:]

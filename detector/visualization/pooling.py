@@ -1,9 +1,9 @@
-"""RoI pooling of one region of a single-channel map, with all that a drawing of it needs.
+"""RoI pooling of one region of a single-channel map, with everything that a drawing of it needs.
 
 Two rules divide a region of `size` cells into n sections. Section i of the kernels (Caffe, torchvision and this
-program) extends from floor(i * size / n) up to ceil((i + 1) * size / n), so that neighbours share a cell where n does
-not divide the size. The article "Region of Interest Pooling Explained" cuts at floor(i * size / n), without shared
-cells. Nothing is typed in: edges come from `reference.bin_edges`, maxima from the operator.
+program) extends from floor(i * size / n) up to ceil((i + 1) * size / n), so that neighbours share a cell if n does not
+divide the size. The article "Region of Interest Pooling Explained" cuts at floor(i * size / n), without shared cells.
+The edges come from `reference.bin_edges`, and the maxima from the operator.
 """
 
 from collections.abc import Sequence
@@ -58,7 +58,7 @@ def pool_overlapping(features: np.ndarray, region: Sequence[float], output_hw: t
 
 
 def pool_disjoint(features: np.ndarray, region: Sequence[float], output_hw: tuple[int, int]) -> Pooling | None:
-    """The same with the sections of the article, each pooled as a RoI of its own; None if one has no cell."""
+    """The same with the sections of the article, each pooled as a separate RoI; None if one has no cell."""
     image, roi = _inputs(features, region, output_hw)
     rows, columns = _edges(image, roi, output_hw, overlapping=False)
     if not all(first < past for first, past in (*rows, *columns)):
@@ -89,7 +89,7 @@ def _cells(roi: Tensor) -> list[int]:
 
 
 def _edges(image: Tensor, roi: Tensor, output_hw: tuple[int, int], overlapping: bool) -> tuple[Edges, Edges]:
-    """Edges of the sections along rows and columns. The first edges of the kernels are where the article cuts."""
+    """Edges of the sections along rows and columns. The article cuts at the first edges of the kernels."""
     x1, y1, x2, y2 = reference.round_half_away(roi[:, 1:]).unbind(1)
     found = []
     for start, end, bins, limit in ((y1, y2, output_hw[0], image.shape[2]), (x1, x2, output_hw[1], image.shape[3])):

@@ -1,4 +1,4 @@
-"""Figures of RoI pooling: the steps from map to output, the two ways to cut a region, and the animation of both."""
+"""Figures of RoI pooling: the steps from map to output, the two rules to divide a region, and the animation of both."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ NUMBERS_UP_TO = 16  # cells per side of a map whose numbers are written into its
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a drawing shows, read back from it."""
+    """The values that a drawing shows, read back from it, for tests."""
 
     maxima: dict[tuple[int, int], tuple[int, int]]  # section -> row and column of the marked cell
     sections: dict[tuple[int, int], tuple[int, int, int, int]]  # section -> first row, past row, first column, past
@@ -27,7 +27,7 @@ class Drawn:
 
 
 def number(value: float, features: np.ndarray) -> str:
-    """A number as it is written into the cells of this map."""
+    """The text of a number in the cells of this map."""
     return f"{value:.0f}" if (features == features.round()).all() else f"{value:.2f}"
 
 
@@ -37,7 +37,7 @@ def section_colour(row: int, column: int) -> str:
 
 
 def rule(pooling: Pooling) -> str:
-    """How the sections were cut, in general and for each axis of this region."""
+    """The rule of the sections, in general and for each axis of this region."""
     upper = "ceil" if pooling.overlapping else "floor"
     lines = [
         "Of s cells in a row or column, section i",

@@ -1,4 +1,4 @@
-"""Figures of what the network trains on: a sample under augmentation, and the RoIs sampled from a batch."""
+"""Figures of the input of training: a sample under augmentation, and the RoIs sampled from a batch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class _SampledRois:
 
 @styled
 def draw_augmentation(original: Sample, augmented: Sequence[Sample], classes: Sequence[str]) -> Figure:
-    """A sample and what augmentation makes of it, with objects (wide, in class colours) and proposals (thin)."""
+    """A sample and augmented versions of it, with objects (thick, in class colours) and proposals (thin)."""
     samples = [original, *augmented]
     rows = -(-len(samples) // COLUMNS)
     height, width = original.image.shape[:2]
@@ -51,7 +51,7 @@ def draw_augmentation(original: Sample, augmented: Sequence[Sample], classes: Se
 
 
 def roi_ious(batch: TrainBatch) -> np.ndarray:
-    """(R,): the IoU of each sampled RoI with the object that it covers best; 0 in an image without objects."""
+    """(R,): the largest IoU of each sampled RoI with an object; 0 in an image without objects."""
     pairs = zip(batch.targets.rois[:, 1:].split(batch.roi_counts), batch.gt_boxes, strict=True)
     ious = [
         box_iou(boxes, torch.from_numpy(gt_boxes)).amax(dim=1) if len(gt_boxes) else torch.zeros(len(boxes))
@@ -64,7 +64,7 @@ def roi_ious(batch: TrainBatch) -> np.ndarray:
 def draw_sampled_rois(
     batch: TrainBatch, coder: BoxCoder, classes: Sequence[str], max_images: int = 2
 ) -> tuple[Figure, list[str]]:
-    """For each image of a batch its foreground RoIs, with the objects they are to find, and its background RoIs by IoU.
+    """For each image of a batch its foreground RoIs with their objects, and its background RoIs coloured by IoU.
 
     Returns the captions of the objects: class, number of their RoIs, range of the IoU.
     """

@@ -43,7 +43,7 @@ Result = TypeVar("Result")
 
 
 def styled(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """A decorator of every function that makes a figure."""
+    """Decorate a function that draws a figure, so that the figure has this style."""
 
     @functools.wraps(function)
     def with_style(*arguments: Parameters.args, **named: Parameters.kwargs) -> Result:
@@ -56,7 +56,7 @@ def styled(function: Callable[Parameters, Result]) -> Callable[Parameters, Resul
 def new_figure(width: float, height: float, arranged: bool = True) -> Figure:
     """An empty figure of this size in inches, drawn without a window.
 
-    arranged: find the places of its axes when it is drawn, which takes as long as drawing it.
+    arranged: lay out its axes automatically when it is drawn, which takes as long as drawing it.
     """
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout="constrained" if arranged else None)
     FigureCanvasAgg(figure)
@@ -90,7 +90,7 @@ def png(figure: Figure) -> bytes:
 
 @styled
 def save_figure(folder: Path, name: str, figure: Figure, colours: int = 256) -> None:
-    """Write FOLDER/NAME.png, with a palette of so many colours, and FOLDER/NAME.svg."""
+    """Write FOLDER/NAME.png, with a palette of at most `colours` colours, and FOLDER/NAME.svg."""
     save_picture(folder / f"{name}.png", pixels(figure), colours)
     data = io.BytesIO()
     with one_note_of_missing(figure):
@@ -106,7 +106,7 @@ def save_picture(path: Path, picture: np.ndarray, colours: int = 256) -> None:
 
 
 def save_animation(path: Path, frames: Sequence[np.ndarray], seconds: Sequence[float], colours: int = 96) -> None:
-    """Write an endless GIF of images (H, W, 3) uint8, all of one size, each shown so long. They share one palette."""
+    """Write an endless GIF of images (H, W, 3) uint8 of one size, with the duration of each. They share one palette."""
     shown = with_palette(frames, colours)
     data, milliseconds = io.BytesIO(), [round(1000 * duration) for duration in seconds]
     shown[0].save(data, "GIF", save_all=True, append_images=shown[1:], duration=milliseconds, loop=0, optimize=True)
@@ -114,7 +114,7 @@ def save_animation(path: Path, frames: Sequence[np.ndarray], seconds: Sequence[f
 
 
 def with_palette(pictures: Sequence[np.ndarray], colours: int) -> list[Image.Image]:
-    """The images with one palette of so many colours, which contains those of the style."""
+    """The images with one palette of at most `colours` colours, which contains those of the style."""
     own = [round(255 * part) for colour in (*COLOURS, INK, FAINT, "white") for part in to_rgb(colour)]
     found = Image.fromarray(np.concatenate(pictures)).quantize(colours - len(own) // 3).getpalette()
     palette = Image.new("P", (1, 1))
