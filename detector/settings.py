@@ -499,8 +499,8 @@ class TrainSettings(CommonSettings):
     RUN/checkpoints/*.pt."""
     run: Annotated[Run, PER_INVOCATION] = Run()
     deterministic: bool = False
-    """true: two runs on one GPU are bitwise identical, at the cost of slower steps; an operation that has no such form
-    is an error. On a CPU runs are so anyway."""
+    """true: two runs on one GPU are bitwise identical, with slower steps; an operation without a deterministic form is
+    an error. On a CPU, runs are always bitwise identical."""
     distributed: Distributed = Distributed()
     train: Training = Training()
     optimizer: AnyOptimizer
