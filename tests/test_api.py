@@ -43,10 +43,30 @@ def same(result: detector.Result, other: detector.Result) -> bool:
     return all(np.array_equal(getattr(result, name), getattr(other, name)) for name in ("boxes", "labels", "scores"))
 
 
-def test_importing_the_package_imports_nothing_else():
-    code = "import sys, detector; print([name for name in ('torch', 'numpy', 'detector.api') if name in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert result.stdout == "[]\n"
+# One detection needs none of these: figures, training, augmentation, .mat files, configs, exported networks.
+NOT_TO_DETECT = (
+    "matplotlib", "tensorboard", "torch.utils.tensorboard", "albumentations", "h5py", "hydra", "omegaconf",
+    "onnxruntime", "timm", "detector.app", "detector.evaluation.report", "detector.training.engine",
+    "detector.training.trainer",
+)  # fmt: skip
+IMPORTS = """
+import sys, detector
+early = [name for name in ("torch", "numpy", "detector.api") if name in sys.modules]
+from scripts.detect import main
+status = main(sys.argv[2:])
+print(status, early, [name for name in sys.argv[1].split(",") if name in sys.modules], "torchvision" in sys.modules)
+"""
+
+
+def test_the_package_and_one_detection_import_no_more_than_needed(
+    untrained_checkpoint, photo, image, make_proposals, tmp_path
+):
+    make_proposals(tmp_path / "p.safetensors", {"test_0": BOXES}, hw=image.shape[:2])
+    given = {"checkpoint": untrained_checkpoint, "input": photo, "proposals": tmp_path / "p.safetensors"}
+    options = [f"--{name}={value}" for name, value in (given | {"out": tmp_path / "found", "device": "cpu"}).items()]
+    code = [sys.executable, "-c", IMPORTS, ",".join(NOT_TO_DETECT), *options]
+    result = subprocess.run(code, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "0 [] [] True"
     assert set(detector.__all__) == {"Detector", "Result", "Tiles", "load"}
     with pytest.raises(AttributeError, match="has no attribute 'lode'"):
         detector.lode  # noqa: B018

@@ -27,7 +27,6 @@ import numpy as np
 from safetensors import safe_open
 
 from detector.errors import InputError, first_few
-from detector.proposals.formats.mat import read_voc_mat
 from detector.proposals.formats.records import BoxFormat, ImageProposals, RawProposals, require_distinct
 from detector.runtime.files import open_atomically, reading
 
@@ -241,6 +240,8 @@ def open_proposals(path: str | Path) -> ProposalStore | FileProposals:
     if suffix == ".safetensors":
         return ProposalStore(path)
     if suffix == ".mat":
+        from detector.proposals.formats.mat import read_voc_mat  # imports h5py
+
         raw = read_voc_mat(Path(path))
         assert raw.box_format is not None
         return FileProposals(raw, raw.box_format)
