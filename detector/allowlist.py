@@ -9,7 +9,7 @@ from typing import Any
 from detector.errors import InputError
 
 
-def build(settings: Mapping, packages: tuple[str, ...], /, **more: Any) -> Any:
+def instantiate(settings: Mapping, packages: tuple[str, ...], /, **more: Any) -> Any:
     """Instantiate the class that `_target_` names, with the other settings and `more` as its arguments.
 
     `packages`: where the class may come from, as narrow as the use allows. Raises InputError for anything but a class

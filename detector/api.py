@@ -40,18 +40,18 @@ from detector.visualization.drawing import draw_detections
 SCORE_THRESHOLD = 0.3  # of detections to look at; scoring them needs those with low scores too
 
 ImageLike = str | Path | np.ndarray | Image.Image
-Proposals = tuple[np.ndarray, np.ndarray | None]  # boxes (P, 4) of an image and, if there are any, scores (P,)
-ProposalSource = Callable[[int, str, np.ndarray], Proposals]  # of image number i, its id and its pixels
+BoxesAndScores = tuple[np.ndarray, np.ndarray | None]  # boxes (P, 4) of an image and, if there are any, scores (P,)
+ProposalLookup = Callable[[int, str, np.ndarray], BoxesAndScores]  # of image number i, its id and its pixels
 Named = Mapping[str, ImageLike] | Iterable[tuple[str, ImageLike]]  # images with their ids
 Images = ImageLike | Iterable[ImageLike] | Mapping[str, ImageLike]
-GivenProposals = str | Path | np.ndarray | Sequence[np.ndarray]
+ProposalInput = str | Path | np.ndarray | Sequence[np.ndarray]
 Output = TypeVar("Output")
 
 
 class Options(TypedDict, total=False):
     """The options of `Detector.stream`, which describes them."""
 
-    proposals: GivenProposals | None
+    proposals: ProposalInput | None
     score_threshold: float
     nms_iou: float | None
     max_detections: int | None
@@ -228,7 +228,7 @@ class Detector:
         images: Images,
         *,
         then: Callable[[Result], Any] | None = None,
-        proposals: GivenProposals | None = None,
+        proposals: ProposalInput | None = None,
         score_threshold: float = SCORE_THRESHOLD,
         nms_iou: float | None = None,
         max_detections: int | None = None,
@@ -322,7 +322,7 @@ class Detector:
         image: np.ndarray,
         tiles: Tiles | None,
         threads: int,
-        given: Proposals | None,
+        given: BoxesAndScores | None,
         selection: Selection,
     ) -> tuple[list[Window], list[Sample]]:
         """The tiles of an image (or the whole image as the only one), and a sample of each in the network frame."""
@@ -396,10 +396,10 @@ def _box_array(boxes: Any, what: str) -> np.ndarray:
 
 
 def _given_proposals(
-    proposals: GivenProposals,
+    proposals: ProposalInput,
     named: Named,
     settings: CommonSettings,
-) -> ProposalSource:
+) -> ProposalLookup:
     """The source of the proposals of each image: a file, or arrays in the order of the images."""
     if isinstance(proposals, str | Path):
         if not isinstance(named, Mapping):
@@ -411,7 +411,7 @@ def _given_proposals(
         raise InputError(f"proposals: there are {len(proposals)} arrays of boxes for {len(named)} images")
     arrays = [_box_array(boxes, f"proposals of image {index}") for index, boxes in enumerate(proposals)]
 
-    def of_image(index: int, image_id: str, image: np.ndarray) -> Proposals:
+    def of_image(index: int, image_id: str, image: np.ndarray) -> BoxesAndScores:
         if index >= len(arrays):
             raise InputError(f"has no proposals: {len(arrays)} arrays were given")
         return arrays[index], None
@@ -431,7 +431,7 @@ class ProposalFile:
     def _own_id(self, image_id: str) -> str:
         return image_id if image_id in self.proposals else str(Path(image_id).with_suffix(""))
 
-    def __call__(self, index: int, image_id: str, image: np.ndarray) -> Proposals:
+    def __call__(self, index: int, image_id: str, image: np.ndarray) -> BoxesAndScores:
         own_id = self._own_id(image_id)
         if own_id not in self.proposals:
             raise InputError(f"{self.path} has no proposals for it")

@@ -17,23 +17,31 @@ def to_xywh(boxes: np.ndarray) -> np.ndarray:
 
 
 def box_areas(boxes: np.ndarray) -> np.ndarray:
-    """Areas (N,) in square pixels of boxes (N, 4)."""
-    return (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    """Areas (...) in square pixels of boxes (..., 4)."""
+    return (boxes[..., 2:] - boxes[..., :2]).prod(axis=-1)
 
 
 def intersection_areas(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Areas (N, M) in square pixels that boxes (N, 4) and others (M, 4) have in common."""
-    top_left = np.maximum(boxes[:, None, :2], others[:, :2])
-    bottom_right = np.minimum(boxes[:, None, 2:], others[:, 2:])
-    return np.clip(bottom_right - top_left, 0, None).prod(axis=2)
+    """Areas in square pixels that boxes and others have in common; shapes as in `pair_iou`."""
+    top_left = np.maximum(boxes[..., :2], others[..., :2])
+    bottom_right = np.minimum(boxes[..., 2:], others[..., 2:])
+    return np.clip(bottom_right - top_left, 0, None).prod(axis=-1)
+
+
+def pair_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Intersection over union of boxes (..., 4) and others (..., 4), broadcast against each other; 0 without area.
+
+    In float64, comparisons with a threshold are exact.
+    """
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # of boxes that are checked only afterwards
+        common = intersection_areas(boxes, others)
+        union = box_areas(boxes) + box_areas(others) - common
+        return np.where(union > 0, common / union, 0)
 
 
 def box_iou_array(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Intersection over union, (N, M), of boxes (N, 4) and others (M, 4), as `boxes.box_iou` computes it."""
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # of boxes that are checked only afterwards
-        common = intersection_areas(boxes, others)
-        union = box_areas(boxes)[:, None] + box_areas(others) - common
-        return np.where(union > 0, common / union, 0)
+    return pair_iou(boxes[:, None], others)
 
 
 def nms(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, iou_threshold: float) -> np.ndarray:
@@ -42,14 +50,12 @@ def nms(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, iou_threshold
     Of two boxes of a label with a higher IoU, the one with the lower score is removed. All boxes have an area.
     """
     boxes, kept = boxes.astype(np.float64), []
-    areas = box_areas(boxes)
     for label in np.unique(labels):
         left = np.flatnonzero(labels == label)
         left = left[np.argsort(-scores[left], kind="stable")]
         while len(left):
             best, left = left[0], left[1:]
             kept.append(best)
-            common = intersection_areas(boxes[best : best + 1], boxes[left])[0]
-            left = left[common / (areas[best] + areas[left] - common) <= iou_threshold]
+            left = left[pair_iou(boxes[best], boxes[left]) <= iou_threshold]
     chosen = np.array(kept, dtype=np.int64)
     return chosen[np.argsort(-scores[chosen], kind="stable")]

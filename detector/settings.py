@@ -38,13 +38,13 @@ SidePx = Annotated[int, Field(ge=1, le=20_000), Valid("an integer from 1 to 2000
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\x00]*$"), Valid("a string")]
 Names = Annotated[Tuple[Text], Field(max_length=10_000), Valid("a list of names, such as [cat,dog]")]
 PartFiles = Annotated[Tuple[Text | None], Valid("a list of files, or null, one for each dataset that is joined")]
-Proposals = Annotated[
+ProposalFiles = Annotated[
     Text | PartFiles | None,
     Valid(f"null, the name of a file, or {valid_values(PartFiles)}"),
 ]
 Units = Annotated[int, Field(ge=1, le=65_536), Valid("an integer from 1 to 65536")]
 SearchMode = Literal["single", "fast", "quality"]  # of selective search
-Backbone = Literal[
+BackboneName = Literal[
     "alexnet", "zf", "vgg_cnn_m", "vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn",
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
     "resnet18_fpn", "resnet34_fpn", "resnet50_fpn", "resnet101_fpn", "resnet152_fpn",
@@ -111,9 +111,9 @@ class Data(Settings):
     """A larger image is rejected before it is decoded."""
     max_bad_fraction: Ratio = 0.01
     """Up to this fraction of the training images may be unusable and is skipped; evaluation accepts none."""
-    train_proposals: Annotated[Proposals, MACHINE] = None
+    train_proposals: Annotated[ProposalFiles, MACHINE] = None
     """A .safetensors store or a release's .mat (docs/proposals.md); null: selective search, run once."""
-    val_proposals: Annotated[Proposals, MACHINE] = None
+    val_proposals: Annotated[ProposalFiles, MACHINE] = None
     """Proposals of the images to validate on, as data.train_proposals."""
     released_proposals: Annotated[FolderName | None, MACHINE] = None
     """Folder of the paper's released proposals: voc_2007_trainval.mat, and so on for each split of VOC, is used if it
@@ -158,7 +158,7 @@ SvdRanks = Annotated[
 class Model(Settings):
     """The network."""
 
-    backbone: Backbone | TimmName
+    backbone: BackboneName | TimmName
     """Convolutional network, up to stride 16; NAME_fpn: with a feature pyramid of strides 4 to 32; NAME_dc5: with the
     ResNet's layer4, dilated; timm/NAME: of the package timm, an extra, with the weights of a local file or none."""
     norm: Literal["frozen", "batch", "group"] | None = None
@@ -308,7 +308,7 @@ class Metric(Settings):
         return self
 
 
-class ProposalSource(Settings):
+class ProposalSearch(Settings):
     """Selective search, for the parts of the dataset that have no file of proposals."""
 
     mode: SearchMode = "fast"
@@ -343,7 +343,7 @@ class CommonSettings(Settings):
     loss: Loss = Loss()
     detect: Annotated[Detect, FIXED] = Detect()
     metric: Metric = Metric()
-    proposals: ProposalSource = ProposalSource()
+    proposals: ProposalSearch = ProposalSearch()
 
 
 class Optimizer(Settings):
@@ -511,11 +511,11 @@ class TrainSettings(CommonSettings):
 if TYPE_CHECKING:
     GivenData = Data
     GivenDetect = Detect
-    GivenProposals = ProposalSource
+    GivenSearch = ProposalSearch
 else:  # null: not given
     GivenData = nullable(Data, "GivenData")
     GivenDetect = nullable(Detect, "GivenDetect")
-    GivenProposals = nullable(ProposalSource, "GivenProposals")
+    GivenSearch = nullable(ProposalSearch, "GivenSearch")
 
 
 class EvaluateSettings(Settings):
@@ -544,5 +544,5 @@ class EvaluateSettings(Settings):
     detect: GivenDetect = GivenDetect()
     """Null: as in training; for saved detections, null skips a step."""
     metric: Metric = Metric(coco=True)
-    proposals: GivenProposals = GivenProposals(folder="data/proposals")
+    proposals: GivenSearch = GivenSearch(folder="data/proposals")
     """For new proposals. Those of training are read from their folder, but nothing is written there."""

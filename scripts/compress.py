@@ -71,8 +71,7 @@ def measured(path: Path, device: str, dataset: DetectionDataset | None) -> str:
     import torch
 
     import detector
-    from scripts._measure import seconds
-    from scripts._scoring import detect_and_score, for_classes_of
+    from scripts._measure import detect_and_score, for_classes_of, seconds
 
     model = detector.load(path, device)
     network, compute = model.network.model, model.network.compute

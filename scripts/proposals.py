@@ -29,7 +29,7 @@ from detector.proposals.check import describe, fault_table, find_faults
 from detector.proposals.convert import READERS, WRITERS, convert
 from detector.proposals.formats.records import ORDERS, PIXEL_ORIGINS
 from detector.proposals.store import (
-    FileProposals,
+    OpenedProposals,
     ProposalStore,
     open_proposals,
     require_exif,
@@ -263,7 +263,7 @@ def recall(options: argparse.Namespace) -> None:
         write_recall_comparison(options.plot, results)
 
 
-def recall_of(proposals: ProposalStore | FileProposals, dataset: DetectionDataset) -> dict:
+def recall_of(proposals: OpenedProposals, dataset: DetectionDataset) -> dict:
     from detector.evaluation.recall import score_recall
 
     require_present(proposals, dataset.image_ids)

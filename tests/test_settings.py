@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from detector.allowlist import build
+from detector.allowlist import instantiate
 from detector.builders import datasets
 from detector.builders.training import build_optimizer, build_training_config
 from detector.data.dataset import DetectionDataset
@@ -41,7 +41,7 @@ def test_every_config_makes_its_parts(settings, choice):
     assert optimizer.param_groups[0]["lr"] > 0
     assert schedule(config.train.iterations // 2) > 0
     for item in config.augment.transforms:
-        assert isinstance(build(item, ALLOWED), albumentations.BasicTransform)
+        assert isinstance(instantiate(item, ALLOWED), albumentations.BasicTransform)
     assert build_training_config(config, ()).coder.std == config.roi.delta_std
 
 
@@ -227,11 +227,11 @@ def test_weights_of_classes_are_by_name(settings):
 
 
 def test_build_passes_settings_on():
-    flip = build({"_target_": "albumentations.HorizontalFlip", "p": 0.25}, ALLOWED)
+    flip = instantiate({"_target_": "albumentations.HorizontalFlip", "p": 0.25}, ALLOWED)
     assert isinstance(flip, albumentations.HorizontalFlip)
     assert flip.p == 0.25
     weight = torch.nn.Parameter(torch.zeros(1))
-    assert build({"_target_": "torch.optim.SGD", "lr": 0.1}, ALLOWED, params=[weight]).defaults["lr"] == 0.1
+    assert instantiate({"_target_": "torch.optim.SGD", "lr": 0.1}, ALLOWED, params=[weight]).defaults["lr"] == 0.1
 
 
 @pytest.mark.parametrize(
@@ -254,17 +254,19 @@ def test_build_passes_settings_on():
 )
 def test_only_classes_of_the_allowed_packages_are_made(target):
     with pytest.raises(InputError, match="_target_"):
-        build({"_target_": target, "p": 1}, ALLOWED)
+        instantiate({"_target_": target, "p": 1}, ALLOWED)
 
 
 def test_a_text_in_place_of_a_flag_is_not_taken_for_true():
+    weight = torch.nn.Parameter(torch.zeros(1))
     with pytest.raises(InputError, match="nesterov=no must be true or false"):
-        build({"_target_": "torch.optim.SGD", "nesterov": "no"}, ALLOWED, params=[torch.nn.Parameter(torch.zeros(1))])
+        instantiate({"_target_": "torch.optim.SGD", "nesterov": "no"}, ALLOWED, params=[weight])
 
 
 def test_a_wrong_argument_is_an_input_error():
+    weight = torch.nn.Parameter(torch.zeros(1))
     with pytest.raises(InputError, match=r"torch\.optim\.SGD does not take \{'learning': 1\}"):
-        build({"_target_": "torch.optim.SGD", "learning": 1}, ALLOWED, params=[torch.nn.Parameter(torch.zeros(1))])
+        instantiate({"_target_": "torch.optim.SGD", "learning": 1}, ALLOWED, params=[weight])
 
 
 @pytest.mark.parametrize(

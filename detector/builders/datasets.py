@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from detector.allowlist import build
+from detector.allowlist import instantiate
 from detector.data.check import Checked, accept, check_data, check_proposals, require_all_valid
 from detector.data.classes import check_classes, require_known, require_unlike
 from detector.data.dataset import DetectionDataset, join, split_into_parts
@@ -217,7 +217,7 @@ def build_transforms(items: Sequence[dict]) -> list:
             raise InputError(f"augment.transforms: {item!r} is not a transform, which has a _target_")
         if isinstance(item.get("transforms"), list):
             item = item | {"transforms": build_transforms(item["transforms"])}
-        made.append(build(item, ("albumentations.",)))
+        made.append(instantiate(item, ("albumentations.",)))
     return made
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from detector.allowlist import build, find_class
+from detector.allowlist import find_class, instantiate
 from detector.boxes import BoxCoder
 from detector.builders import datasets
 from detector.builders.network import build_compute, build_detector_config
@@ -86,9 +86,9 @@ def build_optimizer(settings: TrainSettings, model: FastRCNN) -> tuple[torch.opt
     rated = with_learning_rate(settings).optimizer
     of_groups = ("bias_lr_factor", "bias_decay_factor", "norm_decay_factor", "max_grad_norm")  # not the class's
     arguments = {key: value for key, value in rated.plain().items() if key not in of_groups}
-    optimizer = build(arguments, ("torch.optim.",), params=parameter_groups(model, rated))
+    optimizer = instantiate(arguments, ("torch.optim.",), params=parameter_groups(model, rated))
     schedule = {key: value for key, value in settings.schedule.plain().items() if value is not None}
-    return optimizer, build(schedule, ("detector.training.schedules.",), iterations=settings.train.iterations)
+    return optimizer, instantiate(schedule, ("detector.training.schedules.",), iterations=settings.train.iterations)
 
 
 def _images_per_pass(train: Training) -> int:

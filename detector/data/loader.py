@@ -111,7 +111,7 @@ def _cut(boxes: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndar
 
 def _part_inside(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     """The largest fraction (N,) of the area of each box (N, 4) that lies inside one of `others` (M, 4)."""
-    return intersection_areas(boxes, others).max(axis=1) / box_areas(boxes)
+    return intersection_areas(boxes[:, None], others).max(axis=1) / box_areas(boxes)
 
 
 class TrainBatchSampler:

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detector.evaluation.matching import HIT, IGNORED, Matches, pair_iou
+from detector.box_arrays import pair_iou
+from detector.evaluation.matching import HIT, IGNORED, Matches
 
 NUM_THRESHOLDS = 101  # 0, 0.01, ... 1
 CONFUSION_SCORE = 0.3

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detector.evaluation.matching import HIT, IGNORED, MISS, Curve, Matches, best_object, make_curves, pair_iou
+from detector.box_arrays import pair_iou
+from detector.evaluation.matching import HIT, IGNORED, MISS, Curve, Matches, best_object, make_curves
 from detector.evaluation.voc_ap import area_ap
 
 FALSE_POSITIVES = ("duplicate", "localisation", "confusion", "both", "background")

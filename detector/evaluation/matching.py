@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from detector.box_arrays import box_areas, intersection_areas, pair_iou
 from detector.structures import Detections, GroundTruth
 
 Range = tuple[float, float]
@@ -80,7 +81,7 @@ class Matches:
         first[target[::-1]] = reached[::-1]  # the last write stays: the best scored detection of each object
         judged[first[target]] = HIT
         judged[reached[~self.objects.counted(area_range)[target]]] = IGNORED
-        elsewhere = (self.crowd_ioa >= iou_threshold) | ~within(_areas(self.boxes), area_range)
+        elsewhere = (self.crowd_ioa >= iou_threshold) | ~within(box_areas(self.boxes), area_range)
         judged[elsewhere & (judged == MISS)] = IGNORED
         return judged
 
@@ -126,7 +127,7 @@ def match(truths: Sequence[GroundTruth], detections: Iterable[Detections], num_c
         return pair_iou(boxes[one], objects.boxes[other])
 
     def part(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        return _intersection(boxes[one], objects.boxes[other]) / np.maximum(_areas(boxes[one]), 1e-9)
+        return intersection_areas(boxes[one], objects.boxes[other]) / np.maximum(box_areas(boxes[one]), 1e-9)
 
     key, object_key = images * (num_classes + 1) + labels, objects.images * (num_classes + 1) + objects.labels
     object_key = np.where(objects.labels <= num_classes, object_key, -1)
@@ -184,19 +185,3 @@ def _join(arrays: list[np.ndarray], dtype: type) -> np.ndarray:
 def within(areas: np.ndarray, area_range: Range) -> np.ndarray:
     """Mask of the areas (N,), in pixels, within the range, both ends included."""
     return (areas >= area_range[0]) & (areas <= area_range[1])
-
-
-def _areas(boxes: np.ndarray) -> np.ndarray:
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-
-
-def _intersection(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    width = np.minimum(boxes[:, 2], others[:, 2]) - np.maximum(boxes[:, 0], others[:, 0])
-    height = np.minimum(boxes[:, 3], others[:, 3]) - np.maximum(boxes[:, 1], others[:, 1])
-    return np.maximum(width, 0) * np.maximum(height, 0)
-
-
-def pair_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """IoU (N,) of each box with the box in the same row, in float64, so that comparisons with a threshold are exact."""
-    shared = _intersection(boxes, others)
-    return shared / np.maximum(_areas(boxes) + _areas(others) - shared, 1e-9)

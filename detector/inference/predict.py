@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from detector.boxes import BoxCoder, areas, with_batch_index
+from detector.data.transforms import MIN_SIDE_PX
 from detector.errors import RunFailure
 from detector.inference.adaptive_threshold import above, best_of_each_class, class_thresholds
 from detector.inference.postprocess import Candidates, ImageFrames, find_candidates, finish
@@ -27,7 +28,6 @@ from detector.structures import Batch, Detections, RoiTargets
 logger = logging.getLogger(__name__)
 
 MAX_LONG_PX = 2000  # of the images of a pyramid (the paper's code)
-MIN_SIDE_PX = 32  # every backbone gives a feature cell
 Pending = tuple[Candidates, ImageFrames]  # of one image, before NMS
 _gpu = threading.Lock()  # one image at a time: it fills the GPU
 

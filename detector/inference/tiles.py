@@ -48,7 +48,7 @@ class Tiles:
 
 def given_inside(boxes: np.ndarray, scores: np.ndarray | None, window: Window) -> tuple[np.ndarray, np.ndarray | None]:
     """The boxes (P, 4) and scores (P,) of the image that belong to this tile, in the tile's frame."""
-    inside = intersection_areas(boxes, np.array([window], dtype=np.float32))[:, 0]
+    inside = intersection_areas(boxes, np.array(window, dtype=np.float32))
     mine = (inside > 0) & (inside >= MIN_PART_INSIDE * box_areas(boxes))
     moved = boxes[mine] - np.array([*window[:2], *window[:2]], dtype=np.float32)
     return moved, None if scores is None else scores[mine]

@@ -6,7 +6,7 @@ from detector.data.dataset import DetectionDataset
 from detector.data.image import read_image_hw
 from detector.data.proposal_selection import first_of_equals
 from detector.errors import first_few
-from detector.proposals.store import FileProposals, ProposalStore
+from detector.proposals.store import OpenedProposals, ProposalStore
 
 TOLERANCE_PX = 0.01  # how far a box can extend over the border: float32 rounding in scaling
 
@@ -22,7 +22,7 @@ FAULTS = {
 }
 
 
-def find_faults(proposals: ProposalStore | FileProposals, dataset: DetectionDataset) -> dict[str, dict[str, int]]:
+def find_faults(proposals: OpenedProposals, dataset: DetectionDataset) -> dict[str, dict[str, int]]:
     """Number of faults by kind (see FAULTS) and image id, for the images that have them."""
     faults: dict[str, dict[str, int]] = {kind: {} for kind in FAULTS}
     faults["extra"] = dict.fromkeys(sorted({*proposals.image_ids} - {*dataset.image_ids}), 1)
@@ -39,7 +39,7 @@ def find_faults(proposals: ProposalStore | FileProposals, dataset: DetectionData
     return faults
 
 
-def describe(proposals: ProposalStore | FileProposals) -> str:
+def describe(proposals: OpenedProposals) -> str:
     """What a file has, one fact per line: images, boxes per image, their sides, scores, origin."""
     boxes = [proposals[image_id] for image_id in proposals.image_ids if image_id in proposals]
     counts = np.array([len(item) for item in boxes] or [0])

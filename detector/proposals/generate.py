@@ -20,7 +20,7 @@ from detector.proposals.box_format import LOW_RECALL, OtherOrder, require_box_fo
 from detector.proposals.formats.records import ImageProposals
 from detector.proposals.search import MIN_BOXES, SEED, grid_boxes, search_image
 from detector.proposals.store import (
-    FileProposals,
+    OpenedProposals,
     ProposalStore,
     open_proposals,
     require_exif,
@@ -44,7 +44,7 @@ LOG_EVERY_S = 30  # without a terminal for a progress bar
 
 def proposals_for(
     dataset: DetectionDataset, image_hws: Sequence[tuple[int, int]], file: str | None, mode: str, folder: Path
-) -> ProposalStore | FileProposals:
+) -> OpenedProposals:
     """Proposals of a dataset: those of `file`, or of selective search, generated once and kept in `folder`.
 
     `image_hws` are the sizes of its images. Raises InputError if the file lacks an image, was made on images of another
@@ -60,7 +60,7 @@ def proposals_for(
     proposals = open_proposals(path)
     require_images(proposals, dataset.image_ids, image_hws)
     require_exif(proposals, dataset.image_options.exif)
-    if isinstance(proposals, FileProposals):
+    if not isinstance(proposals, ProposalStore):
         require_box_format(proposals.raw, dataset, image_hws, proposals.box_format)
     elif file is not None:
         try:

@@ -234,7 +234,10 @@ class FileProposals:
         return len(self.raw.rows)
 
 
-def open_proposals(path: str | Path) -> ProposalStore | FileProposals:
+OpenedProposals = ProposalStore | FileProposals
+
+
+def open_proposals(path: str | Path) -> OpenedProposals:
     """Open a proposal file by its suffix: a .safetensors store or a .mat of the original release."""
     suffix = Path(path).suffix.lower()
     if suffix == ".safetensors":
@@ -251,7 +254,7 @@ def open_proposals(path: str | Path) -> ProposalStore | FileProposals:
     )
 
 
-def require_present(proposals: ProposalStore | FileProposals, image_ids: Sequence[str]) -> None:
+def require_present(proposals: OpenedProposals, image_ids: Sequence[str]) -> None:
     """Raise InputError unless there are proposals for each of these images."""
     missing = [id for id in image_ids if id not in proposals]
     unreadable = proposals.unreadable if isinstance(proposals, ProposalStore) else {}
@@ -268,9 +271,7 @@ def require_present(proposals: ProposalStore | FileProposals, image_ids: Sequenc
         )
 
 
-def require_images(
-    proposals: ProposalStore | FileProposals, image_ids: Sequence[str], image_hws: Sequence[tuple[int, int]]
-) -> None:
+def require_images(proposals: OpenedProposals, image_ids: Sequence[str], image_hws: Sequence[tuple[int, int]]) -> None:
     """Raise InputError unless there are proposals for each of these images, made on images of these sizes.
 
     If a file has no image sizes, `proposals_for` verifies them.
@@ -285,7 +286,7 @@ def require_images(
             )
 
 
-def require_exif(proposals: ProposalStore | FileProposals, exif: str) -> None:
+def require_exif(proposals: OpenedProposals, exif: str) -> None:
     """Raise InputError if a store states that its proposals were made with another value of `data.exif`.
 
     A rotation by 180 degrees keeps the size of an image, so no other check detects it.

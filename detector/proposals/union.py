@@ -8,12 +8,10 @@ from torchvision.ops import nms
 
 from detector.errors import InputError, first_few
 from detector.proposals.formats.records import ImageProposals
-from detector.proposals.store import FileProposals, ProposalStore
-
-Proposals = ProposalStore | FileProposals
+from detector.proposals.store import OpenedProposals, ProposalStore
 
 
-def unite(sources: Sequence[Proposals], nms_iou: float) -> Iterator[ImageProposals]:
+def unite(sources: Sequence[OpenedProposals], nms_iou: float) -> Iterator[ImageProposals]:
     """The proposals of each image from all sources, best first: the first of each source, then the second of each, ...
 
     A box with an IoU above `nms_iou` with one before it is left out. Scores of different sources cannot be compared,
@@ -34,7 +32,7 @@ def unite(sources: Sequence[Proposals], nms_iou: float) -> Iterator[ImageProposa
         yield ImageProposals(image_id, boxes, image_hw=next(iter(known), None))
 
 
-def common_metadata(sources: Sequence[Proposals]) -> dict:
+def common_metadata(sources: Sequence[OpenedProposals]) -> dict:
     """What a store of the union says as its sources do: `exif`, and the images that no source could read.
 
     Raises InputError for sources made with different `exif`.

@@ -47,7 +47,7 @@ class TrainingConfig:
         """The losses of a batch; see `multi_task_loss`."""
         return multi_task_loss(class_logits, deltas, targets, config=self.loss)
 
-    def collate(self, items: list[tuple[Sample, int]]) -> TrainBatch:
+    def collate_with_rois(self, items: list[tuple[Sample, int]]) -> TrainBatch:
         """Collate samples into a batch and sample its RoIs: everything that a data worker can do before the step."""
         return self.with_rois(collate(items))
 
@@ -86,7 +86,7 @@ class TrainingComponents:
 
 
 @dataclass(frozen=True)
-class Step:
+class CompletedStep:
     """A completed training step."""
 
     iteration: int  # from 1
@@ -102,7 +102,7 @@ def training_steps(
     config: TrainingConfig,
     compute: Compute,
     start: int = 0,
-) -> Iterator[Step]:
+) -> Iterator[CompletedStep]:
     """Take one optimizer step per batch and yield it. The measured times exclude the caller's work in between.
 
     `start` is the number of steps already done. Raises RunFailure, before any weight is changed, if the loss or the
@@ -136,7 +136,7 @@ def training_steps(
             "time/data_s": waited,
             "time/step_s": time.perf_counter() - begin,
         }
-        yield Step(iteration, batch, values)
+        yield CompletedStep(iteration, batch, values)
         begin = time.perf_counter()
 
 

@@ -28,7 +28,7 @@ EMBEDDING = "objects"  # its name on the page PROJECTOR
 
 # Groups of tags are shown in alphabetical order: `loss/` and `mAP/` come first. The page CUSTOM SCALARS has the plots
 # to look at first, several curves in each. Tags are regular expressions.
-LAYOUT = {
+DASHBOARD = {
     "Does it learn?": {
         "loss": ["Multiline", ["loss/train$", "loss/val$"]],
         "mAP, and recall of the proposals": ["Multiline", ["mAP/.*", "proposals/recall_0.50"]],
@@ -88,7 +88,7 @@ class Tracker:
         self._excepthook, threading.excepthook = threading.excepthook, self._after_thread
         try:
             self.writer: SummaryWriter | None = SummaryWriter(str(folder), purge_step=start + 1)
-            self.writer.add_custom_scalars(LAYOUT)
+            self.writer.add_custom_scalars(DASHBOARD)
             self.lines = open(self.path, "ab", buffering=0)  # noqa: SIM115  closed in close()
         except OSError as error:
             threading.excepthook = self._excepthook

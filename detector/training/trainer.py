@@ -31,7 +31,7 @@ from detector.settings import TrainSettings
 from detector.structures import Detections
 from detector.training.checkpoint import Checkpoints
 from detector.training.diagnostics import CollapseDetector, DivergenceDetector, label_entropy
-from detector.training.engine import Step, TrainingComponents, training_steps
+from detector.training.engine import CompletedStep, TrainingComponents, training_steps
 from detector.training.resume import Run, is_due, is_out_of_patience, lacks_evaluation
 from detector.training.tracking import Means, Tracker, tag_of
 from detector.visualization.confusion import draw_confusion
@@ -75,7 +75,7 @@ class Trainer:
         )  # fmt: skip
         pin = components.compute.device.type == "cuda"
         self.train_batches = train_loader(
-            components.train_samples, order, settings.workers, components.training.collate, pin
+            components.train_samples, order, settings.workers, components.training.collate_with_rois, pin
         )
         self.val_batches = eval_loader(components.val_samples, settings.workers, *share)
 
@@ -146,7 +146,7 @@ class Trainer:
         if lacks_evaluation(checkpoint, self.settings.train):
             self.keep(checkpoint["iteration"], evaluate=True, save=True)
 
-    def after_step(self, step: Step) -> None:
+    def after_step(self, step: CompletedStep) -> None:
         """Log, evaluate and save as due; on a signal to stop, save the step and raise Stopped."""
         iteration, self.stopping = step.iteration, self.stop.agreed()
         due = {name: is_due(name, iteration, self.settings.train) for name in ("log", "eval", "checkpoint")}
@@ -189,7 +189,7 @@ class Trainer:
             of, seconds = self.settings.train.iterations, values["time/step_s"]
             logger.info("iteration %d of %d: loss %.3f, %.2f s per step", iteration, of, values["loss/train"], seconds)
 
-    def log_rois(self, tracker: Tracker, step: Step) -> None:
+    def log_rois(self, tracker: Tracker, step: CompletedStep) -> None:
         """Log pictures of the sampled RoIs of this step, and the distribution of their IoU with the objects."""
         coder, classes = self.components.detector.coder, self.components.classes
         tracker.image(step.iteration, "train/rois", pixels(draw_sampled_rois(step.batch, coder, classes)[0]))

@@ -18,7 +18,7 @@ from detector.data.image import image_options
 from detector.evaluation.recall import score_recall
 from detector.proposals.search import search_image
 from detector.runtime.ranks import cores
-from scripts._scoring import detect_and_score, for_classes_of
+from scripts._measure import detect_and_score, for_classes_of
 from scripts.benchmarks.roi_pool import show
 from scripts.benchmarks.selective_search import machine
 

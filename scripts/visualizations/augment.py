@@ -41,5 +41,5 @@ def run(arguments: argparse.Namespace) -> None:
     figure = draw_augmentation(plain, [sample for sample, _ in items], dataset.classes)
     save_figure(arguments.out, "augmentation", figure)
     training = build_training_config(settings, dataset.classes)
-    figure, _ = draw_sampled_rois(training.collate(items[:1]), training.coder, dataset.classes)
+    figure, _ = draw_sampled_rois(training.collate_with_rois(items[:1]), training.coder, dataset.classes)
     save_figure(arguments.out, "sampled_rois", figure)

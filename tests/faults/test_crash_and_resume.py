@@ -369,7 +369,7 @@ def test_case_09_batches_after_a_resume_do_not_depend_on_the_workers(small_shape
 
     def batches(start: int, workers: int) -> list:
         """Images and sampled RoIs, bit by bit."""
-        loader = train_loader(samples, TrainBatchSampler(6, 2, 9, 3, start), workers, training.collate)
+        loader = train_loader(samples, TrainBatchSampler(6, 2, 9, 3, start), workers, training.collate_with_rois)
         return [
             (batch.image_ids, batch.images.numpy().tobytes(), batch.targets.packed.numpy().tobytes(), batch.roi_counts)
             for batch in loader

@@ -97,9 +97,8 @@ def train_a_little(root: Path, model: FastRCNN) -> list[float]:
     order = TrainBatchSampler(6, 2, 9, 0, 0, here.rank, here.world_size)
     learner, optimizer = wrap_ddp(model, COMPUTE.device), torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
     assert here.world_size == 1 or learner.gradient_as_bucket_view
-    steps = training_steps(
-        learner, train_loader(six_images(root), order, 0, TRAINING.collate), optimizer, lambda _: 1.0, TRAINING, COMPUTE
-    )
+    batches = train_loader(six_images(root), order, 0, TRAINING.collate_with_rois)
+    steps = training_steps(learner, batches, optimizer, lambda _: 1.0, TRAINING, COMPUTE)
     return [float(step.values["loss/train"]) for step in steps]
 
 
@@ -138,7 +137,7 @@ def as_one(folder: Path, root: Path) -> None:
 
     spoilt = tiny_model()
     images = train_loader(
-        six_images(root), TrainBatchSampler(6, 6, 1, 0, 0, here.rank, here.world_size), 0, TRAINING.collate
+        six_images(root), TrainBatchSampler(6, 6, 1, 0, 0, here.rank, here.world_size), 0, TRAINING.collate_with_rois
     )
     if here.rank == here.world_size - 1:  # not finite in one, stopped in all
         images = list(images)

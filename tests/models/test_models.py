@@ -15,8 +15,7 @@ from detector.models.heads import FcHead
 from detector.models.pooling import POOLINGS, PyramidPooling, RoIAlign, RoIPoolOnMap, levels_of
 from detector.roi_pool import RoIPool
 from detector.runtime.device import Compute
-from detector.settings import Backbone as BackboneName
-from detector.settings import Detect, Model, RoISampling
+from detector.settings import BackboneName, Detect, Model, RoISampling
 from detector.training.engine import TrainingConfig, train_step
 from detector.training.losses import multi_task_loss
 from detector.training.targets import RoiTargets
@@ -345,7 +344,7 @@ def test_two_images_are_overfitted(small_shapes, tmp_path):
         parameter_groups(model, Sgd(_target_="torch.optim.SGD", lr=0.01, weight_decay=5e-4, bias_lr_factor=2.0)),
         momentum=0.9,
     )
-    batches = train_loader(samples, TrainBatchSampler(2, 2, 60, seed=0), 0, config.collate)
+    batches = train_loader(samples, TrainBatchSampler(2, 2, 60, seed=0), 0, config.collate_with_rois)
     losses = [
         float(s.values["loss/train"]) for s in training_steps(model, batches, optimizer, lambda i: 1.0, config, compute)
     ]

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from detector.allowlist import build
+from detector.allowlist import instantiate
 from detector.errors import InputError
 from detector.settings import Sgd
 from detector.training.optimizers import default_rate, parameter_groups
@@ -65,7 +65,7 @@ def test_the_paper_s_schedule():
 def test_an_invalid_drop_is_an_error_before_the_first_step(gamma):
     settings = {"_target_": "detector.training.schedules.Step", "steps": [], "gamma": gamma}
     with pytest.raises(InputError, match=f"gamma={gamma} must be a number above 0"):
-        build(settings, ("detector.",), iterations=10, warmup_iterations=0, warmup_factor=0.1)
+        instantiate(settings, ("detector.",), iterations=10, warmup_iterations=0, warmup_factor=0.1)
 
 
 def test_warm_up_is_linear():
