@@ -369,7 +369,7 @@ def _pixels(image: ImageLike, options: ImageOptions) -> np.ndarray:
         except (ValueError, OSError) as error:
             raise InputError(f"cannot be decoded: {error}") from None
     if not isinstance(image, np.ndarray):
-        raise InputError(f"is a {type(image).__name__}: give a path, a numpy array or an image of PIL")
+        raise InputError(f"is a {type(image).__name__}: give a path, a numpy array or a PIL image")
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)) or image.size == 0:
         raise InputError(
             f"is an array of {image.dtype} and shape {image.shape}: it must be (H, W, 3) RGB or (H, W) gray of uint8"

@@ -97,7 +97,7 @@ def test_data_sets_are_joined(settings, make_voc, make_coco):
     assert dataset.image(1).shape == (40, 60, 3)
     assert datasets.build_dataset(mixed, "val").image_ids == ["2012_trainval", "2007_trainval"]
     mistyped = mixed.with_values(parts=[{"train_splt": "train"}])
-    with pytest.raises(InputError, match="has train_splt; what voc takes is reader, root, train_split, val"):
+    with pytest.raises(InputError, match="has train_splt; voc accepts reader, root, train_split, val"):
         datasets.build_dataset(mistyped, "train")
     unscored = usual.with_values(parts=[part | {"val_split": None} for part in usual.parts])
     with pytest.raises(InputError, match="no images to score are selected"):

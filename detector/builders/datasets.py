@@ -98,7 +98,7 @@ def _part_of(data: Data, own: dict) -> Data:
     known = {"reader", "root", *_reader_arguments(settings, "train"), *_reader_arguments(settings, "val")}
     if own.keys() - known:
         raise InputError(
-            f"data.parts: {own} has {', '.join(sorted(own.keys() - known))}; what {settings.reader} takes is "
+            f"data.parts: {own} has {', '.join(sorted(own.keys() - known))}; {settings.reader} accepts "
             f"{', '.join(sorted(known))}"
         )
     return settings.with_values(root=str(Path(data.root or "", root)), parts=None)

@@ -191,12 +191,14 @@ def read_coco_results(
             raise InputError(f"{path}, entry {place}: {_unknown_image(image_id, image_ids)}")
         if name is None:
             known = first_few([f"{id} ({name})" for id, name in name_of.items()])
-            raise InputError(f"{path}, entry {place}: the category {category!r} is none of the dataset's: {known}")
+            raise InputError(
+                f"{path}, entry {place}: the category {category!r} is not among those of the dataset: {known}"
+            )
         if label:
             images.append(numbers[image_id])
             labels.append(label)
             rows.append(row)
     if entries and not rows:
-        raise InputError(f"detections: {path} has nothing of the classes {first_few(list(classes))}")
+        raise InputError(f"detections: {path} has no detection of the classes {first_few(list(classes))}")
     table = np.array(rows, dtype=np.float64).reshape(-1, 5)
     return _by_image(image_ids, np.array(images, np.int64), np.array(labels, np.int64), table[:, 0], table[:, 1:])

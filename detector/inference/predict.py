@@ -122,7 +122,7 @@ def _predict(model: nn.Module, batch: Batch, rois: Tensor, compute: Compute) -> 
         raise RunFailure(
             f"out of GPU memory at {', '.join(batch.image_ids)}: padded to {batch.images.shape[2]}x"
             f"{batch.images.shape[3]}, {len(rois)} RoIs, at most {peak_memory_mib(compute.device):.0f} MiB in use. "
-            "Less is needed with smaller data.max_side_px or data.val_max_proposals, or with precision=bfloat16. "
+            "To reduce memory, lower data.max_side_px or data.val_max_proposals, or use precision=bfloat16. "
             f"({str(error).splitlines()[0]})"
         ) from error
 

@@ -166,8 +166,8 @@ def _imagenet_state(backbone: str) -> dict:
         )
     except (URLError, OSError, RuntimeError) as error:
         raise InputError(
-            f"model.weights=imagenet: {url} cannot be fetched ({error}). Fetch it elsewhere and put it into {folder} "
-            "under the same name, or train from scratch with model.weights=null"
+            f"model.weights=imagenet: {url} cannot be downloaded ({error}). Download it elsewhere and put it "
+            f"into {folder} under the same name, or train from scratch with model.weights=null"
         ) from None
 
 

@@ -132,7 +132,7 @@ def generate_proposals(
             return
         expected = fingerprint(dataset, mode)
         if fingerprints.is_file() and fingerprints.read_text(encoding="utf-8") != expected:
-            raise InputError(f"{parts}: was begun for other images or another mode; delete it to start again")
+            raise InputError(f"{parts}: was started for other images or another mode: delete it to start again")
         write_atomically(fingerprints, expected.encode())
         left = [index for index in range(len(dataset)) if not _part(parts, index, dataset).is_file()]
         counts = f"{len(left)} of {len(dataset)} images left"
@@ -167,14 +167,14 @@ def merge_shards(paths: Sequence[Path], target: Path) -> None:
             raise InputError(f"{store.path}: is of another dataset, mode or version than {stores[0].path}")
         if count != stores[0].generator["shard"][1]:
             raise InputError(
-                f"{store.path}: is shard {number} of {count}, but {stores[0].path} is one of another count"
+                f"{store.path}: is shard {number} of {count}, but {stores[0].path} has another number of shards"
             )
         if number in by_number:
             raise InputError(f"{store.path}: is shard {number} of {count}, as {by_number[number].path} is")
         by_number[number] = store
     if len(by_number) < count:
         first = next(number for number in range(1, count + 1) if number not in by_number)
-        raise InputError(f"{target}: {count - len(by_number)} of {count} shards are missing, {first} for one")
+        raise InputError(f"{target}: {count - len(by_number)} of {count} shards are missing, such as shard {first}")
     in_order = [by_number[number] for number in range(1, count + 1)]
     total = sum(map(len, in_order))
     image_ids = [in_order[index % count].image_ids[index // count] for index in range(total)]
@@ -183,7 +183,7 @@ def merge_shards(paths: Sequence[Path], target: Path) -> None:
     if unreadable:
         generator["unreadable"] = {id: unreadable[id] for id in image_ids if id in unreadable}
     if _digest_of_ids(image_ids) != in_order[0].generator.get("data_set"):
-        raise InputError(f"{target}: the shards do not hold the images of their dataset: make them again")
+        raise InputError(f"{target}: the shards do not have the images of their dataset: generate them again")
     stream_store(
         target,
         (

@@ -261,7 +261,7 @@ def require_present(proposals: OpenedProposals, image_ids: Sequence[str]) -> Non
     if missing and all(id in unreadable for id in missing):
         raise InputError(
             f"{proposals.path}: no proposals for {len(missing)} of {len(image_ids)} images, which could not be read "
-            f"when it was made: {first_few([unreadable[id] for id in missing])}. Make it again"
+            f"when it was made: {first_few([unreadable[id] for id in missing])}. Generate it again"
         )
     if missing:
         raise InputError(
@@ -282,7 +282,7 @@ def require_images(proposals: OpenedProposals, image_ids: Sequence[str], image_h
         if made_on not in (None, image_hw):
             raise InputError(
                 f"{proposals.path}: the proposals of {id} were made on an image of height and width "
-                f"{made_on}, but it has {image_hw}: make them again on these images"
+                f"{made_on}, but it has {image_hw}: generate them again"
             )
 
 
@@ -295,5 +295,5 @@ def require_exif(proposals: OpenedProposals, exif: str) -> None:
     if made_with not in (None, exif):
         raise InputError(
             f"{proposals.path}: was made with --exif {made_with}, but data.exif is {exif}: boxes of images that are "
-            "turned would not fit; make them again with scripts/proposals.py generate"
+            "rotated would not fit; generate them again with scripts/proposals.py generate"
         )

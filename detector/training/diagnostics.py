@@ -139,8 +139,8 @@ def out_of_memory_failure(error: Exception, iteration: int, batch: TrainBatch, c
         f"out of GPU memory at iteration {iteration}: {len(batch.image_ids)} images, padded to "
         f"{batch.images.shape[2]}x{batch.images.shape[3]} (the largest, {width} wide and {height} high), "
         f"{sum(batch.roi_counts)} RoIs, at most {peak_memory_mib(compute.device):.0f} MiB in use. The checkpoints are "
-        "kept. Less is needed with smaller train.images_per_batch, data.max_side_px or roi.rois_per_image, with "
-        f"precision=bfloat16, or with the batch split by train.accumulate. ({str(error).splitlines()[0]})"
+        "kept. To reduce memory, lower train.images_per_batch, data.max_side_px or roi.rois_per_image, use "
+        f"precision=bfloat16, or split the batch with train.accumulate. ({str(error).splitlines()[0]})"
     )
 
 

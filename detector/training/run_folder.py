@@ -35,7 +35,7 @@ class FolderLock:
             raise InputError(f"run.dir: another run is writing into {folder}: {error}") from None
         except OSError as error:
             raise InputError(
-                f"run.dir: {folder / LOCK} cannot be made and locked ({error.strerror}): name a folder on another disk"
+                f"run.dir: {folder / LOCK} cannot be created and locked ({error.strerror}): use another disk"
             ) from None
         return folder
 
@@ -87,7 +87,7 @@ def make_run_folder(path: str | None) -> Path:
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"run.dir: {path} cannot be made: {error.strerror}") from None
+        raise InputError(f"run.dir: {path} cannot be created: {error.strerror}") from None
     return Path(path)
 
 
@@ -100,5 +100,5 @@ def make_new_folder(parent: Path, name: str) -> Path:
                 folder.mkdir()
                 break
     except OSError as error:
-        raise InputError(f"{parent / name} cannot be made: {error.strerror}") from None
+        raise InputError(f"{parent / name} cannot be created: {error.strerror}") from None
     return folder

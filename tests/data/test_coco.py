@@ -74,7 +74,7 @@ def repeat(part: str):
         (repeat("categories"), "two categories have the id 18"),
         (change("categories", 1, "name", "dog"), "two categories have the name dog"),
         (change("categories", 1, "name", "a/b"), "'a/b' cannot be a class"),
-        (lambda data: data["annotations"][2].pop("bbox"), "annotation 3 has no valid 'bbox': none at all"),
+        (lambda data: data["annotations"][2].pop("bbox"), "annotation 3 has no valid 'bbox': it is missing"),
         (change("annotations", 2, "image_id", 8), "annotation 3 has the image_id 8, which is not among"),
         (change("annotations", 2, "category_id", 4), "annotation 3 has the category_id 4, .*among `categories`: 18, 3"),
         (change("annotations", 2, "category_id", True), "annotation 3 has no valid 'category_id': True"),
@@ -91,7 +91,7 @@ def repeat(part: str):
         (change("annotations", 2, "bbox", [50, 2, 1e-9, 4]), r"1 boxes .*annotation 3 .*data\.drop_empty_boxes=true"),
         (change("annotations", 2, "bbox", [60, 2, 3, 4]), "annotation 3 .* lies outside image 7 of 60x40"),
         (change("annotations", 2, "bbox", [1, 2, 0, 4]), r"1 boxes .*annotation 3 .*data\.drop_empty_boxes=true"),
-        (lambda data: [data["images"].clear(), data["annotations"].clear()], "there are no images in it"),
+        (lambda data: [data["images"].clear(), data["annotations"].clear()], "it has no images"),
     ],
 )
 def test_errors_name_the_file_the_annotation_and_the_value(tmp_path, spoil, says):

@@ -126,7 +126,7 @@ def test_coco_results_that_are_written_are_read(tmp_path):
     assert [len(item.scores) for item in dogs] == [int((item.labels == 2).sum()) for item in detections]
     renumbered = read_coco_results(tmp_path / "d.json", ["139", "00", "a b"], ["dog", "cat"], {"dog": 1, "cat": 2})
     assert renumbered[0].labels.tolist() == (3 - again[0].labels).tolist()
-    with pytest.raises(InputError, match="has nothing of the classes bird"):
+    with pytest.raises(InputError, match="has no detection of the classes bird"):
         read_coco_results(tmp_path / "d.json", ["139", "00", "a b"], ["bird"], CATEGORIES)
     with pytest.raises(InputError, match=r"d\.json, entry 21: image 'a b' is not in the split"):
         read_coco_results(tmp_path / "d.json", ["139"], ["cat"], CATEGORIES)
@@ -147,7 +147,10 @@ ENTRY = '{"image_id": 1, "category_id": 17, "bbox": [1, 2, 3, 4], "score": 0.5}'
         (f"[{ENTRY.replace('17', '[1]')}]", "entry 1: not image_id"),
         (f"[{ENTRY.replace('0.5', '1' + '0' * 400)}]", "entry 1: not image_id"),
         ('["image_id"]', "entry 1: not image_id"),
-        (f"[{ENTRY.replace('17', '1')}]", r"entry 1: the category 1 is none of the dataset's: 17 \(cat\), 18 \(dog\)"),
+        (
+            f"[{ENTRY.replace('17', '1')}]",
+            r"entry 1: the category 1 is not among those of the dataset: 17 \(cat\), 18 \(dog\)",
+        ),
     ],
 )
 def test_wrong_coco_results_are_named(tmp_path, content, says):

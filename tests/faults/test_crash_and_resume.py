@@ -493,7 +493,10 @@ def test_case_01_a_run_killed_before_its_settings_were_written_begins_anew(tmp_p
 
 def test_a_folder_that_cannot_be_locked_is_one_error(tmp_path):
     (tmp_path / ".lock").mkdir()
-    with FolderLock() as lock, pytest.raises(InputError, match=r"\.lock cannot be made and locked \(Is a directory\)"):
+    with (
+        FolderLock() as lock,
+        pytest.raises(InputError, match=r"\.lock cannot be created and locked \(Is a directory\)"),
+    ):
         lock.take(tmp_path)
 
 

@@ -261,7 +261,7 @@ def test_imagenet_weights_are_fetched_once_and_checked(server, tmp_path, monkeyp
     (web / name).write_bytes(b"junk")
     load_weights(model, "resnet18", "imagenet", CLASSES)  # the kept file
     (tmp_path / "home/hub/checkpoints" / name).unlink()
-    with pytest.raises(InputError, match="cannot be fetched .*hash"):
+    with pytest.raises(InputError, match="cannot be downloaded .*hash"):
         load_weights(model, "resnet18", "imagenet", CLASSES)
 
 
@@ -269,5 +269,5 @@ def test_without_a_network_the_error_says_which_file_to_put_where(tmp_path, monk
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(weights, "imagenet_url", lambda backbone: "http://127.0.0.1:9/vgg16-12345678.pth")
     model = build_model(Model(backbone="vgg16", hidden=8, weights="imagenet"), num_classes=2)
-    with pytest.raises(InputError, match=r"127.0.0.1:9/vgg16-12345678.pth cannot be fetched .*home/hub/checkpoints"):
+    with pytest.raises(InputError, match=r"127.0.0.1:9/vgg16-12345678.pth cannot be downloaded .*home/hub/checkpoints"):
         load_weights(model, "vgg16", "imagenet", CLASSES)

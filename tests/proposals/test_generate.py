@@ -146,9 +146,9 @@ def test_shards_merged_are_the_store_of_one_run(dataset, small_shapes, tmp_path)
             merge_shards([tmp_path / f"odd{number}.safetensors"], tmp_path / "never.safetensors")
     for given, says in (
         ([tmp_path / "half.safetensors"], "the shards do not hold the images of their dataset"),
-        ([one], "1 of 2 shards are missing, 2 for one"),
+        ([one], "1 of 2 shards are missing, such as shard 2"),
         ([one, two, two], r"2\.safetensors: is shard 2 of 2, as .*2\.safetensors is"),
-        ([one, paths[2]], r"3\.safetensors: is shard 2 of 3, but .*1\.safetensors is one of another count"),
+        ([one, paths[2]], r"3\.safetensors: is shard 2 of 3, but .*1\.safetensors has another number of shards"),
         ([one, other_data], r"data\.safetensors: is of another dataset, mode or version than .*1\.safetensors"),
         ([one, other_mode], r"mode\.safetensors: is of another dataset, mode"),
         ([tmp_path / "whole.safetensors"], r"whole\.safetensors: was not made with --shard"),

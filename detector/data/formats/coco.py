@@ -82,7 +82,7 @@ def _read_images(path: Path, folder: Path, items: list[dict]) -> list[Record]:
     if twice:
         raise InputError(f"{path}: {len(twice)} image ids are listed more than once: {first_few(twice)}")
     if not items:
-        raise InputError(f"{path}: there are no images in it")
+        raise InputError(f"{path}: it has no images")
     return records
 
 
@@ -186,7 +186,7 @@ def _get(path: Path, what: str, item: dict, key: str, kind: type | tuple[type, .
     value = item.get(key)
     is_text = isinstance(value, str) and not re.search("[\ud800-\udfff]", value)  # lone surrogates
     if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, str) and not is_text):
-        raise InputError(f"{path}: {what} has no valid '{key}': " + (repr(value) if key in item else "none at all"))
+        raise InputError(f"{path}: {what} has no valid '{key}': " + (repr(value) if key in item else "it is missing"))
     return value
 
 

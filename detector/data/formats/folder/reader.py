@@ -123,7 +123,7 @@ def _seen(tree: FileTree) -> str:
     tables = [f"; {path.name} begins with `{csv_boxes.first_line(path):.80}`" for path in tree.with_suffix(".csv")]
     readable = ", ".join(title for title, _ in FORMATS.values())
     seen = tree.suffixes() + "".join([*tables[:3], *(f"; {error}" for error in [*tree.broken_json.values()][:3])])
-    return f"Seen: {seen}. Formats that are found: {readable} (docs/data_sets.md)"
+    return f"Seen: {seen}. Supported formats: {readable} (docs/data_sets.md)"
 
 
 def _images_of(records: Sequence[Record]) -> dict[Path, Record]:

@@ -140,7 +140,7 @@ def _only(images: list[Path], rank: Callable, source: Path, name: str) -> Path |
     best = [image for image, own in zip(images, ranks, strict=True) if own == min(ranks)]
     if len(best) == 1:
         return best[0]
-    return InputError(f"{source}: '{name}' can be any of {len(best)} images: {first_few([str(path) for path in best])}")
+    return InputError(f"{source}: '{name}' matches {len(best)} images: {first_few([str(path) for path in best])}")
 
 
 def _distance(one: Path, other: Path) -> int:
