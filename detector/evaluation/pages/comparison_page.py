@@ -26,7 +26,7 @@ def comparison_page(
     first, *others = compared
     head = Html(
         f"<p>{escape(metric)} on the same images. Each run is compared with the first, <b>{escape(first)}</b>. "
-        f"The intervals are of 95 %, from {RESAMPLES} resamples of the images, the same ones for all runs.</p>"
+        f"The 95 % intervals are from {RESAMPLES} resamples of the images, the same ones for all runs.</p>"
     )
     sections = [
         Section("ap", "Average precision", _tables(compared, others)),
@@ -69,9 +69,8 @@ def _tables(compared: Mapping[str, Compared], others: Sequence[str]) -> Html:
         for name in others
     )
     note = (
-        "<p>The difference is clear where its interval does not contain 0. It is paired, which makes it narrower than "
-        "the intervals of both runs suggest. The intervals are those of the choice of images; another seed of training "
-        "gives another network.</p>"
+        "<p>A difference is clear if its interval does not contain 0. It is paired, so its interval is narrower than "
+        "those of both runs suggest. The intervals cover the choice of images, but not the seed of training.</p>"
     )
     return Html(html.table(ap_rows(compared), last_is_total=True) + differences + note)
 
@@ -112,7 +111,7 @@ def _settings(settings: Mapping[str, Mapping[str, object]]) -> Html:
     if not rows:
         return Html("<p>All settings are equal.</p>")
     return Html(
-        f"<p>Those that differ, {len(rows)} of {len(keys)}.</p>"
+        f"<p>{len(rows)} of {len(keys)} settings differ.</p>"
         + html.table([["setting", *settings], *rows], classes="settings")
     )
 
@@ -120,6 +119,6 @@ def _settings(settings: Mapping[str, Mapping[str, object]]) -> Html:
 def _objects(pictures: Mapping[str, Sequence[Picture]]) -> Html:
     parts = [f"<h3>{escape(heading)}</h3>{html.gallery(found)}" for heading, found in pictures.items()]
     return Html(
-        f"<p>Objects with a hit of a score of at least {FOUND_SCORE} in one run only. White: the object; orange: the "
+        f"<p>Objects that only one run finds with a score of at least {FOUND_SCORE}. White: the object; orange: the "
         "detection.</p>" + "".join(parts)
     )
