@@ -145,7 +145,7 @@ def test_shards_merged_are_the_store_of_one_run(dataset, small_shapes, tmp_path)
         with pytest.raises(InputError, match="was not made with --shard"):
             merge_shards([tmp_path / f"odd{number}.safetensors"], tmp_path / "never.safetensors")
     for given, says in (
-        ([tmp_path / "half.safetensors"], "the shards do not hold the images of their dataset"),
+        ([tmp_path / "half.safetensors"], "the shards do not have the images of their dataset"),
         ([one], "1 of 2 shards are missing, such as shard 2"),
         ([one, two, two], r"2\.safetensors: is shard 2 of 2, as .*2\.safetensors is"),
         ([one, paths[2]], r"3\.safetensors: is shard 2 of 3, but .*1\.safetensors has another number of shards"),
