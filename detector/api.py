@@ -62,9 +62,16 @@ class Options(TypedDict, total=False):
 class Network(Protocol):
     """What runs the network: `TorchNetwork`, or `OnnxNetwork` of an exported file."""
 
-    def limit_threads(self, threads: int) -> None: ...
-    def detect(self, sample: Sample, limits: Detect) -> Detections: ...
-    def roi_features(self, sample: Sample) -> np.ndarray: ...
+    def limit_threads(self, threads: int) -> None:
+        """Limit the cores that the calling thread uses."""
+
+    def detect(self, sample: Sample, limits: Detect) -> Detections:
+        """Detections, in the original frame, of a sample in the network frame."""
+        ...
+
+    def roi_features(self, sample: Sample) -> np.ndarray:
+        """Features (P, C) float32 of the proposals of a sample in the network frame."""
+        ...
 
 
 @dataclass(frozen=True)

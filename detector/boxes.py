@@ -55,7 +55,10 @@ class BoxCoder:
         return deltas / self._std_like(deltas)
 
     def decode(self, deltas: Tensor, proposals: Tensor) -> Tensor:
-        """Boxes (N, K, 4) from deltas (N, K, 4) and proposals (N, 4), in the proposals' frame."""
+        """Boxes (N, K, 4) from deltas (N, K, 4) and proposals (N, 4), in the proposals' frame.
+
+        A box is at most 62.5 times as wide and as high as its proposal.
+        """
         deltas = deltas * self._std_like(deltas)
         xy, wh = _centre_and_size(proposals)
         xy = xy[:, None] + deltas[..., :2] * wh[:, None]

@@ -10,14 +10,17 @@ from types import ModuleType
 
 
 def train() -> None:
+    """Run train.py."""
     _program("train").command()
 
 
 def evaluate() -> None:
+    """Run evaluate.py."""
     _program("evaluate").command()
 
 
 def detect() -> None:
+    """Run scripts/detect.py."""
     sys.exit(_program("scripts.detect").main())
 
 

@@ -27,7 +27,7 @@ class TorchNetwork:
         limit_threads(threads)
 
     def detect(self, sample: Sample, limits: Detect) -> Detections:
-        """Detections of a sample in the network frame."""
+        """Detections, in the original frame, of a sample in the network frame."""
         config = DetectorConfig(self.coder, limits)
         return detect(self.model, collate([(sample, 0)]), config, self.compute)[0]
 

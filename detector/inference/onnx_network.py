@@ -29,7 +29,7 @@ class OnnxNetwork:
         """Do nothing: all threads that call onnxruntime share the threads of the session, one for each core."""
 
     def detect(self, sample: Sample, limits: Detect) -> Detections:
-        """Detections of a sample in the network frame: the steps of postprocess.py, in numpy."""
+        """Detections, in the original frame, of a sample in the network frame: postprocess.py in numpy."""
         image_hw, count = sample.image.shape[:2], len(sample.proposals)
         if not count:
             none = np.zeros(0, np.float32)

@@ -77,7 +77,10 @@ def finish(found: Candidates, image: ImageFrames, settings: Detect) -> Detection
 
 
 def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, settings: GivenDetect) -> tuple[Tensor, Tensor]:
-    """Indices and scores (N,) of the boxes (M, 4) that are kept, highest score first; null limits do not apply."""
+    """Indices and scores (N,) of the boxes that are kept, highest score first.
+
+    boxes (M, 4) in any frame, scores (M,), labels (M,). Limits of `settings` that are null do not apply.
+    """
     limit = settings.max_detections
     if settings.nms == "soft":
         return soft_nms(boxes, scores, labels, settings)

@@ -98,6 +98,7 @@ class ProposalStore:
 
     @property
     def num_boxes(self) -> int:
+        """Number of boxes of all images."""
         return int(self._offsets[-1])
 
     @property
@@ -221,6 +222,7 @@ class FileProposals:
         return self.raw.boxes(image_id, self.box_format)
 
     def scores(self, image_id: str) -> np.ndarray | None:
+        """Scores (P,) float32 of its boxes, or None if the file has no scores."""
         return self.raw.scores(image_id)
 
     def image_hw(self, image_id: str) -> tuple[int, int] | None:

@@ -23,6 +23,7 @@ def coordinate_dtype(features: Tensor) -> torch.dtype:
 
 
 def raise_bad_roi(index: int, roi: list[float], batch_size: int) -> None:
+    """Raise ValueError for the RoI in this row, with its five values."""
     raise ValueError(
         f"rois[{index}] is {roi}: coordinates must be finite and the batch index at least 0 and "
         f"below {batch_size}, the number of feature maps"

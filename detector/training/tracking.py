@@ -55,6 +55,7 @@ class Means:
         self.steps: list[dict[str, Tensor | float]] = []
 
     def add(self, values: dict[str, Tensor | float]) -> None:
+        """Add the values of a step, by TensorBoard tag."""
         self.steps.append(values)
 
     def take(self) -> dict[str, float]:
