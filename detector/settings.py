@@ -498,6 +498,9 @@ class TrainSettings(CommonSettings):
     """auto: resume the run in run.dir, or begin it; RUN, a folder: resume it with the settings saved there; or a file
     RUN/checkpoints/*.pt."""
     run: Annotated[Run, PER_INVOCATION] = Run()
+    compile: bool = False
+    """true: torch.compile compiles backbone and head for training. The first step takes a minute or more longer, and a
+    C++ compiler is needed."""
     deterministic: bool = False
     """true: two runs on one GPU are bitwise identical, with slower steps; an operation without a deterministic form is
     an error. On a CPU, runs are always bitwise identical."""

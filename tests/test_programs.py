@@ -335,6 +335,12 @@ def test_every_setting_of_training_has_its_effect(settings, common, tmp_path, ov
     assert losses(settings, common, tmp_path / "run", override) != usual_losses
 
 
+def test_compiling_needs_a_compiler(settings, common, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(InputError, match="compile=true: needs a C.. compiler, and no-such-compiler is not found"):
+        train.main(settings("train", *common, "compile=true", f"run.dir={tmp_path}/run"))
+
+
 @pytest.mark.slow
 def test_a_deterministic_run_is_the_same_on_a_cpu(settings, common, tmp_path, usual_losses):
     try:

@@ -2,6 +2,8 @@
 
 import logging
 import math
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -91,6 +93,17 @@ def build_optimizer(settings: TrainSettings, model: FastRCNN) -> tuple[torch.opt
     return optimizer, instantiate(schedule, ("detector.training.schedules.",), iterations=settings.train.iterations)
 
 
+def compile_for_training(model: FastRCNN) -> None:
+    """Compile backbone and head, for images of any size. Copies of the network, such as `prepare` makes, are not
+    compiled. Raises InputError if there is no compiler.
+    """
+    compiler = os.environ.get("CXX", "g++")  # as torch chooses it
+    if shutil.which(compiler) is None:
+        raise InputError(f"compile=true: needs a C++ compiler, and {compiler} is not found: install g++, or set CXX")
+    for part in (model.backbone, model.head):
+        part.compile(dynamic=True)
+
+
 def _images_per_pass(train: Training) -> int:
     """Images of one forward and backward pass. Raises InputError for more parts of a batch than it has images."""
     images = train.images_per_batch // rank_info().world_size
@@ -129,6 +142,8 @@ def build_training(settings: TrainSettings, checkpoint: dict | None) -> Training
     if settings.model.weights is not None and checkpoint is None:
         has_boxes = load_weights(model, settings.model.backbone, settings.model.weights, classes)
     compute.place(model)
+    if settings.compile:
+        compile_for_training(model)
     optimizer, schedule = build_optimizer(settings, model)
     largest_hw = max(datasets.short_sides(data)), data.max_side_px
     warn_if_memory_is_short(model, compute, _images_per_pass(settings.train), largest_hw, settings.roi.rois_per_image)

@@ -1,6 +1,7 @@
 import copy
 import math
 import os
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,9 @@ import torch
 from torch.amp import GradScaler
 
 from detector.boxes import BoxCoder
+from detector.builders.training import compile_for_training
 from detector.errors import InputError
+from detector.inference.prepare import prepare
 from detector.models import build_model
 from detector.runtime.device import Compute, set_deterministic
 from detector.settings import Model, RoISampling
@@ -132,6 +135,28 @@ def test_the_state_of_the_scaler_is_loaded_or_refused():
         with pytest.raises(InputError, match="the state of the loss scaler in the checkpoint is invalid"):
             load_scaler({"scaler": wrong}, scaler)
     load_scaler({"scaler": 3}, GradScaler("cpu", enabled=False))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_compiled_steps_are_those_of_before():
+    torch.manual_seed(0)
+    plain = build_model(Model(backbone="alexnet", pool_size=2, hidden=8), num_classes=2)
+    compiled = copy.deepcopy(plain)
+    compile_for_training(compiled)
+    assert compiled.backbone._compiled_call_impl is not None
+    assert prepare(compiled, COMPUTE).backbone._compiled_call_impl is None
+    batches = [BATCH, train_batch(torch.cat([IMAGES, IMAGES], dim=3), TARGETS)]  # another size
+    steps = []
+    for model in (plain, compiled):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        steps.append(
+            [step.values for step in training_steps(model, batches, optimizer, lambda _: 1.0, CONFIG, COMPUTE)]
+        )
+    for one, other in zip(*steps, strict=True):
+        for name in ("loss/train", "train/grad_norm"):
+            assert other[name] == pytest.approx(one[name], rel=1e-4)
+    torch.compiler.reset()
 
 
 class TestDeterministic:
