@@ -262,7 +262,7 @@ def test_pretrained_means_frozen_batch_norm_and_first_stages(backbone):
 def test_more_frozen_stages_than_there_are():
     with pytest.raises(InputError, match="frozen_stages=9: resnet18 has 4 stages"):
         build_model(Model(backbone="resnet18", frozen_stages=9, weights="imagenet"), num_classes=2)
-    with pytest.raises(InputError, match="frozen_stages=1: without model.weights"):
+    with pytest.raises(InputError, match="frozen_stages=1: stages can be frozen only with model.weights"):
         build_model(Model(backbone="resnet18", frozen_stages=1), num_classes=2)
 
 
