@@ -85,15 +85,6 @@ def export_network(arguments: argparse.Namespace) -> None:
     card = model_card(checkpoint, metrics_beside(arguments.checkpoint, checkpoint["iteration"]), arguments.licence)
     settings = trained_settings(checkpoint)
     require_supported(settings, arguments.checkpoint)
-    if (
-        settings.model.pooling != "roi_pool"
-        or settings.model.backbone.endswith("_fpn")
-        or settings.model.backbone.startswith("timm/")
-    ):
-        raise InputError(
-            f"{arguments.checkpoint}: only networks with RoI pooling on a single map are exported as ONNX, not "
-            f"model.backbone={settings.model.backbone} with model.pooling={settings.model.pooling}"
-        )
     model = build_trained_model(settings.model, checkpoint["model"], len(checkpoint["classes"]))
     about = describe_network(checkpoint) | {"format": FORMAT}
     content = export_onnx(model, BoxCoder(settings.roi.delta_std), about)

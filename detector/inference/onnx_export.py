@@ -1,8 +1,8 @@
 """Export of a trained network as ONNX: images and RoIs in, scores and boxes out.
 
-RoI pooling becomes the operator MaxRoiPool, which rounds in the same way (it is Caffe's layer). Some ONNX runtimes
-start its maximum at 0. onnxruntime does not, and after the ReLU at the end of every exported backbone it makes no
-difference. `export_onnx` compares the results of the file with those of the network.
+RoI pooling becomes the operator MaxRoiPool, which rounds in the same way (it is Caffe's layer), and RoI Align RoiAlign.
+Some ONNX runtimes start the maximum at 0 (onnxruntime does not): where no ReLU ends the backbone, the minimum of the
+map is subtracted before pooling. `export_onnx` compares the results of the file with those of the network.
 """
 
 import json
@@ -19,10 +19,41 @@ from detector.data.formats.shapes import draw_scene
 from detector.errors import InputError, RunFailure
 from detector.inference.onnx_network import METADATA
 from detector.models import FastRCNN
+from detector.models.pooling import PyramidPooling, RoIAlign, levels_of
+from detector.roi_pool import RoIPool
 
 OPSET = 18
 COMPARED_ROIS = 100
 TOLERANCE = 1e-4  # of scores, and of box corners as a fraction of the image's longer side
+
+
+class ExportedPooling(nn.Module):
+    """The pooling of RoIs (R, 5) from the map or maps of a network, in operators that ONNX has."""
+
+    def __init__(self, pooling: nn.Module, is_nonnegative: bool) -> None:
+        super().__init__()
+        self.pooling, self.is_nonnegative = pooling, is_nonnegative
+
+    def forward(self, features: Tensor | list[Tensor], rois: Tensor) -> Tensor:
+        if isinstance(features, Tensor):
+            return self._pool(self.pooling, features, rois)
+        assert isinstance(self.pooling, PyramidPooling)
+        levels = levels_of(rois, len(features))[:, None]
+        parts = []
+        for level, (pool, maps) in enumerate(zip(self.pooling.pools, features, strict=True)):
+            # RoIs of other levels are one cell here, which takes no time: their number is not known to the graph.
+            pooled = self._pool(pool, maps, torch.where(levels == level, rois, 0.0))
+            parts.append(torch.where((levels == level)[:, :, None, None], pooled, 0.0))
+        return torch.stack(parts).sum(dim=0)
+
+    def _pool(self, pool: nn.Module, features: Tensor, rois: Tensor) -> Tensor:
+        if isinstance(pool, RoIAlign):
+            return pool.pool(features, rois)
+        assert isinstance(pool, RoIPool)
+        if self.is_nonnegative:
+            return pool.forward(features, rois)
+        lowest = features.amin(dim=(0, 1, 2, 3))  # ONNX needs the dimensions
+        return pool.forward(features - lowest, rois) + lowest
 
 
 class ExportedNetwork(nn.Module):
@@ -59,14 +90,17 @@ def export_onnx(model: FastRCNN, coder: BoxCoder, about: dict) -> bytes:
     images = torch.zeros(2, 3, 96, 128, dtype=torch.uint8)
     rois = torch.tensor([[0, 0, 0, 60, 50], [1, 9, 9, 90, 80], [1, 30, 20, 90, 80]], dtype=torch.float32)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns about operators that are not used here
+    pooling = model.roi_pool
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        model.roi_pool = ExportedPooling(pooling, model.backbone.ends_with_relu)
         program = torch.onnx.export(
             exported, (images, rois), dynamo=True, opset_version=OPSET, verbose=False,
             input_names=["images", "rois"], output_names=["scores", "boxes"],
             dynamic_shapes={"images": {0: "batch", 2: "height", 3: "width"}, "rois": {0: "num_rois"}},
             custom_translation_table={torch.ops.fast_rcnn.roi_pool.default: _max_roi_pool},
         )  # fmt: skip
+    model.roi_pool = pooling
     assert program is not None
     proto = program.model_proto
     _remove_notes(proto.graph)

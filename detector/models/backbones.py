@@ -19,6 +19,7 @@ class Backbone(nn.Module):
 
     out_channels: int
     stride: int  # of the finest map
+    ends_with_relu = True
     levels = 1  # each further map has twice the stride of the one before it; with several, `forward` returns a list
     stages: list[nn.Module]  # in forward order; the first ones are frozen in fine-tuning
     norm_layers: tuple[type[nn.Module], ...] = NORM_LAYERS
@@ -92,6 +93,7 @@ class PyramidBody(Backbone):
     """A ResNet with a feature pyramid: four maps of 256 channels and strides 4, 8, 16, 32 (Lin et al. 2017)."""
 
     out_channels = 256
+    ends_with_relu = False
     stride = 4
     levels = 4
 

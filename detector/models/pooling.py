@@ -42,11 +42,16 @@ class RoIAlign(nn.Module):
     def __init__(self, output_size: int, spatial_scale: float, aligned: bool = False) -> None:
         super().__init__()
         self.output_size, self.spatial_scale, self.aligned = output_size, spatial_scale, aligned
+        self.sampling_ratio = 0 if aligned else 2
 
     def forward(self, features: Tensor, rois: Tensor) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):  # it would make RoIs bfloat16 too
-            size, scale, samples = self.output_size, self.spatial_scale, 0 if self.aligned else 2
-            return roi_align(features.float(), rois, size, scale, samples, self.aligned)
+            return self.pool(features.float(), rois)
+
+    def pool(self, features: Tensor, rois: Tensor) -> Tensor:
+        """The same for float32 features outside autocast."""
+        size, scale = self.output_size, self.spatial_scale
+        return roi_align(features, rois, size, scale, self.sampling_ratio, self.aligned)
 
 
 class PyramidPooling(nn.Module):

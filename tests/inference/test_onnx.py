@@ -19,7 +19,7 @@ from detector.inference.onnx_network import FORMAT
 from detector.models import FastRCNN, build_model
 from detector.models.backbones import Backbone
 from detector.models.heads import FcHead
-from detector.models.pooling import RoIPoolOnMap
+from detector.models.pooling import POOLINGS, PyramidPooling, RoIPoolOnMap, levels_of
 from detector.roi_pool import roi_pool
 from detector.settings import Model
 from detector.training.checkpoint import load_checkpoint, trained_settings
@@ -169,9 +169,62 @@ def test_a_difference_ends_the_export(exported, coder):
         onnx_export._verify(session, onnx_export.ExportedNetwork(network, coder))
 
 
+class SmallPyramid(SmallBackbone):
+    """Four maps, with negative values, of strides 4 to 32."""
+
+    ends_with_relu, stride, levels = False, 4, 4
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        finest = self.layers[:3](images) - 0.5
+        return [finest, *(nn.functional.avg_pool2d(finest, 2**level) for level in (1, 2, 3))]
+
+
+@pytest.mark.parametrize(
+    ("pooling", "levels"),
+    [
+        ("roi_align", 1),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [("roi_align_v2", 1), ("roi_pool", 4), ("roi_align", 4)]
+        ),
+    ],
+)
+def test_every_pooling_is_exported(pooling, levels, coder):
+    """The network with the weights of `small_network`, on RoIs of all sizes and at the border."""
+    network = small_network()
+    if levels == 4:
+        torch.manual_seed(0)
+        network.backbone = SmallPyramid()
+        network.backbone.layers[2] = nn.Conv2d(16, 32, 5, 1, 2)
+        network.roi_pool = PyramidPooling([POOLINGS[pooling](7, 1 / (4 * 2**level)) for level in range(4)])
+    else:
+        network.roi_pool = POOLINGS[pooling](7, 1 / 16)
+    before = network.roi_pool
+    session = onnxruntime.InferenceSession(onnx_export.export_onnx(network, coder, {}))
+    assert network.roi_pool is before
+    images = torch.randint(0, 256, (2, 3, 500, 600), dtype=torch.uint8)
+    off = torch.tensor([[1, 599, 499, 600, 500], [0, 599, 0, 600, 500], [0, 0, 0, 600, 500.0]])
+    rois = torch.cat([random_rois(60, images), random_rois(40, images) / torch.tensor([1, 9, 9, 9, 9]), off])
+    if levels == 4:
+        assert set(levels_of(rois, 4).tolist()) == {0, 1, 2, 3}
+    for theirs, ours in outputs(session, network, coder, images, rois):
+        np.testing.assert_allclose(theirs, ours, atol=1e-4 * (600 if ours.ndim == 3 else 1))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("backbone", "head"), [("resnet18", "fc"), ("resnet50", "res5"), ("vgg16", "fc")])
-def test_networks_with_one_map_and_hard_nms_are_exported(backbone, head, coder):
+@pytest.mark.parametrize(
+    ("backbone", "head"),
+    [
+        ("resnet18", "fc"),
+        ("resnet50", "res5"),
+        ("vgg16", "fc"),
+        ("resnet18_fpn", "fc"),
+        ("timm/mobilenetv3_small_050", "fc"),
+    ],
+)
+def test_networks_with_hard_nms_are_exported(backbone, head, coder):
+    if backbone.startswith("timm/"):
+        pytest.importorskip("timm", reason="the extra [timm] is not installed")
     torch.manual_seed(0)
     network = build_model(Model(backbone=backbone, head=head, hidden=64), 3)
     content = onnx_export.export_onnx(network, coder, {})  # which compares 100 RoIs
@@ -205,12 +258,6 @@ def test_the_program_writes_the_file_and_its_card(untrained_checkpoint, tmp_path
     assert about["config"]["data"]["root"] is None
     assert export.main(command) == 2
     assert "model.onnx already exists and is not overwritten" in capsys.readouterr().err
-    other = settings.with_values(model=settings.model.plain() | {"pooling": "roi_align"})
-    monkeypatch.setattr("detector.training.checkpoint.trained_settings", lambda checkpoint: other)
-    assert export.main([*command[:-1], str(tmp_path / "aligned.onnx")]) == 2
-    assert "on a single map are exported as ONNX, not model.backbone=resnet18 with model.pooling=roi_align" in (
-        capsys.readouterr().err
-    )
     assert export.main([*command[:-1], str(tmp_path / "model.pt")]) == 2
     assert "must end in .onnx" in capsys.readouterr().err
 
