@@ -587,7 +587,7 @@ NESTED = "[" * 100_000
 COCO_CASES = [
     Case(f"COCO with {name}", COCO, says, coco(change))
     for name, change, says in [
-        ("an id of text", item("images", id="x"), "no such image|image_id 2"),
+        ("an id of text", item("images", id="x"), "image_id 2, which is not among"),
         ("an id of a list", item("images", id=[1]), "images\\[1\\] has no valid 'id'"),
         ("an id of true", item("images", id=True), "images\\[1\\] has no valid 'id'"),
         ("an id twice", item("images", id=1), "image ids are listed more than once"),

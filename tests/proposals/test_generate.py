@@ -56,7 +56,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(dataset, tmp_path, m
         generate_proposals(dataset, tmp_path / "p.safetensors", "single", workers=1)
     assert not (tmp_path / "p.safetensors").exists()
     for other, mode in ((dataset, "fast"), (read_voc(dataset.image_path(0).parents[1], "test"), "single")):
-        with pytest.raises(InputError, match="begun for other images or another mode; delete it"):
+        with pytest.raises(InputError, match="started for other images or another mode: delete it"):
             generate_proposals(other, tmp_path / "p.safetensors", mode, workers=1)
     generate_proposals(dataset, tmp_path / "p.safetensors", "single", workers=1)
     assert len(calls) in (4 + 3, 4 + 4)  # three of six images were done; a thread may have begun another in vain
