@@ -28,26 +28,29 @@ from pathlib import Path
 from detector.errors import InputError
 from detector.runtime.exits import exit_status
 from detector.runtime.files import write_atomically
-from detector.training.run_folder import require_writable
+from detector.training.run_folder import require_new_file
 
 
 def main(command_line: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    command = commands.add_parser("weights", help="weights as .safetensors, with a .json that describes them")
-    command.add_argument("--checkpoint", required=True, type=Path, help="RUN/checkpoints/best.pt")
-    command.add_argument("--out", required=True, type=Path, help="folder to write the files into")
-    add_licence(command)
-    command.set_defaults(run=export_weights)
-    command = commands.add_parser("torchvision", help="the backbone as a state dict of torchvision's network")
-    command.add_argument("--checkpoint", required=True, type=Path, help="RUN/checkpoints/best.pt")
-    command.add_argument("--out", required=True, type=Path, help="the file to write, such as resnet18.pth")
-    command.set_defaults(run=export_torchvision)
-    command = commands.add_parser("onnx", help="the whole network as an .onnx file")
-    command.add_argument("--checkpoint", required=True, type=Path, help="RUN/checkpoints/best.pt")
-    command.add_argument("--out", required=True, type=Path, help="the file to write, such as model.onnx")
-    add_licence(command)
-    command.set_defaults(run=export_network)
+    for name, run, about, out in (
+        (
+            "weights",
+            export_weights,
+            "weights as .safetensors, with a .json that describes them",
+            "folder for the files",
+        ),
+        ("torchvision", export_torchvision, "the backbone as a state dict of torchvision's network", "a new .pth file"),
+        ("onnx", export_network, "the whole network as an .onnx file", "a new .onnx file"),
+    ):
+        command = commands.add_parser(name, help=about)
+        command.add_argument("--checkpoint", required=True, type=Path, help="RUN/checkpoints/best.pt")
+        command.add_argument("--out", required=True, type=Path, help=out)
+        if run is not export_torchvision:
+            about = "licence of the weights, for the model card (default: %(default)s)"
+            command.add_argument("--licence", default="not stated", help=about)
+        command.set_defaults(run=run)
     arguments = parser.parse_args(command_line)
     return exit_status(lambda: arguments.run(arguments), "no partial file is left")
 
@@ -56,8 +59,7 @@ def main(command_line: Sequence[str] | None = None) -> int:
 
 
 def export_weights(arguments: argparse.Namespace) -> None:
-    require_writable("--out", arguments.out)
-    require_absent(arguments.out / "model.md")
+    require_new_file("--out", arguments.out / "model.md")
     from detector.training.checkpoint import load_checkpoint
     from detector.training.sharing import metrics_beside, model_card, save_weights
 
@@ -69,11 +71,8 @@ def export_weights(arguments: argparse.Namespace) -> None:
 
 
 def export_network(arguments: argparse.Namespace) -> None:
-    if arguments.out.suffix != ".onnx":
-        raise InputError(f"--out: {arguments.out} must end in .onnx")
-    for path in (arguments.out, arguments.out.with_suffix(".md")):
-        require_absent(path)
-    require_writable("--out", arguments.out.parent)
+    require_new_file("--out", arguments.out, ".onnx")
+    require_new_file("--out", arguments.out.with_suffix(".md"))
     from detector.boxes import BoxCoder
     from detector.builders.network import build_trained_model
     from detector.inference.onnx_export import TOLERANCE, export_onnx
@@ -94,10 +93,7 @@ def export_network(arguments: argparse.Namespace) -> None:
 
 
 def export_torchvision(arguments: argparse.Namespace) -> None:
-    if arguments.out.suffix not in (".pth", ".pt"):
-        raise InputError(f"--out: {arguments.out} must end in .pth or .pt")
-    require_absent(arguments.out)
-    require_writable("--out", arguments.out.parent)
+    require_new_file("--out", arguments.out, ".pth", ".pt")
     import torch
 
     from detector.models.weights import to_torchvision
@@ -109,17 +105,6 @@ def export_torchvision(arguments: argparse.Namespace) -> None:
     torch.save(state, data)
     write_atomically(arguments.out, data.getvalue())
     print(f"{arguments.out}: {len(state)} tensors")
-
-
-def add_licence(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--licence", default="not stated", help="licence of the weights, for the model card (default: %(default)s)"
-    )
-
-
-def require_absent(path: Path) -> None:
-    if path.exists():
-        raise InputError(f"--out: {path} already exists and is not overwritten: name another file")
 
 
 if __name__ == "__main__":

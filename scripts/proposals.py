@@ -40,7 +40,7 @@ from detector.runtime.exits import exit_status
 from detector.runtime.files import write_atomically
 from detector.runtime.ranks import cores
 from detector.settings import SearchMode
-from detector.training.run_folder import require_writable
+from detector.training.run_folder import require_new_file
 
 FOUND_SOMETHING = 1
 FILE = "a .safetensors store or a release's .mat"
@@ -157,16 +157,8 @@ def shard(text: str) -> tuple[int, int]:
     return int(number), int(count)
 
 
-def require_new(name: str, path: Path, suffix: str = "") -> None:
-    if path.suffix != suffix and suffix:
-        raise InputError(f"{name}: {path} must end in {suffix}")
-    if path.exists():
-        raise InputError(f"{name}: {path} already exists and is not overwritten")
-    require_writable(name, path.parent)
-
-
 def generate(options: argparse.Namespace) -> None:
-    require_new("--out", options.out, ".safetensors")
+    require_new_file("--out", options.out, ".safetensors")
     if options.workers < 1:
         raise InputError(f"--workers: {options.workers} must be 1 or more")
     if not 0 <= options.max_bad_fraction <= 1:
@@ -179,7 +171,7 @@ def generate(options: argparse.Namespace) -> None:
 
 
 def merge(options: argparse.Namespace) -> None:
-    require_new("--out", options.out, ".safetensors")
+    require_new_file("--out", options.out, ".safetensors")
     from detector.proposals.generate import merge_shards
 
     merge_shards(options.parts, options.out)
@@ -195,8 +187,8 @@ def run_convert(options: argparse.Namespace) -> None:
     if options.data is None and (options.split or options.annotations):
         raise InputError("--split and --annotations belong to --data")
     if options.target_format == "store":
-        require_new("the file to write", options.target, ".safetensors")
-    require_new("the file to write", options.target)
+        require_new_file("the file to write", options.target, ".safetensors")
+    require_new_file("the file to write", options.target)
     dataset = given_dataset(options, image_options(options)) if options.data else None
     num_images, num_boxes = convert(
         options.source, options.source_format, options.target, options.target_format,
@@ -207,7 +199,7 @@ def run_convert(options: argparse.Namespace) -> None:
 
 def check(options: argparse.Namespace) -> int:
     if options.json:
-        require_new("--json", options.json)
+        require_new_file("--json", options.json)
     proposals = open_proposals(options.file)
     require_exif(proposals, options.exif)
     faults = find_faults(proposals, given_dataset(options, image_options(options)))
@@ -222,7 +214,7 @@ def info(options: argparse.Namespace) -> None:
 
 
 def union(options: argparse.Namespace) -> None:
-    require_new("--out", options.out, ".safetensors")
+    require_new_file("--out", options.out, ".safetensors")
     if not 0 < options.nms <= 1:
         raise InputError(f"--nms: {options.nms} must be above 0, and 1 at most")
     from detector.proposals.union import common_metadata, unite
@@ -234,7 +226,7 @@ def union(options: argparse.Namespace) -> None:
 
 
 def grid(options: argparse.Namespace) -> None:
-    require_new("--out", options.out, ".safetensors")
+    require_new_file("--out", options.out, ".safetensors")
     from detector.proposals.generate import write_grid
 
     write_grid(given_dataset(options, image_options(options)), options.out)
@@ -244,7 +236,7 @@ def grid(options: argparse.Namespace) -> None:
 def recall(options: argparse.Namespace) -> None:
     for name in ("json", "plot"):
         if getattr(options, name):
-            require_new(f"--{name}", getattr(options, name), ".png" if name == "plot" else "")
+            require_new_file(f"--{name}", getattr(options, name), *((".png",) if name == "plot" else ()))
     from detector.evaluation.recall import recall_table, write_recall_comparison, write_recall_plot
 
     dataset = given_dataset(options)

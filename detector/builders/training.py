@@ -15,6 +15,7 @@ from detector.boxes import BoxCoder
 from detector.builders import datasets
 from detector.builders.network import build_compute, build_detector_config
 from detector.data.check import Checked, warn_leakage
+from detector.data.dataset import DetectionDataset
 from detector.data.fingerprint import dataset_fingerprints
 from detector.data.loader import TransformedDataset
 from detector.errors import InputError
@@ -23,7 +24,7 @@ from detector.models.weights import load_weights
 from detector.runtime.device import loss_scaler, set_deterministic
 from detector.runtime.distributed import shared_errors
 from detector.runtime.ranks import rank_info
-from detector.settings import CommonSettings, Loss, Training, TrainSettings
+from detector.settings import CommonSettings, Data, Loss, Training, TrainSettings
 from detector.training.checkpoint import load_scaler, load_state
 from detector.training.diagnostics import warn_if_memory_is_short
 from detector.training.engine import TrainingComponents, TrainingConfig
@@ -112,6 +113,17 @@ def _images_per_pass(train: Training) -> int:
     return math.ceil(images / train.accumulate)
 
 
+def _datasets(data: Data) -> tuple[DetectionDataset, DetectionDataset]:
+    """The images to train on and to validate, with the same classes. Raises InputError without any object."""
+    train_set, val_set = datasets.build_dataset(data, "train"), datasets.build_dataset(data, "val")
+    classes = datasets.resolve_classes(data, train_set, val_set)
+    if not classes:
+        raise InputError("there is no object in any annotation to learn from: is it the right data.train_split?")
+    for name in sorted({*classes} - {*train_set.classes}):
+        logger.warning("no object of class %s to train on", name)
+    return train_set.with_classes(classes), val_set.with_classes(classes)
+
+
 @shared_errors()
 def build_training(settings: TrainSettings, checkpoint: dict | None) -> TrainingComponents:
     """Build the components of a run, cheap checks first, and load the state of the checkpoint, if there is one.
@@ -126,13 +138,8 @@ def build_training(settings: TrainSettings, checkpoint: dict | None) -> Training
         raise InputError("model.svd_ranks: is for networks that are compressed after training: leave it out")
     set_deterministic(settings.deterministic)
     compute = build_compute(settings)
-    train_set, val_set = datasets.build_dataset(data, "train"), datasets.build_dataset(data, "val")
-    classes = datasets.resolve_classes(data, train_set, val_set)
-    if not classes:
-        raise InputError("there is no object in any annotation to learn from: is it the right data.train_split?")
-    for name in sorted({*classes} - {*train_set.classes}):
-        logger.warning("no object of class %s to train on", name)
-    train_set, val_set = train_set.with_classes(classes), val_set.with_classes(classes)
+    train_set, val_set = _datasets(data)
+    classes = train_set.classes
     training = build_training_config(settings, classes, settings.optimizer.max_grad_norm, settings.train.accumulate)
     training = replace(training, scaler=loss_scaler(compute))
 

@@ -56,6 +56,15 @@ def require_new(setting: str, folder: Path) -> None:
         raise InputError(f"{setting}: {folder} is not an empty folder, and nothing is overwritten: name another")
 
 
+def require_new_file(setting: str, path: Path, *suffixes: str) -> None:
+    """Raise InputError, naming the setting, unless a new file, with one of the suffixes if given, can be made."""
+    if suffixes and path.suffix not in suffixes:
+        raise InputError(f"{setting}: {path} must end in {' or '.join(suffixes)}")
+    if path.exists():
+        raise InputError(f"{setting}: {path} already exists and is not overwritten: name another file")
+    require_writable(setting, path.parent)
+
+
 def is_empty(folder: Path) -> bool:
     """Whether the folder is empty, apart from a lock, or does not exist."""
     locks = (LOCK, LOCK + HELD)
