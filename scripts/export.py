@@ -25,7 +25,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from detector.errors import InputError
 from detector.runtime.exits import exit_status
 from detector.runtime.files import write_atomically
 from detector.training.run_folder import require_new_file
