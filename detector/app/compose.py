@@ -19,7 +19,7 @@ from detector.schema import Settings, defaults, fields, missing_keys, no_such_se
 
 # In a checkout configs/ is beside detector/, in a wheel inside it.
 CONFIGS = next(path / "configs" for path in Path(__file__).resolve().parents[1:3] if (path / "configs").is_dir())
-MAX_ALIASES = 20  # in a file of settings
+MAX_REFERENCES = 20  # in a file of settings: aliases, and interpolations
 # Hydra's own settings that the command line of a sweep may set; a file may set none.
 OF_SWEEPS = re.compile(r"hydra[./](launcher|sweeper|sweep|verbose)\b")
 
@@ -90,23 +90,27 @@ def choosable_groups(name: str) -> list[str]:
 
 
 def search_path(folder: str | None) -> list[str]:
-    """The override that adds --config-dir. Raises InputError if it is no folder or has a file with many aliases."""
+    """The override that adds --config-dir. Raises InputError if it is no folder or has a file with many references."""
     if folder is None:
         return []
     if not Path(folder).is_dir():
         raise InputError(f"--config-dir: {folder}: no such folder")
     for path in Path(folder).rglob("*.yaml"):
-        require_few_aliases(path)
+        require_few_references(path)
     return ["hydra.searchpath=['{}']".format(str(Path(folder).resolve()).replace("'", "\\'"))]
 
 
-def require_few_aliases(path: Path) -> None:
+def require_few_references(path: Path) -> None:
     """Raise InputError for a YAML file that could expand without end. One that cannot be read is not judged."""
     if path.exists() and not (path.is_file() or path.is_dir()):  # Hydra would read a pipe or a device without end
         raise InputError(f"{path}: not a regular file")
     with suppress(yaml.YAMLError, ValueError, RecursionError, OSError):  # reported if the file is used
-        if sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(path.read_text("utf-8"))) > MAX_ALIASES:
-            raise InputError(f"{path}: has more than {MAX_ALIASES} aliases (*name), which can expand without end")
+        text = path.read_text("utf-8")
+        aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
+        if max(aliases, text.count("${")) > MAX_REFERENCES:
+            raise InputError(
+                f"{path}: has more than {MAX_REFERENCES} of *name or ${{name}}, which can expand without end"
+            )
 
 
 def _of_hydra(config: DictConfig) -> dict:

@@ -11,7 +11,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from detector.app.compose import choosable_groups, require_few_aliases
+from detector.app.compose import choosable_groups, require_few_references
 from detector.errors import InputError
 from detector.schema import FIXED, change_table, changed, parse
 from detector.settings import TrainSettings
@@ -82,7 +82,7 @@ def _read(path: Path) -> dict[str, Any]:
     """The content of the file, which may be untrusted: nothing in it is interpolated, instantiated or run."""
     if not path.is_file():
         raise InputError(f"resume={path.parent}: not the folder of a run with settings: it has no {SAVED}")
-    require_few_aliases(path)
+    require_few_references(path)
     try:
         content = yaml.safe_load(path.read_text("utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:

@@ -1,12 +1,12 @@
 """COCO's matching of detections with objects: the loops, compiled by numba."""
 
-import numba
 import numpy as np
 
 from detector.evaluation.matching import HIT, IGNORED, MISS
+from detector.runtime.compiled import compiled
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def judge(
     keys: np.ndarray,
     boxes: np.ndarray,
@@ -50,7 +50,7 @@ def judge(
     return judged
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _ious(boxes: np.ndarray, objects: np.ndarray, crowd: np.ndarray) -> np.ndarray:
     """IoU (N, G), or for a crowd the fraction of the detection in it; bitwise identical to pycocotools."""
     ious = np.zeros((len(boxes), len(objects)))
@@ -69,7 +69,7 @@ def _ious(boxes: np.ndarray, objects: np.ndarray, crowd: np.ndarray) -> np.ndarr
     return ious
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _judge_group(
     ious: np.ndarray,
     ignored_crowd: np.ndarray,

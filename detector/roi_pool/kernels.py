@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from detector.roi_pool.memory import ALIGNMENT
 from detector.roi_pool.reference import CELL_LIMIT
+from detector.runtime.compiled import compiled
 
 # Bytes of a block of channels of one cell in pooling: two cache lines, so that the maxima fit into registers.
 BLOCK_BYTES = 128
@@ -261,7 +262,7 @@ def _take(typing: Any, taken: Any) -> Any:
 # --- loops
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _round_half_away(value):  # type: ignore[no-untyped-def]
     magnitude = min(abs(value), CELL_LIMIT)
     whole = math.floor(magnitude)
@@ -269,7 +270,7 @@ def _round_half_away(value):  # type: ignore[no-untyped-def]
     return cell if value > 0 else -cell
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _bin_edges(rois, r, axis, spatial_scale, limit, first, past):  # type: ignore[no-untyped-def]
     """`reference.bin_edges` for one RoI and axis (1 for x, 2 for y), written to `first` and `past`.
 
@@ -284,7 +285,7 @@ def _bin_edges(rois, r, axis, spatial_scale, limit, first, past):  # type: ignor
         past[i] = min(max(math.ceil(real(i + 1) * size) + start, 0), limit)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def plan(rois, batch_size, spatial_scale, map_hw, pooled_hw):  # type: ignore[no-untyped-def]
     """Row of the first invalid RoI of (R,5) or -1, the windows of all bins, and the RoIs grouped by image.
 
@@ -304,7 +305,7 @@ def plan(rois, batch_size, spatial_scale, map_hw, pooled_hw):  # type: ignore[no
     return bad, (tops, bottoms, lefts, rights), group_by_image(rois[:, 0], batch_size)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def group_by_image(images, batch_size):  # type: ignore[no-untyped-def]
     """Rows of the RoIs sorted by image, (R,), and the start of each image in them, (B+1,).
 
@@ -325,7 +326,7 @@ def group_by_image(images, batch_size):  # type: ignore[no-untyped-def]
     return order, begins
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def pool(maps, by_image, parts, windows, infinity_bits, aligned, pooled, argmax, taken):  # type: ignore[no-untyped-def]
     """Pool maps (B,H,W,C) to pooled and argmax (R,ph,pw,C). A task is one part of the RoIs of an image and one block of
     channels.
@@ -357,7 +358,7 @@ def pool(maps, by_image, parts, windows, infinity_bits, aligned, pooled, argmax,
             _pool_block(cells, width, windows, None, pooled, argmax, first, channels, rows)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _pool_block(cells, width, windows, plain, pooled, argmax, first, channels, rows):  # type: ignore[no-untyped-def]
     tops, bottoms, lefts, rights = windows
     lanes, bins_high, bins_wide = cells.shape[1], tops.shape[1], lefts.shape[1]
@@ -375,7 +376,7 @@ def _pool_block(cells, width, windows, plain, pooled, argmax, first, channels, r
                 at += channels
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def scatter(grad, argmax, by_image, real, result, taken):  # type: ignore[no-untyped-def]
     """Add gradients (R,ph,pw,C) to their cells in result (B,H*W,C). A task is SUMMED_CHANNELS channels of an image.
 

@@ -54,6 +54,8 @@ def reading(path: Path, fault: str, max_bytes: int = MAX_BYTES) -> Iterator[None
             raise InputError(f"{path}: {'a folder' if S_ISDIR(stat.st_mode) else 'not a regular file'}")
         if stat.st_size > max_bytes:
             raise InputError(f"{path}: has {stat.st_size} bytes; the limit is {max_bytes}")
+        if not os.access(path, os.R_OK):  # a library may say otherwise
+            raise InputError(f"{path}: cannot be read: Permission denied")
         yield
     except InputError:
         raise

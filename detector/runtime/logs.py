@@ -16,17 +16,28 @@ _early = MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1)
 
 
 class ConsoleHandler(logging.Handler):
-    """Write to stdout, above a progress bar if there is one. If stdout has lost its reader, discard the record."""
+    """Write to stdout, above a progress bar if there is one. If nobody reads it or its disk is full, discard it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             tqdm.write(self.format(record), file=sys.stdout)
             sys.stdout.flush()
-        except BrokenPipeError:
+        except OSError:
             if not stdout_closed():
                 self.handleError(record)
         except Exception:
             self.handleError(record)
+
+
+class LogFile(logging.FileHandler):
+    """A log file. If its disk is full, one line says so; records are written once there is room again."""
+
+    told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not self.told:
+            self.told = True
+            logging.getLogger(__name__).warning("%s cannot be written: %s", self.baseFilename, sys.exc_info()[1])
 
 
 def set_up_logging() -> None:
@@ -43,7 +54,7 @@ def log_to_file(path: Path) -> None:
     """Log the first process to this file too, including the records since the start of the program."""
     if not is_main():
         return
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = LogFile(path, encoding="utf-8")
     handler.setFormatter(FORMAT)
     _early.setTarget(handler)
     _early.flush()

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import signal
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ import train
 from detector.app.start import run_program
 from detector.proposals.store import FORMAT, write_store
 from detector.settings import EvaluateSettings, TrainSettings
+from tests.helpers.surroundings import allow, can_mount, disk, in_fork, no_rights, read_only
 
 LONG = "x" * 300
 HANGS_S = 60
@@ -33,6 +35,7 @@ TRAIN = (
     "precision=float32 proposals.mode=single run.dir=R"
 )
 DETECT = "scripts.detect --checkpoint best.pt --device cpu --mode single"
+GENERATE = "scripts.proposals generate --data T --split train --mode single --out"
 CHECK = "scripts.check_data --data T --splits train"
 SCORE = "evaluate device=cpu data.root=T data.val_split=test out=E"
 SAVED = f"{SCORE} data=voc detections=D.json"
@@ -48,6 +51,7 @@ class Case:
     make: Callable[[], object] = lambda: None  # called in the folder
     status: int = 2  # nothing may be written then
     environment: dict[str, str] = field(default_factory=dict)
+    within: Callable[[], object] | None = None  # called in a fork of this process, in which the command then runs
 
 
 def replace(name: str, old: str, new: str) -> Callable[[], None]:
@@ -161,7 +165,21 @@ def finished(change: Callable[[], object]) -> Callable[[], None]:
     )  # fmt: skip
 
 
+def zeros() -> None:
+    """p.npz with an array that unpacks to 1 GiB, as zeros do from less than a MiB."""
+    with zipfile.ZipFile("p.npz", "w") as file:
+        file.writestr("a.npy", b"")
+        file.filelist[0].file_size = 2**30
+
+
+def claims() -> None:
+    """p.npz whose header claims an array of 32 TB."""
+    with zipfile.ZipFile("p.npz", "w") as file, file.open("a.npy", "w") as member:
+        np.lib.format.write_array_header_1_0(member, {"descr": "<f8", "fortran_order": False, "shape": (10**12, 4)})
+
+
 N = 9
+FROM_NPZ = "scripts.proposals convert --from npz --to store --order xyxy --base 0 p.npz"
 STORE = "damaged proposal store"
 USE_STORE = "scripts.proposals info p.safetensors"
 PROPOSALS_CASES = [
@@ -219,6 +237,8 @@ PROPOSALS_CASES = [
         "p.json",
         pipe("p.json"),
     ),
+    Case("an .npz that unpacks to any size", f"{FROM_NPZ} q.safetensors", "a.npy unpacks to 1073741824 bytes", zeros),
+    Case("an .npz that claims any size", f"{FROM_NPZ} q.safetensors", "p.npz: ", claims),
     Case(
         "proposals of one image, to train on",
         f"{TRAIN} data.train_proposals=p.safetensors",
@@ -377,8 +397,14 @@ FILE_CASES = [
     Case(
         "a config whose aliases expand without end",
         f"{TRAIN} --config-dir C +experiment=bomb",
-        "bomb.yaml: has more than 20 aliases",
+        "bomb.yaml: has more than 20 of ",
         write("C/experiment/bomb.yaml", BOMB),
+    ),
+    Case(
+        "a config whose interpolations expand without end",
+        f"{TRAIN} --config-dir C experiment=bomb",
+        "bomb.yaml: has more than 20 of ",
+        write("C/experiment/bomb.yaml", "x0: aa\n" + "".join(f"x{n + 1}: ${{x{n}}}${{x{n}}}\n" for n in range(30))),
     ),
     Case("a pipe as a config", f"{TRAIN} --config-dir C +experiment=a", "a.yaml", pipe("C/experiment/a.yaml")),
     Case(
@@ -706,6 +732,73 @@ ENVIRONMENT_CASES = [
 ]
 
 
+OPEN = f"{TRAIN.replace('run.dir=R', 'run.dir=W/R')} proposals.folder=W/p"
+OUT = SCORE.replace("out=E", "out=W/E")
+DENIED = "cannot be read: Permission denied"
+ANNOTATED = write("C/experiment/a.yaml", "seed: 1")
+
+
+def writable() -> None:
+    os.mkdir("W")
+
+
+RIGHTS_CASES = [
+    Case(f"no rights {name}", command, says, make, status, within=no_rights(*names))
+    for name, command, says, make, status, names in [
+        ("to make a run", TRAIN, "run.dir: R cannot be written", writable, 2, []),
+        ("to make any run", TRAIN.replace("run.dir=R", ""), "run.dir: runs cannot be written", writable, 2, []),
+        ("to save proposals", f"{OPEN} proposals.folder=p", "proposals.folder: p cannot be written", writable, 2, []),
+        ("to a home", OPEN, "decoded again", writable, 0, []),
+        ("to a checkpoint", f"{OUT} checkpoint=best.pt", f"best.pt: {DENIED}", writable, 2, ["best.pt"]),
+        ("to save results", f"{SCORE} checkpoint=best.pt", "out: E cannot be written", writable, 2, []),
+        ("to the checkpoint of --checkpoint", f"{DETECT} --input T/JPEGImages --out W/f", f"best.pt: {DENIED}",
+         writable, 2, ["best.pt"]),
+        ("to save detections", f"{DETECT} --input T/JPEGImages --out f", "--out: f cannot be written", writable, 2, []),
+        ("to pictures", f"{DETECT} --input T/JPEGImages --out W/f", "denied: 'T/JPEGImages'", writable, 1,
+         ["T/JPEGImages"]),
+        ("to an image", CHECK, f"train_0.jpg: {DENIED}", writable, 1, ["T/JPEGImages/train_0.jpg"]),
+        ("to images", CHECK, "denied: 'T/JPEGImages'", writable, 1, ["T/JPEGImages"]),
+        ("to an annotation", CHECK, f"train_0.xml: {DENIED}", writable, 1, ["T/Annotations/train_0.xml"]),
+        ("to annotations", CHECK, "denied: 'T/Annotations", writable, 1, ["T/Annotations"]),
+        ("to a split", CHECK, f"train.txt: {DENIED}", writable, 2, ["T/ImageSets/Main/train.txt"]),
+        ("to splits", CHECK, "denied: 'T/ImageSets/Main", writable, 1, ["T/ImageSets/Main"]),
+        ("to a dataset", CHECK, "denied: 'T", writable, 1, ["T"]),
+        ("to a folder of data=folder", OPEN.replace("data=voc", "data=folder"), "T/JPEGImages: cannot be read",
+         writable, 2, ["T/JPEGImages"]),
+        ("to COCO JSON", COCO, f"a.json: {DENIED}", coco(lambda content: None), 2, ["T/a.json"]),
+        ("to a store", USE_STORE, f"p.safetensors: {DENIED}", writable, 2, ["p.safetensors"]),
+        ("to weights", f"{OPEN} model.weights=best.pt", f"best.pt: {DENIED}", writable, 2, ["best.pt"]),
+        ("to a config", f"{TRAIN} --config-dir C experiment=a", "denied: .*a.yaml", ANNOTATED, 2,
+         ["C/experiment/a.yaml"]),
+        ("to configs", f"{TRAIN} --config-dir C experiment=a", "denied: 'C'|experiment=a", ANNOTATED, 2, ["C"]),
+        ("to saved detections", SAVED.replace("out=E", "out=W/E"), f"D.json: {DENIED}",
+         all_of(writable, write("D.json", "[]")), 2, ["D.json"]),
+        ("to save a store", f"{GENERATE} q.safetensors", "--out: . cannot be written", writable, 2, []),
+        ("to a run", f"{TRAIN} resume=auto", "denied: 'R'", finished(writable), 1, ["R"]),
+    ]
+]  # fmt: skip
+DISK_CASES = [
+    Case("a read-only disk for a run", TRAIN, "run.dir: R cannot be written", within=read_only),
+    Case("a read-only disk for results", f"{SCORE} checkpoint=best.pt", "out: E cannot be written", within=read_only),
+    Case("a read-only disk for scores", SAVED, "out: E cannot be written", write("D.json", [ENTRY]), within=read_only),
+    Case("a read-only disk for detections", f"{DETECT} --input T/JPEGImages --out f", "f", within=read_only),
+    Case("a read-only disk to check", CHECK, "6 images", status=0, within=read_only),
+    *(
+        Case(f"a disk of {kib} KiB for a run", f"{TRAIN.replace('run.dir=R', 'run.dir=S/R')}",
+             "disk is full|No space left", status=1, within=disk("S", kib))
+        for kib in (4, 512)
+    ),
+    Case("a full disk for proposals", f"{TRAIN} proposals.folder=S", "disk is full", status=1, within=disk("S", 4)),
+    Case("a full disk for results", f"{OUT} checkpoint=best.pt", "disk is full", status=1, within=disk("W", 4)),
+    Case("a full disk for scores", SAVED.replace("out=E", "out=S/E"), "disk is full", write("D.json", [ENTRY] * 99), 1,
+         within=disk("S", 4)),
+    Case("a full disk for detections", f"{DETECT} --input T/JPEGImages --out S/f", "disk is full", status=1,
+         within=disk("S", 4)),
+    Case("a full disk for a store", f"{GENERATE} S/q.safetensors", "disk is full", status=1, within=disk("S", 4)),
+    Case("hardly any shared memory", f"{TRAIN} workers=1", "/dev/shm", status=1, within=disk("/dev/shm", 16)),
+]  # fmt: skip
+
+
 @pytest.fixture
 def folder(small_shapes, untrained_checkpoint, tmp_path, monkeypatch) -> Path:
     """The working directory of a case."""
@@ -735,6 +828,12 @@ def run(command: str) -> int:
         return int(end.code or 0)
 
 
+def run_within(change: Callable[[], object], command: str) -> int:
+    """As `run`, after a change of what surrounds this process."""
+    change()
+    return run(command)
+
+
 @contextlib.contextmanager
 def no_longer_than(seconds: int) -> Iterator[None]:
     def late(*_: object) -> None:
@@ -760,19 +859,28 @@ def contents(folder: Path) -> dict[str, str]:
 
 CASES = [
     *RUN_CASES, *FILE_CASES, *PROPOSALS_CASES, *LONG_CASES, *LABEL_CASES, *SETTING_CASES, *COCO_CASES, *SAVED_CASES,
-    *ENVIRONMENT_CASES,
+    *ENVIRONMENT_CASES, *RIGHTS_CASES, *DISK_CASES,
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES, ids=[case.name.replace(" ", "-") for case in CASES])
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=[pytest.mark.slow] * (case in DISK_CASES), id=case.name.replace(" ", "-"))
+        for case in CASES
+    ],
+)
 def test_wrong_input(case, folder, capfd, monkeypatch):
     case.make()
     for name, value in case.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "argv", [])
     before = contents(folder)
+    if case in DISK_CASES and not can_mount():
+        pytest.skip("mounting a disk needs the rights of root")
     with no_longer_than(HANGS_S):
-        status = run(case.command)
+        status = run(case.command) if case.within is None else in_fork(lambda: run_within(case.within, case.command))
+    allow(folder)
     out, err = capfd.readouterr()
     said = err or out
     assert (status, "Traceback" in out + err) == (case.status, False), out + err

@@ -1,29 +1,16 @@
-"""Feed every reader of files with what no one would write on purpose: it takes it, or raises our one error.
-
-Nothing may be written, run or connected to meanwhile. A few hundred examples in the suite;
-FUZZ_MINUTES=10 python -m pytest tests/fuzz -s    goes on for 10 minutes with each, and says how many examples it were.
-"""
+"""Annotations, proposals, settings and checkpoints that no one would write on purpose (tests/helpers/fuzzing.py)."""
 
 import copy
 import io
-import itertools
 import json
-import os
 import pickle
-import time
-import warnings
 import zipfile
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import scipy.io
 import torch
-from hypothesis import HealthCheck, given, seed
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from detector import evaluator
@@ -43,79 +30,10 @@ from detector.schema import parse
 from detector.settings import TrainSettings
 from detector.training.checkpoint import load_checkpoint, trained_settings
 from detector.training.sharing import save_weights
-from tests.helpers.watch import nothing_happens
+from tests.helpers.fuzzing import ANYTHING, as_json, changed, damaged, fuzz
 from tests.proposals.test_formats import voc_mat_v7_3
 
 pytestmark = pytest.mark.slow
-MINUTES = float(os.environ.get("FUZZ_MINUTES", "0"))
-
-
-def fuzz(
-    name: str, strategy: st.SearchStrategy, read: Callable[[Any], None], path: Path | None = None, but: str = ""
-) -> None:
-    """Call `read` with 100 examples, or with as many as fit into FUZZ_MINUTES; it may raise InputError alone.
-
-    With `path` an example is the contents of that file, and `read` gets the path. `but`: see `nothing_happens`.
-    """
-    end, count = time.monotonic() + 60 * MINUTES, 0
-
-    def once(example: Any) -> None:
-        nonlocal count
-        count += 1
-        if path:
-            path.write_bytes(example)
-        with warnings.catch_warnings(), nothing_happens(but):
-            warnings.simplefilter("ignore")
-            with suppress(InputError):
-                read(path or example)
-
-    options = hypothesis_settings(
-        max_examples=100, deadline=None, database=None, suppress_health_check=list(HealthCheck)
-    )
-    first = time.time_ns() if MINUTES else 0  # the suite always has the same examples
-    for batch in itertools.count(first):
-        seed(batch)(options(given(strategy)(once)))()
-        if time.monotonic() >= end:
-            break
-    print(f"\n{name}: {count} examples")
-
-
-# --- what to feed
-
-SMALL = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8),
-    st.sampled_from([0, -1, 1, 10**6, 10**30, 1e308, float("nan"), float("inf"), "", ".", "/", "1", "auto", "cpu"]),
-)  # fmt: skip
-ANYTHING = st.recursive(
-    SMALL,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
-    max_leaves=6,
-)
-
-
-@st.composite
-def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
-    """A file with a few bytes changed, cut off, taken out, doubled or put in."""
-    data = bytearray(whole)
-    for _ in range(draw(st.integers(1, 4))):
-        # most of the structure of a file is at its beginning and its end
-        near = st.integers(0, min(300, len(data))) | st.integers(max(0, len(data) - 300), len(data))
-        start = draw(near | st.integers(0, len(data)))
-        length = draw(st.integers(1, 16))
-        kind = draw(st.sampled_from(["set", "flip", "cut", "out", "double", "in"]))
-        if kind == "set":
-            data[start : start + length] = draw(st.binary(min_size=length, max_size=length))
-        elif kind == "flip" and start < len(data):
-            data[start] ^= 1 << draw(st.integers(0, 7))
-        elif kind == "cut":
-            del data[start:]
-        elif kind == "out":
-            del data[start : start + length]
-        elif kind == "double":
-            data[start:start] = data[start : start + 40 * length]
-        elif kind == "in":
-            data[start:start] = draw(st.binary(max_size=length))
-    return bytes(data)
 
 
 @st.composite
@@ -143,25 +61,6 @@ def zip_surgery(draw: st.DrawFn, whole: bytes) -> bytes:
         for name, data in members.items():
             file.writestr(name, data)
     return made.getvalue()
-
-
-@st.composite
-def misplaced(draw: st.DrawFn, whole: dict) -> dict:
-    """Nested settings with some values exchanged for anything, taken out, or put in."""
-    result = copy.deepcopy(whole)
-    for _ in range(draw(st.integers(1, 3))):
-        node = result
-        while True:
-            key = draw(st.sampled_from(sorted(node, key=str)) if node else st.text(max_size=5))
-            if isinstance(node.get(key), dict) and draw(st.integers(0, 9)):
-                node = node[key]
-            else:
-                break
-        if draw(st.integers(0, 5)) == 0:
-            node.pop(key, None)
-        else:
-            node[key] = draw(ANYTHING)
-    return result
 
 
 # --- annotations
@@ -231,20 +130,15 @@ def test_coco_annotations(tmp_path):
             assert np.isfinite(truth.boxes).all()
             assert len(truth.boxes) == len(truth.labels) == len(truth.areas)
 
-    @st.composite
-    def spoilt(draw: st.DrawFn) -> bytes:
-        """One value in it is another, of any kind and size."""
-        content = copy.deepcopy(whole)
-        item = draw(st.sampled_from([item for part in content.values() for item in part]))
-        key = draw(st.sampled_from(sorted(item)))
-        other = ANYTHING | st.sampled_from([10**400, -(10**400), 2**53 + 1]) | st.lists(SMALL, min_size=4, max_size=4)
-        item[key] = draw(other)
-        return json.dumps(content).encode()
-
     text = json.dumps(whole).encode()
     (tmp_path / "a.json").write_bytes(text)
     read(tmp_path / "a.json")
-    fuzz("COCO annotations", spoilt() | damaged(text) | st.binary(max_size=60), read, tmp_path / "a.json")
+    fuzz(
+        "COCO annotations",
+        changed(whole).map(as_json) | damaged(text) | st.binary(max_size=60),
+        read,
+        tmp_path / "a.json",
+    )
 
 
 # --- proposals
@@ -344,7 +238,7 @@ def test_settings(tmp_path, settings):
 
     with pytest.raises(InputError, match="not in VOC layout"):  # so far it comes
         read(copy.deepcopy(whole))
-    fuzz("settings", misplaced(whole), read)
+    fuzz("settings", changed(whole), read)
 
 
 # --- checkpoints
@@ -393,5 +287,5 @@ def test_what_a_checkpoint_says(tmp_path, content, settings):
             build_trained_model(config.model, checkpoint["model"], len(checkpoint["classes"]))
         datasets.build_dataset(config.data, "val")
 
-    texts = misplaced(said).map(lambda value: json.dumps(value).encode()) | damaged(json.dumps(said).encode())
+    texts = changed(said).map(lambda value: json.dumps(value).encode()) | damaged(json.dumps(said).encode())
     fuzz("what checkpoints say", texts, read, about)

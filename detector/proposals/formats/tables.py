@@ -23,6 +23,7 @@ from detector.proposals.formats.records import ImageProposals, RawProposals, as_
 from detector.runtime.files import open_atomically, reading
 
 CSV_ORDERS = {"xyxy": ("x1", "y1", "x2", "y2"), "xywh": ("x", "y", "w", "h")}
+MAX_ARRAY_BYTES = 2**28  # of an image in a .npz; a few MB of zeros can unpack to any size
 # A zip file stores the time of writing; equal proposals must give bitwise identical files.
 _NO_TIME = (1980, 1, 1, 0, 0, 0)
 
@@ -33,6 +34,8 @@ def read_npz(path: Path) -> RawProposals:
         content = np.load(path, allow_pickle=False)
         if not isinstance(content, np.lib.npyio.NpzFile):
             raise ValueError("a single array, without image ids")
+        if large := [item for item in content.zip.infolist() if item.file_size > MAX_ARRAY_BYTES]:
+            raise ValueError(f"{large[0].filename} unpacks to {large[0].file_size} bytes")
     return RawProposals(path, None, _NpzRows(path, content))
 
 
