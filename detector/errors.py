@@ -1,5 +1,8 @@
 """Exceptions with messages for the user."""
 
+from collections import Counter
+from collections.abc import Iterable
+
 
 class InputError(Exception):
     """Invalid input: the message names the file, the object in it, the value, and the fix.
@@ -27,3 +30,9 @@ def first_few(items: list, limit: int = 5) -> str:
     """`a, b, c` or, past the limit, `a, b, c, d, e and 7 more`."""
     shown = ", ".join(str(item) for item in items[:limit])
     return shown if len(items) <= limit else f"{shown} and {len(items) - limit} more"
+
+
+def require_distinct(path: object, image_ids: Iterable[str]) -> None:
+    """Raise InputError for a duplicate image id."""
+    if twice := [id for id, count in Counter(image_ids).items() if count > 1]:
+        raise InputError(f"{path}: {len(twice)} image ids are listed more than once: {first_few(twice)}")

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from detector.app.compose import choosable_groups, require_few_references
 from detector.errors import InputError
+from detector.runtime.files import reading
 from detector.schema import FIXED, change_table, changed, parse
 from detector.settings import TrainSettings
 
@@ -83,10 +84,8 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"resume={path.parent}: not the folder of a run with settings: it has no {SAVED}")
     require_few_references(path)
-    try:
+    with reading(path, "cannot be read"):
         content = yaml.safe_load(path.read_text("utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
-        raise InputError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: has no settings")
     return content

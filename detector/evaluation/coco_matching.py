@@ -6,7 +6,7 @@ from detector.evaluation.matching import HIT, IGNORED, MISS
 from detector.runtime.compiled import compiled
 
 
-@compiled()
+@compiled
 def judge(
     keys: np.ndarray,
     boxes: np.ndarray,
@@ -50,7 +50,7 @@ def judge(
     return judged
 
 
-@compiled()
+@compiled
 def _ious(boxes: np.ndarray, objects: np.ndarray, crowd: np.ndarray) -> np.ndarray:
     """IoU (N, G), or for a crowd the fraction of the detection in it; bitwise identical to pycocotools."""
     ious = np.zeros((len(boxes), len(objects)))
@@ -69,7 +69,7 @@ def _ious(boxes: np.ndarray, objects: np.ndarray, crowd: np.ndarray) -> np.ndarr
     return ious
 
 
-@compiled()
+@compiled
 def _judge_group(
     ious: np.ndarray,
     ignored_crowd: np.ndarray,

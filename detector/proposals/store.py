@@ -26,8 +26,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from safetensors import safe_open
 
-from detector.errors import InputError, first_few
-from detector.proposals.formats.records import BoxFormat, ImageProposals, RawProposals, require_distinct
+from detector.errors import InputError, first_few, require_distinct
+from detector.proposals.formats.records import BoxFormat, ImageProposals, RawProposals
 from detector.runtime.files import open_atomically, reading
 
 FORMAT = "fast-rcnn proposals 2"

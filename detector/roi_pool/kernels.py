@@ -262,7 +262,7 @@ def _take(typing: Any, taken: Any) -> Any:
 # --- loops
 
 
-@compiled()
+@compiled
 def _round_half_away(value):  # type: ignore[no-untyped-def]
     magnitude = min(abs(value), CELL_LIMIT)
     whole = math.floor(magnitude)
@@ -270,7 +270,7 @@ def _round_half_away(value):  # type: ignore[no-untyped-def]
     return cell if value > 0 else -cell
 
 
-@compiled()
+@compiled
 def _bin_edges(rois, r, axis, spatial_scale, limit, first, past):  # type: ignore[no-untyped-def]
     """`reference.bin_edges` for one RoI and axis (1 for x, 2 for y), written to `first` and `past`.
 
@@ -285,7 +285,7 @@ def _bin_edges(rois, r, axis, spatial_scale, limit, first, past):  # type: ignor
         past[i] = min(max(math.ceil(real(i + 1) * size) + start, 0), limit)
 
 
-@compiled()
+@compiled
 def plan(rois, batch_size, spatial_scale, map_hw, pooled_hw):  # type: ignore[no-untyped-def]
     """Row of the first invalid RoI of (R,5) or -1, the windows of all bins, and the RoIs grouped by image.
 
@@ -305,7 +305,7 @@ def plan(rois, batch_size, spatial_scale, map_hw, pooled_hw):  # type: ignore[no
     return bad, (tops, bottoms, lefts, rights), group_by_image(rois[:, 0], batch_size)
 
 
-@compiled()
+@compiled
 def group_by_image(images, batch_size):  # type: ignore[no-untyped-def]
     """Rows of the RoIs sorted by image, (R,), and the start of each image in them, (B+1,).
 
@@ -326,7 +326,7 @@ def group_by_image(images, batch_size):  # type: ignore[no-untyped-def]
     return order, begins
 
 
-@compiled()
+@compiled
 def pool(maps, by_image, parts, windows, infinity_bits, aligned, pooled, argmax, taken):  # type: ignore[no-untyped-def]
     """Pool maps (B,H,W,C) to pooled and argmax (R,ph,pw,C). A task is one part of the RoIs of an image and one block of
     channels.
@@ -358,7 +358,7 @@ def pool(maps, by_image, parts, windows, infinity_bits, aligned, pooled, argmax,
             _pool_block(cells, width, windows, None, pooled, argmax, first, channels, rows)
 
 
-@compiled()
+@compiled
 def _pool_block(cells, width, windows, plain, pooled, argmax, first, channels, rows):  # type: ignore[no-untyped-def]
     tops, bottoms, lefts, rights = windows
     lanes, bins_high, bins_wide = cells.shape[1], tops.shape[1], lefts.shape[1]
@@ -376,7 +376,7 @@ def _pool_block(cells, width, windows, plain, pooled, argmax, first, channels, r
                 at += channels
 
 
-@compiled()
+@compiled
 def scatter(grad, argmax, by_image, real, result, taken):  # type: ignore[no-untyped-def]
     """Add gradients (R,ph,pw,C) to their cells in result (B,H*W,C). A task is SUMMED_CHANNELS channels of an image.
 

@@ -5,34 +5,30 @@ from contextlib import suppress
 from typing import Any
 
 import numba
+from numba.core.caching import FunctionCache
 
 
-def compiled(**options: Any) -> Callable[[Callable], Any]:
-    """Decorator: `numba.njit` without the GIL, cached on disk.
+class _Cache(FunctionCache):
+    """A cache whose damaged files, as a crash leaves them, are replaced; one that cannot be written is not."""
 
-    Damaged files of the cache are replaced. Where no cache can be written, each process compiles for itself.
+    def load_overload(self, *arguments: Any) -> Any:
+        try:
+            return super().load_overload(*arguments)
+        except Exception:  # unpickling them raises errors of any kind
+            with suppress(OSError):
+                self.flush()
+
+    def save_overload(self, *arguments: Any) -> None:
+        with suppress(OSError):
+            super().save_overload(*arguments)
+
+
+def compiled(function: Callable) -> Any:
+    """Compile without the GIL and without zero checks in divisions: callers avoid zeros.
+
     No `parallel`: its thread pools do not survive a fork. No `fastmath`: results would depend on the machine.
     """
-
-    def decorate(function: Callable) -> Any:
-        made = numba.njit(nogil=True, **options)(function)
-        with suppress(RuntimeError):  # numba finds no folder that it can write to
-            made.enable_caching()
-            load, save = made._cache.load_overload, made._cache.save_overload
-
-            def load_whole(*arguments: Any) -> Any:
-                try:
-                    return load(*arguments)
-                except Exception:  # unpickling what a crash has left raises errors of any kind
-                    with suppress(OSError):
-                        made._cache.flush()
-                    return None
-
-            def save_if_possible(*arguments: Any) -> None:
-                with suppress(OSError):  # such as a full disk
-                    save(*arguments)
-
-            made._cache.load_overload, made._cache.save_overload = load_whole, save_if_possible
-        return made
-
-    return decorate
+    made: Any = numba.njit(nogil=True, error_model="numpy")(function)
+    with suppress(RuntimeError):  # numba finds no folder for a cache: each process compiles for itself
+        made._cache = _Cache(function)
+    return made

@@ -78,15 +78,11 @@ def read_json(path: Path, max_bytes: int = MAX_BYTES) -> Any:
 def digest_of(path: Path) -> str:
     """SHA-256 of a file's contents, cached while the file is unchanged. Raises InputError as `reading` does."""
     with reading(path, "cannot be read", sys.maxsize):
-        return _digest_of(path)
-
-
-def _digest_of(path: Path) -> str:
-    stat = path.stat()
-    known = stat.st_dev, stat.st_ino, stat.st_size, stat.st_ctime_ns  # ctime cannot be set back, unlike mtime
-    if known not in _digests:
-        with open(path, "rb") as file:
-            _digests[known] = hashlib.file_digest(file, "sha256").digest()
+        stat = path.stat()
+        known = stat.st_dev, stat.st_ino, stat.st_size, stat.st_ctime_ns  # ctime cannot be set back, unlike mtime
+        if known not in _digests:
+            with open(path, "rb") as file:
+                _digests[known] = hashlib.file_digest(file, "sha256").digest()
     return _digests[known].hex()
 
 

@@ -6,7 +6,7 @@ on every machine: one step is 1/8 of a grey level, and a channel ranges from 0 t
 
 import numpy as np
 
-from detector.selective_search.compiled import compiled
+from detector.runtime.compiled import compiled
 
 LEVEL = 8
 TOP = 255 * LEVEL

@@ -6,7 +6,7 @@ multiples of 1/2^20, and ties are ordered by region number: the result is determ
 
 import numpy as np
 
-from detector.selective_search.compiled import compiled
+from detector.runtime.compiled import compiled
 from detector.selective_search.regions import ONE, enlarge
 from detector.selective_search.segmentation import find
 

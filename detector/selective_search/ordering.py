@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from detector.selective_search.compiled import compiled
+from detector.runtime.compiled import compiled
 
 
 def order(hierarchies: Sequence[np.ndarray], seed: int) -> np.ndarray:

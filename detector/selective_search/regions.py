@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from detector.selective_search.compiled import compiled
+from detector.runtime.compiled import compiled
 from detector.selective_search.segmentation import find, join, number
 
 COLOUR_BINS = 25

@@ -9,7 +9,7 @@ Weights and thresholds are integer multiples of 1/8 grey level, so regions are t
 
 import numpy as np
 
-from detector.selective_search.compiled import compiled
+from detector.runtime.compiled import compiled
 
 NEIGHBOURS = ((0, 1), (1, -1), (1, 0), (1, 1))  # dy, dx: each of the 8-connected pairs once
 MAX_WEIGHT = 3533  # sqrt(3) * 255 grey levels, in eighths

@@ -5,7 +5,6 @@ import socket
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import TracebackType
 
 from detector.errors import InputError
 from detector.runtime.files import numbered
@@ -14,23 +13,14 @@ from detector.runtime.locks import HELD, held
 LOCK, HOLDER = ".lock", "process"
 
 
-class FolderLock:
-    """Ensures that only one run at a time writes to a folder. The lock ends with the context or the process."""
-
-    def __init__(self) -> None:
-        self._held = ExitStack()
-
-    def __enter__(self) -> "FolderLock":
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._held.close()
+class FolderLock(ExitStack):
+    """Ensures that one run at a time writes to a folder. The lock ends with the context, or with the process."""
 
     def take(self, folder: Path) -> Path:
         """Lock the folder and return it. Raises InputError if another process holds the lock."""
         holder = f"{HOLDER} {os.getpid()} on {socket.gethostname()}\n"
         try:
-            self._held.enter_context(held(folder / LOCK, holder))
+            self.enter_context(held(folder / LOCK, holder))
         except BlockingIOError as error:
             raise InputError(f"run.dir: another run is writing into {folder}: {error}") from None
         except OSError as error:
@@ -90,24 +80,18 @@ def check_run_folder(path: str | None) -> None:
 
 
 def make_run_folder(path: str | None) -> Path:
-    """Create the folder `path`, or runs/DATE_TIME with an unused name. Raises InputError if this fails."""
+    """Create the folder `path`, or runs/DATE_TIME with an unused name."""
     if path is None:
         return make_new_folder(Path("runs"), time.strftime("%Y-%m-%d_%H-%M-%S"))
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"run.dir: {path} cannot be created: {error.strerror}") from None
+    Path(path).mkdir(parents=True, exist_ok=True)
     return Path(path)
 
 
 def make_new_folder(parent: Path, name: str) -> Path:
-    """Create the folder `name` in `parent`, or NAME-2, NAME-3 ... if it exists. Raises InputError if this fails."""
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        for folder in numbered(parent / name):
-            with suppress(FileExistsError):
-                folder.mkdir()
-                break
-    except OSError as error:
-        raise InputError(f"{parent / name} cannot be created: {error.strerror}") from None
+    """Create the folder `name` in `parent`, or NAME-2, NAME-3 ... if it exists."""
+    parent.mkdir(parents=True, exist_ok=True)
+    for folder in numbered(parent / name):
+        with suppress(FileExistsError):
+            folder.mkdir()
+            break
     return folder

@@ -799,6 +799,25 @@ DISK_CASES = [
 ]  # fmt: skip
 
 
+def joined(parts: str) -> str:
+    return TRAIN.replace("data=voc data.root=T data.train_split=train", f"data=joined 'data.parts={parts}'")
+
+
+JOINED_CASES = [
+    Case(f"joined sets: {name}", joined(parts), says)
+    for name, parts, says in [
+        ("one of two missing", "[{root: T}, {root: nowhere}]", "nowhere"),
+        ("none", "[]", "data.parts"),
+        ("a text", "x", "data.parts"),
+        ("a part of another kind", "[T]", "data.parts"),
+        ("a mistyped setting", "[{root: T, split: train}]", "split"),
+        ("without a root", "[{train_split: train}]", "root"),
+        ("without a split to validate", "[{root: T, val_split: null}]", "val"),
+        ("another class", "[{root: T}, {root: T, classes: [ball]}]", "classes"),
+    ]
+]
+
+
 @pytest.fixture
 def folder(small_shapes, untrained_checkpoint, tmp_path, monkeypatch) -> Path:
     """The working directory of a case."""
@@ -859,7 +878,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 CASES = [
     *RUN_CASES, *FILE_CASES, *PROPOSALS_CASES, *LONG_CASES, *LABEL_CASES, *SETTING_CASES, *COCO_CASES, *SAVED_CASES,
-    *ENVIRONMENT_CASES, *RIGHTS_CASES, *DISK_CASES,
+    *ENVIRONMENT_CASES, *RIGHTS_CASES, *JOINED_CASES, *DISK_CASES,
 ]  # fmt: skip
 
 

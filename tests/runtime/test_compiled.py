@@ -10,7 +10,7 @@ from tests.helpers.surroundings import in_fork, no_rights
 CODE = """
 from detector.runtime.compiled import compiled
 
-@compiled()
+@compiled
 def add_one(x):
     return x + 1
 """

@@ -14,7 +14,7 @@ import numpy as np
 from detector.data.classes import check_classes
 from detector.data.dataset import DetectionDataset, Record
 from detector.data.image import UPRIGHT_IMAGES, ImageOptions
-from detector.errors import InputError, first_few
+from detector.errors import InputError, first_few, require_distinct
 from detector.runtime.files import read_json
 
 logger = logging.getLogger(__name__)
@@ -78,9 +78,7 @@ def _read_images(path: Path, folder: Path, items: list[dict]) -> list[Record]:
         what = f"images[{number}]"
         image_id, file = str(_get(path, what, item, "id", (int, str))), _get(path, what, item, "file_name", str)
         records.append(Record(image_id, folder / file, path, annotated_hw=_image_hw(item)))
-    twice = [id for id, count in Counter(record.image_id for record in records).items() if count > 1]
-    if twice:
-        raise InputError(f"{path}: {len(twice)} image ids are listed more than once: {first_few(twice)}")
+    require_distinct(path, [record.image_id for record in records])
     if not items:
         raise InputError(f"{path}: it has no images")
     return records

@@ -16,7 +16,7 @@ from detector.data.classes import check_classes
 from detector.data.dataset import DetectionDataset, Record
 from detector.data.formats.safe_xml import parse_xml
 from detector.data.image import UPRIGHT_IMAGES, ImageOptions
-from detector.errors import InputError, first_few
+from detector.errors import InputError, first_few, require_distinct
 from detector.runtime.files import reading
 
 logger = logging.getLogger(__name__)
@@ -144,10 +144,7 @@ def read_split(root: Path, split: str) -> list[str]:
     odd = [id for id in ids if "\0" in id or any(len(name.encode()) > MAX_NAME_BYTES for name in id.split("/"))]
     if odd:
         raise InputError(f"{path}: {odd[0]!r:.60} cannot be an image id: it must be valid in file names")
-    seen: set[str] = set()
-    twice = [id for id in ids if id in seen or seen.add(id)]  # type: ignore[func-returns-value]
-    if twice:
-        raise InputError(f"{path}: {len(twice)} images are listed more than once: {first_few(twice)}")
+    require_distinct(path, ids)
     return ids
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from detector.errors import InputError
+from detector.errors import InputError, require_distinct
 from detector.proposals.formats.mat import load_mat
-from detector.proposals.formats.records import BoxFormat, RawProposals, as_rows, require_distinct
+from detector.proposals.formats.records import BoxFormat, RawProposals, as_rows
 from detector.runtime.files import reading
 
 BOX_FORMAT = BoxFormat("xywh", "1")
@@ -20,8 +20,6 @@ BOX_FORMAT = BoxFormat("xywh", "1")
 
 def read_edge_boxes(path: Path) -> RawProposals:
     """Rows x y width height score (P, 5) by image id. Raises InputError for other contents."""
-    if not path.exists():
-        raise InputError(f"{path}: no such proposal file")
     files = sorted(file for file in path.rglob("*") if file.suffix in (".mat", ".txt")) if path.is_dir() else [path]
     if not files:
         raise InputError(f"{path}: a folder without .mat or .txt files")

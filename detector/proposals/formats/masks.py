@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from detector.data.formats.voc import IMAGE_SUFFIXES
-from detector.errors import InputError
-from detector.proposals.formats.records import BoxFormat, RawProposals, require_distinct
+from detector.errors import InputError, require_distinct
+from detector.proposals.formats.records import BoxFormat, RawProposals
 from detector.runtime.files import read_json
 
 BOX_FORMAT = BoxFormat("xyxy", "0-inclusive")

@@ -20,10 +20,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from detector.errors import InputError
+from detector.errors import InputError, require_distinct
 from detector.proposals.formats.mat5 import read_mat5
 from detector.proposals.formats.mat73 import read_mat73
-from detector.proposals.formats.records import BoxFormat, ImageProposals, RawProposals, as_rows, require_distinct
+from detector.proposals.formats.records import BoxFormat, ImageProposals, RawProposals, as_rows
 from detector.runtime.files import open_atomically, reading
 
 FOLDER_BOX_FORMATS = {

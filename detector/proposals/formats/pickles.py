@@ -19,14 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from detector.errors import InputError
+from detector.errors import InputError, require_distinct
 from detector.proposals.formats.records import (
     BoxFormat,
     ImageProposals,
     RawProposals,
     as_rows,
     ranked,
-    require_distinct,
 )
 from detector.runtime.files import open_atomically, reading
 

@@ -1,12 +1,12 @@
 """Common records of all proposal formats, and the conversion of their coordinates to boxes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from detector.errors import InputError, first_few
+from detector.errors import InputError
 
 ORDERS = {"xyxy": "x1 y1 x2 y2", "yxyx": "y1 x1 y2 x2", "xywh": "x1 y1 width height"}
 PIXEL_ORIGINS = {
@@ -95,14 +95,6 @@ def as_rows(path: Path, what: str, array: np.ndarray, scores: np.ndarray | None 
     if len(scores) != len(array) or scores.dtype.kind not in "iuf":
         raise InputError(f"{path}: {what} has {len(array)} boxes but {len(scores)} scores of {scores.dtype}")
     return np.column_stack([array, scores])
-
-
-def require_distinct(path: Path, image_ids: Sequence[str]) -> None:
-    """Raise InputError for a duplicate image id."""
-    seen: set[str] = set()
-    twice = [id for id in image_ids if id in seen or seen.add(id)]  # type: ignore[func-returns-value]
-    if twice:
-        raise InputError(f"{path}: {len(twice)} images are listed more than once: {first_few(twice)}")
 
 
 def ranked(image: ImageProposals) -> np.ndarray:

@@ -34,8 +34,9 @@ def read_npz(path: Path) -> RawProposals:
         content = np.load(path, allow_pickle=False)
         if not isinstance(content, np.lib.npyio.NpzFile):
             raise ValueError("a single array, without image ids")
-        if large := [item for item in content.zip.infolist() if item.file_size > MAX_ARRAY_BYTES]:
-            raise ValueError(f"{large[0].filename} unpacks to {large[0].file_size} bytes")
+        for item in content.zip.infolist() if content.zip else []:
+            if item.file_size > MAX_ARRAY_BYTES:
+                raise ValueError(f"{item.filename} unpacks to {item.file_size} bytes")
     return RawProposals(path, None, _NpzRows(path, content))
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from detector.data.dataset import Record
+from detector.data.formats.coco import LARGEST_PX
 from detector.data.formats.folder.boxes import Boxes
 from detector.data.formats.folder.tree import FileTree
 from detector.data.image import ImageOptions
@@ -42,7 +43,9 @@ def _boxes(where: str, objects: object) -> Boxes:
     for number, item in enumerate(objects, start=1):
         content = item if isinstance(item, dict) else {}
         at = content["coordinates"] if isinstance(content.get("coordinates"), dict) else {}
-        values = [float(value) for key in BOX_KEYS if isinstance(value := at.get(key), int | float)]
+        values = [
+            value for value in map(at.get, BOX_KEYS) if isinstance(value, int | float) and abs(value) < LARGEST_PX
+        ]
         if len(values) != len(BOX_KEYS):
             raise InputError(f"{where}: object {number} has no 'coordinates' x, y, width, height: {item!s:.60}")
         x, y, w, h = values
