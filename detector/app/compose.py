@@ -108,9 +108,7 @@ def require_few_references(path: Path) -> None:
         text = path.read_text("utf-8")
         aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
         if max(aliases, text.count("${")) > MAX_REFERENCES:
-            raise InputError(
-                f"{path}: has more than {MAX_REFERENCES} of *name or ${{name}}, which can expand without end"
-            )
+            raise InputError(f"{path}: more than {MAX_REFERENCES} of *name or ${{name}}, which can expand without end")
 
 
 def _of_hydra(config: DictConfig) -> dict:

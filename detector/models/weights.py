@@ -131,10 +131,8 @@ def read_state(path: Path) -> dict:
         require_stored(path)
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError:
-            raise ValueError(
-                "it contains something other than tensors"
-            ) from None  # torch's text advises to load it unsafely
+        except pickle.UnpicklingError:  # torch's text advises to load it unsafely
+            raise ValueError("it contains something other than tensors") from None
     if not isinstance(state, dict):
         raise InputError(f"{path}: holds a {type(state).__name__}, not a dict of tensors")
     return state

@@ -35,7 +35,6 @@ OLD_FORMAT = "fast-rcnn proposals 1"
 # The header of a store lists its five tensors; it is written last, into the space reserved for it.
 HEAD_BYTES = 1024
 
-
 # Type and number of dimensions of each tensor in a store.
 TENSORS = {
     "boxes": ("F32", 2),

@@ -9,7 +9,7 @@ from numba.core.caching import FunctionCache
 
 
 class _Cache(FunctionCache):
-    """A cache whose damaged files, as a crash leaves them, are replaced; one that cannot be written is not."""
+    """A cache whose damaged files, as a crash leaves them, are replaced."""
 
     def load_overload(self, *arguments: Any) -> Any:
         try:
@@ -17,10 +17,6 @@ class _Cache(FunctionCache):
         except Exception:  # unpickling them raises errors of any kind
             with suppress(OSError):
                 self.flush()
-
-    def save_overload(self, *arguments: Any) -> None:
-        with suppress(OSError):
-            super().save_overload(*arguments)
 
 
 def compiled(function: Callable) -> Any:

@@ -29,21 +29,11 @@ class ConsoleHandler(logging.Handler):
             self.handleError(record)
 
 
-class LogFile(logging.FileHandler):
-    """A log file. If its disk is full, one line says so; records are written once there is room again."""
-
-    told = False
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        if not self.told:
-            self.told = True
-            logging.getLogger(__name__).warning("%s cannot be written: %s", self.baseFilename, sys.exc_info()[1])
-
-
 def set_up_logging() -> None:
     """Log to the console. With several processes, only the first one logs, except for errors."""
     global _early
     _early = MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1)
+    logging.raiseExceptions = False  # a traceback for each line that a full disk does not take
     console = ConsoleHandler()
     console.setFormatter(FORMAT)
     level = logging.INFO if is_main() else logging.ERROR
@@ -54,7 +44,7 @@ def log_to_file(path: Path) -> None:
     """Log the first process to this file too, including the records since the start of the program."""
     if not is_main():
         return
-    handler = LogFile(path, encoding="utf-8")
+    handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(FORMAT)
     _early.setTarget(handler)
     _early.flush()

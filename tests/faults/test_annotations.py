@@ -368,11 +368,8 @@ def test_the_command_finds_names_that_are_most_likely_one_class(make_voc, monkey
 
 
 def test_an_image_that_may_not_be_read_is_missing(make_voc, monkeypatch):
-    def refused(*_):
-        raise OSError(13, "Permission denied")
-
     root = make_voc({"train": {"a": [CAT]}})
-    monkeypatch.setattr("detector.runtime.files._digest_of", refused)
+    monkeypatch.setattr("detector.runtime.files.os.access", lambda *_: False)
     text = f"{root}/JPEGImages/a.jpg: cannot be read: Permission denied"
     assert check_data(read_voc(root, "train")).bad == [("missing", text)]
 

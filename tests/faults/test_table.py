@@ -397,13 +397,13 @@ FILE_CASES = [
     Case(
         "a config whose aliases expand without end",
         f"{TRAIN} --config-dir C +experiment=bomb",
-        "bomb.yaml: has more than 20 of ",
+        "bomb.yaml: more than 20 of ",
         write("C/experiment/bomb.yaml", BOMB),
     ),
     Case(
         "a config whose interpolations expand without end",
         f"{TRAIN} --config-dir C experiment=bomb",
-        "bomb.yaml: has more than 20 of ",
+        "bomb.yaml: more than 20 of ",
         write("C/experiment/bomb.yaml", "x0: aa\n" + "".join(f"x{n + 1}: ${{x{n}}}${{x{n}}}\n" for n in range(30))),
     ),
     Case("a pipe as a config", f"{TRAIN} --config-dir C +experiment=a", "a.yaml", pipe("C/experiment/a.yaml")),

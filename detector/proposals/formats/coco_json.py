@@ -31,9 +31,8 @@ def read_coco_json(path: Path) -> RawProposals:
             row = [float(value) for value in (x, y, width, height, item.get("score", 0))]
             values.setdefault(str(item["image_id"]), array("d")).extend(row)
         except (TypeError, KeyError, ValueError, AttributeError, OverflowError):
-            raise InputError(
-                f"{path}: entry {number} has no image_id and bbox [x, y, width, height]: {str(item)[:200]}"
-            ) from None
+            where = f"{path}: entry {number}"
+            raise InputError(f"{where} has no image_id and bbox [x, y, width, height]: {item!s:.200}") from None
     return RawProposals(path, BOX_FORMAT, {id: np.frombuffer(found).reshape(-1, 5) for id, found in values.items()})
 
 

@@ -43,9 +43,7 @@ def _boxes(where: str, objects: object) -> Boxes:
     for number, item in enumerate(objects, start=1):
         content = item if isinstance(item, dict) else {}
         at = content["coordinates"] if isinstance(content.get("coordinates"), dict) else {}
-        values = [
-            value for value in map(at.get, BOX_KEYS) if isinstance(value, int | float) and abs(value) < LARGEST_PX
-        ]
+        values = [n for n in map(at.get, BOX_KEYS) if isinstance(n, int | float) and abs(n) < LARGEST_PX]
         if len(values) != len(BOX_KEYS):
             raise InputError(f"{where}: object {number} has no 'coordinates' x, y, width, height: {item!s:.60}")
         x, y, w, h = values
