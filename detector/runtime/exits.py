@@ -101,8 +101,7 @@ def _ending(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, OSError) and error.errno in NAME_ERRNOS:
         return f"a name that no file can have: {error!s:.200}", WRONG_INPUT
     if isinstance(error, OSError) and error.errno in DISK_IS_FULL:
-        other = "" if error.filename else ", or /dev/shm with the shared memory of data workers"
-        return f"the disk is full{other}: {error}", FAILED
+        return f"the disk is full{'' if error.filename else ', or /dev/shm of data workers'}: {error}", FAILED
     if isinstance(error, OSError) and error.filename is not None:
         return f"a file cannot be read or written: {error}", FAILED
     return None

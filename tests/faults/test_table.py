@@ -806,13 +806,12 @@ def joined(parts: str) -> str:
 JOINED_CASES = [
     Case(f"joined sets: {name}", joined(parts), says)
     for name, parts, says in [
-        ("one of two missing", "[{root: T}, {root: nowhere}]", "nowhere"),
+        ("one of two missing", "[{root: T, train_split: train}, {root: nowhere}]", "nowhere"),
         ("none", "[]", "data.parts"),
         ("a text", "x", "data.parts"),
         ("a part of another kind", "[T]", "data.parts"),
         ("a mistyped setting", "[{root: T, split: train}]", "split"),
         ("without a root", "[{train_split: train}]", "root"),
-        ("without a split to validate", "[{root: T, val_split: null}]", "val"),
         ("another class", "[{root: T}, {root: T, classes: [ball]}]", "classes"),
     ]
 ]
