@@ -127,6 +127,8 @@ CASES: dict[str, tuple] = {
     "only-copies": (V, only_copies, "only 1 of 10 images are distinct, too few for a split", None, "train"),
     "two-lists": (F, two_voc_layouts, r"has 2 datasets in VOC layout, .* 'data\.parts=\[{root: a}, {root: b}\]'"),
     "list": (layouts.cvat_voc, write(LIST, "img 0\nimg 77\n"), r"train\.txt: there is no image 'img 77'"),
+    "createml-nameless": (L, write("phone.json", '[{"image": "", "annotations": []}]'), r"entry 1 names no image"),
+    "createml-huge": (L, replace("phone.json", '"x": 10.0', f'"x": {10**400}'), r"object 1 has no 'coordinates'"),
     "list-twice": (layouts.cvat_voc, write(LIST, "img 0\nimg 0\n"), r"train\.txt: 1 image ids are liste"),
     "yolo-names": (Y, remove("classes.txt"), r"img 0\.txt: YOLO text has class numbers, whose names ar"),
     "yolo-class": (Y, write(YOLO, "7 .5 .5 .1 .1"), r"object 1 has class 7, and 2 classes have names"),

@@ -26,7 +26,7 @@ def read(tree: FileTree, _: ImageOptions) -> Iterator[Record]:
 
 def _record(tree: FileTree, path: Path, number: int, item: object) -> Record:
     content = item if isinstance(item, dict) else {}
-    name = next((content[key] for key in NAME_KEYS if isinstance(content.get(key), str)), None)
+    name = next((content[key] for key in NAME_KEYS if isinstance(content.get(key), str) and content[key]), None)
     if name is None:
         raise InputError(f"{path}: entry {number} names no image: {item!s:.60}")
     image = tree.image_named(name, path)
