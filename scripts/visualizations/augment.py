@@ -5,7 +5,7 @@ Writes augmentation and sampled_rois as .png and .svg. The settings are those of
 
 import argparse
 
-from detector.app.start import compose_settings
+from detector.app.compose import compose_settings
 from detector.builders import datasets
 from detector.builders.training import build_training_config
 from detector.errors import InputError
