@@ -137,7 +137,8 @@ class Data(Settings):
     """Images with a class that is in less than this fraction of the training images are repeated in an epoch, by the
     square root of the ratio (LVIS: 0.001); null: each image once."""
     group_by_aspect: Annotated[bool, FIXED] = False
-    """true: the images of a training batch are all portrait or all landscape, which saves padding."""
+    """true: the images of a training batch are all portrait or all landscape, except at the ends of an epoch,
+    which saves padding."""
     short_side_px: Annotated[
         SidePx | Annotated[Tuple[SidePx], Field(min_length=1, max_length=100)],
         Valid("an integer from 1 to 20000, or a list of them"),

@@ -18,7 +18,8 @@ current values. This page is generated from `detector/settings.py` by `python sc
 
 Set one on the command line (`train.iterations=4000`), or many in a file `configs/experiment/NAME.yaml`
 (`experiment=NAME`). Defaults include those of `configs/train.yaml`. A dash means that the selected file in `configs/`
-gives the value, such as that of `optimizer=adamw`.
+gives the value, such as that of `optimizer=adamw`. A selected file, such as `data=folder`, `model=vgg16` or
+`augment=flip`, may override other defaults too.
 """
 
 

@@ -58,7 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_generate(commands.add_parser("generate", help="selective search over all images of a split"))
     add_merge(commands.add_parser("merge", help="join the shards of one dataset"))
-    add_convert(commands.add_parser("convert", help="from any format to any other"))
+    add_convert(commands.add_parser("convert", help="from one format to another"))
     add_check(commands.add_parser("check", help="faults of proposals: missing, extra, NaN, out of bounds, ..."))
     add_info(commands.add_parser("info", help="describe a file"))
     add_union(commands.add_parser("union", help="join files of the same images, without near duplicates"))

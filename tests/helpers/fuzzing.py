@@ -1,7 +1,8 @@
 """Feed a reader of files with what no one would write on purpose: it takes it, or raises our one error.
 
 Nothing may be written, run or connected to meanwhile, and no example may take long. A few examples in the suite;
-FUZZ_SECONDS=600 python -m pytest tests/fuzz -s -k images    goes on for 10 minutes, and says how many examples it were.
+FUZZ_SECONDS=600 python -m pytest tests/fuzz -s -k images    continues for 10 minutes for each test, and
+says how many examples those were.
 """
 
 import copy
