@@ -20,8 +20,8 @@ def parameter_groups(model: nn.Module, settings: Optimizer) -> list[dict]:
     norms = {
         id(parameter)
         for module in model.modules()
-        if "Norm" in type(module).__name__
-        for parameter in module.parameters()
+        if "Norm" in type(module).__name__  # also in that of containers such as Conv2dNormActivation
+        for parameter in module.parameters(recurse=False)
     }
     learning = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     biases = [parameter for name, parameter in learning if name.endswith("bias")]

@@ -4,6 +4,7 @@ from torch import nn
 
 from detector.allowlist import instantiate
 from detector.errors import InputError
+from detector.models.backbones import build_backbone
 from detector.settings import Sgd
 from detector.training.optimizers import default_rate, parameter_groups
 from detector.training.schedules import Cosine, Step
@@ -35,6 +36,13 @@ def test_the_decay_of_biases_and_norm_layers_is_a_setting():
     assert [group["weight_decay"] for group in (weights, biases, norms)] == [0.5, 0.0, 0.05]
     assert [[p.shape for p in group["params"]] for group in (weights, norms)] == [[(3, 2)], [(3,)]]
     assert len(biases["params"]) == 3
+
+
+def test_the_convolutions_of_a_feature_pyramid_are_not_norm_layers():
+    backbone = build_backbone("resnet18_fpn", "batch")
+    *_, norms = parameter_groups(backbone, rates(norm_decay_factor=0.1))
+    layers = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert [id(parameter) for parameter in norms["params"]] == [id(layer.weight) for layer in layers]
 
 
 @pytest.mark.parametrize(
