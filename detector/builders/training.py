@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -94,13 +95,20 @@ def build_optimizer(settings: TrainSettings, model: FastRCNN) -> tuple[torch.opt
     return optimizer, instantiate(schedule, ("detector.training.schedules.",), iterations=settings.train.iterations)
 
 
-def compile_for_training(model: FastRCNN) -> None:
-    """Compile backbone and head, for images of any size. Copies of the network, such as `prepare` makes, are not
-    compiled. Raises InputError if there is no compiler.
-    """
-    compiler = os.environ.get("CXX", "g++")  # as torch chooses it
+def require_compiler() -> None:
+    """Raise InputError unless there is the C++ compiler that torch chooses."""
+    usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    compiler = os.environ.get("CXX", usual)
     if shutil.which(compiler) is None:
-        raise InputError(f"compile=true: needs a C++ compiler, and {compiler} is not found: install g++, or set CXX")
+        raise InputError(
+            f"compile=true: needs a C++ compiler, and {compiler} is not found: install {usual}, or set CXX"
+        )
+
+
+def compile_for_training(model: FastRCNN) -> None:
+    """Have backbone and head compiled by their next pass, for images of any size. Copies of the network, such as
+    `prepare` makes, are not compiled.
+    """
     for part in (model.backbone, model.head):
         part.compile(dynamic=True)
 
@@ -113,7 +121,7 @@ def _images_per_pass(train: Training) -> int:
     return math.ceil(images / train.accumulate)
 
 
-def _datasets(data: Data) -> tuple[DetectionDataset, DetectionDataset]:
+def _train_and_val_sets(data: Data) -> tuple[DetectionDataset, DetectionDataset]:
     """The images to train on and to validate, with the same classes. Raises InputError without any object."""
     train_set, val_set = datasets.build_dataset(data, "train"), datasets.build_dataset(data, "val")
     classes = datasets.resolve_classes(data, train_set, val_set)
@@ -136,9 +144,11 @@ def build_training(settings: TrainSettings, checkpoint: dict | None) -> Training
     require_writable("proposals.folder", Path(settings.proposals.folder))
     if settings.model.svd_ranks is not None:
         raise InputError("model.svd_ranks: is for networks that are compressed after training: leave it out")
+    if settings.compile:
+        require_compiler()
     set_deterministic(settings.deterministic)
     compute = build_compute(settings)
-    train_set, val_set = _datasets(data)
+    train_set, val_set = _train_and_val_sets(data)
     classes = train_set.classes
     training = build_training_config(settings, classes, settings.optimizer.max_grad_norm, settings.train.accumulate)
     training = replace(training, scaler=loss_scaler(compute))
@@ -149,8 +159,6 @@ def build_training(settings: TrainSettings, checkpoint: dict | None) -> Training
     if settings.model.weights is not None and checkpoint is None:
         has_boxes = load_weights(model, settings.model.backbone, settings.model.weights, classes)
     compute.place(model)
-    if settings.compile:
-        compile_for_training(model)
     optimizer, schedule = build_optimizer(settings, model)
     largest_hw = max(datasets.short_sides(data)), data.max_side_px
     warn_if_memory_is_short(model, compute, _images_per_pass(settings.train), largest_hw, settings.roi.rois_per_image)
@@ -170,6 +178,8 @@ def build_training(settings: TrainSettings, checkpoint: dict | None) -> Training
         check_same_run(checkpoint, settings, classes, fingerprints)
         load_state(checkpoint, model, optimizer, averaged)
         load_scaler(checkpoint, training.scaler)
+    if settings.compile:  # after all passes in evaluation mode, which would compile the network for it
+        compile_for_training(model)
     return TrainingComponents(
         classes, model, optimizer, schedule, with_delta_std(training, model), build_detector_config(settings), compute,
         train_samples, val_samples, fingerprints, datasets.build_epoch_order(settings, train_checked), averaged,
