@@ -29,11 +29,18 @@ class ConsoleHandler(logging.Handler):
             self.handleError(record)
 
 
+class LogFileHandler(logging.FileHandler):
+    """Write to a file. What a full disk does not take is lost, without a message for each line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 def set_up_logging() -> None:
     """Log to the console. With several processes, only the first one logs, except for errors."""
     global _early
     _early = MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1)
-    logging.raiseExceptions = False  # a traceback for each line that a full disk does not take
     console = ConsoleHandler()
     console.setFormatter(FORMAT)
     level = logging.INFO if is_main() else logging.ERROR
@@ -44,7 +51,7 @@ def log_to_file(path: Path) -> None:
     """Log the first process to this file too, including the records since the start of the program."""
     if not is_main():
         return
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = LogFileHandler(path, encoding="utf-8")
     handler.setFormatter(FORMAT)
     _early.setTarget(handler)
     _early.flush()

@@ -7,13 +7,14 @@ import re
 import runpy
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 
 from detector.app import start
 from detector.errors import InputError, RunFailure
 from detector.runtime.exits import exit_status
-from detector.runtime.logs import log_to_file
+from detector.runtime.logs import LogFileHandler, log_to_file
 from detector.settings import EvaluateSettings, TrainSettings
 from tests.conftest import REPOSITORY
 
@@ -46,7 +47,6 @@ def test_each_run_of_a_sweep_has_its_own_log(tmp_path, monkeypatch):
         logging.getLogger("run").info("of seed %d", settings.seed)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(logging, "raiseExceptions", True)
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=1,2", "data=shapes"])
     start.run_program(main, "train", TrainSettings)
@@ -121,6 +121,16 @@ def test_a_program_whose_reader_ends_says_nothing(kind, status, prints):
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == status
+
+
+def test_case_07_a_log_file_on_a_full_disk_is_silent_and_a_bug_is_not(capsys):
+    handler = LogFileHandler("/dev/full", encoding="utf-8")
+    handler.handle(logging.makeLogRecord({"msg": "a line"}))
+    assert capsys.readouterr().err == ""
+    handler.handle(logging.makeLogRecord({"msg": "%d", "args": ("a word",)}))
+    assert "TypeError" in capsys.readouterr().err
+    with suppress(OSError):
+        handler.close()
 
 
 def test_case_07_a_script_that_prints_to_a_full_disk():
