@@ -83,7 +83,10 @@ def score_checkpoint(given: EvaluateSettings) -> float | None:
         return None
     seconds = time.perf_counter() - begin
     logger.info("%d images in %.1f s: %.4f s per image", len(dataset), seconds, seconds / len(dataset))
-    folder = Path(given.out) if given.out else make_new_folder(_run_of(given.checkpoint), f"evaluate-{dataset.name}")
+    if given.out:
+        folder = Path(given.out)
+    else:
+        folder = make_new_folder("out", _run_of(given.checkpoint), f"evaluate-{dataset.name}")
     write_coco_results(folder / "detections.json", detections, dataset.classes, category_ids(dataset, dataset.classes))
     _write_settings(folder, given.plain() | settings.plain())
     if unlabelled is not None:
@@ -112,9 +115,11 @@ def _write_submission(folder: Path, devkit_name: str, dataset: DetectionDataset,
 
 def score_saved(given: EvaluateSettings) -> float | None:
     """Score saved detections and write the report."""
+    if given.out is None:
+        require_writable("out", Path("runs"))
     dataset, detections = read_detections(given)
     require_readable(dataset)
-    folder = Path(given.out) if given.out else make_run_folder(None)
+    folder = Path(given.out) if given.out else make_run_folder("out", None)
     _write_settings(folder, given.plain())
     return _report(folder, dataset, detections, given, {"source": {"detections": given.detections}})
 

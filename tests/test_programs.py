@@ -20,6 +20,7 @@ import detector
 import evaluate
 import train
 from detector import evaluator
+from detector.builders import training
 from detector.data.dataset import DetectionDataset
 from detector.data.formats.coco import read_coco
 from detector.data.formats.voc import read_voc
@@ -109,6 +110,13 @@ def test_evaluating_the_last_checkpoint_gives_the_last_evaluation_of_training(ru
     assert again["voc"]["area@0.50"]["AP"] == pytest.approx(in_training["voc"]["area@0.50"]["AP"], abs=1e-6)
     assert "coco" not in again
     assert again["main"] == {"metric": "area@0.50", "value": again["voc"]["area@0.50"]["mAP"]}
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_the_data_is_read(settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(InputError, match="out: runs cannot be written: runs is not a folder"):
+        evaluate.main(settings("evaluate", "detections=nowhere", "data=voc", "data.root=nowhere"))
 
 
 def trained_settings(run: Path) -> dict:
@@ -339,6 +347,27 @@ def test_compiling_needs_a_compiler(settings, common, tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(InputError, match="compile=true: needs a C.. compiler, and no-such-compiler is not found"):
         train.main(settings("train", *common, "compile=true", f"run.dir={tmp_path}/run"))
+
+
+@pytest.mark.parametrize(("platform", "compiler"), [("linux", r"g\+\+"), ("darwin", r"clang\+\+"), ("win32", "cl")])
+def test_the_compiler_of_the_platform_is_needed(monkeypatch, platform, compiler):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(InputError, match=f"{compiler} is not found: install {compiler}, or set CXX"):
+        training.require_compiler()
+
+
+def test_memory_is_estimated_before_the_network_is_compiled(settings, common, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(training, "warn_if_memory_is_short", lambda model, *_: seen.append(is_compiled(model)))
+    monkeypatch.setenv("CXX", "true")  # found; nothing is compiled before a step
+    run = training.build_training(settings("train", *common, "compile=true", f"run.dir={tmp_path}/run"), None)
+    assert (seen, is_compiled(run.model)) == ([False], True)
+
+
+def is_compiled(model: torch.nn.Module) -> bool:
+    return all(part._compiled_call_impl is not None for part in (model.backbone, model.head))
 
 
 @pytest.mark.slow

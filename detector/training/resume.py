@@ -61,7 +61,7 @@ class Run:
         barrier()
 
     def _make_folder(self, run_dir: str | None) -> Path:
-        folder = self.lock.take(make_run_folder(run_dir))
+        folder = self.lock.take(make_run_folder("run.dir", run_dir))
         check_run_folder(run_dir)  # again, with the lock: another run may have been faster
         return folder
 
