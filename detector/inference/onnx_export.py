@@ -91,16 +91,18 @@ def export_onnx(model: FastRCNN, coder: BoxCoder, about: dict) -> bytes:
     rois = torch.tensor([[0, 0, 0, 60, 50], [1, 9, 9, 90, 80], [1, 30, 20, 90, 80]], dtype=torch.float32)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns about operators that are not used here
     pooling = model.roi_pool
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model.roi_pool = ExportedPooling(pooling, model.backbone.ends_with_relu)
-        program = torch.onnx.export(
-            exported, (images, rois), dynamo=True, opset_version=OPSET, verbose=False,
-            input_names=["images", "rois"], output_names=["scores", "boxes"],
-            dynamic_shapes={"images": {0: "batch", 2: "height", 3: "width"}, "rois": {0: "num_rois"}},
-            custom_translation_table={torch.ops.fast_rcnn.roi_pool.default: _max_roi_pool},
-        )  # fmt: skip
-    model.roi_pool = pooling
+    model.roi_pool = ExportedPooling(pooling, model.backbone.ends_with_relu)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                exported, (images, rois), dynamo=True, opset_version=OPSET, verbose=False,
+                input_names=["images", "rois"], output_names=["scores", "boxes"],
+                dynamic_shapes={"images": {0: "batch", 2: "height", 3: "width"}, "rois": {0: "num_rois"}},
+                custom_translation_table={torch.ops.fast_rcnn.roi_pool.default: _max_roi_pool},
+            )  # fmt: skip
+    finally:
+        model.roi_pool = pooling
     assert program is not None
     proto = program.model_proto
     _remove_notes(proto.graph)

@@ -169,6 +169,18 @@ def test_a_difference_ends_the_export(exported, coder):
         onnx_export._verify(session, onnx_export.ExportedNetwork(network, coder))
 
 
+def test_an_export_that_fails_leaves_the_network_as_it_was(monkeypatch, coder):
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no such operator")
+
+    network = small_network()
+    pooling = network.roi_pool
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    with pytest.raises(RuntimeError, match="no such operator"):
+        onnx_export.export_onnx(network, coder, {})
+    assert network.roi_pool is pooling
+
+
 class SmallPyramid(SmallBackbone):
     """Four maps, with negative values, of strides 4 to 32."""
 
