@@ -20,7 +20,7 @@ OTHERS = (
     "WenQuanYi Zen Hei", "Droid Sans Fallback", "PingFang SC", "Hiragino Sans", "Hiragino Sans GB", "Microsoft YaHei",
     "Yu Gothic", "Malgun Gothic", "SimHei", "Arial Unicode MS",
 )  # fmt: skip
-_noted: set[str] = set()  # characters of which a note was given
+_is_noted = False  # whether a note was given
 
 
 @functools.cache
@@ -36,14 +36,15 @@ def _characters(family: str) -> frozenset[int]:
 
 
 def note_missing(texts: Iterable[str]) -> None:
-    """Log one note if no font has some of the characters."""
+    """Log a note if no font has some of the characters: once, as a program may make a picture for each class."""
+    global _is_noted
     wanted = {ord(character) for text in texts if not text.isascii() for character in text if character.isprintable()}
     for family in families() if wanted else []:
         wanted -= _characters(family)
-    if wanted and not _noted:
+    if wanted and not _is_noted:
         shown = "".join(map(chr, sorted(wanted)[:10]))
         logger.warning("pictures show empty boxes for %s: install a font that has them, such as Noto Sans CJK", shown)
-        _noted.add(shown)
+        _is_noted = True
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ CURVES = {"0.50": Curve(np.ones(2), np.ones(2), 1)}
 
 @pytest.fixture(autouse=True)
 def _as_new(monkeypatch):
-    monkeypatch.setattr(fonts, "_noted", set())
+    monkeypatch.setattr(fonts, "_is_noted", False)
     monkeypatch.setattr(fonts, "OTHERS", ())
     fonts.families.cache_clear()
     yield
