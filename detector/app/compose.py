@@ -19,7 +19,7 @@ from detector.schema import Settings, defaults, fields, missing_keys, no_such_se
 
 # In a checkout configs/ is beside detector/, in a wheel inside it.
 CONFIGS = next(path / "configs" for path in Path(__file__).resolve().parents[1:3] if (path / "configs").is_dir())
-MAX_REFERENCES = 20  # in a file of settings: aliases, and interpolations
+MAX_REFERENCES = 20  # in a file of settings: aliases and interpolations
 # Hydra's own settings that the command line of a sweep may set; a file may set none.
 OF_SWEEPS = re.compile(r"hydra[./](launcher|sweeper|sweep|verbose)\b")
 
@@ -106,9 +106,15 @@ def require_few_references(path: Path) -> None:
         raise InputError(f"{path}: not a regular file")
     with suppress(yaml.YAMLError, ValueError, RecursionError, OSError):  # reported if the file is used
         text = path.read_text("utf-8")
-        aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
-        if max(aliases, text.count("${")) > MAX_REFERENCES:
-            raise InputError(f"{path}: more than {MAX_REFERENCES} of *name or ${{name}}, which can expand without end")
+        aliases = interpolations = 0
+        for event in yaml.parse(text):
+            aliases += isinstance(event, yaml.AliasEvent)
+            interpolations += event.value.count("${") if isinstance(event, yaml.ScalarEvent) else 0
+        if aliases + interpolations > MAX_REFERENCES:
+            raise InputError(
+                f"{path}: more than {MAX_REFERENCES} of *name and ${{name}} ({aliases} and {interpolations}), which "
+                "can expand without end: write the values out"
+            )
 
 
 def _of_hydra(config: DictConfig) -> dict:
