@@ -23,12 +23,16 @@ class RoIPoolOnMap(RoIPool):
 
 
 def onto_map(rois: Tensor, map_hw: Sequence[int], stride: float) -> Tensor:
-    """The RoIs (R, 5), with those moved to the last column (row) whose first corner rounds to one beyond it."""
+    """The RoIs (R, 5), with those moved to the last column (row) whose first corner rounds to one beyond it.
+
+    RoIs that are not finite stay, for the operator to reject.
+    """
     image, *corners = rois.unbind(dim=1)
     for axis, cells in enumerate((map_hw[1], map_hw[0])):
         low, high = corners[axis], corners[axis + 2]
-        corners[axis] = low.clamp(max=(cells - 1) * stride)
-        corners[axis + 2] = torch.where(low >= (cells - 0.5) * stride, corners[axis], high)
+        beyond = low.isfinite() & high.isfinite() & (low >= (cells - 0.5) * stride)
+        corners[axis] = torch.where(beyond, (cells - 1) * stride, low)
+        corners[axis + 2] = torch.where(beyond, (cells - 1) * stride, high)
     return torch.stack([image, *corners], dim=1)
 
 

@@ -1,3 +1,4 @@
+import math
 import shutil
 from typing import get_args
 
@@ -109,6 +110,9 @@ def test_a_roi_beyond_the_map_pools_its_last_row_or_column():
     pooled.sum().backward()
     assert features.grad.flatten().nonzero().flatten().tolist() == [7, 11]
     assert not RoIPool(1, 1 / 16)(features, rois).any()  # the operator, as Caffe's
+    for wrong in ([0, math.inf, 0, 64, 48], [0, 90, 0, math.inf, 48], [0, 90, 0, math.nan, 48]):
+        with pytest.raises(ValueError, match=r"rois\[0\] is .*: coordinates must be finite"):
+            RoIPoolOnMap(1, 1 / 16)(features, torch.tensor([wrong]))
     # Others, also those whose last corner is beyond the map, are as in the operator.
     starts = torch.rand(200, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([55.9, 39.9])
     inside = torch.cat([torch.zeros(200, 1), starts, starts + 20], dim=1)
