@@ -85,8 +85,8 @@ def typed_settings(schema: type[Schema], config: DictConfig) -> Schema:
 
 def choosable_groups(name: str) -> list[str]:
     """The groups of settings for which configs/`name`.yaml has a choice."""
-    defaults = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))["defaults"]
-    return [key for item in defaults if isinstance(item, dict) for key in item if not key.startswith("override")]
+    chosen = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))["defaults"]
+    return [key for item in chosen if isinstance(item, dict) for key in item if not key.startswith("override")]
 
 
 def search_path(folder: str | None) -> list[str]:
