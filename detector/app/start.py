@@ -17,9 +17,9 @@ from omegaconf import OmegaConf
 
 from detector.app.compose import CONFIGS, Schema, choosable_groups, compose, plain, quoted, typed_settings
 from detector.app.restore import of_chosen_groups, require_unchanged, restored, run_to_restore
-from detector.app.sweep import KEPT, sweep
+from detector.app.sweep import sweep
 from detector.errors import InputError
-from detector.runtime.exits import exit_status, stdout_closed
+from detector.runtime.exits import KEPT, exit_status, stdout_closed
 from detector.runtime.logs import set_up_logging
 from detector.schema import Settings, defaults, describe
 from detector.settings import TrainSettings

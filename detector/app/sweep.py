@@ -14,10 +14,8 @@ from omegaconf import DictConfig
 
 from detector.app.compose import CONFIGS, compose, in_words, search_path, typed_settings
 from detector.errors import InputError
-from detector.runtime.exits import FAILED, WRONG_INPUT, exit_status
+from detector.runtime.exits import FAILED, KEPT, WRONG_INPUT, exit_status
 from detector.schema import Settings
-
-KEPT = "what was saved before is kept"
 
 Run = Callable[[Any], float | None]
 

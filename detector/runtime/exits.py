@@ -18,6 +18,7 @@ from detector.runtime.ranks import is_main
 from detector.runtime.threads import pools_run
 
 FAILED, WRONG_INPUT = 1, 2  # exit statuses
+KEPT = "what was saved before is kept"  # after an interrupt of train.py or evaluate.py
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 NAME_ERRNOS = (errno.ENAMETOOLONG, errno.ELOOP)
 
@@ -101,7 +102,9 @@ def _ending(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, OSError) and error.errno in NAME_ERRNOS:
         return f"a name that no file can have: {error!s:.200}", WRONG_INPUT
     if isinstance(error, OSError) and error.errno in DISK_IS_FULL:
-        return f"the disk is full{'' if error.filename else ', or /dev/shm of data workers'}: {error}", FAILED
+        if error.filename is not None:
+            return f"the disk is full: {error}", FAILED
+        return f"the disk, or /dev/shm of the data workers, is full: free space, or use workers=0: {error}", FAILED
     if isinstance(error, OSError) and error.filename is not None:
         return f"a file cannot be read or written: {error}", FAILED
     return None

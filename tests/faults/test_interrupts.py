@@ -126,7 +126,8 @@ def test_detection_keeps_finished_images(begin, small_shapes, untrained_checkpoi
     )  # fmt: skip
     interrupt(first, tmp_path, signal.SIGTERM)
     assert last_line(tmp_path / "log") == "stopped by SIGTERM; there is no detections.json"
-    assert sorted(path.name for path in tmp_path.glob("out/*")) == ["pictures"]
+    assert [path.name for path in tmp_path.glob("out/*")] == ["pictures"]
+    assert [*tmp_path.glob("out/pictures/*.jpg")]
 
 
 def test_a_check_of_data_is_stopped(begin, small_shapes, tmp_path):

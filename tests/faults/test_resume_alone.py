@@ -135,7 +135,7 @@ def test_what_cannot_be_given_beside_it_is_one_line(overrides, says, stopped, co
         (b"\xff\xfe", "config.yaml: cannot be read"),
         (b"seed: [", "config.yaml: cannot be read"),
         (b"[" * 500, "config.yaml: cannot be read"),
-        (b"a: &a [1]\nb: [" + b"*a, " * 30 + b"]", "config.yaml: has more than 20 aliases"),
+        (b"a: &a [1]\nb: [" + b"*a, " * 30 + b"]", "config.yaml: more than 20 of *name and ${name} (30 and 0)"),
         (b"seed: !!python/object/apply:os.system ['touch owned']", "could not determine a constructor"),
         (b"hydra: {run: {dir: x}}", "config.yaml: data is not given"),
         (b"seed: many", "config.yaml: seed=many: must be an integer"),

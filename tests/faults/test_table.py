@@ -166,7 +166,7 @@ def finished(change: Callable[[], object]) -> Callable[[], None]:
 
 
 def zeros() -> None:
-    """p.npz with an array that unpacks to 1 GiB, as zeros do from less than a MiB."""
+    """p.npz whose directory says that an array unpacks to 1 GiB, as zeros do from less than a MiB."""
     with zipfile.ZipFile("p.npz", "w") as file:
         file.writestr("a.npy", b"")
         file.filelist[0].file_size = 2**30
@@ -237,7 +237,12 @@ PROPOSALS_CASES = [
         "p.json",
         pipe("p.json"),
     ),
-    Case("an .npz that unpacks to any size", f"{FROM_NPZ} q.safetensors", "a.npy unpacks to 1073741824 bytes", zeros),
+    Case(
+        "an .npz that unpacks to any size",
+        f"{FROM_NPZ} q.safetensors",
+        "unpacks to 1073741824 bytes; the limit is 268435456: store",
+        zeros,
+    ),
     Case("an .npz that claims any size", f"{FROM_NPZ} q.safetensors", "p.npz: ", claims),
     Case(
         "proposals of one image, to train on",
@@ -397,13 +402,13 @@ FILE_CASES = [
     Case(
         "a config whose aliases expand without end",
         f"{TRAIN} --config-dir C +experiment=bomb",
-        "bomb.yaml: more than 20 of ",
+        r"bomb\.yaml: more than 20 of \*name and \$\{name\} \(63 and 0\).*: write the values out",
         write("C/experiment/bomb.yaml", BOMB),
     ),
     Case(
         "a config whose interpolations expand without end",
         f"{TRAIN} --config-dir C experiment=bomb",
-        "bomb.yaml: more than 20 of ",
+        r"bomb\.yaml: more than 20 of \*name and \$\{name\} \(0 and 60\).*: write the values out",
         write("C/experiment/bomb.yaml", "x0: aa\n" + "".join(f"x{n + 1}: ${{x{n}}}${{x{n}}}\n" for n in range(30))),
     ),
     Case("a pipe as a config", f"{TRAIN} --config-dir C +experiment=a", "a.yaml", pipe("C/experiment/a.yaml")),

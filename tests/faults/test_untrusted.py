@@ -28,6 +28,7 @@ from detector.data.formats.voc import read_annotation, read_voc
 from detector.errors import InputError
 from detector.models import build_model
 from detector.models.weights import load_weights
+from detector.proposals.convert import READERS
 from detector.proposals.store import open_proposals
 from detector.runtime.files import write_atomically
 from detector.schema import parse
@@ -558,7 +559,7 @@ def test_a_split_cannot_name_a_place_to_write_to(make_voc, tmp_path):
 # --- proposals, caches, images
 
 
-@pytest.mark.parametrize("name", ["p.pkl", "p.mat", "p.safetensors", "p.npz"])
+@pytest.mark.parametrize("name", ["p.pkl", "p.mat", "p.safetensors"])
 def test_a_pickle_given_as_proposals_is_refused(here, name):
     (here / name).write_bytes(pickle.dumps(Payload()))
     with nothing_happens(), pytest.raises(InputError, match=rf"{name}: "):
@@ -566,10 +567,18 @@ def test_a_pickle_given_as_proposals_is_refused(here, name):
     assert not (here / "stolen").exists()
 
 
+def test_a_pickle_given_as_npz_is_refused(here):
+    (here / "p.npz").write_bytes(pickle.dumps(Payload()))
+    with nothing_happens(), pytest.raises(InputError, match=r"p\.npz: not a readable"):
+        READERS["npz"](here / "p.npz")
+    assert not (here / "stolen").exists()
+
+
 def test_object_arrays_given_as_proposals_run_nothing(here):
     np.savez(here / "p.npz", boxes=np.array([Payload()], dtype=object))
-    with pytest.raises(InputError, match=r"p\.npz: "):
-        open_proposals(here / "p.npz")
+    raw = READERS["npz"](here / "p.npz")
+    with pytest.raises(InputError, match=r"p\.npz: 'boxes' cannot be read.*allow_pickle=False"):
+        [*raw.rows.values()]
     assert not (here / "stolen").exists()
 
 

@@ -36,7 +36,11 @@ def read_npz(path: Path) -> RawProposals:
             raise ValueError("a single array, without image ids")
         for item in content.zip.infolist() if content.zip else []:
             if item.file_size > MAX_ARRAY_BYTES:
-                raise ValueError(f"{item.filename} unpacks to {item.file_size} bytes")
+                content.close()
+                raise ValueError(
+                    f"{item.filename} unpacks to {item.file_size} bytes; the limit is {MAX_ARRAY_BYTES}: store fewer "
+                    "boxes of this image"
+                )
     return RawProposals(path, None, _NpzRows(path, content))
 
 
