@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class InputError(Exception):
@@ -32,7 +33,9 @@ def first_few(items: list, limit: int = 5) -> str:
     return shown if len(items) <= limit else f"{shown} and {len(items) - limit} more"
 
 
-def require_distinct(path: object, image_ids: Iterable[str]) -> None:
+def require_distinct(path: Path | str, image_ids: Iterable[str]) -> None:
     """Raise InputError for a duplicate image id."""
     if twice := [id for id, count in Counter(image_ids).items() if count > 1]:
-        raise InputError(f"{path}: {len(twice)} image ids are listed more than once: {first_few(twice)}")
+        raise InputError(
+            f"{path}: image ids are listed more than once ({len(twice)}): {first_few(twice)}; remove the duplicates"
+        )

@@ -98,7 +98,7 @@ def test_damaged_stores_are_named(tmp_path, store):
             open_proposals(tmp_path / f"{name}.safetensors")
     with pytest.raises(InputError, match=r"read from \.safetensors or \.mat, not '\.pkl'(.|\n)*proposals\.py convert"):
         open_proposals(tmp_path / "p.pkl")
-    with pytest.raises(InputError, match="1 image ids are listed more than once: a"):
+    with pytest.raises(InputError, match=r"image ids are listed more than once \(1\): a; remove"):
         stream_store(tmp_path / "twice", [IMAGES[0], IMAGES[0]], {})
 
 

@@ -71,3 +71,14 @@ def read_text(path: Path) -> str:
 def text_of(data: bytes, errors: str = "strict") -> str:
     """Decode UTF-8, or UTF-16 with a byte order mark, which programs on Windows write."""
     return data.decode("utf-16" if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig", errors)
+
+
+def checked_numbers(what: str, values: Sequence[object]) -> list[float]:
+    """The coordinates or sizes as floats. Raises InputError, with `what`, for other types and for huge numbers."""
+    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    found = [float(value) for value in numbers if abs(value) < LARGEST_PX]
+    if len(found) != len(values):
+        raise InputError(
+            f"{what} has the coordinates or the image size {values!s:.60}: they must be numbers below {LARGEST_PX:g}"
+        )
+    return found

@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from detector.data.dataset import Record
-from detector.data.formats.coco import LARGEST_PX
-from detector.data.formats.folder.boxes import Boxes
+from detector.data.formats.folder.boxes import Boxes, checked_numbers
 from detector.data.formats.folder.tree import FileTree
 from detector.data.image import ImageOptions
 from detector.errors import InputError
@@ -43,10 +42,9 @@ def _boxes(where: str, objects: object) -> Boxes:
     for number, item in enumerate(objects, start=1):
         content = item if isinstance(item, dict) else {}
         at = content["coordinates"] if isinstance(content.get("coordinates"), dict) else {}
-        values = [n for n in map(at.get, BOX_KEYS) if isinstance(n, int | float) and abs(n) < LARGEST_PX]
-        if len(values) != len(BOX_KEYS):
+        if not at.keys() >= {*BOX_KEYS}:
             raise InputError(f"{where}: object {number} has no 'coordinates' x, y, width, height: {item!s:.60}")
-        x, y, w, h = values
+        x, y, w, h = checked_numbers(f"{where}: object {number}", [at[key] for key in BOX_KEYS])
         if w < 0 or h < 0:
             raise InputError(f"{where}: object {number} has a negative size: {item!s:.60}")
         boxes.add(f"{where}: object {number}", content.get("label"), [x - w / 2, y - h / 2, x + w / 2, y + h / 2])

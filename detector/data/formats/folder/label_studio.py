@@ -3,12 +3,10 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from detector.data.dataset import Record
-from detector.data.formats.coco import LARGEST_PX
-from detector.data.formats.folder.boxes import Boxes
+from detector.data.formats.folder.boxes import Boxes, checked_numbers
 from detector.data.formats.folder.tree import FileTree
 from detector.data.formats.voc import IMAGE_SUFFIXES
 from detector.data.image import ImageOptions
@@ -95,7 +93,7 @@ def _boxes(where: str, shapes: list[dict]) -> Boxes:
             boxes.skipped.append(f"{what} is {'rotated' if tool in LABELS else tool}, which has no bounding box")
             continue
         labels = shape[tool] if isinstance(shape[tool], list) else []
-        width, height = _numbers(what, [shape.get("original_width"), shape.get("original_height")])
+        width, height = checked_numbers(what, [shape.get("original_width"), shape.get("original_height")])
         x1, y1, x2, y2 = _corners(what, shape)
         corners = [round(value, 2) for value in (x1 * width, y1 * height, x2 * width, y2 * height)]
         boxes.add(what, labels[0] if labels else None, corners)
@@ -108,20 +106,13 @@ def _corners(what: str, shape: dict) -> tuple[float, float, float, float]:
         points = shape["points"]
         if not (isinstance(points, list) and points and all(isinstance(at, list) and len(at) == 2 for at in points)):
             raise InputError(f"{what} has no valid 'points', pairs of numbers: {points!s:.60}")
-        xs, ys = _numbers(what, [x for x, _ in points]), _numbers(what, [y for _, y in points])
+        xs, ys = checked_numbers(what, [x for x, _ in points]), checked_numbers(what, [y for _, y in points])
         return min(xs) / 100, min(ys) / 100, max(xs) / 100, max(ys) / 100
     if "radiusX" in shape:
-        x, y, a, b = _numbers(what, [shape.get(key) for key in ("x", "y", "radiusX", "radiusY")])
+        x, y, a, b = checked_numbers(what, [shape.get(key) for key in ("x", "y", "radiusX", "radiusY")])
         return (x - a) / 100, (y - b) / 100, (x + a) / 100, (y + b) / 100
-    x, y, w, h = _numbers(what, [shape.get(key) for key in ("x", "y", "width", "height")])
+    x, y, w, h = checked_numbers(what, [shape.get(key) for key in ("x", "y", "width", "height")])
     return x / 100, y / 100, (x + w) / 100, (y + h) / 100
-
-
-def _numbers(what: str, values: list[Any]) -> list[float]:
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST_PX:
-            raise InputError(f"{what} has the coordinates or the image size {values!s:.60}: they must be numbers")
-    return [float(value) for value in values]
 
 
 def _image_hw(shapes: list[dict]) -> tuple[int, int] | None:
