@@ -25,31 +25,30 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from detector.errors import InputError
 from detector.runtime.exits import exit_status
 from detector.runtime.files import write_atomically
-from detector.training.run_folder import require_new_file
+from detector.training.run_folder import require_new_file, require_writable
 
 
 def main(command_line: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    for name, run, about, out in (
-        (
-            "weights",
-            export_weights,
-            "weights as .safetensors, with a .json that describes them",
-            "folder for the files",
-        ),
-        ("torchvision", export_torchvision, "the backbone as a state dict of torchvision's network", "a new .pth file"),
-        ("onnx", export_network, "the whole network as an .onnx file", "a new .onnx file"),
-    ):
-        command = commands.add_parser(name, help=about)
+    weights = commands.add_parser("weights", help="weights as .safetensors, with a .json that describes them")
+    weights.add_argument("--out", required=True, type=Path, help="folder for the files")
+    weights.set_defaults(run=export_weights)
+    torchvision = commands.add_parser("torchvision", help="the backbone as a state dict of torchvision's network")
+    torchvision.add_argument("--out", required=True, type=Path, help="a new .pth file")
+    torchvision.set_defaults(run=export_torchvision)
+    network = commands.add_parser("onnx", help="the whole network as an .onnx file")
+    network.add_argument("--out", required=True, type=Path, help="a new .onnx file")
+    network.set_defaults(run=export_network)
+    for command in (weights, torchvision, network):
         command.add_argument("--checkpoint", required=True, type=Path, help="RUN/checkpoints/best.pt")
-        command.add_argument("--out", required=True, type=Path, help=out)
-        if run is not export_torchvision:
-            about = "licence of the weights, for the model card (default: %(default)s)"
-            command.add_argument("--licence", default="not stated", help=about)
-        command.set_defaults(run=run)
+    for command in (weights, network):
+        command.add_argument(
+            "--licence", default="not stated", help="licence of the weights, for the model card (default: %(default)s)"
+        )
     arguments = parser.parse_args(command_line)
     return exit_status(lambda: arguments.run(arguments), "no partial file is left")
 
@@ -58,7 +57,10 @@ def main(command_line: Sequence[str] | None = None) -> int:
 
 
 def export_weights(arguments: argparse.Namespace) -> None:
-    require_new_file("--out", arguments.out / "model.md")
+    for name in ("model.safetensors", "model.json", "model.md"):
+        if (path := arguments.out / name).exists():
+            raise InputError(f"--out: {path} already exists and is not overwritten: name another folder")
+    require_writable("--out", arguments.out)
     from detector.training.checkpoint import load_checkpoint
     from detector.training.sharing import metrics_beside, model_card, save_weights
 
