@@ -64,14 +64,12 @@ def run(arguments: argparse.Namespace) -> None:
     from detector.evaluation.pages.comparison_page import MAX_RUNS, ap_rows, comparison_page, difference_rows
     from detector.evaluation.tables import text_table
     from detector.runtime.files import write_atomically
-    from detector.training.run_folder import require_writable
+    from detector.training.run_folder import require_new_file
 
     folders = arguments.runs
     if len({folder.resolve() for folder in folders}) < max(len(folders), 2):
         raise InputError("give at least two runs, each once: python scripts/compare.py RUN RUN --out FILE.html")
-    if arguments.out.exists():
-        raise InputError(f"--out: {arguments.out} exists, and nothing is overwritten: name another file")
-    require_writable("--out", arguments.out.parent)
+    require_new_file("--out", arguments.out, ".html")
     if len(folders) > MAX_RUNS:
         raise InputError(f"at most {MAX_RUNS} runs can be compared: {len(folders)} are given")
     runs = dict(zip(names_of(folders), map(read_run, folders), strict=True))

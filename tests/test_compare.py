@@ -115,7 +115,8 @@ def test_comparisons_that_are_refused(make_run, make_voc, tmp_path, capsys):
     (tmp_path / "empty/metrics.json").write_text("[]")
     assert "is not of this program" in refused(one, tmp_path / "empty", *out)
     assert "--metric: area@0.75 is not in every run" in refused(one, other, *out, "--metric", "area@0.75")
-    assert "out.html exists, and nothing is overwritten" in (
+    assert "page.txt must end in .html" in refused(one, other, "--out", tmp_path / "page.txt")
+    assert "out.html already exists and is not overwritten" in (
         (tmp_path / "out.html").touch() or refused(one, other, *out)
     )
     (tmp_path / "out.html").unlink()

@@ -172,9 +172,11 @@ def merge_shards(paths: Sequence[Path], target: Path) -> None:
         if number in by_number:
             raise InputError(f"{store.path}: is shard {number} of {count}, as {by_number[number].path} is")
         by_number[number] = store
-    if len(by_number) < count:
-        first = next(number for number in range(1, count + 1) if number not in by_number)
-        raise InputError(f"{target}: {count - len(by_number)} of {count} shards are missing, such as shard {first}")
+    if missing := [number for number in range(1, count + 1) if number not in by_number]:
+        raise InputError(
+            f"{target}: {len(missing)} of {count} shards are missing, numbered {first_few(missing)}: generate them "
+            f"with --shard {missing[0]}/{count}"
+        )
     in_order = [by_number[number] for number in range(1, count + 1)]
     total = sum(map(len, in_order))
     image_ids = [in_order[index % count].image_ids[index // count] for index in range(total)]

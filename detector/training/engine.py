@@ -130,7 +130,8 @@ def training_steps(
             operation, missing, _ = str(error).partition(f" {NOT_DETERMINISTIC}")
             if not missing:
                 raise
-            raise_once(InputError(f"deterministic=true: torch has no deterministic {operation} on {compute.device}"))
+            message = f"deterministic=true: torch has no deterministic {operation} on {compute.device}: remove it, or "
+            raise_once(InputError(f"{message}change the setting that uses the operation"))
         values |= {
             "train/lr": optimizer.param_groups[0]["lr"],
             "time/data_s": waited,

@@ -146,7 +146,7 @@ def test_shards_merged_are_the_store_of_one_run(dataset, small_shapes, tmp_path)
             merge_shards([tmp_path / f"odd{number}.safetensors"], tmp_path / "never.safetensors")
     for given, says in (
         ([tmp_path / "half.safetensors"], "the shards do not have the images of their dataset"),
-        ([one], "1 of 2 shards are missing, such as shard 2"),
+        ([one], "1 of 2 shards are missing, numbered 2: generate them with --shard 2/2"),
         ([one, two, two], r"2\.safetensors: is shard 2 of 2, as .*2\.safetensors is"),
         ([one, paths[2]], r"3\.safetensors: is shard 2 of 3, but .*1\.safetensors has another number of shards"),
         ([one, other_data], r"data\.safetensors: is of another dataset, mode or version than .*1\.safetensors"),
