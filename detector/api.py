@@ -145,9 +145,9 @@ def load(path: str | Path, device: str = "auto", mode: str | None = None) -> Det
     """Load a trained detector.
 
     Args:
-        path: RUN/checkpoints/best.pt, exported weights (.safetensors with its .json), or an exported .onnx. device:
-        auto (an NVIDIA GPU if there is one), cpu, cuda, cuda:N or mps. An .onnx runs on the CPU. mode: the mode of
-        selective search, which generates proposals if none are given; by default that of training.
+        path: RUN/checkpoints/best.pt, exported weights (.safetensors with its .json), or an exported .onnx.
+        device: auto (an NVIDIA GPU if there is one), cpu, cuda, cuda:N or mps. An .onnx runs on the CPU.
+        mode: the mode of selective search, which generates proposals if none are given; by default that of training.
 
     Raises:
         InputError: if the file is missing, damaged or not a detector, or the device is not available.

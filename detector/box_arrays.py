@@ -31,7 +31,7 @@ def intersection_areas(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 def pair_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Intersection over union of boxes (..., 4) and others (..., 4), broadcast against each other; 0 without area.
 
-    In float64, comparisons with a threshold are exact.
+    Pass float64 for comparisons with a threshold.
     """
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # of boxes that are checked only afterwards
         common = intersection_areas(boxes, others)

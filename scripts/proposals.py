@@ -94,12 +94,12 @@ def add_convert(command: argparse.ArgumentParser) -> None:
     command.add_argument("target", type=Path, help="file or folder to write")
     command.add_argument("--from", required=True, choices=list(READERS), dest="source_format")
     command.add_argument("--to", required=True, choices=list(WRITERS), dest="target_format")
-    command.add_argument("--order", choices=list(ORDERS), help="coordinate order, if the format does not define it")
+    overrides = "overrides the format; required if the format does not define it"
+    command.add_argument("--order", choices=list(ORDERS), help=f"coordinate order; {overrides}")
     command.add_argument(
         "--base",
         choices=list(PIXEL_ORIGINS),
-        help="how pixels are counted, if the format does not define it: "
-        + "; ".join(map(": ".join, PIXEL_ORIGINS.items())),
+        help=f"how pixels are counted; {overrides}: " + "; ".join(map(": ".join, PIXEL_ORIGINS.items())),
     )
     command.add_argument(
         "--i-trust-this-file", action="store_true", help="allow reading a pickle, which can run any code"

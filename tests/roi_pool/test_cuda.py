@@ -38,10 +38,10 @@ def test_triton_kernels(interpret):
 @pytest.mark.parametrize("variant", [False, True])  # with argmax; in fixed point
 def test_the_kernels_compile_without_a_gpu(dtype, index, variant):
     """For compute capability 9.0, to machine code."""
-    compiler = pytest.importorskip("triton.compiler")
+    compiler = pytest.importorskip("triton.compiler", reason="triton is not installed")
     from detector.roi_pool import cuda
 
-    target = pytest.importorskip("triton.backends.compiler").GPUTarget("cuda", 90, 32)
+    target = pytest.importorskip("triton.backends.compiler", reason="triton is not installed").GPUTarget("cuda", 90, 32)
     real = "fp64" if dtype == "fp64" else "fp32"
     tensors = {"maps": dtype, "grad": dtype, "rois": real, "scale": real, "pooled": dtype, "argmax": index}
     tensors |= {"sums": "i64" if variant else real, "per_unit": "fp64"}
