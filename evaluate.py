@@ -17,8 +17,8 @@ def main(settings: EvaluateSettings) -> float | None:
     # Imported here: invalid settings end the program before torch is imported, which takes seconds.
     from detector.evaluator import score_checkpoint, score_saved
     from detector.runtime.distributed import process_group
+    from detector.runtime.files import require_new
     from detector.runtime.ranks import is_main
-    from detector.training.run_folder import require_new
 
     if settings.out is not None:
         require_new("out", Path(settings.out))

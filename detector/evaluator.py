@@ -28,13 +28,13 @@ from detector.inference.postprocess import postprocess_again
 from detector.inference.predict import evaluate
 from detector.models.heads import FcHead
 from detector.runtime.distributed import shared_errors
-from detector.runtime.files import write_atomically
+from detector.runtime.files import require_writable, write_atomically
 from detector.runtime.ranks import is_main, rank_info
 from detector.schema import AS_TRAINED, LAYOUT, Settings, parse
 from detector.settings import CommonSettings, Data, EvaluateSettings
 from detector.structures import Detections
 from detector.training.checkpoint import load_checkpoint, trained_settings
-from detector.training.run_folder import make_new_folder, make_run_folder, require_writable
+from detector.training.run_folder import make_new_folder, make_run_folder
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,7 @@ from typing import Any
 
 from detector.errors import InputError
 from detector.runtime.exits import exit_status
-from detector.runtime.files import write_atomically
-from detector.training.run_folder import require_writable
+from detector.runtime.files import require_writable, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ROOT / "scripts/roi_pooling_page"

@@ -63,8 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
     from detector.evaluation.matching import match
     from detector.evaluation.pages.comparison_page import MAX_RUNS, ap_rows, comparison_page, difference_rows
     from detector.evaluation.tables import text_table
-    from detector.runtime.files import write_atomically
-    from detector.training.run_folder import require_new_file
+    from detector.runtime.files import require_new_file, write_atomically
 
     folders = arguments.runs
     if len({folder.resolve() for folder in folders}) < max(len(folders), 2):

@@ -18,7 +18,7 @@ from detector.data.dataset import DetectionDataset
 from detector.data.image import image_options
 from detector.errors import InputError
 from detector.runtime.exits import exit_status
-from detector.training.run_folder import require_new
+from detector.runtime.files import require_new
 
 ROIS, ROUNDS = 2000, 9
 

@@ -35,9 +35,8 @@ from detector.data.formats.folder.reader import split_names
 from detector.data.formats.voc import annotation_xml
 from detector.errors import InputError, first_few
 from detector.runtime.exits import FAILED, exit_status
-from detector.runtime.files import require_inside, write_atomically
+from detector.runtime.files import require_inside, require_new, write_atomically
 from detector.structures import GroundTruth
-from detector.training.run_folder import require_new
 
 
 def main(command_line: Sequence[str] | None = None) -> int:

@@ -51,10 +51,9 @@ from detector.errors import InputError
 from detector.evaluation.results import write_coco_results
 from detector.inference.video import Video, VideoWriter, is_video
 from detector.runtime.exits import FAILED, exit_status
-from detector.runtime.files import find_files, require_inside, write_atomically
+from detector.runtime.files import find_files, require_inside, require_new, write_atomically
 from detector.settings import SearchMode
 from detector.structures import Detections, GroundTruth
-from detector.training.run_folder import require_new
 
 OUTPUT_SUFFIXES = (".jpg", ".xml", ".txt")
 

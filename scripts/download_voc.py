@@ -16,8 +16,7 @@ from typing import NamedTuple
 
 from detector.data.download import download, require_safe_tar, unpack
 from detector.runtime.exits import exit_status
-from detector.runtime.files import write_atomically
-from detector.training.run_folder import require_writable
+from detector.runtime.files import require_writable, write_atomically
 
 
 class Archive(NamedTuple):

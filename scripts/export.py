@@ -27,8 +27,7 @@ from pathlib import Path
 
 from detector.errors import InputError
 from detector.runtime.exits import exit_status
-from detector.runtime.files import write_atomically
-from detector.training.run_folder import require_new_file, require_writable
+from detector.runtime.files import require_new_file, require_writable, write_atomically
 
 
 def main(command_line: Sequence[str] | None = None) -> int:

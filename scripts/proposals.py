@@ -37,10 +37,9 @@ from detector.proposals.store import (
     stream_store,
 )
 from detector.runtime.exits import exit_status
-from detector.runtime.files import write_atomically
+from detector.runtime.files import require_new_file, write_atomically
 from detector.runtime.ranks import cores
 from detector.settings import SearchMode
-from detector.training.run_folder import require_new_file
 
 FOUND_SOMETHING = 1
 FILE = "a .safetensors store or a release's .mat"

@@ -65,8 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     import detector
-    from detector.runtime.files import find_files
-    from detector.training.run_folder import require_new
+    from detector.runtime.files import find_files, require_new
 
     if arguments.top is not None and arguments.top < 1:
         raise InputError(f"--top: {arguments.top}: must be an integer from 1")

@@ -22,7 +22,7 @@ from PIL import Image
 
 from detector.errors import InputError, RunFailure
 from detector.runtime.exits import exit_status
-from detector.training.run_folder import require_writable
+from detector.runtime.files import require_writable
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs/images"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from detector.runtime.exits import exit_status
-from detector.training.run_folder import require_new
+from detector.runtime.files import require_new
 from scripts._commands import add_commands
 
 

@@ -24,6 +24,7 @@ from detector.models import FastRCNN, build_model
 from detector.models.weights import load_weights
 from detector.runtime.device import loss_scaler, set_deterministic
 from detector.runtime.distributed import shared_errors
+from detector.runtime.files import require_writable
 from detector.runtime.ranks import rank_info
 from detector.settings import CommonSettings, Data, Loss, Training, TrainSettings
 from detector.training.checkpoint import load_scaler, load_state
@@ -32,7 +33,6 @@ from detector.training.engine import TrainingComponents, TrainingConfig
 from detector.training.losses import LossConfig
 from detector.training.optimizers import averaged_model, default_rate, parameter_groups
 from detector.training.resume import check_same_run
-from detector.training.run_folder import require_writable
 from detector.training.targets import delta_statistics
 
 logger = logging.getLogger(__name__)

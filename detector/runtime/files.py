@@ -54,7 +54,7 @@ def reading(path: Path, fault: str, max_bytes: int = MAX_BYTES) -> Iterator[None
             raise InputError(f"{path}: {'a folder' if S_ISDIR(stat.st_mode) else 'not a regular file'}")
         if stat.st_size > max_bytes:
             raise InputError(f"{path}: has {stat.st_size} bytes; the limit is {max_bytes}")
-        if not os.access(path, os.R_OK):  # a library may say otherwise
+        if not os.access(path, os.R_OK):  # some libraries report a missing right as damage
             raise InputError(f"{path}: cannot be read: Permission denied")
         yield
     except InputError:
@@ -115,6 +115,31 @@ def require_inside(folder: Path, image_ids: Iterable[str]) -> None:
     for image_id in image_ids:
         if not (folder / image_id).resolve().is_relative_to(folder.resolve()):
             raise InputError(f"image {image_id!r}: its id leads out of {folder}, where it would name a file")
+
+
+def require_writable(setting: str, folder: Path) -> None:
+    """Raise InputError, naming the setting, unless the folder can be created and written to. Creates nothing."""
+    there = folder
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(f"{setting}: {folder} cannot be written: {there} is not a folder, or you may not write to it")
+
+
+def require_new(setting: str, folder: Path) -> None:
+    """Raise InputError, naming the setting, if the folder cannot be written to or is not empty."""
+    require_writable(setting, folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{setting}: {folder} is not an empty folder, and nothing is overwritten: name another")
+
+
+def require_new_file(setting: str, path: Path, *suffixes: str) -> None:
+    """Raise InputError, naming the setting, unless a new file, with one of the suffixes if given, can be made."""
+    if suffixes and path.suffix not in suffixes:
+        raise InputError(f"{setting}: {path} must end in {' or '.join(suffixes)}")
+    if path.exists():
+        raise InputError(f"{setting}: {path} already exists and is not overwritten: name another file")
+    require_writable(setting, path.parent)
 
 
 def find_files(where: str) -> dict[str, Path]:

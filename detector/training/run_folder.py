@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from detector.errors import InputError
-from detector.runtime.files import numbered
+from detector.runtime.files import numbered, require_writable
 from detector.runtime.locks import HELD, held
 
 LOCK, HOLDER = ".lock", "process"
@@ -29,31 +29,6 @@ class FolderLock(ExitStack):
                 f"run.dir: {folder / LOCK} cannot be created and locked ({error.strerror}): use another disk"
             ) from None
         return folder
-
-
-def require_writable(setting: str, folder: Path) -> None:
-    """Raise InputError, naming the setting, unless the folder can be created and written to. Creates nothing."""
-    there = folder
-    while not os.path.lexists(there) and there != there.parent:
-        there = there.parent
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise InputError(f"{setting}: {folder} cannot be written: {there} is not a folder, or you may not write to it")
-
-
-def require_new(setting: str, folder: Path) -> None:
-    """Raise InputError, naming the setting, if the folder cannot be written to or is not empty."""
-    require_writable(setting, folder)
-    if not is_empty(folder):
-        raise InputError(f"{setting}: {folder} is not an empty folder, and nothing is overwritten: name another")
-
-
-def require_new_file(setting: str, path: Path, *suffixes: str) -> None:
-    """Raise InputError, naming the setting, unless a new file, with one of the suffixes if given, can be made."""
-    if suffixes and path.suffix not in suffixes:
-        raise InputError(f"{setting}: {path} must end in {' or '.join(suffixes)}")
-    if path.exists():
-        raise InputError(f"{setting}: {path} already exists and is not overwritten: name another file")
-    require_writable(setting, path.parent)
 
 
 def is_empty(folder: Path) -> bool:
