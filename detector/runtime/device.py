@@ -137,7 +137,8 @@ def set_deterministic(enabled: bool) -> None:
             f"{' or '.join(workspaces)}, or unset"
         )
     torch.use_deterministic_algorithms(enabled)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it is to find errors
+    # Filling is a debugging aid, and costs time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def loss_scaler(compute: Compute) -> torch.amp.GradScaler:

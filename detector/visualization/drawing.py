@@ -68,7 +68,7 @@ def _draw_captions(
 
 
 def caption_font(texts: Sequence[str], size_px: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """The font for these texts."""
+    """Pillow's own font for ASCII, else an installed one."""
     if all(text.isascii() for text in texts):
         return ImageFont.load_default(size_px)
     from detector.visualization.fonts import pillow_font  # loads matplotlib
