@@ -19,7 +19,7 @@ class Backbone(nn.Module):
 
     out_channels: int
     stride: int  # of the finest map
-    ends_with_relu = True
+    ends_with_relu = False  # whether no value is negative, which export as ONNX uses
     levels = 1  # each further map has twice the stride of the one before it; with several, `forward` returns a list
     stages: list[nn.Module]  # in forward order; the first ones are frozen in fine-tuning
     norm_layers: tuple[type[nn.Module], ...] = NORM_LAYERS
@@ -33,11 +33,18 @@ def build_backbone(name: str, norm: str) -> Backbone:
         from detector.models.timm_body import TimmBody  # timm is an extra
 
         return TimmBody(name, norm)
-    if name.endswith("_fpn"):
-        return PyramidBody(name.removesuffix("_fpn"), norm)
-    if name.endswith("_dc5"):
-        return DilatedBody(name.removesuffix("_dc5"), norm)
-    return ResNetBody(name, norm) if name.startswith("resnet") else PlainBody(name, norm)
+    if not name.startswith("resnet"):
+        return PlainBody(name, norm)
+    base, variant = split_name(name)
+    if variant == "dc5":
+        return DilatedBody(resnet(base, norm, replace_stride_with_dilation=[False, False, True]))
+    return (PyramidBody if variant == "fpn" else ResNetBody)(resnet(base, norm))
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """torchvision's network, and what is made of it: `fpn` or `dc5`, which have a ResNet's layer4 too, or nothing."""
+    base, _, variant = name.rpartition("_")
+    return (base, variant) if variant in ("fpn", "dc5") else (name, "")
 
 
 class PlainBody(Backbone):
@@ -46,6 +53,7 @@ class PlainBody(Backbone):
     """
 
     stride = 16
+    ends_with_relu = True
 
     def __init__(self, name: str, norm: str) -> None:
         super().__init__()
@@ -64,10 +72,10 @@ class ResNetBody(Backbone):
     """A ResNet up to its third stage, `layer3`: stride 16, as in Fast R-CNN on "C4" features."""
 
     stride = 16
+    ends_with_relu = True
 
-    def __init__(self, name: str, norm: str) -> None:
+    def __init__(self, net: models.ResNet) -> None:
         super().__init__()
-        net = resnet(name, norm)
         self.stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
         self.layer1, self.layer2, self.layer3 = net.layer1, net.layer2, net.layer3
         self.out_channels = net.layer4[0].conv1.in_channels  # what the next stage takes
@@ -82,9 +90,8 @@ class ResNetBody(Backbone):
 class DilatedBody(ResNetBody):
     """A ResNet with its last stage, `layer4`, at stride 16: dilation 2 replaces its stride ("DC5", Dai et al. 2017)."""
 
-    def __init__(self, name: str, norm: str) -> None:
-        super().__init__(name, norm)
-        net = resnet(name, norm, replace_stride_with_dilation=[False, False, True])
+    def __init__(self, net: models.ResNet) -> None:
+        super().__init__(net)
         self.layer4, self.out_channels = net.layer4, net.fc.in_features
         self.stages.append(self.layer4)
 
@@ -93,13 +100,11 @@ class PyramidBody(Backbone):
     """A ResNet with a feature pyramid: four maps of 256 channels and strides 4, 8, 16, 32 (Lin et al. 2017)."""
 
     out_channels = 256
-    ends_with_relu = False
     stride = 4
     levels = 4
 
-    def __init__(self, name: str, norm: str) -> None:
+    def __init__(self, net: models.ResNet) -> None:
         super().__init__()
-        net = resnet(name, norm)
         self.stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
         self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
         self.stages = [self.stem, self.layer1, self.layer2, self.layer3, self.layer4]

@@ -3,7 +3,7 @@
 from torch import nn
 
 from detector.errors import InputError
-from detector.models.backbones import Backbone, build_backbone
+from detector.models.backbones import Backbone, build_backbone, split_name
 from detector.models.fast_rcnn import FastRCNN
 from detector.models.heads import ConvFcHead, FcHead, Head, Res5Head
 from detector.models.pooling import POOLINGS, PyramidPooling
@@ -40,7 +40,7 @@ def _build_head(model: Model, body: Backbone, pool_size: int, norm: str) -> Head
             "model.hidden_last=null model.dropout=0 model.svd_ranks=null"
         )
     if model.head == "res5":
-        if not model.backbone.startswith("resnet") or "_" in model.backbone:  # which have that stage in the backbone
+        if not model.backbone.startswith("resnet") or split_name(model.backbone)[1]:
             raise InputError(f"model.head=res5 is the last stage of a ResNet; {model.backbone} takes model.head=fc")
         return Res5Head(model.backbone, norm)
     if model.head == "4conv1fc":

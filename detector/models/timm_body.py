@@ -19,7 +19,6 @@ class TimmBody(Backbone):
     """
 
     stride = STRIDE
-    ends_with_relu = False  # some do
 
     def __init__(self, name: str, norm: str) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision import models
 
 from detector.errors import InputError, first_few
-from detector.models.backbones import CONV3_TO_5
+from detector.models.backbones import CONV3_TO_5, split_name
 from detector.models.fast_rcnn import FastRCNN
 from detector.models.timm_body import TimmBody, name_prefixes
 from detector.runtime.files import read_json, reading
@@ -41,7 +41,7 @@ def torchvision_prefixes(backbone: str) -> dict[str, str]:
         }  # fmt: skip
     names = {"conv1.": "backbone.stem.0.", "bn1.": "backbone.stem.1."}
     names |= {f"layer{number}.": f"backbone.layer{number}." for number in (1, 2, 3)}
-    return names | {"layer4.": "backbone.layer4." if "_" in backbone else "head.layer4."}
+    return names | {"layer4.": "backbone.layer4." if split_name(backbone)[1] else "head.layer4."}
 
 
 def load_weights(model: FastRCNN, backbone: str, weights: str, classes: Sequence[str]) -> bool:
@@ -151,8 +151,7 @@ def imagenet_url(backbone: str) -> str:
     """Where torchvision's first ImageNet weights of this network are."""
     if backbone in CONV3_TO_5 or backbone.startswith("timm/"):
         raise InputError(f"model.weights=imagenet: torchvision has none for {backbone}: give a file, or null")
-    name = backbone.partition("_")[0] if backbone.startswith("resnet") else backbone
-    return models.get_model_weights(name)["IMAGENET1K_V1"].url
+    return models.get_model_weights(split_name(backbone)[0])["IMAGENET1K_V1"].url
 
 
 def _imagenet_state(backbone: str) -> dict:
