@@ -53,7 +53,8 @@ class ExportedPooling(nn.Module):
         if self.is_nonnegative:
             return pool.forward(features, rois)
         lowest = features.amin(dim=(0, 1, 2, 3))  # ONNX needs the dimensions
-        return pool.forward(features - lowest, rois) + lowest
+        not_empty = pool.forward(torch.ones_like(features[:, :1]), rois)  # empty bins stay 0
+        return pool.forward(features - lowest, rois) + lowest * not_empty
 
 
 class ExportedNetwork(nn.Module):
