@@ -637,11 +637,11 @@ COCO_CASES = [
         ("a box of lists", item("annotations", bbox=[[1], [2], [3], [4]]), "annotation 2 has the bbox"),
         ("a box of negative size", item("annotations", bbox=[1, 2, -3, 4]), "of negative size"),
         ("a file name of a number", item("images", file_name=5), "has no valid 'file_name'"),
-        ("no file name", lambda content: content["images"][1].pop("file_name"), "has no valid 'file_name': none"),
+        ("no file name", lambda content: content["images"][1].pop("file_name"), "has no valid 'file_name': it is missing"),
         ("no categories", lambda content: content.pop("categories"), "no list of objects 'categories'"),
         ("a map of images", lambda content: content.update(images={}), "no list of objects 'images'"),
         ("images of numbers", lambda content: content.update(images=[1]), "no list of objects 'images'"),
-        ("no image", lambda content: content.update(images=[], annotations=[]), "there are no images"),
+        ("no image", lambda content: content.update(images=[], annotations=[]), "it has no images"),
     ]
 ] + [
     Case("COCO JSON nested deep", COCO, "a.json: broken JSON", write("T/a.json", NESTED)),
