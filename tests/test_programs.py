@@ -336,7 +336,7 @@ def test_the_seed_decides_the_run_and_the_number_of_workers_does_not(settings, c
      "train.accumulate=2", "model.class_agnostic=true", "model.head=4conv1fc", "model.hidden_last=8",
      "model.backbone=resnet18_fpn",
      "optimizer.weight_decay=0.5", "optimizer=sgd", "optimizer.max_grad_norm=0.01", "optimizer.bias_lr_factor=9",
-     "optimizer.bias_decay_factor=1000", "optimizer.norm_decay_factor=1000",
+     "optimizer.norm_decay_factor=1000",
      "augment=photometric", "augment=scale", "augment=strong"],
 )  # fmt: skip
 def test_every_setting_of_training_has_its_effect(settings, common, tmp_path, override, usual_losses):

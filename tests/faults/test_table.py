@@ -637,7 +637,7 @@ COCO_CASES = [
         ("a box of lists", item("annotations", bbox=[[1], [2], [3], [4]]), "annotation 2 has the bbox"),
         ("a box of negative size", item("annotations", bbox=[1, 2, -3, 4]), "of negative size"),
         ("a file name of a number", item("images", file_name=5), "has no valid 'file_name'"),
-        ("no file name", lambda content: content["images"][1].pop("file_name"), "has no valid 'file_name': it is missing"),
+        ("no file name", lambda content: content["images"][1].pop("file_name"), "'file_name': it is missing"),
         ("no categories", lambda content: content.pop("categories"), "no list of objects 'categories'"),
         ("a map of images", lambda content: content.update(images={}), "no list of objects 'images'"),
         ("images of numbers", lambda content: content.update(images=[1]), "no list of objects 'images'"),
@@ -793,13 +793,13 @@ DISK_CASES = [
              "disk is full|No space left", status=1, within=disk("S", kib))
         for kib in (4, 512)
     ),
-    Case("a full disk for proposals", f"{TRAIN} proposals.folder=S", "disk is full", status=1, within=disk("S", 4)),
-    Case("a full disk for results", f"{OUT} checkpoint=best.pt", "disk is full", status=1, within=disk("W", 4)),
-    Case("a full disk for scores", SAVED.replace("out=E", "out=S/E"), "disk is full", write("D.json", [ENTRY] * 99), 1,
+    Case("a full disk for proposals", f"{TRAIN} proposals.folder=S", "is full", status=1, within=disk("S", 4)),
+    Case("a full disk for results", f"{OUT} checkpoint=best.pt", "is full", status=1, within=disk("W", 4)),
+    Case("a full disk for scores", SAVED.replace("out=E", "out=S/E"), "is full", write("D.json", [ENTRY] * 99), 1,
          within=disk("S", 4)),
-    Case("a full disk for detections", f"{DETECT} --input T/JPEGImages --out S/f", "disk is full", status=1,
+    Case("a full disk for detections", f"{DETECT} --input T/JPEGImages --out S/f", "is full", status=1,
          within=disk("S", 4)),
-    Case("a full disk for a store", f"{GENERATE} S/q.safetensors", "disk is full", status=1, within=disk("S", 4)),
+    Case("a full disk for a store", f"{GENERATE} S/q.safetensors", "is full", status=1, within=disk("S", 4)),
     Case("hardly any shared memory", f"{TRAIN} workers=1", "/dev/shm", status=1, within=disk("/dev/shm", 16)),
 ]  # fmt: skip
 

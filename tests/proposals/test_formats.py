@@ -385,7 +385,7 @@ def test_the_box_of_an_rle_is_that_of_pycocotools(seed, tmp_path):
         ("sam-json", "p.json", '[{"segmentation": {"size": [1e9, 1e9], "counts": "aa"}}]', "mask 1 has neither"),
         ("sam-json", "p.json", '[{"segmentation": {"size": [1000000, 999999], "counts": "a"}}]', "mask 1 has neither"),
         ("sam-json", "p.json", '[{"segmentation": {"size": [4, 5], "counts": "oooooooooo"}}]', "mask 1 has neither"),
-        ("sam-json", "p.json", '[{"image": "a.jpg", "masks": []}, {"image": "b/a.jpg", "masks": []}]', "than once .1.: a;"),
+        ("sam-json", "p.json", '[{"image": "a.jpg", "masks": []}, {"image": "b/a.jpg", "masks": []}]', "once .1.: a;"),
         ("edge-boxes", "p.txt", "1 2 3 4\n", r"p\.txt: its lines are not `x y width height score`"),
         ("edge-boxes", "p.mat", "no mat", r"p\.mat: not a readable \.mat file"),
     ],
