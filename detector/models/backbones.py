@@ -42,7 +42,7 @@ def build_backbone(name: str, norm: str) -> Backbone:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """torchvision's network, and what is made of it: `fpn` or `dc5`, which have a ResNet's layer4 too, or nothing."""
+    """The name of torchvision's network, and the variant: `fpn` or `dc5`, which also use a ResNet's layer4, or `""`."""
     base, _, variant = name.rpartition("_")
     return (base, variant) if variant in ("fpn", "dc5") else (name, "")
 

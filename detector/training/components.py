@@ -1,4 +1,4 @@
-"""The components of a run."""
+"""What training is made of: network, optimizer, data and their settings, built by `builders.training`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

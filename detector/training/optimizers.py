@@ -20,7 +20,7 @@ def parameter_groups(model: nn.Module, settings: Optimizer) -> list[dict]:
     norms = {
         id(parameter)
         for module in model.modules()
-        if "Norm" in type(module).__name__  # also in that of containers such as Conv2dNormActivation
+        if "Norm" in type(module).__name__  # containers such as Conv2dNormActivation match, but own no parameters
         for parameter in module.parameters(recurse=False)
     }
     learning = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
