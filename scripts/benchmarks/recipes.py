@@ -18,6 +18,7 @@ import random
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from scripts.benchmarks.selective_search import machine
@@ -54,26 +55,41 @@ def add_study_arguments(parser: argparse.ArgumentParser, folder: Path) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    for recipe in arguments.recipes:
-        if "=" not in recipe and recipe not in RECIPES:
-            sys.exit(f"error: --recipes: {recipe}: must be NAME=OVERRIDES or one of {', '.join(RECIPES)}")
+    recipes = dict(chosen("recipes", recipe, RECIPES) for recipe in arguments.recipes)
+    study(arguments, recipes, lambda folder, _: (main_metric(folder), seconds_per_step(folder)), "step")
+
+
+def chosen(option: str, given: str, known: dict[str, list[str]]) -> tuple[str, list[str]]:
+    """The name and the overrides of NAME=OVERRIDES, or of one of `known`."""
+    name, equals, overrides = given.partition("=")
+    if not equals and name not in known:
+        sys.exit(f"error: --{option}: {given}: must be NAME=OVERRIDES or one of {', '.join(known)}")
+    return name, overrides.split() if equals else known[name]
+
+
+def study(
+    arguments: argparse.Namespace,
+    recipes: dict[str, list[str]],
+    result: Callable[[Path, str], tuple[float, float]],
+    unit: str,
+) -> None:
+    """Train each recipe, and print a table of `result` of the run's folder and the recipe: a score, and seconds."""
     require_data(arguments.data)
     print(machine(), "\n")
-    print("| data | recipe | iterations | seeds | mean | min | range | s per step |\n|---|---|---|---|---|---|---|---|")
+    print(f"| data | recipe | iterations | seeds | mean | min | range | s per {unit} |\n|{'---|' * 8}")
     for data in arguments.data:
         name, _, root = data.partition("=")
         overrides = [] if name == "shapes" else data_overrides(name, Path(root), arguments)
-        for recipe in arguments.recipes:
-            label, _, given = recipe.partition("=")
-            changes = given.split() if given else RECIPES[recipe]
+        for recipe, changes in recipes.items():
+            prefix = arguments.folder / f"{name}-{recipe.replace(' ', '-') if changes else 'default'}"
             for iterations in arguments.iterations:
-                scores, seconds = [], []
-                for seed in arguments.seeds:
-                    score, step = train(arguments.folder / f"{name}-{label}", [*overrides, *changes], iterations, seed)
-                    scores.append(score)
-                    seconds.append(step)
+                results = [
+                    result(trained(prefix, [*overrides, *changes], iterations, seed), recipe)
+                    for seed in arguments.seeds
+                ]
+                scores, seconds = zip(*results, strict=True)
                 print(
-                    f"| {name} | {label} | {iterations} | {len(scores)} | {statistics.mean(scores):.3f} | "
+                    f"| {name} | {recipe} | {iterations} | {len(scores)} | {statistics.mean(scores):.3f} | "
                     f"{min(scores):.3f} | {max(scores) - min(scores):.3f} | {statistics.mean(seconds):.3f} |",
                     flush=True,
                 )
@@ -127,9 +143,12 @@ def trained(prefix: Path, overrides: list[str], iterations: int, seed: int) -> P
     return folder
 
 
-def train(prefix: Path, overrides: list[str], iterations: int, seed: int) -> tuple[float, float]:
-    """The main metric of the run's last.pt, and seconds per step."""
-    folder = trained(prefix, overrides, iterations, seed)
+def main_metric(folder: Path) -> float:
+    """Of a run or an evaluation."""
+    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["main"]["value"]
+
+
+def seconds_per_step(folder: Path) -> float:
+    """The median of the run."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    steps = [line["time/step_s"] for line in lines if "time/step_s" in line]
-    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["main"]["value"], statistics.median(steps)
+    return statistics.median(line["time/step_s"] for line in lines if "time/step_s" in line)
