@@ -127,7 +127,9 @@ def _train_and_val_sets(data: Data) -> tuple[DetectionDataset, DetectionDataset]
     train_set, val_set = datasets.build_dataset(data, "train"), datasets.build_dataset(data, "val")
     classes = datasets.resolve_classes(data, train_set, val_set)
     if not classes:
-        raise InputError("there is no object in any annotation to learn from: is it the right data.train_split?")
+        problems = [str(item.invalid or item.skipped[0]) for item in train_set.records if item.invalid or item.skipped]
+        first = [*problems, "is it the right data.train_split?"][0]
+        raise InputError(f"there is no object in any annotation to learn from: {first}")
     for name in sorted({*classes} - {*train_set.classes}):
         logger.warning("no object of class %s to train on", name)
     return train_set.with_classes(classes), val_set.with_classes(classes)

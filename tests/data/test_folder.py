@@ -263,6 +263,82 @@ def test_yolo_polygons_and_labelme_shapes(tmp_path):
     assert dataset.records[0].skipped == (f"{tmp_path}/me/a.json: shape 3 is a point, which has no bounding box",)
 
 
+def coco_named_alike(root: Path) -> None:
+    """Images of the same names in the folder of each split, which the COCO files name without folder."""
+    for split in ("train", "valid", "test"):
+        scenes = {f"{number:03}": objects for number, objects in enumerate(layouts.of_split(split).values())}
+        for name, own in zip(scenes, layouts.of_split(split), strict=True):
+            layouts.picture(own).save(put_image(root / f"images/{split}/{name}.jpg"))
+        put_text(root / f"annotations/instances_{split}2017.json", layouts.coco(scenes))
+
+
+def xml_in_subfolders(root: Path) -> None:
+    """The same names in each folder, with the annotations in a folder below."""
+    for number, (name, objects) in enumerate(SCENES.items()):
+        put_image(root / f"day {number // 5}/{number % 5:03}.jpg")
+        put_text(root / f"day {number // 5}/xml/{number % 5:03}.xml", xml(name, objects))
+
+
+def xml_of_other_names(root: Path) -> None:
+    """An XML file that only <filename> joins to its image; and one image as JPEG and PNG."""
+    for number, (name, objects) in enumerate(SCENES.items()):
+        put_image(root / f"images/{name}.jpg")
+        put_text(root / f"annotations/{number or name}.xml", xml(name, objects))
+    put_image(root / "images/img 0.png")
+
+
+def converted_images(root: Path) -> None:
+    for name in SCENES:
+        put_image(root / f"photos/{name}.jpg").rename(root / f"photos/{name}.jfif")
+    put_text(root / "all.json", layouts.coco(SCENES, "D:\\me\\{}.png"))
+
+
+def yolo_pose(root: Path) -> None:
+    """Three keypoints after each box, and a data.yaml that omits the split test/."""
+    layouts.roboflow_yolo(root)
+    for path in root.rglob("*.txt"):
+        path.write_text("".join(f"{line} .1 .1 2 .9 .9 1 0 0 0\n" for line in path.read_text().splitlines()))
+    head = "train: train/images\nval: valid/images\nkpt_shape: [3, 3]\n"
+    put_text(root / "data.yaml", head + "names: {'0': cat, '1': dog}")
+
+
+def open_images(root: Path) -> None:
+    """Fractions of the image, and codes of the classes."""
+    lines = ["ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded"]
+    for name, objects in SCENES.items():
+        put_image(root / f"images/{name}.jpg")
+        for cls, x1, y1, x2, y2 in objects:
+            corners = f"{x1 / 64},{x2 / 64},{y1 / 48},{y2 / 48}"
+            lines.append(f"{name},xclick,/m/{cls},1,{corners},0")
+    put_text(root / "annotations-bbox.csv", "\n".join(lines))
+    put_text(root / "class-descriptions-boxable.csv", "/m/cat,cat\n/m/dog,dog\n")
+
+
+@pytest.mark.parametrize(
+    "make", [coco_named_alike, xml_in_subfolders, xml_of_other_names, converted_images, yolo_pose, open_images],
+    ids=lambda make: make.__name__,
+)  # fmt: skip
+def test_every_annotation_finds_its_image(make, tmp_path):
+    make(tmp_path)
+    dataset = read_folder(tmp_path, "all")
+    require_all_valid(check_data(dataset))
+    objects = [[row[1:] for row in rows] for rows in objects_of(dataset).values()]
+    scenes = [[row[1:] for row in rows] for rows in SCENES.values() if rows or make is not open_images]
+    assert sorted(objects) == sorted(scenes)
+    assert dataset.classes == ("cat", "dog")
+    if make in (coco_named_alike, yolo_pose):
+        assert [len(read_folder(tmp_path, split)) for split in ("train", "val", "test")] == [6, 2, 2]
+
+
+def test_without_a_usable_object_the_first_fault_is_named(tmp_path):
+    layouts.labelimg_xml(tmp_path / "data")
+    for path in (tmp_path / "data").glob("*.xml"):
+        path.write_text(path.read_text().replace("</xmin>", ",5</xmin>"))
+    says = r"no object in any annotation to learn from: .*img \d\.xml: object 1: <xmin> must be a number, it is '\d,5'"
+    with pytest.raises(InputError, match=says):
+        train.main(run_settings("train", tmp_path, "data=folder", f"data.root={tmp_path / 'data'}", *TINY))
+
+
 def test_data_format_decides_between_contradictions(tmp_path):
     layouts.labelimg_xml(tmp_path)
     layouts.put_csv(tmp_path / "boxes.csv", {name: [("cow", 1, 2, 30, 40)] for name in SCENES}, layouts.TENSORFLOW)

@@ -69,6 +69,16 @@ def only_copies(root: Path) -> None:
         shutil.copy(root / "img 0.jpg", root / f"img {number}.jpg")
 
 
+def all_of(pattern: str, change: Callable[[str], str]) -> Callable[[Path], None]:
+    """Change the text of each such file but the one with the names of classes."""
+
+    def apply(root: Path) -> None:
+        for path in [path for path in root.rglob(pattern) if path.name != "classes.txt"]:
+            path.write_text(change(path.read_text()))
+
+    return apply
+
+
 def json_key(name: str, change: Callable[[dict], object]) -> Callable[[Path], None]:
     def apply(root: Path) -> None:
         content = json.loads((root / name).read_text())
@@ -113,7 +123,7 @@ CASES: dict[str, tuple] = {
     "xml-not-utf8": (V, write(XML, b"<annotation>\xff</annotation>"), r"img 0\.xml: broken XML: not well-"),
     "image-missing": (V, remove("img 0.jpg"), r"missing: .*img 0\.xml: there is no image 'img 0' for it"),
     "image-broken": (V, write("img 0.jpg", b"x"), r"corrupt: .*img 0\.jpg: not an image"),
-    "image-twice": (V, copy("img 0.jpg", "img 0.png"), r"'img 0' matches 2 images: .*jpg, .*png"),
+    "image-twice": (layouts.labelimg_yolo, copy("img 0.JPG", "img 0.png"), r"'img 0' matches 2 images: .*JPG, .*png"),
     "two-xml": (R, copy("annotations/img 0.xml", "old/img 0.xml"), r"img 0\.jpg: it is annotated more than once"),
     "no-pair": (R, remove("images"), r"none of the 10 annotations in VOC XML has its image: .*there is no image"),
     "nothing": (R, remove("annotations", "data"), r"there is no annotation in it\. Seen: 10 \.jpg, 1 \.md\. Supp"),
@@ -142,10 +152,18 @@ CASES: dict[str, tuple] = {
     "yolo-yaml": (layouts.roboflow_yolo, write("data.yaml", "names: [cat"), r"data\.yaml: broken YAML: while parsing"),
     "yolo-tag": (layouts.roboflow_yolo, write("data.yaml", "names: !!python/name:os.system"), r"broken YAML: could"),
     "yolo-yaml-names": (layouts.roboflow_yolo, write("data.yaml", "names: {1: cat}"), r"'names' is neither a li"),
+    "yolo-comma": (Y, all_of("*.txt", lambda text: text.replace(".", ",")),
+                   r"there is no annotation in it\. Seen: .*; img 0\.txt begins with `0 0,15"),
+    "heic": (V, lambda root: (root / "img 0.jpg").rename(root / "img 0.HEIC"),
+             r"missing: .* no image 'img 0' for it, only img 0\.HEIC: save it as JPEG or PNG"),
+    "archive": (lambda root: root.write_bytes(b"PK"), lambda root: None, r"set is a file, not a folder .*: unpack"),
+    "coco-captions": (layouts.coco_files, write("annotations/captions.json", '{"images": [], "annotations": []}'),
+                      r"captions\.json: it has no list of objects 'categories', .*: data=coco data\.train_json=FILE"),
+    "coco-outside": (C, replace(COCO, "images\\\\img 3.jpg", "/a/../../gone.jpg"), r"there is no image '.*gone\.jpg'"),
     "coco-broken": (C, write(COCO, "{"), r"result\.json: broken JSON: "),
     "coco-category": (C, replace(COCO, '"category_id": 1', '"category_id": 9'), r"has the category_id 9"),
     "coco-image": (C, replace(COCO, "img 3.jpg", "gone.jpg"), r"there is no image '.*gone\.jpg' for it"),
-    "coco-twice": (C, copy(COCO, "copy.json"), r"annotated more than once, in .*copy\.json, .*result"),
+    "coco-twice": (C, copy(COCO, "copy.json"), r"more than once, in .*copy\.json, .*result\.json.*: data=coco data"),
     "coco-box": (C, replace(COCO, "[0, 2, 20, 28]", "[0, 2, 20]"), r"annotation 0 has the bbox \[0, 2, "),
     "coco-keys": (C, json_key(COCO, lambda it: it.pop("categories")), r"it has no list of objects 'cat"),
     "labelme-broken": (M, write(ME, '{"shapes": ['), r"misannotated: .*img 0\.json: broken JSON: "),
@@ -157,8 +175,8 @@ CASES: dict[str, tuple] = {
     "cvat-rotated": (layouts.cvat_images, replace(CVAT, "<box ", '<box rotation="30" '), r"shape 1 is a rotated box"),
     "cvat-rotation": (layouts.cvat_images, replace(CVAT, "<box ", '<box rotation="abc" '),
                       r"shape 1 has a rotation that is not a number: 'abc'"),
-    "csv-fractions": (T, write(CSV, "file,x1,y1,x2,y2,class\nimg 0.jpg,.1,.1,.2,.3,cat\n"), r"from 0 to 1, so"),
-    "csv-number": (T, replace(CSV, "cat,0,2,", "cat,0,,"), r"line 2 needs four numbers as corners, not \['0', '', "),
+    "csv-comma": (T, replace(CSV, "cat,0,2,", 'cat,"0,5",2,'), r"line 2 needs four numbers \(such as 12\.5\) as corn"),
+    "csv-number": (T, replace(CSV, "cat,0,2,", "cat,0,,"), r"line 2 needs four numbers .* not \['0', '', "),
     "csv-no-file": (T, replace(CSV, "img 0.jpg", ""), r"boxes\.csv: line 2 names no image"),
     "csv-columns": (T, replace(CSV, "xmax,ymax", "w,h"), r"boxes\.csv begins with `filename,width,height,class"),
     "csv-not-utf8": (T, write(CSV, b"file,x1,y1,x2,y2,class\nimg 0.jpg,1,2,3,4,ca\xff\n"), r"boxes\.csv: not UTF-8"),

@@ -21,7 +21,7 @@ from detector.runtime.files import reading
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MAX_NAME_BYTES = 250  # of an image, without suffix; file systems allow 255 with suffix
 TRUE, FALSE = ("1", "1.0", "true", "yes"), ("", "0", "0.0", "false", "no", "unspecified")  # flags as tools write them
 MAX_XML_BYTES = 10_000_000  # real files have a few thousand
@@ -185,6 +185,11 @@ def read_annotation(path: Path) -> Record:
         annotated_hw=_image_hw(path, root.find("size")),
         skipped=tuple(invalid),
     )
+
+
+def read_file_name(path: Path) -> str:
+    """The image file that an annotation names."""
+    return (parse_xml(path, MAX_XML_BYTES).findtext("filename") or "").strip()
 
 
 def annotation_xml(file_name: str, shape: Sequence[int], objects: Sequence[dict]) -> str:

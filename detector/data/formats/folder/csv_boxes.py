@@ -9,7 +9,7 @@ from typing import Any
 from detector.data.dataset import Record
 from detector.data.formats.folder.boxes import Boxes, read_text, text_of
 from detector.data.formats.folder.tree import FileTree
-from detector.data.image import ImageOptions
+from detector.data.image import ImageOptions, read_image_hw
 from detector.errors import InputError
 
 # What a column can be called, in lower case and without other characters than letters and digits.
@@ -26,14 +26,15 @@ NUMBER_OR_NOTHING = r"-?[\d.]*"
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
-def read(tree: FileTree, _: ImageOptions) -> Iterator[Record]:
+def read(tree: FileTree, options: ImageOptions) -> Iterator[Record]:
     """A record for each image of the CSV files with such columns; a row without box means an image without objects.
 
-    Corners are continuous pixels. Several files may repeat the same rows.
+    Corners are continuous pixels or, if none in a file is above 1, fractions of the image. Several files may repeat
+    the same rows.
     """
     known: dict[Path | str, Record] = {}
     for path in tree.with_suffix(".csv"):
-        for record in _records(tree, path):
+        for record in _records(tree, path, options):
             before = known.setdefault(record.image_id if isinstance(record.image, InputError) else record.image, record)
             if before is record or (before.names, before.boxes.tolist()) != (record.names, record.boxes.tolist()):
                 yield record
@@ -46,10 +47,11 @@ def first_line(path: Path) -> str:
     return (text_of(data, errors="replace").splitlines() or [""])[0].strip()
 
 
-def _records(tree: FileTree, path: Path) -> Iterator[Record]:
+def _records(tree: FileTree, path: Path, options: ImageOptions) -> Iterator[Record]:
     rows = _rows(path)
     if rows is None:
         return
+    names = _class_names(tree)
     images: dict[str, Boxes | InputError] = {}
     largest = 0.0
     for number, row in rows:
@@ -59,24 +61,35 @@ def _records(tree: FileTree, path: Path) -> Iterator[Record]:
         where = f"{path}: line {number}"
         try:
             corners = [float(row[key]) for key in CORNERS]
-            boxes.add(where, row["class"], corners)
+            boxes.add(where, names.get(row["class"], row["class"]), corners)
             largest = max(largest, *corners)
         except ValueError:
             images[row["file"]] = InputError(
-                f"{where} needs four numbers as corners, not {[row[key] for key in CORNERS]}"
+                f"{where} needs four numbers (such as 12.5) as corners, not {[row[key] for key in CORNERS]}"
             )
         except InputError as error:
             images[row["file"]] = error
-    if 0 < largest <= 1:
-        raise InputError(
-            f"{path}: all corners are from 0 to 1, so they are fractions of the image: write them in pixels"
-        )
     for name, boxes in images.items():
         image = tree.image_named(name, path)
-        if isinstance(boxes, InputError):
-            yield Record(name, image, path, invalid=boxes)
-        else:
+        try:
+            if isinstance(boxes, InputError):
+                raise boxes
+            if 0 < largest <= 1 and isinstance(image, Path):
+                height, width = read_image_hw(image, options)
+                sizes = (width, height, width, height)
+                boxes.corners = [
+                    [round(value * size, 2) for value, size in zip(corners, sizes, strict=True)]
+                    for corners in boxes.corners
+                ]
             yield boxes.record(name, image, path)
+        except InputError as error:
+            yield Record(name, image, path, invalid=error)
+
+
+def _class_names(tree: FileTree) -> dict[str, str]:
+    """The names of Open Images' class codes, such as /m/01yrx, by its class-descriptions.csv."""
+    files = [path for path in tree.with_suffix(".csv") if path.stem.startswith("class-descriptions")]
+    return dict(row for path in files for row in csv.reader(read_text(path).splitlines()) if len(row) == 2)
 
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]] | None:

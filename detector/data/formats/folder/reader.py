@@ -19,8 +19,9 @@ from detector.data.formats.folder import (
     labelme,
     yolo,
 )
+from detector.data.formats.folder.coco_and_voc import CHOOSE_COCO
 from detector.data.formats.folder.splits import find_splits, make_split
-from detector.data.formats.folder.tree import FileTree
+from detector.data.formats.folder.tree import ANNOTATION_SUFFIXES, FileTree
 from detector.data.image import UPRIGHT_IMAGES, ImageOptions
 from detector.errors import InputError, first_few
 
@@ -104,7 +105,7 @@ def _choose_format(tree: FileTree, format: str | None, options: ImageOptions) ->
         name, records = next(iter(found.items()))
         raise InputError(
             f"{tree.root}: none of the {len(records)} annotations in {FORMATS[name][0]} has its image: "
-            f"{records[0].image}. {_seen(tree)}"
+            f"{records[0].image}. Seen: {tree.suffixes()}"
         )
     chosen, *others = sorted((name for name in found if usable[name]), key=lambda name: -usable[name])
     for other in others:
@@ -120,9 +121,14 @@ def _choose_format(tree: FileTree, format: str | None, options: ImageOptions) ->
 
 def _seen(tree: FileTree) -> str:
     """What a folder without annotations has."""
-    tables = [f"; {path.name} begins with `{csv_boxes.first_line(path):.80}`" for path in tree.with_suffix(".csv")]
+    first = {
+        path.suffix.lower(): path
+        for path in reversed(tree.with_suffix(*ANNOTATION_SUFFIXES))
+        if path.name.lower() not in yolo.NAME_FILES
+    }
+    tables = [f"; {path.name} begins with `{csv_boxes.first_line(path):.80}`" for path in first.values()]
     readable = ", ".join(title for title, _ in FORMATS.values())
-    seen = tree.suffixes() + "".join([*tables[:3], *(f"; {error}" for error in [*tree.broken_json.values()][:3])])
+    seen = tree.suffixes() + "".join([*tables, *(f"; {error}" for error in [*tree.broken_json.values()][:3])])
     return f"Seen: {seen}. Supported formats: {readable} (docs/data_sets.md)"
 
 
@@ -151,7 +157,7 @@ def _contradiction(records: Sequence[Record], others: Sequence[Record]) -> str |
 
 def _with_ids(tree: FileTree, records: Sequence[Record]) -> list[Record]:
     """The records with their final image ids, sorted by path of the image."""
-    paths = [tree.relative(item.image) if isinstance(item.image, Path) else item.image_id for item in records]
+    paths = [tree.relative(item.image) if isinstance(item.image, Path) else _below(item.image_id) for item in records]
     if odd := [path for path in paths if not path.isprintable()]:
         raise InputError(f"{tree.root}: {odd[0]!r} cannot be an image id: rename the file without control characters")
     stems = [PurePosixPath(path).stem for path in paths]
@@ -160,15 +166,25 @@ def _with_ids(tree: FileTree, records: Sequence[Record]) -> list[Record]:
     return [replace(records[number], image_id=ids[number]) for number in order]
 
 
+def _below(name: str) -> str:
+    """The path of an image that is not there, of any origin, as one below the root."""
+    return "/".join(part for part in name.replace("\\", "/").split("/") if part.strip(".")) or "unnamed"
+
+
 def _require_one_annotation_each(records: Sequence[Record]) -> None:
     counts = Counter(record.image for record in records if isinstance(record.image, Path))
     for image, count in counts.items():
         if count > 1:
             files = dict.fromkeys(str(record.annotation) for record in records if record.image == image)
             times = f", {count} times" if len(files) == 1 else ""
+            coco = (
+                f", or choose the file of each split: {CHOOSE_COCO}"
+                if all(file.endswith(".json") for file in files)
+                else ""
+            )
             raise InputError(
                 f"{image}: it is annotated more than once, in {first_few([*files])}{times}: keep one of them, or name "
-                "a folder that has one as data.root"
+                f"a folder that has one as data.root{coco}"
             )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from detector.data.dataset import Record
 from detector.data.formats.folder.boxes import read_text
-from detector.data.formats.folder.tree import FileTree
+from detector.data.formats.folder.tree import SPLITS, FileTree
 from detector.data.formats.folder.yolo import read_data_yaml
 from detector.data.formats.voc import read_split
 from detector.data.image import ImageOptions, read_image_hw, read_thumbnail
@@ -21,10 +21,6 @@ from detector.runtime.files import digest_of
 from detector.runtime.ranks import cores
 from detector.runtime.threads import thread_pool
 
-SPLITS = {
-    "train": "train", "training": "train", "trainval": "trainval", "val": "val", "valid": "val", "validation": "val",
-    "dev": "val", "test": "test", "testing": "test",
-}  # fmt: skip
 # Words that the name of a split's folder or file can have beside it: obj_train_data, instances_val2017.json.
 OTHER_WORDS = {
     "", "obj", "data", "dataset", "set", "images", "image", "imgs", "img", "labels", "label", "annotations",
@@ -40,21 +36,22 @@ _thumbnails: dict[str, np.ndarray] = {}  # by digest of the file: a dataset is r
 def find_splits(tree: FileTree, records: Sequence[Record]) -> tuple[dict[str, list[int]], str]:
     """The indices of the records of each split, named as in SPLITS, and where they come from; none: {}.
 
-    Lists come first, then data.yaml, then names. Lists may share images, as VOC's trainval and train do. Raises
-    InputError for a list that names an image which is not there.
+    Lists come first, then data.yaml, then names, which also give the splits that data.yaml lacks. Lists may share
+    images, as VOC's trainval and train do. Raises InputError for a list that names an image which is not there.
     """
     index = {record.image: number for number, record in enumerate(records) if isinstance(record.image, Path)}
     for find, source in ((_lists, "lists"), (_yaml, "data.yaml")):
         images = find(tree, index)
         found = {split: [index[image] for image in of_split if image in index] for split, of_split in images.items()}
         found = {split: numbers for split, numbers in found.items() if numbers}
-        if found:
+        if found and source == "lists":
             return found, source
+    listed = {number for numbers in found.values() for number in numbers}
     by_name: dict[str, list[int]] = {}
     for number, record in enumerate(records):
-        if split := _split_of(tree, record):
+        if number not in listed and (split := _split_of(tree, record)) and split not in found:
             by_name.setdefault(split, []).append(number)
-    return by_name, "folder and file names"
+    return found | by_name, source if found else "folder and file names"
 
 
 def _lists(tree: FileTree, annotated: Container[Path]) -> dict[str, list[Path]]:
@@ -102,7 +99,7 @@ def _yaml(tree: FileTree, annotated: Container[Path]) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for path in tree.files:
         content = read_data_yaml(path) or {}
-        for key in content.keys() & SPLITS.keys():
+        for key in sorted(content.keys() & SPLITS.keys()):
             entries = content[key] if isinstance(content[key], list) else [content[key]]
             for entry in entries:
                 for place in _places(path.parent, content.get("path"), entry):
@@ -155,7 +152,8 @@ def make_split(
     with thread_pool(cores()) as pool:
         thumbnails = [*pool.map(lambda record: _thumbnail(record, options), records)]
     usable = [number for number, thumbnail in enumerate(thumbnails) if thumbnail is not None]
-    usable = usable or [*range(len(records))]  # a fault of all, which the validation explains
+    if len(usable) < 2:
+        usable = [*range(len(records))]  # a fault of all, which the validation explains
     groups = near_copies([records[number] for number in usable], [thumbnails[number] for number in usable])
     groups = [[usable[number] for number in group] for group in groups]
     chosen = stratify(groups, [{*record.names} or {""} for record in records], shares, seed)

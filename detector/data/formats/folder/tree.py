@@ -1,6 +1,7 @@
 """The files below a folder, and which image an annotation file belongs to."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Container, Iterable
 from functools import cached_property
@@ -13,12 +14,19 @@ from detector.errors import InputError, first_few
 from detector.runtime.files import read_json
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "photos", "pictures")
+SPLITS = {
+    "train": "train", "training": "train", "trainval": "trainval", "val": "val", "valid": "val", "validation": "val",
+    "dev": "val", "test": "test", "testing": "test",
+}  # fmt: skip
+ANNOTATION_SUFFIXES = (".xml", ".txt", ".json", ".csv")
 
 
 class FileTree:
     """All files below `root` except hidden ones, sorted by path."""
 
     def __init__(self, root: Path) -> None:
+        if root.is_file():
+            raise InputError(f"data.root: {root} is a file, not a folder of images: unpack an archive first")
         if not root.is_dir():
             raise InputError(f"data.root: there is no folder {root} (current directory: {Path.cwd()})")
         self.root = root
@@ -44,27 +52,23 @@ class FileTree:
         """The image with the stem of an annotation file: beside it, else in a parallel folder, else anywhere.
 
         A parallel folder differs in one component, such as a/labels/b and a/images/b; of several, one named like
-        IMAGE_FOLDERS is preferred. An annotation file can also append its suffix to the image's: a.jpg.txt.
+        IMAGE_FOLDERS is preferred, then the one whose path has most words in common with that of the annotation. An
+        annotation file can also append its suffix to the image's: a.jpg.txt.
         """
-        named = self._called(annotation.stem)
-        return _only(named, lambda image: _distance(annotation.parent, image.parent), annotation, annotation.stem)
+        return self._only(self._called(annotation.stem), lambda image: (), annotation, annotation.stem)
 
     def image_named(self, name: str, source: Path, among: Container[Path] | None = None) -> Path | InputError:
         """The image that a file `source` names, by a path of any origin: the longest common end of the path counts.
 
-        Without suffix, `name` matches images of that stem. Only files of this tree are found, and of these only
-        images in `among`.
+        Without suffix, `name` matches images of that stem, and so it does if no image has its suffix, as after a
+        conversion. Only files of this tree are found, and of these only images in `among`.
         """
         parts = PurePosixPath(name.strip().replace("\\", "/")).parts
         last = parts[-1] if parts else ""
-        found = [image for image in self._called(last) if among is None or image in among]
+        called = self._called(last) or self._called(re.sub(r"\.[a-zA-Z]{3,4}$", "", last))
+        found = [image for image in called if among is None or image in among]
         folders = parts[:-1]
-        return _only(
-            found,
-            lambda image: (-_common_end(folders, image.parent.parts), _distance(source.parent, image.parent)),
-            source,
-            name,
-        )
+        return self._only(found, lambda image: (-_common_end(folders, image.parent.parts),), source, name)
 
     def json_keys(self, path: Path) -> frozenset[str]:
         """The keys of the object in a JSON file; none for anything else, and for a file in `broken_json`."""
@@ -92,6 +96,33 @@ class FileTree:
         """The images of this name or stem; case and Unicode form matter only if several images match."""
         found = self._by_name.get(_plain(name), []) or self._by_stem.get(_plain(name), [])
         return [path for path in found if name in (path.name, path.stem)] or found
+
+    def _only(self, images: list[Path], rank: Callable, source: Path, name: str) -> Path | InputError:
+        """The image of the lowest rank, of several the nearest to `source`, or the error for none or several."""
+        if not images:
+            last = re.split(r"[\\/]", name)[-1]
+            others = [path.name for path in self._others_by_stem.get(_plain(PurePosixPath(last).stem), [])]
+            instead = f", only {first_few(others)}: save it as JPEG or PNG" if others else ""
+            return InputError(f"{source}: there is no image '{name}' for it{instead}")
+        words = self._words(source)
+        ranks = [
+            (*rank(image), _distance(source.parent, image.parent), -len(words & self._words(image.parent)))
+            for image in images
+        ]
+        best = [image for image, own in zip(images, ranks, strict=True) if own == min(ranks)]
+        if len(best) == 1:
+            return best[0]
+        return InputError(f"{source}: '{name}' matches {len(best)} images: {first_few([str(path) for path in best])}")
+
+    def _words(self, path: Path) -> set[str]:
+        """The words and numbers in a path below the root, with splits as in SPLITS: val and 2017 of valid2017."""
+        return {SPLITS.get(word, word) for word in re.findall(r"[^\W\d_]+|\d+", _plain(self.relative(path)))}
+
+    @cached_property
+    def _others_by_stem(self) -> dict[str, list[Path]]:
+        """Files that are neither images that can be read nor annotations, such as HEIC."""
+        known = (*IMAGE_SUFFIXES, *ANNOTATION_SUFFIXES)
+        return _grouped([path for path in self.files if path.suffix.lower() not in known], lambda p: _plain(p.stem))
 
     @cached_property
     def _by_stem(self) -> dict[str, list[Path]]:
@@ -130,17 +161,6 @@ def _grouped(paths: Iterable[Path], key: Callable[[Path], str]) -> dict[str, lis
     for path in paths:
         found.setdefault(key(path), []).append(path)
     return found
-
-
-def _only(images: list[Path], rank: Callable, source: Path, name: str) -> Path | InputError:
-    """The image of the lowest rank, or the error for none or several."""
-    if not images:
-        return InputError(f"{source}: there is no image '{name}' for it")
-    ranks = [rank(image) for image in images]
-    best = [image for image, own in zip(images, ranks, strict=True) if own == min(ranks)]
-    if len(best) == 1:
-        return best[0]
-    return InputError(f"{source}: '{name}' matches {len(best)} images: {first_few([str(path) for path in best])}")
 
 
 def _distance(one: Path, other: Path) -> int:

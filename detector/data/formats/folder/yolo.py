@@ -16,7 +16,7 @@ from detector.runtime.files import reading
 NUMBER = r"-?[\d.]+(e[+-]?\d+)?"
 LINE = re.compile(rf"\d+(\.0*)?(e\+?0+)?(\s+{NUMBER}){{4,}}\s*", re.IGNORECASE)  # numpy writes 0 as 0.000e+00
 MAX_YAML_BYTES = 1_000_000
-NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels")
+NAME_FILES = ("classes.txt", "predefined_classes.txt", "obj.names", "_darknet.labels")
 
 
 def read(tree: FileTree, options: ImageOptions) -> Iterator[Record]:
@@ -26,7 +26,7 @@ def read(tree: FileTree, options: ImageOptions) -> Iterator[Record]:
     with_boxes = {path for path, of_file in lines.items() if _has_boxes(of_file)}
     if not with_boxes:
         return  # captions, or lists
-    sources = _class_names(tree)
+    sources, keypoints = _class_names(tree), _keypoints(tree)
     for path, of_file in lines.items():
         image = images[path]
         if isinstance(image, InputError):
@@ -37,7 +37,7 @@ def read(tree: FileTree, options: ImageOptions) -> Iterator[Record]:
         try:
             if isinstance(of_file, InputError):
                 raise of_file
-            boxes = _boxes(path, of_file, names, read_image_hw(image, options))
+            boxes = _boxes(path, of_file, names, read_image_hw(image, options), keypoints)
             yield boxes.record(tree.relative(path), image, path)
         except InputError as error:
             yield Record(tree.relative(path), image, path, invalid=error)
@@ -54,8 +54,11 @@ def _has_boxes(lines: list[str] | InputError) -> bool:
     return isinstance(lines, list) and bool(lines) and LINE.fullmatch(lines[0]) is not None
 
 
-def _boxes(path: Path, lines: list[str], names: Sequence[str], image_hw: tuple[int, int]) -> Boxes:
-    """`class x y width height`, with the centre of the box, or `class x1 y1 x2 y2 ...`, a polygon."""
+def _boxes(path: Path, lines: list[str], names: Sequence[str], image_hw: tuple[int, int], keypoints: set[int]) -> Boxes:
+    """`class x y width height`, with the centre of the box, or `class x1 y1 x2 y2 ...`, a polygon.
+
+    With as many numbers more as in `keypoints`, these follow the box.
+    """
     boxes, (height, width) = Boxes(), image_hw
     for number, line in enumerate(lines, start=1):
         where = f"{path}: object {number}"
@@ -63,6 +66,8 @@ def _boxes(path: Path, lines: list[str], names: Sequence[str], image_hw: tuple[i
             index, *values = (float(value) for value in line.split())
         except ValueError:
             raise InputError(f"{where} is not `class x y width height`: {line!r:.60}") from None
+        if len(values) - 4 in keypoints:
+            values = values[:4]
         if not (len(values) == 4 or (len(values) >= 6 and len(values) % 2 == 0)):
             raise InputError(f"{where} has {len(values)} numbers after the class, not `x y width height`: {line!r:.60}")
         if not all(-0.01 <= value <= 1.01 for value in values):
@@ -113,6 +118,13 @@ def _class_names(tree: FileTree) -> dict[Path, tuple[str, ...]]:
     return found
 
 
+def _keypoints(tree: FileTree) -> set[int]:
+    """How many numbers of keypoints follow a box: the products of `kpt_shape` in the data.yaml files of poses."""
+    shapes = [(read_data_yaml(path) or {}).get("kpt_shape") for path in tree.files]
+    return {a * b for a, b in (shape for shape in shapes if isinstance(shape, list) and len(shape) == 2)
+            if isinstance(a, int) and isinstance(b, int)}  # fmt: skip
+
+
 def read_data_yaml(path: Path) -> dict | None:
     """The content of a data.yaml, which has `names`; None for another file. Raises InputError for broken YAML."""
     if path.suffix.lower() not in (".yaml", ".yml") or path.stat().st_size > MAX_YAML_BYTES:
@@ -126,8 +138,8 @@ def read_data_yaml(path: Path) -> dict | None:
 
 
 def _yaml_names(path: Path, names: object) -> tuple[str, ...]:
-    if isinstance(names, dict) and sorted(names, key=str) == sorted(range(len(names)), key=str):
-        names = [names[number] for number in range(len(names))]
+    if isinstance(names, dict) and {*map(str, names)} == {*map(str, range(len(names)))}:
+        names = [names[key] for key in sorted(names, key=int)]
     if not isinstance(names, list) or not all(isinstance(name, str | int) for name in names):
         raise InputError(f"{path}: 'names' is neither a list of names nor a map from 0, 1, 2 ... to names")
     return tuple(str(name) for name in names)
