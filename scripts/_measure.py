@@ -1,9 +1,11 @@
-"""Shared by the programs that measure: the time of a call, the processor, and speed and mAP of a trained detector."""
+"""Shared by the programs that measure: time, machine, tables, and speed and mAP of a trained detector."""
 
+import os
 import platform
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import detector
@@ -25,6 +27,21 @@ def processor() -> str:
     text = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
     name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return name[1] if name else platform.processor() or platform.machine()
+
+
+def machine() -> str:
+    """The processor, and the versions that its speed depends on."""
+    versions = f"Python {platform.python_version()}, numba {version('numba')}, numpy {version('numpy')}"
+    return f"{processor()}, {os.cpu_count()} cores; {versions}"
+
+
+def show(rows: Sequence[Mapping[str, object]]) -> None:
+    """Print rows with the same keys as a table in Markdown, numbers with three digits."""
+    print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
+    for row in rows:
+        print(
+            "| " + " | ".join(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row.values()) + " |"
+        )
 
 
 def detect_and_score(

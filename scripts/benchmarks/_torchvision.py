@@ -2,7 +2,6 @@
 
 import copy
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
@@ -15,6 +14,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from detector.models import FastRCNN, build_model
 from detector.settings import Model
 from detector.structures import RoiTargets
+from scripts._measure import seconds
 
 NUM_CLASSES = 20
 NETWORKS = {  # name: settings of the model, images (height, width)
@@ -92,14 +92,8 @@ def peer_detect(peer: Assembly, images: Tensor, proposals: Tensor) -> list[Tenso
 
 def median_seconds(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """The median time of each function. They are called in turn, and the first round does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for turn in range(rounds + 1):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in seconds.items()}
+    turns = [{name: seconds(function) for name, function in functions.items()} for _ in range(rounds + 1)]
+    return {name: statistics.median(turn[name] for turn in turns[1:]) for name in functions}
 
 
 def flops(function: Callable[[], object]) -> int:
@@ -113,9 +107,4 @@ def matmul_rate(dtype: torch.dtype) -> float:
     """Floating point operations per second of a matrix product of this machine, the best of ten."""
     size = 2048
     a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
-    times = []
-    for _ in range(10):
-        start = time.perf_counter()
-        a @ b
-        times.append(time.perf_counter() - start)
-    return 2 * size**3 / min(times)
+    return 2 * size**3 / min(seconds(lambda: a @ b) for _ in range(10))

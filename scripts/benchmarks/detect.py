@@ -18,9 +18,8 @@ from detector.inference.prepare import prepare
 from detector.runtime.device import Compute
 from detector.settings import Detect, RoISampling
 from detector.structures import Batch
+from scripts._measure import machine, show
 from scripts.benchmarks import _torchvision as peers
-from scripts.benchmarks.roi_pool import show
-from scripts.benchmarks.selective_search import machine
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

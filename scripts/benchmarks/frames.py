@@ -7,7 +7,6 @@ is drawn. Recall is that of the proposals at IoU 0.5, and mAP is area@0.50. The 
 """
 
 import argparse
-import os
 import statistics
 from pathlib import Path
 
@@ -18,9 +17,7 @@ from detector.data.image import image_options
 from detector.evaluation.recall import score_recall
 from detector.proposals.search import search_image
 from detector.runtime.ranks import cores
-from scripts._measure import detect_and_score, for_classes_of
-from scripts.benchmarks.roi_pool import show
-from scripts.benchmarks.selective_search import machine
+from scripts._measure import detect_and_score, for_classes_of, machine, show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
     models = {mode: detector.load(arguments.checkpoint, arguments.device, mode) for mode in arguments.modes}
     first = models[arguments.modes[0]]
     dataset = for_classes_of(first, given_dataset(arguments, image_options(first.settings.data)))
-    print(f"{len(dataset)} images of {dataset.name}; {machine()}, {os.cpu_count()} cores\n")
+    print(f"{len(dataset)} images of {dataset.name}; {machine()}\n")
     settings = [(mode, count) for mode in models for count in arguments.proposals]
     rates: dict[tuple[str, int], list[float]] = {setting: [] for setting in settings}
     scores: dict[tuple[str, int], float | None] = {}

@@ -21,7 +21,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from scripts.benchmarks.selective_search import machine
+from scripts._measure import machine
 
 RECIPES = {
     "default": [],

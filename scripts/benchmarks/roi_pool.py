@@ -26,6 +26,7 @@ import torchvision
 from torch import Tensor
 
 from detector.roi_pool import roi_pool
+from scripts._measure import show
 
 MAP_HW = 38, 63
 SCALE = 1 / 16
@@ -150,15 +151,6 @@ def peak_memory(peer: str, rois: int, part: str) -> float:
     command = [sys.executable, "-c", MEMORY_PROBE, peer, str(rois), part]
     root = Path(__file__).resolve().parents[2]
     return int(subprocess.run(command, capture_output=True, check=True, text=True, cwd=root).stdout) / 1e6
-
-
-def show(rows: list[dict[str, Any]]) -> None:
-    columns = list(rows[0])
-    cells = [[f"{row[c]:.3g}" if isinstance(row[c], float) else str(row[c]) for c in columns] for row in rows]
-    print("| " + " | ".join(columns) + " |")
-    print("|" + "---|" * len(columns))
-    for row in cells:
-        print("| " + " | ".join(row) + " |")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -30,7 +30,7 @@ from detector.evaluation.matching import match
 from detector.evaluation.results import RESULT_FILE, read_result_files
 from detector.evaluation.voc_ap import area_ap, score_sizes, score_voc
 from detector.structures import GroundTruth
-from scripts.benchmarks.selective_search import machine
+from scripts._measure import machine
 
 IMAGE_WH = np.array([500, 375])
 PEAK = "peak memory before the plain evaluator, MiB"

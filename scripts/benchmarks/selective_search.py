@@ -13,20 +13,19 @@ average recall over IoU 0.5, 0.55, ... 0.95 (and, in the first AR column, over c
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numba
 import numpy as np
-from defusedxml import ElementTree
 from PIL import Image
 
+from detector.box_arrays import box_iou_array
+from detector.data.dataset import DetectionDataset
+from detector.data.formats.voc import read_voc
 from detector.selective_search import selective_search
-from scripts._measure import processor
+from scripts._measure import machine, show
 
 THRESHOLDS = np.arange(0.5, 0.96, 0.05)
 COUNTS = (100, 300, 1000, 2000, None)
@@ -59,46 +58,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    names = (
-        (arguments.data / f"ImageSets/Main/{arguments.split}.txt")
-        .read_text(encoding="utf-8")
-        .split()[:: arguments.every]
-    )
-    paths = [arguments.data / f"JPEGImages/{name}.jpg" for name in names]
-    objects = [read_objects(arguments.data / f"Annotations/{name}.xml") for name in names]
-    print(f"{len(names)} images; {machine()}\n")
+    dataset = read_voc(arguments.data, arguments.split)
+    dataset = dataset.subset(range(0, len(dataset), arguments.every))
+    paths = [dataset.image_path(index) for index in range(len(dataset))]
+    print(f"{len(paths)} images; {machine()}\n")
     selective_search(np.zeros((8, 8, 3), np.uint8))  # compiles the kernels
     if not arguments.opencv_python:
         print("Only ours: --opencv-python was not given.\n")
-    rows = []
+    rows: list[dict[str, str]] = []
     for mode in arguments.modes:
-        found = {"ours": ours(paths, mode, threads=1)}
         if arguments.opencv_python:
             found = in_turns(paths, mode, arguments.opencv_python)
+        else:
+            found = {"ours": [timed(path, mode, threads=1) for path in paths]}
         for name, results in found.items():
-            rows += table_rows(f"{name}, {mode}", results, objects)
-    classes = sorted({label for labels, _ in objects for label in labels})
-    print_table(
-        ["", "s/image", "boxes", "AR", *(f"{c} {what}" for c in classes for what in ("0.5", "0.7", "AR"))],
-        rows,
-    )
+            rows += table_rows(f"{name}, {mode}", results, dataset)
+    show(rows)
     print()
     print_threads(paths)
-
-
-def machine() -> str:
-    versions = f"Python {platform.python_version()}, numba {numba.__version__}, numpy {np.__version__}"
-    return f"{processor()}, {os.cpu_count()} cores; {versions}"
-
-
-def read_objects(path: Path) -> tuple[list[str], np.ndarray]:
-    """Class names (G,) and boxes (G, 4) x1 y1 x2 y2 of an annotation file."""
-    names, boxes = [], []
-    for element in ElementTree.parse(path).getroot().iter("object"):
-        x1, y1, x2, y2 = (float(element.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax"))
-        names.append(element.findtext("name"))
-        boxes.append((x1 - 1, y1 - 1, x2, y2))
-    return names, np.array(boxes).reshape(-1, 4)
 
 
 def timed(path: Path, mode: str, threads: int) -> tuple[float, np.ndarray]:
@@ -106,10 +83,6 @@ def timed(path: Path, mode: str, threads: int) -> tuple[float, np.ndarray]:
     start = time.perf_counter()
     boxes = selective_search(image, mode, threads=threads)
     return time.perf_counter() - start, boxes
-
-
-def ours(paths: list[Path], mode: str, threads: int) -> list[tuple[float, np.ndarray]]:
-    return [timed(path, mode, threads) for path in paths]
 
 
 def in_turns(paths: list[Path], mode: str, python: str) -> dict[str, list[tuple[float, np.ndarray]]]:
@@ -129,41 +102,28 @@ def in_turns(paths: list[Path], mode: str, python: str) -> dict[str, list[tuple[
     return results
 
 
-def best_ious(boxes: np.ndarray, gt_boxes: np.ndarray) -> np.ndarray:
-    """The highest IoU of each of (G, 4) with any of (P, 4)."""
-    low = np.maximum(boxes[:, None, :2], gt_boxes[:, :2])
-    high = np.minimum(boxes[:, None, 2:], gt_boxes[:, 2:])
-    shared = np.clip(high - low, 0, None).prod(axis=2)
-    area, gt_area = (np.prod(b[:, 2:] - b[:, :2], axis=1) for b in (boxes.astype(float), gt_boxes))
-    return (shared / (area[:, None] + gt_area - shared)).max(axis=0)
-
-
-def table_rows(name: str, results: list, objects: list) -> Iterator[list[str]]:
+def table_rows(
+    name: str, results: list[tuple[float, np.ndarray]], dataset: DetectionDataset
+) -> Iterator[dict[str, str]]:
     """For each number of proposals: median seconds, mean boxes, average recall, and recall of each class."""
-    seconds = np.median([seconds for seconds, _ in results])
-    labels = np.array([label for names, _ in objects for label in names])
+    labels = np.array([label for record in dataset.records for label in record.names])
     for count in COUNTS:
-        ious = np.concatenate(
-            [best_ious(b[:count], gt) for (_, b), (_, gt) in zip(results, objects, strict=True) if len(gt)]
-        )
-        cells, averages = [], []
-        for label in sorted(set(labels)):
-            recalls = (ious[labels == label][:, None] >= THRESHOLDS - 1e-9).mean(axis=0)
-            averages.append(recalls.mean())
-            cells += [f"{recalls[0]:.3f}", f"{recalls[4]:.3f}", f"{recalls.mean():.3f}"]
-        used = np.mean([len(boxes[:count]) for _, boxes in results])
-        yield [
-            f"{name}, {f'first {count}' if count else 'all'}",
-            f"{seconds:.3f}",
-            f"{used:.0f}",
-            f"{np.mean(averages):.3f}",
-            *cells,
+        pairs = [
+            (record.boxes.astype(float), boxes[:count])
+            for record, (_, boxes) in zip(dataset.records, results, strict=True)
         ]
-
-
-def print_table(head: list[str], rows: list[list[str]]) -> None:
-    for row in (head, ["---"] * len(head), *rows):
-        print("|", " | ".join(row), "|")
+        ious = np.concatenate([box_iou_array(gt_boxes, boxes).max(axis=1) for gt_boxes, boxes in pairs])
+        recalls = {label: (ious[labels == label, None] >= THRESHOLDS - 1e-9).mean(axis=0) for label in dataset.classes}
+        row = {
+            "": f"{name}, {f'first {count}' if count else 'all'}",
+            "s/image": f"{np.median([seconds for seconds, _ in results]):.3f}",
+            "boxes": f"{np.mean([len(boxes) for _, boxes in pairs]):.0f}",
+            "AR": f"{np.mean([recall.mean() for recall in recalls.values()]):.3f}",
+        }
+        for label, recall in recalls.items():
+            values = {"0.5": recall[0], "0.7": recall[4], "AR": recall.mean()}
+            row |= {f"{label} {what}": f"{value:.3f}" for what, value in values.items()}
+        yield row
 
 
 def print_threads(paths: list[Path]) -> None:

@@ -19,9 +19,8 @@ from detector.runtime.device import Compute
 from detector.settings import RoISampling
 from detector.structures import RoiTargets, TrainBatch
 from detector.training.engine import TrainingConfig, train_step
+from scripts._measure import machine, show
 from scripts.benchmarks import _torchvision as peers
-from scripts.benchmarks.roi_pool import show
-from scripts.benchmarks.selective_search import machine
 
 CASES = {"VGG16": (2, 64), "ResNet-18, 320 px": (4, 64), "ResNet-50": (2, 64)}  # images, RoIs of each
 
