@@ -11,18 +11,10 @@ import argparse
 import logging
 import sys
 from itertools import chain
-from pathlib import Path
 
 from detector.data.check import Checked, check_data, check_proposals, proposal_recall, warn_leakage
 from detector.data.classes import require_unlike
-from detector.data.command_line import (
-    DATASET,
-    SPLIT,
-    add_format_option,
-    add_image_options,
-    image_options,
-    read_any,
-)
+from detector.data.command_line import add_datasets_options, given_datasets
 from detector.errors import InputError
 from detector.proposals.store import open_proposals, require_exif, require_images
 from detector.runtime.exits import exit_status
@@ -30,16 +22,10 @@ from detector.runtime.exits import exit_status
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, type=Path, help=DATASET)
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--splits", nargs="+", help=SPLIT)
-    which.add_argument("--annotations", nargs="+", metavar="FILE.json", help="COCO: annotation files, from ROOT")
-    parser.add_argument("--images", nargs="+", help="COCO: the folder of images of each, from ROOT (default: ROOT)")
+    add_datasets_options(parser)
     parser.add_argument("--proposals", nargs="+", help="a file of proposals for each of these")
     parser.add_argument("--classes", nargs="+", help="the expected class names (default: any)")
     parser.add_argument("--drop-empty-boxes", action="store_true", help="COCO: as data.drop_empty_boxes in training")
-    add_format_option(parser)
-    add_image_options(parser)
     arguments = parser.parse_args()
     logging.basicConfig(format="%(message)s", stream=sys.stdout, level=logging.INFO)  # tells what a folder has
     sys.exit(exit_status(lambda: 0 if check(arguments) else 1, "nothing was written"))
@@ -47,22 +33,15 @@ def main() -> None:
 
 def check(arguments: argparse.Namespace) -> bool:
     """Print the findings of each split; returns whether all are valid."""
-    names, options = arguments.splits or arguments.annotations or [None], image_options(arguments)
-    if arguments.images and not arguments.annotations:
-        raise InputError("--images belongs to --annotations; in VOC layout images are in JPEGImages")
+    names = arguments.splits or arguments.annotations or [None]
     if arguments.drop_empty_boxes and not arguments.annotations:
         raise InputError("--drop-empty-boxes belongs to --annotations; in VOC layout such objects are skipped anyway")
-    for option, given in (("--proposals", arguments.proposals), ("--images", arguments.images)):
-        if given and len(given) != len(names):
-            raise InputError(f"{option}: {len(given)} for {len(names)}, {', '.join(map(str, names))}")
+    if arguments.proposals and len(arguments.proposals) != len(names):
+        raise InputError(f"--proposals: {len(arguments.proposals)} for {len(names)}, {', '.join(map(str, names))}")
     valid, sets = True, []
-    for number, name in enumerate(names):
-        split, annotations = (None, name) if arguments.annotations else (name, None)
-        folder = arguments.images[number] if arguments.images else None
-        dataset = read_any(
-            arguments.data, split, annotations, folder, arguments.format, arguments.drop_empty_boxes,
-            arguments.classes, options,
-        )  # fmt: skip
+    for number, dataset in enumerate(given_datasets(arguments, names, arguments.drop_empty_boxes)):
+        if arguments.classes:
+            dataset = dataset.with_classes(arguments.classes)
         checked = check_data(dataset)
         sets.append(checked)
         print("\n  ".join([checked.summary(), f"classes: {', '.join(dataset.classes)}", *checked.details()]))

@@ -29,7 +29,7 @@ import yaml
 
 from detector.box_arrays import clip_array
 from detector.data.check import Checked, check_data
-from detector.data.command_line import DATASET, SPLIT, add_format_option, add_image_options, image_options, read_any
+from detector.data.command_line import WITHOUT_ANNOTATIONS, add_datasets_options, given_datasets, image_options
 from detector.data.dataset import DetectionDataset
 from detector.data.formats.folder.reader import split_names
 from detector.data.formats.voc import annotation_xml
@@ -42,15 +42,9 @@ from detector.structures import GroundTruth
 def main(command_line: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, type=Path, help=DATASET)
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--splits", nargs="+", help=SPLIT.replace("all)", "those that there are)"))
-    which.add_argument("--annotations", nargs="+", metavar="FILE.json", help="COCO: annotation files, from ROOT")
-    parser.add_argument("--images", nargs="+", help="COCO: the folder of images of each, from ROOT (default: ROOT)")
+    add_datasets_options(parser, "those that there are)")
     parser.add_argument("--to", required=True, choices=list(WRITERS), help="layout to write")
     parser.add_argument("--out", required=True, type=Path, help="folder to write to, new or empty")
-    add_format_option(parser)
-    add_image_options(parser)
     arguments = parser.parse_args(command_line)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     return exit_status(lambda: run(arguments), f"{arguments.out} is incomplete: delete it")
@@ -81,20 +75,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def read_splits(arguments: argparse.Namespace) -> dict[str, DetectionDataset]:
     """The dataset of each split, by its name."""
-    root, options = arguments.data, image_options(arguments)
     if arguments.annotations:
-        folders = arguments.images or [None] * len(arguments.annotations)
-        if len(folders) != len(arguments.annotations):
-            raise InputError(f"--images: {len(folders)} for {len(arguments.annotations)} files of annotations")
-        pairs = zip(arguments.annotations, folders, strict=True)
-        return {
-            Path(file).stem: named_by_file(read_any(root, None, file, images, image_options=options))
-            for file, images in pairs
-        }
+        names = [Path(file).stem for file in arguments.annotations]
+        return dict(zip(names, map(named_by_file, given_datasets(arguments, ())), strict=True))
     if arguments.images:
-        raise InputError("--images belongs to --annotations; in VOC layout images are in JPEGImages")
-    names = arguments.splits or split_names(root, arguments.format, options)
-    return {name: read_any(root, name, format=arguments.format, image_options=options) for name in names}
+        raise InputError(WITHOUT_ANNOTATIONS)
+    names = arguments.splits or split_names(arguments.data, arguments.format, image_options(arguments))
+    return dict(zip(names, given_datasets(arguments, names), strict=True))
 
 
 def named_by_file(dataset: DetectionDataset) -> DetectionDataset:

@@ -22,8 +22,9 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from detector.data.command_line import add_dataset_options, add_image_options, given_dataset, image_options
+from detector.data.command_line import add_dataset_options, add_image_options, given_dataset
 from detector.data.dataset import DetectionDataset
+from detector.data.image import UPRIGHT_IMAGES
 from detector.errors import InputError
 from detector.proposals.check import describe, fault_table, find_faults
 from detector.proposals.convert import READERS, WRITERS, convert
@@ -164,7 +165,7 @@ def generate(options: argparse.Namespace) -> None:
         raise InputError(f"--max-bad-fraction: {options.max_bad_fraction} must be from 0 to 1")
     from detector.proposals.generate import generate_proposals
 
-    dataset = given_dataset(options, image_options(options))
+    dataset = given_dataset(options)
     generate_proposals(dataset, options.out, options.mode, options.workers, options.shard, options.max_bad_fraction)
     print(summary(ProposalStore(options.out)))
 
@@ -188,7 +189,7 @@ def run_convert(options: argparse.Namespace) -> None:
     if options.target_format == "store":
         require_new_file("the file to write", options.target, ".safetensors")
     require_new_file("the file to write", options.target)
-    dataset = given_dataset(options, image_options(options)) if options.data else None
+    dataset = given_dataset(options) if options.data else None
     num_images, num_boxes = convert(
         options.source, options.source_format, options.target, options.target_format,
         options.order, options.base, dataset, options.i_trust_this_file,
@@ -201,7 +202,7 @@ def check(options: argparse.Namespace) -> int:
         require_new_file("--json", options.json)
     proposals = open_proposals(options.file)
     require_exif(proposals, options.exif)
-    faults = find_faults(proposals, given_dataset(options, image_options(options)))
+    faults = find_faults(proposals, given_dataset(options))
     print(fault_table(faults))
     if options.json:
         write_json(options.json, faults)
@@ -228,7 +229,7 @@ def grid(options: argparse.Namespace) -> None:
     require_new_file("--out", options.out, ".safetensors")
     from detector.proposals.generate import write_grid
 
-    write_grid(given_dataset(options, image_options(options)), options.out)
+    write_grid(given_dataset(options), options.out)
     print(summary(ProposalStore(options.out)))
 
 
@@ -238,7 +239,7 @@ def recall(options: argparse.Namespace) -> None:
             require_new_file(f"--{name}", getattr(options, name), *((".png",) if name == "plot" else ()))
     from detector.evaluation.recall import recall_table, write_recall_comparison, write_recall_plot
 
-    dataset = given_dataset(options)
+    dataset = given_dataset(options, UPRIGHT_IMAGES)
     results = {str(path): recall_of(open_proposals(path), dataset) for path in options.file}
     if len(options.file) == 1:
         (result,) = results.values()

@@ -1,7 +1,7 @@
 """Command-line options of scripts for datasets and images, the counterparts of `data` settings in training."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from detector.data.dataset import DetectionDataset
@@ -9,67 +9,81 @@ from detector.data.formats.coco import read_coco
 from detector.data.formats.folder import read_folder
 from detector.data.formats.folder.reader import ALL, FORMATS
 from detector.data.formats.voc import read_voc
-from detector.data.image import UPRIGHT_IMAGES, ImageOptions
+from detector.data.image import ImageOptions
 from detector.errors import InputError, first_few
 
 DATASET = "root of a dataset: VOC layout, COCO with --annotations, or any other folder of annotated images"
 SPLIT = "VOC: file in ImageSets/Main, without .txt; other folders: train, val, test or all (default: all)"
 
-
-def add_dataset_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """Add --data, and what `add_split_options` adds, for one dataset of any layout."""
-    parser.add_argument("--data", required=required, type=Path, help=DATASET)
-    add_split_options(parser)
+FORMAT = "format of the annotations, as data.format in training (default: the one that is found)"
+WITHOUT_ANNOTATIONS = "--images belongs to --annotations; in VOC layout images are in JPEGImages"
 
 
-def add_split_options(parser: argparse.ArgumentParser) -> None:
-    """Add --split, --annotations, --images and --format."""
+def add_dataset_options(parser: argparse.ArgumentParser, required: bool = True, root: bool = True) -> None:
+    """Add --data (unless not `root`), --split, --annotations, --images and --format: one dataset of any layout."""
+    if root:
+        parser.add_argument("--data", required=required, type=Path, help=DATASET)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--split", help=SPLIT)
     which.add_argument("--annotations", metavar="FILE.json", help="COCO: annotation file, from ROOT")
     parser.add_argument("--images", metavar="FOLDER", help="COCO: folder of the images, from ROOT (default: ROOT)")
-    add_format_option(parser)
-
-
-def add_format_option(parser: argparse.ArgumentParser) -> None:
-    """Add --format."""
-    parser.add_argument(
-        "--format",
-        choices=list(FORMATS),
-        help="format of the annotations, as data.format in training (default: the one that is found)",
-    )
+    parser.add_argument("--format", choices=list(FORMATS), help=FORMAT)
 
 
 def given_dataset(
-    arguments: argparse.Namespace, options: ImageOptions = UPRIGHT_IMAGES, root: Path | None = None
+    arguments: argparse.Namespace, options: ImageOptions | None = None, root: Path | None = None
 ) -> DetectionDataset:
-    """The dataset in --data, or in `root`, by the options of `add_split_options`."""
-    which = arguments.split, arguments.annotations, arguments.images, arguments.format
-    return read_any(root or arguments.data, *which, image_options=options)
+    """The dataset in --data, or in `root`, by the options above; images by `options`, else by the parsed ones."""
+    coco = arguments.annotations, arguments.images
+    return _read(root or arguments.data, arguments.split, coco, arguments.format, options or image_options(arguments))
 
 
-def read_any(
+def add_datasets_options(parser: argparse.ArgumentParser, all_splits: str = "all)") -> None:
+    """Add --data, --splits, --annotations, --images, --format and the image options: several datasets with one root."""
+    parser.add_argument("--data", required=True, type=Path, help=DATASET)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--splits", nargs="+", help=SPLIT.replace("all)", all_splits))
+    which.add_argument("--annotations", nargs="+", metavar="FILE.json", help="COCO: annotation files, from ROOT")
+    parser.add_argument("--images", nargs="+", help="COCO: the folder of images of each, from ROOT (default: ROOT)")
+    parser.add_argument("--format", choices=list(FORMATS), help=FORMAT)
+    add_image_options(parser)
+
+
+def given_datasets(
+    arguments: argparse.Namespace, splits: Sequence[str | None], drop_empty_boxes: bool = True
+) -> Iterator[DetectionDataset]:
+    """The datasets in --annotations, else these splits of the one in --data, by the options above."""
+    names, images, options = arguments.annotations or splits, arguments.images, image_options(arguments)
+    if images and not arguments.annotations:
+        raise InputError(WITHOUT_ANNOTATIONS)
+    if images and len(images) != len(names):
+        raise InputError(f"--images: {len(images)} for {len(names)}, {', '.join(map(str, names))}")
+    for name, folder in zip(names, images or [None] * len(names), strict=True):
+        coco = (name, folder) if arguments.annotations else (None, None)
+        yield _read(arguments.data, name, coco, arguments.format, options, drop_empty_boxes)
+
+
+def _read(
     root: Path,
     split: str | None,
-    annotations: str | None = None,
-    images: str | None = None,
-    format: str | None = None,
+    coco: tuple[str | None, str | None],
+    format: str | None,
+    image_options: ImageOptions,
     drop_empty_boxes: bool = True,
-    classes: Sequence[str] | None = None,
-    image_options: ImageOptions = UPRIGHT_IMAGES,
 ) -> DetectionDataset:
-    """A dataset of any layout: COCO with `annotations`, VOC if there is ImageSets/Main, else as `data=folder`."""
+    """A dataset: COCO by annotations and folder of images, VOC if there is ImageSets/Main, else as `data=folder`."""
+    annotations, images = coco
     if annotations:
-        return read_coco(root, annotations, images, drop_empty_boxes, classes, image_options)
+        return read_coco(root, annotations, images, drop_empty_boxes, image_options=image_options)
     if images:
-        raise InputError("--images belongs to --annotations; in VOC layout images are in JPEGImages")
+        raise InputError(WITHOUT_ANNOTATIONS)
     lists = root / "ImageSets" / "Main"
     if not lists.is_dir() or format is not None or split == ALL:
-        return read_folder(root, split or ALL, format, classes=classes, image_options=image_options)
+        return read_folder(root, split or ALL, format, image_options=image_options)
     if split is None:
         there = first_few(sorted(path.stem for path in lists.glob("*.txt")), 20)
         raise InputError(f"{root} is in VOC layout: name a split, of which it has {there or 'none'}, or {ALL}")
-    return read_voc(root, split, classes, image_options)
+    return read_voc(root, split, image_options=image_options)
 
 
 def add_image_options(parser: argparse.ArgumentParser) -> None:
@@ -78,12 +92,9 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--exif", default=default.exif, choices=["apply", "ignore"], help="EXIF orientation, as data.exif in training"
     )
+    most = default.max_pixels
     parser.add_argument(
-        "--max-image-pixels",
-        type=int,
-        default=default.max_pixels,
-        metavar="N",
-        help="as data.max_image_pixels in training",
+        "--max-image-pixels", type=int, default=most, metavar="N", help="as data.max_image_pixels in training"
     )
 
 

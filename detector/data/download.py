@@ -5,14 +5,12 @@ import hashlib
 import http.client
 import logging
 import os
-import re
 import shutil
 import tarfile
 import time
 import urllib.error
 import urllib.request
 import zlib
-from email.message import Message
 from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
@@ -107,12 +105,12 @@ def fetch_rest(url: str, part: Path, validator: Path) -> bool:
     except urllib.error.HTTPError as error:
         if error.code != 416 or not begin:
             raise
-        if _total(error.headers) == begin:  # already complete
+        if error.headers.get("Content-Range", "").endswith(f"/{begin}"):  # already complete
             return True
         part.unlink()  # the file on the server has changed
         return False
     with answer:
-        if answer.status == 206 and _first_byte(answer.headers) != begin:
+        if answer.status == 206 and not answer.headers.get("Content-Range", "").startswith(f"bytes {begin}-"):
             part.unlink(missing_ok=True)  # the server sends another range than requested: restart without one
             return False
         if answer.status == 200:
@@ -131,17 +129,6 @@ def fetch_rest(url: str, part: Path, validator: Path) -> bool:
                 file.write(chunk)
                 progress.update(len(chunk))
     return expected is None or part.stat().st_size == expected
-
-
-def _total(headers: Message) -> int | None:
-    """Size of the complete file, from `Content-Range: bytes */N`."""
-    match = re.search(r"/(\d+)$", headers.get("Content-Range", ""))
-    return int(match[1]) if match else None
-
-
-def _first_byte(headers: Message) -> int | None:
-    match = re.match(r"bytes (\d+)-", headers.get("Content-Range", ""))
-    return int(match[1]) if match else None
 
 
 def require_safe_tar() -> None:

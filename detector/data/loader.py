@@ -4,6 +4,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import cv2
@@ -35,6 +36,7 @@ class Proposals(Protocol):
     def scores(self, image_id: str) -> np.ndarray | None: ...
 
 
+@dataclass(eq=False)
 class TransformedDataset(Dataset):
     """Samples in the network frame, by key (index, position).
 
@@ -47,25 +49,14 @@ class TransformedDataset(Dataset):
     All errors name the image file: an InputError is raised as it is, any other error as RuntimeError.
     """
 
-    def __init__(
-        self,
-        dataset: DetectionDataset,
-        proposals: Proposals,
-        resize: Resize,
-        augment: Augment | None = None,
-        seed: int = 0,
-        selection: Selection = FIRST_2000,
-        use_difficult: bool = True,
-        crowd_ioa_threshold: float | None = None,
-    ) -> None:
-        self.dataset = dataset
-        self.proposals = proposals
-        self.resize = resize
-        self.augment = augment
-        self.seed = seed
-        self.selection = selection
-        self.use_difficult = use_difficult
-        self.crowd_ioa_threshold = crowd_ioa_threshold
+    dataset: DetectionDataset
+    proposals: Proposals
+    resize: Resize
+    augment: Augment | None = None
+    seed: int = 0
+    selection: Selection = FIRST_2000
+    use_difficult: bool = True
+    crowd_ioa_threshold: float | None = None
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Sample, int]:
         index, position = key
@@ -114,6 +105,7 @@ def _part_inside(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     return intersection_areas(boxes[:, None], others).max(axis=1) / box_areas(boxes)
 
 
+@dataclass(frozen=True)
 class TrainBatchSampler:
     """The images of each training batch, as lists of (index, position), from `start` to `iterations`.
 
@@ -121,35 +113,27 @@ class TrainBatchSampler:
     iteration i are a function of (seed, i). With several `processes`, each has its share of every batch, by its `rank`.
     """
 
-    def __init__(
-        self,
-        size: int,
-        images_per_batch: int,
-        iterations: int,
-        seed: int,
-        start: int = 0,
-        rank: int = 0,
-        processes: int = 1,
-        order: EpochOrder | None = None,
-    ) -> None:
-        self.order = order or EpochOrder(size, seed)
-        self.images_per_batch = images_per_batch
-        self.iterations = iterations
-        self.start = start
-        self.rank = rank
-        self.processes = processes
+    size: int
+    images_per_batch: int
+    iterations: int
+    seed: int
+    start: int = 0
+    rank: int = 0
+    processes: int = 1
+    order: EpochOrder | None = None
 
     def __len__(self) -> int:
         return self.iterations - self.start
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, order, size = -1, np.zeros(0, dtype=np.int64), self.order.size
+        epochs = self.order or EpochOrder(self.size, self.seed)
+        epoch, order, size = -1, np.zeros(0, dtype=np.int64), epochs.size
         for iteration in range(self.start, self.iterations):
             batch = []
             for position in range(iteration * self.images_per_batch, (iteration + 1) * self.images_per_batch):
                 if position // size != epoch:
                     epoch = position // size
-                    order = self.order.indices(epoch)
+                    order = epochs.indices(epoch)
                 batch.append((int(order[position % size]), position))
             share = len(batch) // self.processes
             yield batch[self.rank * share : (self.rank + 1) * share]
@@ -171,15 +155,22 @@ def collate(items: list[tuple[Sample, int]]) -> Batch:
     )
 
 
-def train_loader(
+def batch_loader(
     samples: TransformedDataset,
-    order: TrainBatchSampler,
+    batches: TrainBatchSampler | list[list[tuple[int, int]]],
     workers: int | Literal["auto"],
     collate: Callable[[list[tuple[Sample, int]]], Any] = collate,
     pin_memory: bool = False,
 ) -> DataLoader:
-    """Batches in the given order, made by `collate` in the workers, with `pin_memory` in page-locked memory."""
-    return _loader(samples, order, workers, collate, pin_memory)
+    """These batches, made by `collate` in the workers, with `pin_memory` in page-locked memory."""
+    return DataLoader(
+        samples,
+        batch_sampler=batches,
+        num_workers=min(cores_per_process(), MAX_AUTO_WORKERS) if workers == "auto" else workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        worker_init_fn=_init_worker,
+    )
 
 
 def eval_loader(
@@ -190,7 +181,7 @@ def eval_loader(
     With n `processes`, each has every n-th image, starting at its `rank`.
     """
     indices = range(rank, len(samples.dataset), processes)
-    return _loader(samples, [[(index, index)] for index in indices], workers, collate, pin_memory=False)
+    return batch_loader(samples, [[(index, index)] for index in indices], workers)
 
 
 @contextmanager
@@ -221,23 +212,6 @@ def explain_workers(last_images: list[str]) -> Iterator[None]:
             "when memory, or the shared memory in /dev/shm, runs out: use fewer workers, smaller images, or in a "
             f"container a larger --shm-size. The last images that arrived: {', '.join(last_images) or 'none'}"
         ) from error
-
-
-def _loader(
-    samples: TransformedDataset,
-    batches: TrainBatchSampler | list,
-    workers: int | Literal["auto"],
-    collate: Callable,
-    pin_memory: bool,
-) -> DataLoader:
-    return DataLoader(
-        samples,
-        batch_sampler=batches,
-        num_workers=min(cores_per_process(), MAX_AUTO_WORKERS) if workers == "auto" else workers,
-        collate_fn=collate,
-        pin_memory=pin_memory,
-        worker_init_fn=_init_worker,
-    )
 
 
 def _init_worker(worker: int) -> None:

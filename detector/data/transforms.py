@@ -4,7 +4,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import cv2
@@ -80,15 +80,15 @@ def as_input_error(where: str = "") -> Iterator[None]:
         raise InputError(f"augment.transforms{where}: {type(error).__name__}: {error}") from error
 
 
+@dataclass(frozen=True)
 class Resize:
     """Scale the image to a short side of `short_sides`, or to a long side of `max_side_px` if that is smaller.
 
     Of several short sides, the seed selects one at random.
     """
 
-    def __init__(self, short_sides: Sequence[int], max_side_px: int) -> None:
-        self.short_sides = short_sides
-        self.max_side_px = max_side_px
+    short_sides: Sequence[int]
+    max_side_px: int
 
     def __call__(self, sample: Sample, seed: int = 0) -> Sample:
         height, width = sample.image.shape[:2]

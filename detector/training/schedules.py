@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 
+@dataclass(frozen=True)
 class Step:
     """Linear warm-up from `warmup_factor` to 1; the factor is multiplied by `gamma` at each of `steps`.
 
@@ -11,28 +13,28 @@ class Step:
     `gamma` that is not a number above 0.
     """
 
-    def __init__(
-        self, iterations: int, steps: Sequence[float], gamma: float, warmup_iterations: int, warmup_factor: float
-    ) -> None:
-        if not (isinstance(gamma, int | float) and 0 < gamma < math.inf):
-            raise ValueError(f"gamma={gamma} must be a number above 0")
-        self.milestones = [step * iterations for step in steps]
-        self.gamma = gamma
-        self.warmup_iterations = warmup_iterations
-        self.warmup_factor = warmup_factor
+    iterations: int
+    steps: Sequence[float]
+    gamma: float
+    warmup_iterations: int
+    warmup_factor: float
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.gamma, int | float) and 0 < self.gamma < math.inf):
+            raise ValueError(f"gamma={self.gamma} must be a number above 0")
 
     def __call__(self, iteration: int) -> float:
-        drops = sum(iteration >= milestone for milestone in self.milestones)
+        drops = sum(iteration >= step * self.iterations for step in self.steps)
         return self.gamma**drops * _warmup(iteration, self.warmup_iterations, self.warmup_factor)
 
 
+@dataclass(frozen=True)
 class Cosine:
     """Half a cosine from 1 down to 0 at the last iteration, times a linear warm-up from `warmup_factor` to 1."""
 
-    def __init__(self, iterations: int, warmup_iterations: int, warmup_factor: float) -> None:
-        self.iterations = iterations
-        self.warmup_iterations = warmup_iterations
-        self.warmup_factor = warmup_factor
+    iterations: int
+    warmup_iterations: int
+    warmup_factor: float
 
     def __call__(self, iteration: int) -> float:
         cosine = (1 + math.cos(math.pi * iteration / self.iterations)) / 2

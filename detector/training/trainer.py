@@ -13,7 +13,7 @@ import yaml
 from tqdm import tqdm
 
 from detector.data.image import read_image_hw
-from detector.data.loader import TrainBatchSampler, eval_loader, explain_workers, train_loader
+from detector.data.loader import TrainBatchSampler, batch_loader, eval_loader, explain_workers
 from detector.errors import Stopped
 from detector.evaluation.recall import score_recall
 from detector.evaluation.report import Scores, score_detections, write_report
@@ -75,7 +75,7 @@ class Trainer:
             settings.seed, run.start, *share, components.train_order,
         )  # fmt: skip
         pin = components.compute.device.type == "cuda"
-        self.train_batches = train_loader(
+        self.train_batches = batch_loader(
             components.train_samples, order, settings.workers, components.training.collate_with_rois, pin
         )
         self.val_batches = eval_loader(components.val_samples, settings.workers, *share)

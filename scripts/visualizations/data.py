@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 
 from detector.data.check import check_data
+from detector.data.command_line import add_dataset_options, add_image_options, given_dataset
 from detector.errors import InputError
 from detector.runtime.files import write_atomically
 from detector.visualization.dataset import (
@@ -18,16 +19,16 @@ from detector.visualization.dataset import (
     draw_statistics,
 )
 from detector.visualization.style import save_figure, save_picture
-from scripts.visualizations import _data
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", type=Path, metavar="DATASET", help="folder of a dataset of any layout")
-    _data.add_arguments(parser)
+    add_dataset_options(parser, root=False)
+    add_image_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    checked = check_data(_data.dataset_of(arguments, arguments.dataset))
+    checked = check_data(given_dataset(arguments, root=arguments.dataset))
     dataset = checked.dataset
     objects = collect_objects(dataset, checked.image_hws)
     if not len(objects.labels):

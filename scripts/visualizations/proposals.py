@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from detector.data.command_line import image_options
+from detector.data.command_line import add_dataset_options, add_image_options, given_dataset, image_options
 from detector.data.dataset import DetectionDataset, image_dataset
 from detector.errors import InputError
 from detector.evaluation.recall import score_recall
@@ -18,7 +18,6 @@ from detector.runtime.ranks import cores
 from detector.settings import SearchMode
 from detector.visualization.proposals import draw_hierarchy, draw_proposals, draw_recall
 from detector.visualization.style import save_figure
-from scripts.visualizations import _data
 from scripts.visualizations._sources import Given, Searched
 
 HIERARCHY_BOXES = 25
@@ -26,7 +25,8 @@ HIERARCHY_BOXES = 25
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, metavar="IMAGE|DATASET", help="an image file, or the folder of a dataset")
-    _data.add_arguments(parser)
+    add_dataset_options(parser, root=False)
+    add_image_options(parser)
     parser.add_argument("--proposals", type=Path, help="file of proposals (default: selective search)")
     parser.add_argument(
         "--mode", choices=get_args(SearchMode), default="fast", help="mode of selective search (default: %(default)s)"
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name) < 1:
             raise InputError(f"--{name}: {getattr(arguments, name)} must be 1 or more")
     if arguments.source.is_dir():
-        dataset = _data.dataset_of(arguments, arguments.source)
+        dataset = given_dataset(arguments, root=arguments.source)
         draw_dataset(arguments, dataset.subset(range(min(arguments.count, len(dataset)))))
         return
     dataset = image_dataset(find_files(str(arguments.source)), (), image_options(arguments))

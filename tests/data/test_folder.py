@@ -14,7 +14,7 @@ import train
 from detector.builders import datasets
 from detector.data.check import accept, check_data, require_all_valid
 from detector.data.formats.folder import read_folder
-from detector.data.formats.folder.splits import near_copies, stratify
+from detector.data.formats.folder.new_split import near_copies, stratify
 from detector.errors import InputError
 from detector.proposals.store import ProposalStore
 from scripts.check_data import main as check_data_main

@@ -14,10 +14,10 @@ from detector.data.formats.voc import read_voc
 from detector.data.loader import (
     TrainBatchSampler,
     TransformedDataset,
+    batch_loader,
     collate,
     eval_loader,
     explain_workers,
-    train_loader,
 )
 from detector.data.proposal_selection import Selection
 from detector.data.transforms import PADDING_RGB, Augment, Resize
@@ -135,10 +135,10 @@ def contents(loader):
 def test_batches_do_not_depend_on_the_number_of_workers(samples):
     """albumentations 2.0.8 by itself repeats the same draws in each worker and epoch."""
     order = TrainBatchSampler(len(samples.dataset), images_per_batch=2, iterations=9, seed=3)
-    alone, together = contents(train_loader(samples, order, 0)), contents(train_loader(samples, order, 2))
+    alone, together = contents(batch_loader(samples, order, 0)), contents(batch_loader(samples, order, 2))
     assert alone == together
     by_image = {}
-    for ids, image, _ in contents(train_loader(samples, TrainBatchSampler(6, 1, 60, seed=3), 0)):
+    for ids, image, _ in contents(batch_loader(samples, TrainBatchSampler(6, 1, 60, seed=3), 0)):
         by_image.setdefault(ids[0], set()).add(image)
     assert {len(versions) for versions in by_image.values()} == {2}  # flipped, and not
 
@@ -149,13 +149,13 @@ def test_the_number_of_workers_can_follow_from_the_machine(samples, monkeypatch)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
         order = TrainBatchSampler(6, 2, 1, seed=0)
-        return [train_loader(samples, order, "auto").num_workers, eval_loader(samples, "auto").num_workers]
+        return [batch_loader(samples, order, "auto").num_workers, eval_loader(samples, "auto").num_workers]
 
     assert (workers(1), workers(6), workers(64)) == ([1, 1], [6, 6], [8, 8])
     assert workers(16, RANK="0", WORLD_SIZE="4") == [4, 4]
     assert workers(16, RANK="0", WORLD_SIZE="16", LOCAL_WORLD_SIZE="8") == [2, 2]  # on two machines
     assert workers(2, RANK="0", WORLD_SIZE="16", LOCAL_WORLD_SIZE="8") == [1, 1]
-    assert train_loader(samples, TrainBatchSampler(6, 2, 1, seed=0), 1).num_workers == 1
+    assert batch_loader(samples, TrainBatchSampler(6, 2, 1, seed=0), 1).num_workers == 1
 
 
 def test_scale_jitter_is_not_undone_by_resizing(small_shapes):

@@ -25,7 +25,7 @@ from detector.boxes import BoxCoder
 from detector.data.check import check_data
 from detector.data.fingerprint import fingerprint_data, fingerprint_proposals
 from detector.data.formats.voc import read_voc
-from detector.data.loader import TrainBatchSampler, TransformedDataset, train_loader
+from detector.data.loader import TrainBatchSampler, TransformedDataset, batch_loader
 from detector.data.transforms import Augment, Resize
 from detector.errors import InputError, RunFailure, Stopped
 from detector.evaluation.report import write_report
@@ -369,7 +369,7 @@ def test_case_09_batches_after_a_resume_do_not_depend_on_the_workers(small_shape
 
     def batches(start: int, workers: int) -> list:
         """Images and sampled RoIs, bit by bit."""
-        loader = train_loader(samples, TrainBatchSampler(6, 2, 9, 3, start), workers, training.collate_with_rois)
+        loader = batch_loader(samples, TrainBatchSampler(6, 2, 9, 3, start), workers, training.collate_with_rois)
         return [
             (batch.image_ids, batch.images.numpy().tobytes(), batch.targets.packed.numpy().tobytes(), batch.roi_counts)
             for batch in loader

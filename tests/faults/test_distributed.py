@@ -22,7 +22,7 @@ from detector.app import start
 from detector.boxes import BoxCoder
 from detector.builders.training import build_training
 from detector.data.formats.voc import read_voc
-from detector.data.loader import TrainBatchSampler, TransformedDataset, eval_loader, train_loader
+from detector.data.loader import TrainBatchSampler, TransformedDataset, batch_loader, eval_loader
 from detector.data.transforms import Resize
 from detector.errors import InputError, RunFailure, Stopped
 from detector.evaluation.matching import match
@@ -97,7 +97,7 @@ def train_a_little(root: Path, model: FastRCNN) -> list[float]:
     order = TrainBatchSampler(6, 2, 9, 0, 0, here.rank, here.world_size)
     learner, optimizer = wrap_ddp(model, COMPUTE.device), torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
     assert here.world_size == 1 or learner.gradient_as_bucket_view
-    batches = train_loader(six_images(root), order, 0, TRAINING.collate_with_rois)
+    batches = batch_loader(six_images(root), order, 0, TRAINING.collate_with_rois)
     steps = training_steps(learner, batches, optimizer, lambda _: 1.0, TRAINING, COMPUTE)
     return [float(step.values["loss/train"]) for step in steps]
 
@@ -136,7 +136,7 @@ def as_one(folder: Path, root: Path) -> None:
             list(stop.cut_short(range(3)))
 
     spoilt = tiny_model()
-    images = train_loader(
+    images = batch_loader(
         six_images(root), TrainBatchSampler(6, 6, 1, 0, 0, here.rank, here.world_size), 0, TRAINING.collate_with_rois
     )
     if here.rank == here.world_size - 1:  # not finite in one, stopped in all
@@ -177,7 +177,7 @@ def test_case_53_several_processes_train_and_score_as_one(root, tmp_path, proces
         together = torch.load(tmp_path / "weights.pt")
         assert all(torch.allclose(together[key], value, atol=1e-6) for key, value in alone.state_dict().items())
         failure = (tmp_path / "failure0").read_text()
-        guilty = next(iter(train_loader(six_images(root), TrainBatchSampler(6, 6, 1, 0, 0, 1, 2), 0))).image_ids
+        guilty = next(iter(batch_loader(six_images(root), TrainBatchSampler(6, 6, 1, 0, 0, 1, 2), 0))).image_ids
         assert [f"  {name} (" in failure for name in [f"i{number}" for number in range(6)]] == [
             f"i{number}" in guilty for number in range(6)
         ]

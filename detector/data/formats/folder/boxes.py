@@ -68,6 +68,11 @@ def read_text(path: Path) -> str:
         return text_of(path.read_bytes())
 
 
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that are not blank, without space around them. Same errors as `read_text`."""
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+
+
 def text_of(data: bytes, errors: str = "strict") -> str:
     """Decode UTF-8, or UTF-16 with a byte order mark, which programs on Windows write."""
     return data.decode("utf-16" if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig", errors)

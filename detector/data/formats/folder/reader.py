@@ -20,7 +20,8 @@ from detector.data.formats.folder import (
     yolo,
 )
 from detector.data.formats.folder.coco_and_voc import CHOOSE_COCO
-from detector.data.formats.folder.splits import find_splits, make_split
+from detector.data.formats.folder.new_split import make_split
+from detector.data.formats.folder.splits import find_splits
 from detector.data.formats.folder.tree import ANNOTATION_SUFFIXES, FileTree
 from detector.data.image import UPRIGHT_IMAGES, ImageOptions
 from detector.errors import InputError, first_few

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Container, Iterable
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 from unicodedata import normalize
@@ -174,7 +175,5 @@ def _distance(one: Path, other: Path) -> int:
 
 
 def _common_end(one: tuple[str, ...], other: tuple[str, ...]) -> int:
-    count = 0
-    while count < min(len(one), len(other)) and one[-1 - count] == other[-1 - count]:
-        count += 1
-    return count
+    pairs = zip(reversed(one), reversed(other), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

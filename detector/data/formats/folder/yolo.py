@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from detector.data.dataset import Record
-from detector.data.formats.folder.boxes import Boxes, read_text
+from detector.data.formats.folder.boxes import Boxes, read_lines, read_text
 from detector.data.formats.folder.tree import FileTree
 from detector.data.image import ImageOptions, read_image_hw
 from detector.errors import InputError, first_few
@@ -45,7 +45,7 @@ def read(tree: FileTree, options: ImageOptions) -> Iterator[Record]:
 
 def _lines(path: Path) -> list[str] | InputError:
     try:
-        return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+        return read_lines(path)
     except InputError as error:
         return error
 
@@ -107,7 +107,7 @@ def _class_names(tree: FileTree) -> dict[Path, tuple[str, ...]]:
     found: dict[Path, tuple[str, ...]] = {}
     for path in tree.files:
         if path.name.lower() in NAME_FILES:
-            names = tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
+            names = tuple(read_lines(path))
         elif content := read_data_yaml(path):
             names = _yaml_names(path, content["names"])
         else:
