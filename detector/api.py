@@ -402,11 +402,7 @@ def _box_array(boxes: Any, what: str) -> np.ndarray:
     return array
 
 
-def _given_proposals(
-    proposals: ProposalInput,
-    named: Named,
-    settings: CommonSettings,
-) -> ProposalLookup:
+def _given_proposals(proposals: ProposalInput, named: Named, settings: CommonSettings) -> ProposalLookup:
     """The source of the proposals of each image: a file, or arrays in the order of the images."""
     if isinstance(proposals, str | Path):
         if not isinstance(named, Mapping):

@@ -11,17 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
 
-from detector.schema import (
-    AS_TRAINED,
-    FIXED,
-    LAYOUT,
-    MACHINE,
-    PER_INVOCATION,
-    Settings,
-    Valid,
-    nullable,
-    valid_values,
-)
+from detector.schema import AS_TRAINED, FIXED, LAYOUT, MACHINE, PER_INVOCATION, Settings, Valid, nullable, valid_values
 
 T = TypeVar("T")
 Tuple = Annotated[tuple[T, ...], Field(strict=False)]  # a list in a file
@@ -38,10 +28,7 @@ SidePx = Annotated[int, Field(ge=1, le=20_000), Valid("an integer from 1 to 2000
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\x00]*$"), Valid("a string")]
 Names = Annotated[Tuple[Text], Field(max_length=10_000), Valid("a list of names, such as [cat,dog]")]
 PartFiles = Annotated[Tuple[Text | None], Valid("a list of files, or null, one for each dataset that is joined")]
-ProposalFiles = Annotated[
-    Text | PartFiles | None,
-    Valid(f"null, the name of a file, or {valid_values(PartFiles)}"),
-]
+ProposalFiles = Annotated[Text | PartFiles | None, Valid(f"null, the name of a file, or {valid_values(PartFiles)}")]
 Units = Annotated[int, Field(ge=1, le=65_536), Valid("an integer from 1 to 65536")]
 SearchMode = Literal["single", "fast", "quality"]  # of selective search
 BackboneName = Literal[
@@ -130,10 +117,7 @@ class Data(Settings):
     """As data.train_max_proposals, for validation images. More raise recall: fast selective search gives about 3000."""
     use_difficult: bool = True
     """true: objects marked difficult are trained on."""
-    repeat_rare: Annotated[
-        Annotated[float, Field(gt=0, le=1), Valid("a number above 0, up to 1")] | None,
-        FIXED,
-    ] = None
+    repeat_rare: Annotated[Annotated[float, Field(gt=0, le=1), Valid("a number above 0, up to 1")] | None, FIXED] = None
     """Images with a class that is in less than this fraction of the training images are repeated in an epoch, by the
     square root of the ratio (LVIS: 0.001); null: each image once."""
     group_by_aspect: Annotated[bool, FIXED] = False

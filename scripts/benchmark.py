@@ -13,7 +13,6 @@ from scripts._commands import add_commands
 
 
 def main(command_line: Sequence[str] | None = None) -> None:
-    """Run the program."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_commands(parser, "benchmarks", command_line)
     arguments = parser.parse_args(command_line)

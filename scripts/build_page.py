@@ -28,7 +28,6 @@ COUNTS = (1, 10, 30, 100, 300, 1000, 2000)  # regions per image, timed
 
 
 def main(command_line: Sequence[str] | None = None) -> int:
-    """Run the program; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, type=Path, help="the network: RUN/checkpoints/last.pt")
     parser.add_argument("--image", required=True, type=Path, help="an image in which the network finds objects")

@@ -34,7 +34,6 @@ NOT_COMPARED = ("run", "out", "checkpoint", "detections")  # differ between any 
 
 
 def main(command_line: Sequence[str] | None = None) -> int:
-    """Run the program; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder written by train.py or evaluate.py")
     parser.add_argument("--out", required=True, type=Path, help="the page to write, a new .html file")

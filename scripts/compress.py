@@ -24,7 +24,6 @@ ROIS, ROUNDS = 2000, 9
 
 
 def main(command_line: Sequence[str] | None = None) -> int:
-    """Run the program; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, type=Path, help="RUN/checkpoints/best.pt")
     parser.add_argument(
@@ -55,10 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError(f"{arguments.checkpoint}: model.head={settings.model.head} has no fc6 and fc7 to compress")
     network.head.compress(arguments.ranks)
     model = settings.model.plain() | {"svd_ranks": arguments.ranks}
-    compressed = checkpoint | {
-        "model": network.state_dict(),
-        "config": settings.with_values(model=model).plain(),
-    }
+    compressed = checkpoint | {"model": network.state_dict(), "config": settings.with_values(model=model).plain()}
     save_weights(arguments.out, compressed)
     print(f"{'':9}{'head, MiB':>12}{'head, ms':>12}{'mAP':>10}")
     for name, path in (("before", arguments.checkpoint), ("after", arguments.out / "model.safetensors")):

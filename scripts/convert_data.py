@@ -40,7 +40,6 @@ from detector.structures import GroundTruth
 
 
 def main(command_line: Sequence[str] | None = None) -> int:
-    """Run the program; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_datasets_options(parser, "those that there are)")
     parser.add_argument("--to", required=True, choices=list(WRITERS), help="layout to write")

@@ -24,7 +24,6 @@ EXAMPLES_SHOWN = 12
 
 
 def main(command_line: Sequence[str] | None = None) -> int:
-    """Run the program; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, type=Path, help="the network: RUN/checkpoints/best.pt")
     parser.add_argument("--images", help="folder or pattern of images to choose from, beside uploads")

@@ -27,8 +27,6 @@ is done; 130 or 143 interrupted.
 """
 
 import argparse
-import csv
-import io
 import itertools
 import json
 import sys
@@ -51,7 +49,7 @@ from detector.errors import InputError
 from detector.evaluation.results import write_coco_results
 from detector.inference.video import Video, VideoWriter, is_video
 from detector.runtime.exits import FAILED, exit_status
-from detector.runtime.files import find_files, require_inside, require_new, write_atomically
+from detector.runtime.files import csv_text, find_files, require_inside, require_new, write_atomically
 from detector.settings import SearchMode
 from detector.structures import Detections, GroundTruth
 
@@ -59,7 +57,6 @@ OUTPUT_SUFFIXES = (".jpg", ".xml", ".txt")
 
 
 def main(command_line: Sequence[str] | None = None) -> int:
-    """Run the program; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--checkpoint", required=True, type=Path, help="RUN/checkpoints/best.pt, or an exported network"
@@ -280,13 +277,11 @@ def write_yolo(path: Path, result: detector.Result) -> None:
 
 
 def write_csv(path: Path, found: Sequence[Detections], classes: Sequence[str]) -> None:
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["image", "class", "score", "x1", "y1", "x2", "y2"])
+    rows: list[list[str]] = [["image", "class", "score", "x1", "y1", "x2", "y2"]]
     for image in found:
         for label, score, box in zip(image.labels, image.scores, image.boxes, strict=True):
-            table.writerow([image.image_id, classes[label - 1], f"{score:.6f}", *(f"{value:.2f}" for value in box)])
-    write_atomically(path, text.getvalue().encode())
+            rows.append([image.image_id, classes[label - 1], f"{score:.6f}", *(f"{value:.2f}" for value in box)])
+    write_atomically(path, csv_text(rows).encode())
 
 
 def entries(result: detector.Result) -> list[dict]:

@@ -19,6 +19,7 @@ import argparse
 import json
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -56,14 +57,32 @@ def main(arguments: list[str] | None = None) -> None:
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    add_generate(commands.add_parser("generate", help="selective search over all images of a split"))
-    add_merge(commands.add_parser("merge", help="join the shards of one dataset"))
-    add_convert(commands.add_parser("convert", help="from one format to another"))
-    add_check(commands.add_parser("check", help="faults of proposals: missing, extra, NaN, out of bounds, ..."))
-    add_info(commands.add_parser("info", help="describe a file"))
-    add_union(commands.add_parser("union", help="join files of the same images, without near duplicates"))
-    add_grid(commands.add_parser("grid", help="windows on a grid, a baseline for recall"))
-    add_recall(commands.add_parser("recall", help="fraction of the objects that the proposals cover"))
+
+    def new(name: str, run: Callable[[argparse.Namespace], int | None], help: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=help)
+        command.set_defaults(run=run)
+        return command
+
+    add_generate(new("generate", generate, "selective search over all images of a split"))
+    command = new("merge", merge, "join the shards of one dataset")
+    command.add_argument("parts", nargs="+", type=Path, metavar="PART", help="a store made with --shard")
+    add_out(command)
+    add_convert(new("convert", run_convert, "from one format to another"))
+    command = new("check", check, "faults of proposals: missing, extra, NaN, out of bounds, ...")
+    add_file(command)
+    add_image_options(command)
+    new("info", info, "describe a file").add_argument("file", type=Path, help=FILE)
+    command = new("union", union, "join files of the same images, without near duplicates")
+    command.add_argument("files", nargs="+", type=Path, metavar="FILE", help=FILE)
+    command.add_argument("--nms", type=float, default=0.9, metavar="IOU", help="default: %(default)s; 1: keep all")
+    add_out(command)
+    command = new("grid", grid, "windows on a grid, a baseline for recall")
+    add_dataset_options(command)
+    add_image_options(command)
+    add_out(command)
+    command = new("recall", recall, "fraction of the objects that the proposals cover")
+    add_file(command, nargs="+")
+    command.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw a plot")
     return parser
 
 
@@ -80,13 +99,6 @@ def add_generate(command: argparse.ArgumentParser) -> None:
         help="fraction of unreadable images to allow; they are listed and have no boxes (default: %(default)s)",
     )  # fmt: skip
     command.add_argument("--shard", type=shard, metavar="I/N", help="only the I-th of N parts, from 1/N to N/N")
-    command.set_defaults(run=generate)
-
-
-def add_merge(command: argparse.ArgumentParser) -> None:
-    command.add_argument("parts", nargs="+", type=Path, metavar="PART", help="a store made with --shard")
-    add_out(command)
-    command.set_defaults(run=merge)
 
 
 def add_convert(command: argparse.ArgumentParser) -> None:
@@ -106,38 +118,6 @@ def add_convert(command: argparse.ArgumentParser) -> None:
     )
     add_dataset_options(command, required=False)
     add_image_options(command)
-    command.set_defaults(run=run_convert)
-
-
-def add_check(command: argparse.ArgumentParser) -> None:
-    add_file(command)
-    add_image_options(command)
-    command.set_defaults(run=check)
-
-
-def add_info(command: argparse.ArgumentParser) -> None:
-    command.add_argument("file", type=Path, help=FILE)
-    command.set_defaults(run=info)
-
-
-def add_union(command: argparse.ArgumentParser) -> None:
-    command.add_argument("files", nargs="+", type=Path, metavar="FILE", help=FILE)
-    command.add_argument("--nms", type=float, default=0.9, metavar="IOU", help="default: %(default)s; 1: keep all")
-    add_out(command)
-    command.set_defaults(run=union)
-
-
-def add_grid(command: argparse.ArgumentParser) -> None:
-    add_dataset_options(command)
-    add_image_options(command)
-    add_out(command)
-    command.set_defaults(run=grid)
-
-
-def add_recall(command: argparse.ArgumentParser) -> None:
-    add_file(command, nargs="+")
-    command.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw a plot")
-    command.set_defaults(run=recall)
 
 
 def add_out(command: argparse.ArgumentParser) -> None:

@@ -16,8 +16,6 @@ is done; 130 or 143 interrupted.
 """
 
 import argparse
-import csv
-import io
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -27,7 +25,7 @@ import numpy as np
 
 from detector.errors import InputError
 from detector.runtime.exits import FAILED, exit_status
-from detector.runtime.files import open_atomically, require_inside, write_atomically
+from detector.runtime.files import csv_text, open_atomically, require_inside, write_atomically
 
 MIN_SCORE = 0.05  # below, a detection has a doubt under 0.01
 COMBINE: dict[str, Callable[[np.ndarray], float]] = {
@@ -38,7 +36,6 @@ COMBINE: dict[str, Callable[[np.ndarray], float]] = {
 
 
 def main(command_line: Sequence[str] | None = None) -> int:
-    """Run the program; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--checkpoint", required=True, type=Path, help="RUN/checkpoints/best.pt, or an exported network"
@@ -84,7 +81,10 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             rows.append((image_id, doubt_of(result.scores, arguments.by), len(result)))
     rows.sort(key=lambda row: (-row[1], row[0]))
-    write_atomically(arguments.out / "ranking.csv", ranking(rows).encode())
+    ranking = [[rank, image_id, f"{doubt:.6f}", count] for rank, (image_id, doubt, count) in enumerate(rows, start=1)]
+    write_atomically(
+        arguments.out / "ranking.csv", csv_text([["rank", "image", "doubt", "detections"], *ranking]).encode()
+    )
     chosen = rows[: arguments.top or 0]
     for image_id, *_ in chosen:
         place(files[image_id], arguments.out / "images" / image_id, arguments.link)
@@ -98,16 +98,6 @@ def run(arguments: argparse.Namespace) -> int:
 def doubt_of(scores: np.ndarray, by: str) -> float:
     """The doubt of an image from the scores (N,) of its detections."""
     return COMBINE[by]((1 - np.abs(2 * scores.astype(np.float64) - 1)) ** 2)
-
-
-def ranking(rows: Sequence[tuple[str, float, int]]) -> str:
-    """The text of ranking.csv."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["rank", "image", "doubt", "detections"])
-    for rank, (image_id, doubt, count) in enumerate(rows, start=1):
-        table.writerow([rank, image_id, f"{doubt:.6f}", count])
-    return text.getvalue()
 
 
 def place(source: Path, target: Path, link: bool) -> None:

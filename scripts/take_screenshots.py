@@ -32,7 +32,6 @@ COLOURS = 128
 
 
 def main(command_line: Sequence[str] | None = None) -> int:
-    """Run the program; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
     parser.add_argument("--out", type=Path, default=IMAGES, help="folder of the pictures (default: docs/images)")

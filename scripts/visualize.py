@@ -19,7 +19,6 @@ from scripts._commands import add_commands
 
 
 def main(command_line: Sequence[str] | None = None) -> int:
-    """Run the program; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     command = add_commands(parser, "visualizations", command_line)
     if command is not None:

@@ -28,9 +28,8 @@ from detector.runtime.files import require_writable
 from detector.runtime.ranks import rank_info
 from detector.settings import CommonSettings, Data, Loss, Training, TrainSettings
 from detector.training.checkpoint import load_scaler, load_state
-from detector.training.components import TrainingComponents
 from detector.training.diagnostics import warn_if_memory_is_short
-from detector.training.engine import TrainingConfig
+from detector.training.engine import TrainingComponents, TrainingConfig
 from detector.training.losses import LossConfig
 from detector.training.optimizers import averaged_model, default_rate, parameter_groups
 from detector.training.resume import check_same_run

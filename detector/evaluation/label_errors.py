@@ -17,8 +17,6 @@ An object is listed once, with its highest suspicion. A network tends to agree w
 so detections should come from a network that has not seen them.
 """
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,6 +24,7 @@ import numpy as np
 
 from detector.evaluation.error_analysis import BACKGROUND, BACKGROUND_IOU, CONFUSION, DUPLICATE, LOCALISATION, Errors
 from detector.evaluation.matching import HIT, Matches
+from detector.runtime.files import csv_text
 
 CONFIDENT = 0.5
 MIN_SUSPICION, MAX_LISTED = 0.1, 1000
@@ -92,16 +91,14 @@ def label_errors_csv(
 
     The box is the annotated one, for `missing` that of the detection, in continuous pixels counted from 0.
     """
-    objects, text = matches.objects, io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["image", "kind", "suspicion", "label", "found", "x1", "y1", "x2", "y2"])
+    rows = [["image", "kind", "suspicion", "label", "found", "x1", "y1", "x2", "y2"]]
     for suspect in suspects:
         number, box = place_of(suspect, matches)
-        label = classes[objects.labels[suspect.target] - 1] if suspect.target >= 0 else ""
+        label = classes[matches.objects.labels[suspect.target] - 1] if suspect.target >= 0 else ""
         found = classes[matches.labels[suspect.detection] - 1] if suspect.detection >= 0 else ""
         corners = [f"{value:.2f}" for value in box]
-        table.writerow([image_ids[number], suspect.kind, f"{suspect.suspicion:.4f}", label, found, *corners])
-    return text.getvalue()
+        rows.append([image_ids[number], suspect.kind, f"{suspect.suspicion:.4f}", label, found, *corners])
+    return csv_text(rows)
 
 
 def place_of(suspect: Suspect, matches: Matches) -> tuple[int, np.ndarray]:

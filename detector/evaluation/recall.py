@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from detector.box_arrays import box_iou_array
@@ -102,21 +103,17 @@ def _cell(value: float | None) -> str:
 @styled
 def write_recall_plot(path: Path, result: dict) -> None:
     """Write a PNG: recall by IoU for each number of proposals, and average recall by number for each group."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    by_iou, by_number = figure.subplots(1, 2)
+    figure, by_iou, by_number = _axes("recall")
     everything = result["groups"]["all"]
     for key, recall in everything["recall"].items():
         if recall is not None:
             by_iou.plot(result["iou"], recall, label=f"{key} (AR {everything['AR'][key]:.3f})")
-    by_iou.set(xlabel="IoU", ylabel="recall", ylim=(0, 1.02))
     by_iou.set_title(f"the first proposals of {result['boxes_per_image']:.0f} per image")
     for name, group in result["groups"].items():
         if group["objects"]:
             style = "--" if name in SIZES else "-"
             by_number.plot(list(group["AR"]), list(group["AR"].values()), style, label=f"{name} ({group['objects']})")
-    by_number.set(xlabel="proposals", ylabel="average recall, IoU 0.5 to 0.95", ylim=(0, 1.02))
     for axes in figure.axes:
-        axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(fontsize="small")
     write_atomically(path, png(figure))
@@ -125,17 +122,22 @@ def write_recall_plot(path: Path, result: dict) -> None:
 @styled
 def write_recall_comparison(path: Path, results: Mapping[str, dict]) -> None:
     """Write a PNG with a line for each file of proposals: recall by IoU of all, and average recall by number."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    by_iou, by_number = figure.subplots(1, 2)
+    figure, by_iou, by_number = _axes("recall of all proposals")
     for name, result in results.items():
         everything = result["groups"]["all"]
         if everything["objects"]:
             label = f"{name} (AR {everything['AR']['all']:.3f}, {result['boxes_per_image']:.0f} per image)"
             by_iou.plot(result["iou"], everything["recall"]["all"], label=label)
             by_number.plot(list(everything["AR"]), list(everything["AR"].values()))
-    by_iou.set(xlabel="IoU", ylabel="recall of all proposals", ylim=(0, 1.02))
-    by_number.set(xlabel="proposals", ylabel="average recall, IoU 0.5 to 0.95", ylim=(0, 1.02))
-    by_iou.grid(alpha=0.3)
-    by_number.grid(alpha=0.3)
     figure.legend(*by_iou.get_legend_handles_labels(), loc="outside lower left", fontsize="small")
     write_atomically(path, png(figure))
+
+
+def _axes(recall: str) -> tuple[Figure, Axes, Axes]:
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    by_iou, by_number = figure.subplots(1, 2)
+    by_iou.set(xlabel="IoU", ylabel=recall, ylim=(0, 1.02))
+    by_number.set(xlabel="proposals", ylabel="average recall, IoU 0.5 to 0.95", ylim=(0, 1.02))
+    for axes in figure.axes:
+        axes.grid(alpha=0.3)
+    return figure, by_iou, by_number

@@ -19,7 +19,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,7 +27,7 @@ import numpy as np
 from safetensors import safe_open
 
 from detector.errors import InputError, first_few, require_distinct
-from detector.proposals.formats.records import BoxFormat, ImageProposals, RawProposals
+from detector.proposals.formats.records import BoxFormat, ImageProposals, LazyRows, RawProposals
 from detector.runtime.files import open_atomically, reading
 
 FORMAT = "fast-rcnn proposals 2"
@@ -103,7 +103,12 @@ class ProposalStore:
     @property
     def raw(self) -> RawProposals:
         """The same proposals as RawProposals, like those of other formats."""
-        return RawProposals(self.path, BoxFormat("xyxy", "0"), _StoreRows(self))
+        usable = {image_id: None for image_id in self.image_ids if image_id in self}
+        return RawProposals(self.path, BoxFormat("xyxy", "0"), LazyRows(usable, self._boxes_and_scores))
+
+    def _boxes_and_scores(self, image_id: str) -> np.ndarray:
+        boxes, scores = self[image_id], self.scores(image_id)
+        return boxes if scores is None else np.column_stack([boxes, scores])
 
     def _rows(self, tensor: Any, image_id: str) -> np.ndarray:
         number = self._index[image_id]
@@ -126,21 +131,6 @@ def _reasons(generator: dict) -> dict[str, str]:
     if not (isinstance(reasons, dict) and all(isinstance(reason, str) for reason in reasons.values())):
         raise ValueError("its list of unreadable images does not map ids to reasons")
     return reasons
-
-
-class _StoreRows(Mapping[str, np.ndarray]):
-    def __init__(self, store: ProposalStore) -> None:
-        self._store = store
-
-    def __getitem__(self, image_id: str) -> np.ndarray:
-        boxes, scores = self._store[image_id], self._store.scores(image_id)
-        return boxes if scores is None else np.column_stack([boxes, scores])
-
-    def __iter__(self) -> Iterator[str]:
-        return (image_id for image_id in self._store.image_ids if image_id in self._store)
-
-    def __len__(self) -> int:
-        return len(self._store) - len(self._store.unreadable)
 
 
 def write_store(

@@ -11,10 +11,7 @@ from detector.roi_pool.reference import round_half_away
 
 
 def roi_pool(
-    features: Tensor,
-    rois: Tensor | Sequence[Tensor],
-    output_size: int | tuple[int, int],
-    spatial_scale: float = 1.0,
+    features: Tensor, rois: Tensor | Sequence[Tensor], output_size: int | tuple[int, int], spatial_scale: float = 1.0
 ) -> Tensor:
     """Max-pool each region of interest to a fixed size (Fast R-CNN, section 2.1).
 

@@ -1,12 +1,14 @@
 """Files: find them, read them with clear errors, and write them so that a reader never sees a partial file."""
 
+import csv
 import glob
 import hashlib
+import io
 import itertools
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
@@ -38,6 +40,13 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
     """Write `data` to `path`; if the program or the machine stops on the way, `path` is unchanged."""
     with open_atomically(path) as file:
         file.write(data)
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """The content of a CSV file with these rows."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 @contextmanager

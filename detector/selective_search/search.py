@@ -50,11 +50,7 @@ MODES = {
 
 
 def selective_search(
-    image: npt.NDArray[np.uint8],
-    mode: str = "fast",
-    seed: int = 0,
-    threads: int | None = None,
-    max_side_px: int = 1000,
+    image: npt.NDArray[np.uint8], mode: str = "fast", seed: int = 0, threads: int | None = None, max_side_px: int = 1000
 ) -> npt.NDArray[np.float32]:
     """Propose boxes for the objects of an image (Uijlings et al., IJCV 2013).
 

@@ -8,10 +8,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
+from torch.optim.swa_utils import AveragedModel
 
 from detector.boxes import BoxCoder
-from detector.data.loader import collate
+from detector.data.epoch_order import EpochOrder
+from detector.data.loader import TransformedDataset, collate
 from detector.errors import InputError
+from detector.inference.predict import DetectorConfig
+from detector.models import FastRCNN
 from detector.runtime.device import NOT_DETERMINISTIC, Compute
 from detector.runtime.distributed import all_reduce_sum, mean, raise_once
 from detector.runtime.ranks import rank_info
@@ -54,6 +58,31 @@ class TrainingConfig:
         counts = targets.rois[:, 0].long().bincount(minlength=len(batch.images)).tolist()
         gt_boxes = [boxes.numpy() for boxes in batch.gt_boxes]  # a tensor would need a file to be sent
         return TrainBatch(batch.image_ids, batch.image_hws, gt_boxes, batch.images, targets, counts)
+
+
+@dataclass(frozen=True)
+class TrainingComponents:
+    """What training is made of, built by `builders.training`: network, optimizer, data and their settings."""
+
+    classes: tuple[str, ...]
+    model: FastRCNN
+    optimizer: torch.optim.Optimizer
+    schedule: Callable[[int], float]  # the factor on its learning rates at an iteration
+    training: TrainingConfig
+    detector: DetectorConfig
+    compute: Compute
+    train_samples: TransformedDataset
+    val_samples: TransformedDataset
+    fingerprints: dict[str, str]  # of data and proposals
+    train_order: EpochOrder
+    averaged: AveragedModel | None = None  # the moving average of the weights, if `train.ema` is set
+
+    @property
+    def evaluated_model(self) -> FastRCNN:
+        """The network that is evaluated and shared."""
+        model = self.model if self.averaged is None else self.averaged.module
+        assert isinstance(model, FastRCNN)
+        return model
 
 
 @dataclass(frozen=True)
@@ -113,11 +142,7 @@ def training_steps(
 
 
 def train_step(
-    model: nn.Module,
-    batch: TrainBatch,
-    optimizer: torch.optim.Optimizer,
-    compute: Compute,
-    config: TrainingConfig,
+    model: nn.Module, batch: TrainBatch, optimizer: torch.optim.Optimizer, compute: Compute, config: TrainingConfig
 ) -> dict[str, Tensor | float]:
     """Forward and backward pass of each part of the batch, then one optimizer step. Returns losses, gradient norm and
     accuracies by TensorBoard tag.

@@ -30,9 +30,8 @@ from detector.schema import flatten
 from detector.settings import TrainSettings
 from detector.structures import Detections
 from detector.training.checkpoint import Checkpoints
-from detector.training.components import TrainingComponents
 from detector.training.diagnostics import CollapseDetector, DivergenceDetector, label_entropy
-from detector.training.engine import CompletedStep, training_steps
+from detector.training.engine import CompletedStep, TrainingComponents, training_steps
 from detector.training.resume import Run, is_due, is_out_of_patience, lacks_evaluation
 from detector.training.tracking import Means, Tracker, tag_of
 from detector.visualization.confusion import draw_confusion

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -104,21 +105,14 @@ def _font_size(features: np.ndarray) -> float:
     return min(11.0, 310.0 / max(features.shape) / max(longest, 3))
 
 
+def _add_frame(axes: Axes, corner: tuple[float, float], size: tuple[float, float], colour: str, **style: Any) -> None:
+    axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=colour, linewidth=2.5, **style))
+
+
 def draw_region(axes: Axes, pooling: Pooling) -> None:
     """A dashed line around the cells of the region."""
     x1, y1, x2, y2 = pooling.region
-    axes.add_patch(
-        Rectangle(
-            (x1 - 0.5, y1 - 0.5),
-            x2 - x1 + 1,
-            y2 - y1 + 1,
-            fill=False,
-            edgecolor=INK,
-            linewidth=2.5,
-            linestyle="--",
-            zorder=2.2,
-        )
-    )
+    _add_frame(axes, (x1 - 0.5, y1 - 0.5), (x2 - x1 + 1, y2 - y1 + 1), INK, linestyle="--", zorder=2.2)
     height, width = pooling.features.shape
     axes.set_xlim(min(x1, 0) - 0.65, max(x2, width - 1) + 0.65)
     axes.set_ylim(max(y2, height - 1) + 0.65, min(y1, 0) - 0.65)
@@ -132,7 +126,7 @@ def draw_sections(axes: Axes, pooling: Pooling) -> dict[tuple[int, int], tuple[i
         corner, size = (left - 0.5 + inset, top - 0.5 + inset), (right - left - 2 * inset, bottom - top - 2 * inset)
         colour = section_colour(i, j)
         axes.add_patch(Rectangle(corner, *size, facecolor=colour, alpha=0.28, linewidth=0))
-        axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=colour, linewidth=2.5, zorder=2.3))
+        _add_frame(axes, corner, size, colour, zorder=2.3)
         drawn[i, j] = (top, bottom, left, right)
     for row, column in _shared_cells(pooling):
         axes.add_patch(
@@ -166,11 +160,8 @@ def draw_maxima(axes: Axes, pooling: Pooling, count: int | None = None) -> dict[
         drawn[i, j] = (row, column)
     if max(pooling.features.shape) <= NUMBERS_UP_TO:
         for row, column in taken:
-            text, size = (
-                number(float(pooling.features[row, column]), pooling.features),
-                _font_size(pooling.features) * 0.95,
-            )
-            axes.text(column, row, text, ha="center", va="center", weight="bold", fontsize=size, zorder=5)
+            text, size = number(float(pooling.features[row, column]), pooling.features), _font_size(pooling.features)
+            axes.text(column, row, text, ha="center", va="center", weight="bold", fontsize=0.95 * size, zorder=5)
     return drawn
 
 
@@ -188,12 +179,9 @@ def draw_output(
         is_empty = pooling.cells[i, j, 0] < 0
         colour, text = FAINT if is_empty else section_colour(i, j), number(pooling.values[i, j], pooling.features)
         axes.add_patch(Rectangle((j - 0.47, i - 0.47), 0.94, 0.94, facecolor=colour, alpha=0.28, linewidth=0))
-        axes.add_patch(Rectangle((j - 0.47, i - 0.47), 0.94, 0.94, fill=False, edgecolor=colour, linewidth=2.5))
-        differs = other is not None and other.values[i, j] != pooling.values[i, j]
-        if differs:
-            axes.add_patch(
-                Rectangle((j - 0.38, i - 0.33), 0.76, 0.66, fill=False, edgecolor=INK, linewidth=2.5, linestyle=":")
-            )
+        _add_frame(axes, (j - 0.47, i - 0.47), (0.94, 0.94), colour)
+        if other is not None and other.values[i, j] != pooling.values[i, j]:
+            _add_frame(axes, (j - 0.38, i - 0.33), (0.76, 0.66), INK, linestyle=":")
         artist = axes.text(j, i, text, ha="center", va="center", fontsize=size, weight="bold")
         drawn[i, j] = artist.get_text()
     return drawn
@@ -230,14 +218,9 @@ def draw_comparison(disjoint: Pooling, overlapping: Pooling) -> tuple[Figure, Dr
     """One row for each rule: sections with their maxima, output, rule. Outputs that differ are framed."""
     figure = new_figure(11, 8.4)
     found = []
-    names = ("by the article", "by the layer")
-    for row, pooling, other, name in zip(
-        figure.subplots(2, 3, width_ratios=(1.15, 0.8, 1)),
-        (disjoint, overlapping),
-        (None, disjoint),
-        names,
-        strict=True,
-    ):
+    rows = figure.subplots(2, 3, width_ratios=(1.15, 0.8, 1))
+    cases = (disjoint, None, "by the article"), (overlapping, disjoint, "by the layer")
+    for row, (pooling, other, name) in zip(rows, cases, strict=True):
         draw_map(row[0], pooling.features, f"Cut {name}")
         draw_region(row[0], pooling)
         sections, maxima = draw_sections(row[0], pooling), draw_maxima(row[0], pooling)

@@ -80,10 +80,7 @@ def case_functions(features: Tensor, rois: Tensor, peers: list[str]) -> dict[str
     result = roi_pool(last, rois, POOLED, SCALE)
     grad = torch.randn_like(result)
     source, target = torch.ones_like(result), torch.ones_like(result)
-    functions: dict[str, Callable[[], Any]] = {
-        "fill": lambda: target.fill_(1),
-        "copy": lambda: target.copy_(source),
-    }
+    functions: dict[str, Callable[[], Any]] = {"fill": lambda: target.fill_(1), "copy": lambda: target.copy_(source)}
     for name in ["ours", *peers]:
         inputs, inputs_grad, inputs_rois = (last, grad, rois)
         if name != "ours":

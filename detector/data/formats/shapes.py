@@ -33,10 +33,7 @@ VERSION = "1"  # of the generated images
 
 
 def read_shapes(
-    root: str | Path,
-    split: str,
-    classes: Sequence[str] | None = None,
-    image_options: ImageOptions = UPRIGHT_IMAGES,
+    root: str | Path, split: str, classes: Sequence[str] | None = None, image_options: ImageOptions = UPRIGHT_IMAGES
 ) -> DetectionDataset:
     """The shapes dataset, generated into `root` if it does not exist.
 

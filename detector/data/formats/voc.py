@@ -36,10 +36,7 @@ class _NoObject(Exception):
 
 
 def read_voc(
-    root: str | Path,
-    split: str,
-    classes: Sequence[str] | None = None,
-    image_options: ImageOptions = UPRIGHT_IMAGES,
+    root: str | Path, split: str, classes: Sequence[str] | None = None, image_options: ImageOptions = UPRIGHT_IMAGES
 ) -> DetectionDataset:
     """Images with their ground truth, in the order of a split file.
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from detector.evaluation.comparison import FOUND_SCORE, RESAMPLES, Compared, Estimate
 from detector.evaluation.pages import html
-from detector.evaluation.pages.html import CURVE_COLOURS, Html, Line, Section
+from detector.evaluation.pages.html import CURVE_COLOURS, Axis, Html, Line, Section
 from detector.evaluation.pages.pictures import Picture
 
 MAX_RUNS = CURVE_COLOURS
@@ -97,7 +97,7 @@ def _curves(title: str, key: str, histories: Mapping[str, History]) -> Html | No
         return None
     ends = max(line.x.max(initial=1) for line in lines)
     top = max(line.y.max(initial=0) for line in lines)
-    return html.plot(title, lines, "iteration", title, (0.0, float(ends)), (0.0, max(float(top), 1e-3)))
+    return html.plot(title, lines, Axis("iteration", 0.0, float(ends)), Axis(title, 0.0, max(float(top), 1e-3)))
 
 
 def _settings(settings: Mapping[str, Mapping[str, object]]) -> Html:

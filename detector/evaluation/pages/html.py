@@ -46,6 +46,23 @@ class Line:
     y: np.ndarray  # (N,)
 
 
+@dataclass(frozen=True)
+class Axis:
+    """An axis of a plot."""
+
+    label: str
+    low: float = 0.0
+    high: float = 1.0
+
+    def ticks(self) -> list[float]:
+        """Round numbers within the range, about five."""
+        span = self.high - self.low
+        unit = 10.0 ** np.floor(np.log10(span / 4))
+        step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if span / (unit * factor) <= 5)
+        first = np.ceil(self.low / step - 1e-9)
+        return [round(float(step * number), 10) + 0.0 for number in np.arange(first, self.high / step + 1e-9)]
+
+
 def page(title: str, head: Html, sections: Sequence[Section], data: dict | None = None) -> str:
     """The HTML of the page; page.js reads `data` as JSON."""
     links = "".join(f'<a href="#{part.id}">{escape(part.title)}</a>' for part in sections)
@@ -127,29 +144,20 @@ def _figure(picture: Picture) -> str:
     )
 
 
-def plot(
-    title: str,
-    lines: Sequence[Line],
-    x_label: str,
-    y_label: str,
-    x_range: tuple[float, float],
-    y_range: tuple[float, float],
-    marker: str = "",
-) -> Html:
+def plot(title: str, lines: Sequence[Line], x: Axis, y: Axis, marker: str = "") -> Html:
     """Lines over one another with a legend. marker: the class of a dot that page.js moves."""
     width, height = PLOT
-    x_ticks, y_ticks = _ticks(x_range), _ticks(y_range)
     shapes = [
-        f'<path class="grid" d="M{_x(tick, x_range):.1f} 0V{height}"/><text x="{_x(tick, x_range):.1f}" '
+        f'<path class="grid" d="M{_x(tick, x):.1f} 0V{height}"/><text x="{_x(tick, x):.1f}" '
         f'y="{height + 15}" text-anchor="middle">{tick:g}</text>'
-        for tick in x_ticks
+        for tick in x.ticks()
     ] + [
-        f'<path class="grid" d="M0 {_y(tick, y_range):.1f}H{width}"/><text x="-6" y="{_y(tick, y_range) + 4:.1f}" '
+        f'<path class="grid" d="M0 {_y(tick, y):.1f}H{width}"/><text x="-6" y="{_y(tick, y) + 4:.1f}" '
         f'text-anchor="end">{tick:g}</text>'
-        for tick in y_ticks
+        for tick in y.ticks()
     ]
     shapes += [
-        f'<path class="curve c{number % CURVE_COLOURS}" d="{_path(line, x_range, y_range)}"/>'
+        f'<path class="curve c{number % CURVE_COLOURS}" d="{_path(line, x, y)}"/>'
         for number, line in enumerate(lines)
         if len(line.x)
     ]
@@ -160,33 +168,24 @@ def plot(
     return Html(
         f'<figure class="plot"><figcaption><b>{escape(title)}</b></figcaption>'
         f'<svg viewBox="-44 -12 {width + 60} {height + 50}" role="img" aria-label="{escape(title)}: '
-        f'{escape(y_label)} over {escape(x_label)}">{"".join(shapes)}'
-        f'<text x="{width / 2}" y="{height + 32}" text-anchor="middle">{escape(x_label)}</text>'
-        f'<text transform="translate(-33 {height / 2}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text></svg>'
+        f'{escape(y.label)} over {escape(x.label)}">{"".join(shapes)}'
+        f'<text x="{width / 2}" y="{height + 32}" text-anchor="middle">{escape(x.label)}</text>'
+        f'<text transform="translate(-33 {height / 2}) rotate(-90)" text-anchor="middle">{escape(y.label)}</text></svg>'
         f'<p class="legend">{legend}</p></figure>'
     )
 
 
-def _x(value: Number, ends: tuple[float, float]) -> Number:
-    return (value - ends[0]) / (ends[1] - ends[0]) * PLOT[0]
+def _x(value: Number, axis: Axis) -> Number:
+    return (value - axis.low) / (axis.high - axis.low) * PLOT[0]
 
 
-def _y(value: Number, ends: tuple[float, float]) -> Number:
-    return (ends[1] - value) / (ends[1] - ends[0]) * PLOT[1]
+def _y(value: Number, axis: Axis) -> Number:
+    return (axis.high - value) / (axis.high - axis.low) * PLOT[1]
 
 
-def _ticks(ends: tuple[float, float]) -> list[float]:
-    """Round numbers within the range, about five."""
-    span = ends[1] - ends[0]
-    unit = 10.0 ** np.floor(np.log10(span / 4))
-    step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if span / (unit * factor) <= 5)
-    first = np.ceil(ends[0] / step - 1e-9)
-    return [round(float(step * number), 10) + 0.0 for number in np.arange(first, ends[1] / step + 1e-9)]
-
-
-def _path(line: Line, x_range: tuple[float, float], y_range: tuple[float, float]) -> str:
+def _path(line: Line, x_axis: Axis, y_axis: Axis) -> str:
     """The line through at most MAX_POINTS of its points, at equal distances along it, and through its last."""
-    x, y = _x(line.x, x_range), _y(line.y, y_range)
+    x, y = _x(line.x, x_axis), _y(line.y, y_axis)
     way = np.concatenate([[0.0], np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y)))])
     chosen = (
         np.unique(np.searchsorted(way, np.linspace(0, way[-1], MAX_POINTS))) if len(x) > MAX_POINTS else range(len(x))

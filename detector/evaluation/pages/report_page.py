@@ -9,7 +9,7 @@ from detector.evaluation import tables
 from detector.evaluation.counts import CONFUSION_SCORE, NUM_THRESHOLDS, ThresholdCounts
 from detector.evaluation.matching import Curve
 from detector.evaluation.pages import html
-from detector.evaluation.pages.html import Html, Line, Section
+from detector.evaluation.pages.html import Axis, Html, Line, Section
 from detector.evaluation.pages.pictures import Picture
 from detector.evaluation.voc_ap import area_ap
 
@@ -22,7 +22,6 @@ MEANING = {
     "missed": "objects without any detection, the largest first",
 }
 MATRIX_CLASSES, CONFUSIONS_SHOWN = 30, 100  # a matrix up to this many classes, else a list of this length
-AXES = ("recall", "precision", (0.0, 1.0), (0.0, 1.0))
 
 
 def report_page(
@@ -74,7 +73,7 @@ def _curves(curves: Mapping[str, Mapping[str, Curve]]) -> Html:
                 Line(f"IoU {iou}: AP {area_ap(curve):.3f} (area)", curve.recall, curve.precision)
                 for iou, curve in of_class.items()
             ]
-            plots.append(html.plot(name, lines, *AXES, marker=f"m{index}"))
+            plots.append(html.plot(name, lines, Axis("recall"), Axis("precision"), f"m{index}"))
     note = "<p>The dot is at the score threshold that is set below.</p>"
     return Html(f'{note}<div class="row">{"".join(plots) or "<p>There is no object.</p>"}</div>')
 

@@ -13,7 +13,7 @@ v7.3 is only read, as no program but MATLAB writes it; scores are written if the
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +23,7 @@ import numpy as np
 from detector.errors import InputError, require_distinct
 from detector.proposals.formats.mat5 import read_mat5
 from detector.proposals.formats.mat73 import read_mat73
-from detector.proposals.formats.records import BoxFormat, ImageProposals, RawProposals, as_rows
+from detector.proposals.formats.records import BoxFormat, ImageProposals, LazyRows, RawProposals, as_rows
 from detector.runtime.files import open_atomically, reading
 
 FOLDER_BOX_FORMATS = {
@@ -67,25 +67,15 @@ def read_mat_folder(path: Path, name: str) -> RawProposals:
         raise InputError(f"{path}: not a .mat file, nor a folder with .mat files")
     ids = [file.stem.removesuffix(DEMO_SUFFIX) if name == "demo-mat" else file.stem for file in files]
     require_distinct(path, ids)
-    return RawProposals(path, FOLDER_BOX_FORMATS[name], _MatFolder(dict(zip(ids, files, strict=True))))
+    file_of = dict(zip(ids, files, strict=True))
+    return RawProposals(path, FOLDER_BOX_FORMATS[name], LazyRows(file_of, lambda id: _read_one(file_of[id])))
 
 
-class _MatFolder(Mapping[str, np.ndarray]):
-    def __init__(self, files: dict[str, Path]) -> None:
-        self._files = files
-
-    def __getitem__(self, image_id: str) -> np.ndarray:
-        path = self._files[image_id]
-        content = load_mat(path, ("boxes", "scores"))
-        if "boxes" not in content:
-            raise InputError(f"{path}: has no variable `boxes`")
-        return as_rows(path, "`boxes`", content["boxes"], content.get("scores"))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
-
-    def __len__(self) -> int:
-        return len(self._files)
+def _read_one(path: Path) -> np.ndarray:
+    content = load_mat(path, ("boxes", "scores"))
+    if "boxes" not in content:
+        raise InputError(f"{path}: has no variable `boxes`")
+    return as_rows(path, "`boxes`", content["boxes"], content.get("scores"))
 
 
 def write_voc_mat(path: Path, images: Iterable[ImageProposals]) -> None:

@@ -20,13 +20,7 @@ from typing import Any
 import numpy as np
 
 from detector.errors import InputError, require_distinct
-from detector.proposals.formats.records import (
-    BoxFormat,
-    ImageProposals,
-    RawProposals,
-    as_rows,
-    ranked,
-)
+from detector.proposals.formats.records import BoxFormat, ImageProposals, RawProposals, as_rows, ranked
 from detector.runtime.files import open_atomically, reading
 
 CONTINUOUS = BoxFormat("xyxy", "0")

@@ -1,6 +1,6 @@
 """Common records of all proposal formats, and the conversion of their coordinates to boxes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +78,28 @@ class RawProposals:
         """Scores (P,) float32, or None if the file has no scores."""
         rows = self.rows[image_id]
         return rows[:, 4].astype(np.float32) if rows.shape[1] == 5 else None
+
+
+@dataclass(frozen=True)
+class LazyRows(Mapping[str, np.ndarray]):
+    """Rows by image id, each read on access by `read`."""
+
+    ids: Collection[str]  # a set or dict, whose order is kept
+    read: Callable[[str], np.ndarray]
+
+    def __getitem__(self, image_id: str) -> np.ndarray:
+        if image_id not in self.ids:
+            raise KeyError(image_id)
+        return self.read(image_id)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.ids)
+
+    def __contains__(self, image_id: object) -> bool:
+        return image_id in self.ids
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 def as_rows(path: Path, what: str, array: np.ndarray, scores: np.ndarray | None = None) -> np.ndarray:

@@ -13,13 +13,14 @@ import math
 import sys
 import zipfile
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from detector.errors import InputError
-from detector.proposals.formats.records import ImageProposals, RawProposals, as_rows
+from detector.proposals.formats.records import ImageProposals, LazyRows, RawProposals, as_rows
 from detector.runtime.files import open_atomically, reading
 
 CSV_ORDERS = {"xyxy": ("x1", "y1", "x2", "y2"), "xywh": ("x", "y", "w", "h")}
@@ -41,23 +42,13 @@ def read_npz(path: Path) -> RawProposals:
                     f"{item.filename} unpacks to {item.file_size} bytes; the limit is {MAX_ARRAY_BYTES}: store fewer "
                     "boxes of this image"
                 )
-    return RawProposals(path, None, _NpzRows(path, content))
+    return RawProposals(path, None, LazyRows(dict.fromkeys(content.files), partial(_read_array, path, content)))
 
 
-class _NpzRows(Mapping[str, np.ndarray]):
-    def __init__(self, path: Path, content: np.lib.npyio.NpzFile) -> None:
-        self._path, self._content = path, content
-
-    def __getitem__(self, image_id: str) -> np.ndarray:
-        with reading(self._path, f"'{image_id}' cannot be read", sys.maxsize):  # such as an array of objects
-            rows = self._content[image_id]
-        return as_rows(self._path, f"'{image_id}'", rows)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._content.files)
-
-    def __len__(self) -> int:
-        return len(self._content.files)
+def _read_array(path: Path, content: np.lib.npyio.NpzFile, image_id: str) -> np.ndarray:
+    with reading(path, f"'{image_id}' cannot be read", sys.maxsize):  # such as an array of objects
+        rows = content[image_id]
+    return as_rows(path, f"'{image_id}'", rows)
 
 
 def write_npz(path: Path, images: Iterable[ImageProposals]) -> None:

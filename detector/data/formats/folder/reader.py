@@ -10,15 +10,7 @@ import numpy as np
 
 from detector.data.classes import check_classes
 from detector.data.dataset import DetectionDataset, Record
-from detector.data.formats.folder import (
-    coco_and_voc,
-    createml,
-    csv_boxes,
-    cvat_xml,
-    label_studio,
-    labelme,
-    yolo,
-)
+from detector.data.formats.folder import coco_and_voc, createml, csv_boxes, cvat_xml, label_studio, labelme, yolo
 from detector.data.formats.folder.coco_and_voc import CHOOSE_COCO
 from detector.data.formats.folder.new_split import make_split
 from detector.data.formats.folder.splits import find_splits
