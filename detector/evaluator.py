@@ -62,7 +62,8 @@ def score_checkpoint(given: EvaluateSettings) -> float | None:
         if settings.data.val_proposals is None:  # reads those made in training, saves new ones here
             folder = Path(trained.proposals.folder or "")
             kept = datasets.kept_proposals(settings.data, dataset, folder, settings.proposals.mode)
-            settings = _with_data(settings, val_proposals=kept if any(kept) else None)
+            kept_or_new = {"val_proposals": kept if any(kept) else None}
+            settings = settings.with_values(data=settings.data.plain() | kept_or_new)
         model = build_trained_model(settings.model, checkpoint["model"], len(dataset.classes))
         if given.svd_ranks is not None:
             if not isinstance(model.head, FcHead):
@@ -180,10 +181,6 @@ def with_training_settings(given: EvaluateSettings, trained: CommonSettings) -> 
 def _given(group: Settings) -> dict:
     """The settings that are not null."""
     return {key: value for key, value in group.plain().items() if value is not None}
-
-
-def _with_data(settings: CommonSettings, **values: object) -> CommonSettings:
-    return settings.with_values(data=settings.data.plain() | values)
 
 
 def _require_selectable(data: dict, trained: Data) -> None:

@@ -157,9 +157,8 @@ def build_training(settings: TrainSettings, checkpoint: dict | None) -> Training
 
     torch.manual_seed(settings.seed)  # seeds the initial weights
     model = build_model(settings.model, len(classes))
-    has_boxes = False  # trained ones
-    if settings.model.weights is not None and checkpoint is None:
-        has_boxes = load_weights(model, settings.model.backbone, settings.model.weights, classes)
+    weights = settings.model.weights if checkpoint is None else None
+    has_boxes = weights is not None and load_weights(model, settings.model.backbone, weights, classes)  # trained ones
     compute.place(model)
     optimizer, schedule = build_optimizer(settings, model)
     largest_hw = max(datasets.short_sides(data)), data.max_side_px

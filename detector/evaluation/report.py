@@ -82,12 +82,12 @@ def write_report(
             write_atomically(folder / "precision_recall" / f"{name}.png", plot)
     write_atomically(folder / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
     if page:
-        matches, image_ids = scores.matches, dataset.image_ids
+        matches = scores.matches
         suspects = find_label_errors(matches, scores.errors, scores.metric.iou_thresholds[0])
-        listed = label_errors_csv(suspects, matches, image_ids, classes)
+        listed = label_errors_csv(suspects, matches, dataset.image_ids, classes)
         write_atomically(folder / "label_errors.csv", listed.encode())
-        pictures = draw_errors(matches, scores.errors, image_ids, classes, dataset.image)
-        pictures["suspects"] = draw_suspects(suspects, matches, image_ids, classes, dataset.image)
+        pictures = draw_errors(matches, scores.errors, dataset)
+        pictures["suspects"] = draw_suspects(suspects, matches, dataset)
         title = f"Evaluation on {dataset.name}"
         text = report_page(title, metrics, curves, scores.counts, scores.confusion, pictures)
         write_atomically(folder / "report.html", text.encode())

@@ -9,6 +9,11 @@ def number(value: float | None) -> str:
     return "no object" if value is None else f"{value:.4f}"
 
 
+def tag_of(metric: str) -> str:
+    """A metric's name, such as `area@0.50:0.95`, as part of a TensorBoard tag, without @ and colon."""
+    return metric.replace("@", "_").replace(":", "-")
+
+
 def ap_rows(metrics: dict) -> list[list[str]]:
     """A header, one row per class, and the mean; one column per metric."""
     voc, coco = metrics["voc"], metrics.get("coco")

@@ -105,10 +105,9 @@ def require_box_format(
         )
     if declared == BoxFormat("xywh", "0-inclusive"):
         declared = BoxFormat("xywh", "0")
-    mine = matches[_options(declared)]
     stretched = [_stretch(boxes, hw) for boxes, hw in zip(converted[declared], hws, strict=True)]
     stretched_match = measure_match(stretched, gt_boxes, hws)
-    theirs = matches[_options(best)]
+    mine, theirs = matches[_options(declared)], matches[_options(best)]
     other_order = best.order != declared.order
     # Stretched boxes always touch the far borders, so they must also find more objects than another order.
     if stretched_match.score > theirs.score + MARGIN and (not other_order or stretched_match.found > theirs.found):

@@ -19,6 +19,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from detector.errors import InputError
 from detector.evaluation.counts import ThresholdCounts
+from detector.evaluation.tables import tag_of
 from detector.inference.embedding import EmbeddedObjects
 from detector.runtime.exits import DISK_IS_FULL
 
@@ -68,11 +69,6 @@ class Means:
             tag: float(column.nanmean() if tag.startswith(MAY_LACK) else column.mean())
             for tag, column in columns.items()
         }
-
-
-def tag_of(metric: str) -> str:
-    """A metric's name, such as `area@0.50:0.95`, as part of a TensorBoard tag, without @ and colon."""
-    return metric.replace("@", "_").replace(":", "-")
 
 
 class Tracker:

@@ -18,7 +18,7 @@ from detector.errors import Stopped
 from detector.evaluation.recall import score_recall
 from detector.evaluation.report import Scores, score_detections, write_report
 from detector.evaluation.results import round_trip_results
-from detector.evaluation.tables import ap_table
+from detector.evaluation.tables import ap_table, tag_of
 from detector.inference.embedding import embed_objects
 from detector.inference.predict import evaluate
 from detector.runtime.device import peak_memory_mib
@@ -33,7 +33,7 @@ from detector.training.checkpoint import Checkpoints
 from detector.training.diagnostics import CollapseDetector, DivergenceDetector, label_entropy
 from detector.training.engine import CompletedStep, TrainingComponents, training_steps
 from detector.training.resume import Run, is_due, is_out_of_patience, lacks_evaluation
-from detector.training.tracking import Means, Tracker, tag_of
+from detector.training.tracking import Means, Tracker
 from detector.visualization.confusion import draw_confusion
 from detector.visualization.drawing import draw_detections
 from detector.visualization.sampling import draw_sampled_rois, roi_ious

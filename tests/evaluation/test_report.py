@@ -147,7 +147,7 @@ def test_pictures_show_the_proposals_of_the_detections(tmp_path, gray):
     moved = [replace(item, proposals=item.boxes + np.float32(2)) for item in FOUND]
     dataset = dataset_of(TRUTHS, CLASSES, image=gray)
     scores = score_detections(dataset, moved, Metric())
-    [picture] = draw_errors(scores.matches, scores.errors, dataset.image_ids, CLASSES, dataset.image)["confusion"]
+    [picture] = draw_errors(scores.matches, scores.errors, dataset)["confusion"]
     roles = {mark.role: mark.box for mark in picture.marks}
     assert [*roles] == ["object", "proposal", "detection"]
     scale = (roles["object"][2] - roles["object"][0]) / 40  # the object is 40 pixels wide
@@ -168,7 +168,7 @@ def test_page_of_many_detections_and_classes_stays_small(gray):
         detections.append(Detections(str(image), boxes, generator.integers(1, 61, 3000), scores))
     dataset = dataset_of(truths, classes, image=gray)
     scores = score_detections(dataset, detections, Metric())
-    pictures = draw_errors(scores.matches, scores.errors, dataset.image_ids, classes, dataset.image)
+    pictures = draw_errors(scores.matches, scores.errors, dataset)
     pictures["suspects"] = []
     text = report_page("many", scores.metrics, scores.curves, scores.counts, scores.confusion, pictures)
     assert len(text) < 1_000_000

@@ -77,7 +77,8 @@ def _read_images(path: Path, folder: Path, items: list[dict]) -> list[Record]:
     for number, item in enumerate(items):
         what = f"images[{number}]"
         image_id, file = str(_get(path, what, item, "id", (int, str))), _get(path, what, item, "file_name", str)
-        records.append(Record(image_id, folder / file, path, annotated_hw=_image_hw(item)))
+        hw = valid_hw(item.get("height"), item.get("width"))
+        records.append(Record(image_id, folder / file, path, annotated_hw=hw))
     require_distinct(path, [record.image_id for record in records])
     if not items:
         raise InputError(f"{path}: it has no images")
@@ -171,9 +172,8 @@ def _categories(path: Path, items: list[dict]) -> dict[str, int]:
     return dict(zip(names, ids, strict=True))
 
 
-def _image_hw(item: dict) -> tuple[int, int] | None:
-    """(H, W) of the image, or None if the file does not give a valid size."""
-    height, width = item.get("height"), item.get("width")
+def valid_hw(height: object, width: object) -> tuple[int, int] | None:
+    """The size of an image as a file has it, or None if it is missing or not valid."""
     if not (isinstance(height, int) and isinstance(width, int)):
         return None
     return (height, width) if 0 < height < LARGEST_PX and 0 < width < LARGEST_PX else None

@@ -10,6 +10,7 @@ from detector.evaluation.comparison import FOUND_SCORE, RESAMPLES, Compared, Est
 from detector.evaluation.pages import html
 from detector.evaluation.pages.html import CURVE_COLOURS, Axis, Html, Line, Section
 from detector.evaluation.pages.pictures import Picture
+from detector.evaluation.tables import tag_of
 
 MAX_RUNS = CURVE_COLOURS
 History = Sequence[Mapping[str, float]]  # the lines of metrics.jsonl
@@ -76,7 +77,7 @@ def _tables(compared: Mapping[str, Compared], others: Sequence[str]) -> Html:
 
 
 def _training(metric: str, histories: Mapping[str, History]) -> Html:
-    tag = "mAP/" + metric.replace("@", "_").replace(":", "-")  # as metrics.jsonl has it
+    tag = f"mAP/{tag_of(metric)}"
     plots = [
         plot
         for title, key in (("Training loss", "loss/train"), ("Validation loss", "loss/val"), (f"mAP, {metric}", tag))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from detector.data.dataset import DetectionDataset
 from detector.errors import InputError
 from detector.evaluation.error_analysis import KINDS, Errors
 from detector.evaluation.label_errors import Suspect, place_of
@@ -35,17 +36,12 @@ class Picture:
     marks: tuple[Mark, ...] = ()
 
 
-ReadImage = Callable[[int], np.ndarray]  # the image (H, W, 3) uint8 of a ground truth by index
-
-
-def draw_errors(
-    matches: Matches, errors: Errors, image_ids: Sequence[str], classes: Sequence[str], image: ReadImage
-) -> dict[str, list[Picture]]:
+def draw_errors(matches: Matches, errors: Errors, dataset: DetectionDataset) -> dict[str, list[Picture]]:
     """The highest scored detections by kind, for `missed` the largest objects, and as `best` the highest scored hits.
 
     Each picture has the detection, the proposal that it was refined from, and its object.
     """
-    objects = matches.objects
+    objects, image_ids, classes = matches.objects, dataset.image_ids, dataset.classes
 
     def of_detection(index: int) -> Picture:
         target = int(errors.target[index])
@@ -53,12 +49,12 @@ def draw_errors(
         if target >= 0:
             caption += f", IoU {errors.iou[index]:.2f} with {classes[objects.labels[target] - 1]}"
         number = int(matches.images[index])
-        return cut_out(image, number, f"{image_ids[number]}: {caption}", marks_of(matches, index, target))
+        return cut_out(dataset.image, number, f"{image_ids[number]}: {caption}", marks_of(matches, index, target))
 
     def of_object(index: int) -> Picture:
         number = int(objects.images[index])
         caption = f"{image_ids[number]}: {classes[objects.labels[index] - 1]}"
-        return cut_out(image, number, caption, [Mark("object", objects.boxes[index])])
+        return cut_out(dataset.image, number, caption, [Mark("object", objects.boxes[index])])
 
     pictures = {}
     for kind in KINDS:
@@ -74,11 +70,9 @@ def draw_errors(
     return pictures | {"best": [of_detection(index) for index in best]}
 
 
-def draw_suspects(
-    suspects: Sequence[Suspect], matches: Matches, image_ids: Sequence[str], classes: Sequence[str], image: ReadImage
-) -> list[Picture]:
+def draw_suspects(suspects: Sequence[Suspect], matches: Matches, dataset: DetectionDataset) -> list[Picture]:
     """The first of the suspected label errors, ranked."""
-    pictures = []
+    pictures, classes = [], dataset.classes
     for rank, suspect in enumerate(suspects[:SUSPECTS_SHOWN], start=1):
         number, _ = place_of(suspect, matches)
         said = []
@@ -91,8 +85,8 @@ def draw_suspects(
             marks = marks_of(matches, suspect.detection, suspect.target)
         else:
             marks = [Mark("object", matches.objects.boxes[suspect.target])]
-        caption = f"{rank}. {suspect.kind} {suspect.suspicion:.2f}, {image_ids[number]}: {', '.join(said)}"
-        pictures.append(cut_out(image, number, caption, marks))
+        caption = f"{rank}. {suspect.kind} {suspect.suspicion:.2f}, {dataset.image_ids[number]}: {', '.join(said)}"
+        pictures.append(cut_out(dataset.image, number, caption, marks))
     return pictures
 
 
@@ -110,8 +104,8 @@ def _first_of_each_image(images: np.ndarray, order: np.ndarray, limit: int) -> n
     return order[np.sort(first)[:limit]]
 
 
-def cut_out(read: ReadImage, number: int, caption: str, marks: Sequence[Mark]) -> Picture:
-    """The part of an image around these boxes, with a margin of 0.75 of their extent."""
+def cut_out(read: Callable[[int], np.ndarray], number: int, caption: str, marks: Sequence[Mark]) -> Picture:
+    """The part of the image `read(number)` around these boxes, with a margin of 0.75 of their extent."""
     try:
         image = read(number)
     except InputError as error:  # detections from files can be scored without the images

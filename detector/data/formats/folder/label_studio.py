@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from detector.data.dataset import Record
+from detector.data.formats.coco import valid_hw
 from detector.data.formats.folder.boxes import Boxes, checked_numbers
 from detector.data.formats.folder.tree import FileTree
 from detector.data.formats.voc import IMAGE_SUFFIXES
@@ -116,5 +117,5 @@ def _corners(what: str, shape: dict) -> tuple[float, float, float, float]:
 
 
 def _image_hw(shapes: list[dict]) -> tuple[int, int] | None:
-    sizes = [(shape.get("original_height"), shape.get("original_width")) for shape in shapes]
-    return next(((h, w) for h, w in sizes if isinstance(h, int) and isinstance(w, int) and h > 0 and w > 0), None)
+    sizes = (valid_hw(shape.get("original_height"), shape.get("original_width")) for shape in shapes)
+    return next(filter(None, sizes), None)

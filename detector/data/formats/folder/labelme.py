@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from detector.data.dataset import Record
-from detector.data.formats.coco import LARGEST_PX
+from detector.data.formats.coco import LARGEST_PX, valid_hw
 from detector.data.formats.folder.boxes import Boxes
 from detector.data.formats.folder.tree import FileTree
 from detector.data.image import ImageOptions
@@ -23,7 +23,8 @@ def read(tree: FileTree, _: ImageOptions) -> Iterator[Record]:
         elif "shapes" in keys:
             content = read_json(path)
             try:
-                yield _boxes(path, content["shapes"]).record(tree.relative(path), image, path, _image_hw(content))
+                hw = valid_hw(content.get("imageHeight"), content.get("imageWidth"))
+                yield _boxes(path, content["shapes"]).record(tree.relative(path), image, path, hw)
             except InputError as error:
                 yield Record(tree.relative(path), image, path, invalid=error)
 
@@ -52,15 +53,11 @@ def _boxes(path: Path, shapes: object) -> Boxes:
 
 def _points(where: str, points: object, at_least: int) -> list[tuple[float, float]]:
     pairs = points if isinstance(points, list) else []
-    if len(pairs) < at_least or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
-        raise InputError(f"{where} has no valid 'points', at least {at_least} pairs of numbers: {points!s:.60}")
-    if not all(isinstance(value, int | float) and abs(value) < LARGEST_PX for pair in pairs for value in pair):
+    valid = all(isinstance(pair, list) and len(pair) == 2 and all(map(_fits, pair)) for pair in pairs)
+    if len(pairs) < at_least or not valid:
         raise InputError(f"{where} has no valid 'points', at least {at_least} pairs of numbers: {points!s:.60}")
     return [(float(x), float(y)) for x, y in pairs]
 
 
-def _image_hw(content: dict) -> tuple[int, int] | None:
-    height, width = content.get("imageHeight"), content.get("imageWidth")
-    if isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0:
-        return height, width
-    return None
+def _fits(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) < LARGEST_PX
