@@ -48,7 +48,6 @@ WHICH_IMAGES = {"root", "val_split", "val_json", "val_images"}
 def score_checkpoint(given: EvaluateSettings) -> float | None:
     """Run the network over the dataset, each process on its share of the images, and write the report."""
     assert given.checkpoint is not None
-    here = rank_info()
     with shared_errors():
         checkpoint = load_checkpoint(Path(given.checkpoint))
         trained = trained_settings(checkpoint)
@@ -62,8 +61,8 @@ def score_checkpoint(given: EvaluateSettings) -> float | None:
         if settings.data.val_proposals is None:  # reads those made in training, saves new ones here
             folder = Path(trained.proposals.folder or "")
             kept = datasets.kept_proposals(settings.data, dataset, folder, settings.proposals.mode)
-            kept_or_new = {"val_proposals": kept if any(kept) else None}
-            settings = settings.with_values(data=settings.data.plain() | kept_or_new)
+            data = settings.data.plain() | {"val_proposals": kept if any(kept) else None}
+            settings = settings.with_values(data=data)
         model = build_trained_model(settings.model, checkpoint["model"], len(dataset.classes))
         if given.svd_ranks is not None:
             if not isinstance(model.head, FcHead):
@@ -74,7 +73,7 @@ def score_checkpoint(given: EvaluateSettings) -> float | None:
         compute = build_compute(settings)
         samples = datasets.build_transformed_dataset(settings, checked, "val")
         training = with_delta_std(build_training_config(settings, dataset.classes), model)
-    batches = eval_loader(samples, settings.workers, here.rank, here.world_size)
+    batches = eval_loader(samples, settings.workers, rank_info().rank, rank_info().world_size)
     begin = time.perf_counter()
     with explain_workers([]):
         detections, losses = evaluate(

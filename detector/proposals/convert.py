@@ -82,21 +82,22 @@ def convert(
             "possibility is tried on the objects there"
         )
     num_images = len(raw.rows) if dataset is None else len(dataset)
-    num_boxes = 0
+    shown = tqdm(images, total=num_images, unit="image", desc="convert", leave=False, disable=None)
+    counts: list[int] = []
+    WRITERS[target_format](target, _counted(source, shown, counts))
+    return num_images, sum(counts)
 
-    def counted() -> Iterator[ImageProposals]:
-        nonlocal num_boxes
-        first = None
-        for image in tqdm(images, total=num_images, unit="image", desc="convert", leave=False, disable=None):
-            if len(image.boxes):
-                num_boxes += len(image.boxes)
-                first = first or image
-                if (image.scores is None) != (first.scores is None):
-                    raise InputError(f"{source}: of {first.image_id} and {image.image_id} only one has scores")
-            yield image
 
-    WRITERS[target_format](target, counted())
-    return num_images, num_boxes
+def _counted(source: Path, images: Iterable[ImageProposals], counts: list[int]) -> Iterator[ImageProposals]:
+    """The images; their numbers of boxes are appended to `counts`. Raises InputError if only some have scores."""
+    first = None
+    for image in images:
+        if len(image.boxes):
+            first = first or image
+            if (image.scores is None) != (first.scores is None):
+                raise InputError(f"{source}: of {first.image_id} and {image.image_id} only one has scores")
+        counts.append(len(image.boxes))
+        yield image
 
 
 def _of_data_set(

@@ -121,9 +121,8 @@ def generate_proposals(
     generator: dict = {"name": "selective search", "mode": mode, "seed": SEED, "version": VERSION}
     generator["exif"] = dataset.image_options.exif
     if shard is not None:
-        number, count = shard
-        generator |= {"shard": [number, count], "data_set": _digest_of_ids(dataset.image_ids)}
-        dataset = dataset.subset(range(number - 1, len(dataset), count))
+        generator |= {"shard": [*shard], "data_set": _digest_of_ids(dataset.image_ids)}
+        dataset = dataset.subset(range(shard[0] - 1, len(dataset), shard[1]))
     parts = path.with_name(path.name + ".unfinished")
     fingerprints = parts / "fingerprints"
     with locked(path.with_name(path.name + ".lock")):

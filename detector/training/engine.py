@@ -149,10 +149,8 @@ def train_step(
 
     The batch is on the device of `compute`. The step reads from this device once, to see whether loss and gradient are
     finite. In float16, a step whose gradient overflows is skipped, its norm is NaN, and the scale of the loss is
-    reduced.
-
-    A gradient whose norm is above `config.max_grad_norm` is scaled down to it; the returned norm is the one before
-    scaling.
+    reduced. A gradient whose norm is above `config.max_grad_norm` is scaled down to it; the returned norm is the one
+    before scaling.
 
     With several processes, each has a part of the batch. Losses are divided by the number of RoIs of the whole batch,
     so gradient and losses equal those of one process with the whole batch; the accuracies are those of this process's
