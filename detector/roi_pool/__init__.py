@@ -1,8 +1,8 @@
 """RoI pooling: max-pool each region of a feature map to a fixed size (Fast R-CNN, 2.1).
 
 `roi_pool` and `RoIPool` are the layer. The implementations are `reference.py` (the specification in a few lines of
-torch, for any device), `cpu.py` (numba), `mps.py` (which calls `cpu.py`) and `cuda.py` (Triton), registered in `ops.py`
-as one torch operator.
+torch, for any device), `cpu.py` (numba), `mps.py` (which calls `cpu.py`) and `cuda.py` (Triton), registered in
+`layer.py` as one torch operator.
 
 The example below is from "Region of Interest Pooling Explained" (docs/roi_pooling.md has the interface of the
 TensorFlow op behind it): an 8x8 map, one region (columns 0 to 6, rows 3 to 7), pooled to 2x2.

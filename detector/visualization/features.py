@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from detector.roi_pool import ops, reference
+from detector.roi_pool import layer, reference
 from detector.visualization.detection import add_boxes, pale
 from detector.visualization.drawing import COLOURS
 from detector.visualization.style import HEAT_MAP, new_figure, show_image, styled
@@ -34,7 +34,7 @@ class PooledRoi:
 def pool_roi(features: Tensor, box: np.ndarray, output_hw: tuple[int, int], spatial_scale: float) -> PooledRoi:
     """Pool a box (4,) of the network frame from features (1, C, H, W), and find the cells of its maxima."""
     roi = torch.tensor([[0.0, *box.tolist()]], device=features.device)
-    pooled, argmax = ops.roi_pool(features, roi, *output_hw, spatial_scale, True)
+    pooled, argmax = layer.operator(features, roi, *output_hw, spatial_scale, True)
     height, width = features.shape[2:]
     cells = argmax.long().flatten().cpu()
     counts = cells[cells < height * width].bincount(minlength=height * width).view(height, width)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from detector.errors import InputError
-from detector.roi_pool import ops, reference
+from detector.roi_pool import layer, reference
 
 # The feature map of the article, its region (x1, y1, x2, y2: both corner cells are included) and its output size.
 ARTICLE_MAP = np.array(
@@ -53,7 +53,7 @@ class Pooling:
 def pool_overlapping(features: np.ndarray, region: Sequence[float], output_hw: tuple[int, int]) -> Pooling:
     """Pool a region (x1, y1, x2, y2) of a map (H, W) as the kernels do. Raises InputError for invalid input."""
     image, roi = _inputs(features, region, output_hw)
-    pooled, argmax = ops.roi_pool(image, roi, *output_hw, 1.0, True)
+    pooled, argmax = layer.operator(image, roi, *output_hw, 1.0, True)
     return _pooling(image, roi, output_hw, pooled[0, 0], argmax[0, 0], overlapping=True)
 
 
@@ -64,7 +64,7 @@ def pool_disjoint(features: np.ndarray, region: Sequence[float], output_hw: tupl
     if not all(first < past for first, past in (*rows, *columns)):
         return None
     rois = [[0, left, top, right - 1, bottom - 1] for top, bottom in rows for left, right in columns]
-    pooled, argmax = ops.roi_pool(image, torch.tensor(rois, dtype=torch.float32), 1, 1, 1.0, True)
+    pooled, argmax = layer.operator(image, torch.tensor(rois, dtype=torch.float32), 1, 1, 1.0, True)
     return _pooling(image, roi, output_hw, pooled.view(output_hw), argmax.view(output_hw), overlapping=False)
 
 

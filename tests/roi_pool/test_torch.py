@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from detector.roi_pool import RoIPool, cpu, memory, ops, roi_pool, threads
+from detector.roi_pool import RoIPool, cpu, layer, memory, roi_pool, threads
 
 ROIS = torch.tensor([[0, 0, 0, 40, 60], [1, 16, 8, 90, 90], [1, 200, 200, 300, 300], [0, 50, 50, 20, 20.0]])
 
@@ -48,12 +48,12 @@ def test_gradcheck():
 @pytest.mark.parametrize("with_argmax", [True, False])
 def test_opcheck_forward(with_argmax):
     maps = features().requires_grad_(with_argmax)
-    torch.library.opcheck(ops.roi_pool, (maps, ROIS, 2, 3, 1 / 16, with_argmax))
+    torch.library.opcheck(layer.operator, (maps, ROIS, 2, 3, 1 / 16, with_argmax))
 
 
 def test_opcheck_backward():
-    pooled, argmax = ops.roi_pool(features(), ROIS, 2, 3, 1 / 16, True)
-    torch.library.opcheck(ops.roi_pool_backward, (pooled, ROIS, argmax, 2, 6, 7))
+    pooled, argmax = layer.operator(features(), ROIS, 2, 3, 1 / 16, True)
+    torch.library.opcheck(layer.backward_operator, (pooled, ROIS, argmax, 2, 6, 7))
 
 
 @pytest.mark.slow
@@ -229,10 +229,10 @@ def test_devices_without_kernels_are_served_by_the_reference():
     for operator in ("fast_rcnn::roi_pool", "fast_rcnn::roi_pool_backward"):
         assert torch._C._dispatch_has_computed_kernel_for_dispatch_key(operator, "MPS")
     with pytest.raises(ValueError, match=r"rois\[0\]"):
-        ops._forward_reference(features(), torch.full((1, 5), 9.0), 2, 2, 1.0, False)
+        layer._forward_reference(features(), torch.full((1, 5), 9.0), 2, 2, 1.0, False)
     for with_argmax in (True, False):  # what the fallback answers is what the CPU's kernels do
         arguments = features(), ROIS, 2, 3, 1 / 16, with_argmax
-        for mine, theirs in zip(ops._forward_reference(*arguments), ops.roi_pool(*arguments), strict=True):
+        for mine, theirs in zip(layer._forward_reference(*arguments), layer.operator(*arguments), strict=True):
             assert torch.equal(mine, theirs)
             assert mine.stride() == theirs.stride()
             assert mine.dtype == theirs.dtype
