@@ -91,13 +91,12 @@ def detected_regions(seen: _trained.Pass) -> list[dict[str, Any]]:
     best: dict[int, dict[str, Any]] = {}
     for score, label, box in zip(seen.scores.tolist(), labels, boxes, strict=True):  # the best ones first
         best.setdefault(label, {"name": seen.classes[label - 1], "score": score, "box": box})
-    by_area = sorted(best.values(), key=lambda region: area(region["box"]), reverse=True)
-    return by_area[:REGIONS]
 
+    def area(region: dict[str, Any]) -> int:
+        x1, y1, x2, y2 = region["box"]
+        return (x2 - x1) * (y2 - y1)
 
-def area(box: Sequence[int]) -> int:
-    x1, y1, x2, y2 = box
-    return (x2 - x1) * (y2 - y1)
+    return sorted(best.values(), key=area, reverse=True)[:REGIONS]
 
 
 @torch.inference_mode()

@@ -226,21 +226,15 @@ def load_model(arguments: argparse.Namespace) -> detector.Detector:
 
 
 def options_of(arguments: argparse.Namespace) -> Options:
+    overlap = {} if arguments.tile_overlap is None else {"overlap": arguments.tile_overlap}
     return {
         "proposals": arguments.proposals,
         "score_threshold": arguments.score_threshold,
         "nms_iou": arguments.nms_iou,
         "max_detections": arguments.max_detections,
         "max_proposals": arguments.max_proposals,
-        "tiles": tiles_of(arguments),
+        "tiles": None if arguments.tiles is None else detector.Tiles(arguments.tiles, **overlap),
     }
-
-
-def tiles_of(arguments: argparse.Namespace) -> detector.Tiles | None:
-    if arguments.tiles is None:
-        return None
-    given = {} if arguments.tile_overlap is None else {"overlap": arguments.tile_overlap}
-    return detector.Tiles(arguments.tiles, **given)
 
 
 def output_stems(files: Mapping[str, Path]) -> list[str]:

@@ -12,8 +12,8 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,7 +76,10 @@ def check_data(dataset: DetectionDataset) -> Checked:
     folder = hashlib.sha256(str(dataset.records[0].annotation.resolve().parent).encode()).hexdigest()[:8]
     cache = cache_folder() / f"{dataset.name}-{folder}.json"
     made_by = [VERSION, PILLOW, *astuple(dataset.image_options)]
-    with _one_after_the_other(cache):
+    with ExitStack() as stack:
+        with suppress(OSError):  # no cache can be written here: each process decodes the images itself
+            # Serializes the processes of a run: the first one decodes the images, the others read the cache.
+            stack.enter_context(locked(cache.with_name(f"{cache.name}.lock")))
         known = _read_cache(cache, made_by)
         with thread_pool(cores()) as pool:
             looked = pool.map(functools.partial(_look, dataset, known), range(len(dataset)))
@@ -263,15 +266,6 @@ def _counted_from_0(looks: Iterable[_Look]) -> list[str]:
 def cache_folder() -> Path:
     """Folder of the cache of valid images: fast-rcnn/checked in the user's cache folder (XDG_CACHE_HOME)."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fast-rcnn" / "checked"
-
-
-@contextmanager
-def _one_after_the_other(cache: Path) -> Iterator[None]:
-    """Serialize the processes of a run: the first one decodes the images, the others read the cache."""
-    with ExitStack() as stack:
-        with suppress(OSError):  # no cache can be written here: each process decodes the images itself
-            stack.enter_context(locked(cache.with_name(f"{cache.name}.lock")))
-        yield
 
 
 def _read_cache(path: Path, made_by: list) -> dict[str, tuple[int, int]]:

@@ -23,14 +23,6 @@ def check_classes(source: object, classes: Sequence[str]) -> tuple[str, ...]:
     return tuple(classes)
 
 
-def labels_by_name(classes: Sequence[str], where: object) -> dict[str, int]:
-    """The label 1..K of each name. Raises InputError for duplicates and names that are not valid in file names.
-
-    `where` is the dataset, for the message.
-    """
-    return {name: number for number, name in enumerate(check_classes(where, classes), start=1)}
-
-
 def require_none_unknown(unknown: Mapping[str, int], first: Mapping[str, object], classes: Sequence[str]) -> None:
     """Raise InputError if `unknown` is not empty.
 

@@ -10,7 +10,7 @@ from unicodedata import normalize
 
 import numpy as np
 
-from detector.data.classes import labels_by_name, require_none_unknown
+from detector.data.classes import check_classes, require_none_unknown
 from detector.data.image import UPRIGHT_IMAGES, ImageOptions, read_image
 from detector.errors import InputError
 from detector.structures import GroundTruth
@@ -82,8 +82,8 @@ class DetectionDataset:
 
     @cached_property
     def labels(self) -> dict[str, int]:
-        """The label 1..K of each class."""
-        return labels_by_name(self.classes, self.name)
+        """The label 1..K of each class. Raises InputError for duplicates and names that are not valid in file names."""
+        return {name: label for label, name in enumerate(check_classes(self.name, self.classes), start=1)}
 
     @cached_property
     def image_ids(self) -> list[str]:

@@ -34,8 +34,8 @@ def score_voc(
     curves = {}
     for iou in {*iou_thresholds, *MEAN_THRESHOLDS}:
         of_classes = matches.curves(iou, devkit)
-        for metric in ("11point", "area"):
-            aps[metric, iou] = [average_precision(curve, metric, devkit) for curve in of_classes]
+        aps["11point", iou] = [eleven_point_ap(curve, devkit) for curve in of_classes]
+        aps["area", iou] = [area_ap(curve) for curve in of_classes]
         if iou in iou_thresholds:  # those of all would take 80 MiB for 500 000 detections
             curves[iou] = of_classes
     columns = {f"{iou:.2f}": [iou] for iou in iou_thresholds} | {MEAN: MEAN_THRESHOLDS}
@@ -72,11 +72,6 @@ def with_mean(ap: dict[str, float | None]) -> dict:
 def _mean(values: Sequence[float | None]) -> float | None:
     """Mean, or None for no values and for undefined ones: a class has objects at every IoU threshold or at none."""
     return None if not values or values[0] is None else float(np.mean(np.array(values, dtype=float)))
-
-
-def average_precision(curve: Curve, metric: str, devkit: bool = False) -> float | None:
-    """AP by the metric `area` or `11point`; None without objects. devkit: see `eleven_point_ap`."""
-    return area_ap(curve) if metric == "area" else eleven_point_ap(curve, devkit)
 
 
 def eleven_point_ap(curve: Curve, devkit: bool = False) -> float | None:

@@ -17,16 +17,8 @@ from detector.proposals.store import ProposalStore, stream_store
 logger = logging.getLogger(__name__)
 
 
-def _read_store(path: Path) -> RawProposals:
-    return ProposalStore(path).raw
-
-
-def _write_store(path: Path, images: Iterable[ImageProposals]) -> None:
-    stream_store(path, images, {"name": "converted"})
-
-
 READERS: dict[str, Callable[[Path], RawProposals]] = {
-    "store": _read_store,
+    "store": lambda path: ProposalStore(path).raw,
     **mat.READERS,
     **tables.READERS,
     "coco-json": coco_json.read_coco_json,
@@ -35,7 +27,7 @@ READERS: dict[str, Callable[[Path], RawProposals]] = {
     **pickles.READERS,
 }
 WRITERS: dict[str, Callable[[Path, Iterable[ImageProposals]], None]] = {
-    "store": _write_store,
+    "store": lambda path, images: stream_store(path, images, {"name": "converted"}),
     **mat.WRITERS,
     **tables.WRITERS,
     "coco-json": coco_json.write_coco_json,

@@ -84,10 +84,6 @@ def _inputs(features: np.ndarray, region: Sequence[float], output_hw: tuple[int,
     return image, torch.tensor([[0.0, *region]], dtype=torch.float32)
 
 
-def _cells(roi: Tensor) -> list[int]:
-    return reference.round_half_away(roi[0, 1:]).tolist()
-
-
 def _edges(image: Tensor, roi: Tensor, output_hw: tuple[int, int], overlapping: bool) -> tuple[Edges, Edges]:
     """Edges of the sections along rows and columns. The article cuts at the first edges of the kernels."""
     x1, y1, x2, y2 = reference.round_half_away(roi[:, 1:]).unbind(1)
@@ -107,6 +103,6 @@ def _pooling(
     cell = argmax.long()
     cells = torch.stack([cell // width, cell % width], dim=2)
     cells[cell >= height * width] = -1
-    x1, y1, x2, y2 = _cells(roi)
+    x1, y1, x2, y2 = reference.round_half_away(roi[0, 1:]).tolist()
     rows, columns = _edges(image, roi, output_hw, overlapping)
     return Pooling(image[0, 0].numpy(), (x1, y1, x2, y2), rows, columns, values.numpy(), cells.numpy(), overlapping)

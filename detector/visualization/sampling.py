@@ -1,7 +1,6 @@
 """Figures of the input of training: a sample under augmentation, and the RoIs sampled from a batch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import matplotlib
 import numpy as np
@@ -19,16 +18,6 @@ from detector.visualization.style import INK, RANK_MAP, new_figure, show_image, 
 
 PROPOSALS_SHOWN = 20  # in each augmented image, the first ones
 COLUMNS = 3
-
-
-@dataclass(frozen=True)
-class _SampledRois:
-    """The R sampled RoIs of one image."""
-
-    boxes: np.ndarray  # (R, 4)
-    labels: np.ndarray  # (R,) in 0..K
-    iou: np.ndarray  # (R,) with the object that it covers best
-    wanted: np.ndarray  # (R, 4): the object of a foreground RoI
 
 
 @styled
@@ -77,12 +66,15 @@ def draw_sampled_rois(
     captions: list[str] = []
     for index, (left, right) in enumerate(panels):
         image = pale(batch.images[index].permute(1, 2, 0).numpy())
-        sampled = _sampled_rois(batch, coder, index)
-        captions += _draw_foreground(left, image, sampled, classes)
-        background = np.flatnonzero(sampled.labels == 0)
-        background = background[np.argsort(sampled.iou[background], kind="stable")]
+        mine, targets = batch.targets.rois[:, 0] == index, batch.targets
+        boxes, labels, iou = targets.rois[mine, 1:], targets.labels[mine].numpy(), roi_ious(batch)[mine.numpy()]
+        gt_boxes = coder.decode(targets.deltas[mine][:, None], boxes)[:, 0].numpy()
+        foreground, background = np.flatnonzero(labels > 0), np.flatnonzero(labels == 0)
+        rois = [values[foreground] for values in (boxes.numpy(), labels, iou)]
+        captions += _draw_foreground(left, image, rois, gt_boxes[foreground], classes)
+        background = background[np.argsort(iou[background], kind="stable")]
         show_image(right, image, f"{len(background)} background RoIs")
-        add_boxes(right, sampled.boxes[background], matplotlib.colormaps[RANK_MAP](sampled.iou[background] * 2), 1.5)
+        add_boxes(right, boxes.numpy()[background], matplotlib.colormaps[RANK_MAP](iou[background] * 2), 1.5)
         _add_dashed(right, batch.gt_boxes[index])
     scale = ScalarMappable(Normalize(0, 0.5), RANK_MAP)
     label = "IoU of a background RoI with its nearest object (dashed)"
@@ -91,24 +83,16 @@ def draw_sampled_rois(
     return figure, captions
 
 
-def _sampled_rois(batch: TrainBatch, coder: BoxCoder, index: int) -> _SampledRois:
-    """Those of the image at this index in the batch."""
-    targets = batch.targets
-    mine = targets.rois[:, 0] == index
-    boxes = targets.rois[mine, 1:]
-    wanted = coder.decode(targets.deltas[mine][:, None], boxes)[:, 0]
-    iou = roi_ious(batch)[mine.numpy()]
-    return _SampledRois(boxes.numpy(), targets.labels[mine].numpy(), iou, wanted.numpy())
-
-
-def _draw_foreground(axes: Axes, image: np.ndarray, sampled: _SampledRois, classes: Sequence[str]) -> list[str]:
-    labels, iou, wanted = sampled.labels, sampled.iou, sampled.wanted
-    foreground = np.flatnonzero(labels > 0)
-    show_image(axes, image, f"{len(foreground)} foreground RoIs, and their objects (dashed)")
-    add_boxes(axes, sampled.boxes[foreground], [class_colour(label) for label in labels[foreground]], 2)
+def _draw_foreground(
+    axes: Axes, image: np.ndarray, rois: Sequence[np.ndarray], gt_boxes: np.ndarray, classes: Sequence[str]
+) -> list[str]:
+    """Foreground RoIs, with the object (F, 4) of each: boxes (F, 4), labels (F,) and IoU (F,)."""
+    boxes, labels, iou = rois
+    show_image(axes, image, f"{len(boxes)} foreground RoIs, and their objects (dashed)")
+    add_boxes(axes, boxes, [class_colour(label) for label in labels], 2)
     captions = []
-    for target in np.unique(wanted[foreground].round(1), axis=0):
-        own = foreground[(wanted[foreground].round(1) == target).all(axis=1)]
+    for target in np.unique(gt_boxes.round(1), axis=0):
+        own = np.flatnonzero((gt_boxes.round(1) == target).all(axis=1))
         _add_dashed(axes, target[None])
         name, low, high = classes[labels[own[0]] - 1], iou[own].min(), iou[own].max()
         text = f"{name}: {len(own)} RoIs, IoU {low:.2f}" + (f" to {high:.2f}" if len(own) > 1 else "")

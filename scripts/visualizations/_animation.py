@@ -27,10 +27,4 @@ def write_animation(folder: Path, name: str, kind: str, frames: Sequence[np.ndar
     with VideoWriter(folder / f"{name}.mp4", FPS) as video:
         for frame, duration in zip(frames, seconds, strict=True):
             for _ in range(max(round(duration * FPS), 1)):
-                video.write(even(frame))
-
-
-def even(frame: np.ndarray) -> np.ndarray:
-    """The image without an odd last row and column: the codec needs even sizes."""
-    height, width = frame.shape[:2]
-    return frame[: height // 2 * 2, : width // 2 * 2]
+                video.write(frame[: len(frame) // 2 * 2, : frame.shape[1] // 2 * 2])  # the codec needs even sizes
