@@ -237,13 +237,12 @@ def read_detections(given: EvaluateSettings) -> tuple[DetectionDataset, list[Det
 
 def _require_effect(given: EvaluateSettings) -> None:
     """Raise InputError for a setting without effect on saved detections."""
-    if given.submission:
-        raise InputError("submission: applies to a network, and detections= has none; remove it")
-    if given.svd_ranks is not None:
-        raise InputError("svd_ranks: applies to a network, and detections= has none; remove it")
+    of_networks: dict[str, object] = {"submission": given.submission or None, "svd_ranks": given.svd_ranks}
     for key in ("regress_boxes", "flip", "pyramid_px", "average_per_class"):
-        if getattr(given.detect, key) is not None:
-            raise InputError(f"detect.{key}: applies to a network, and detections= has none; remove it")
+        of_networks[f"detect.{key}"] = getattr(given.detect, key)
+    for key, value in of_networks.items():
+        if value is not None:
+            raise InputError(f"{key}: applies to a network, and detections= has none; remove it")
     if given.detect.nms == "hard" and given.detect.nms_iou is None:
         raise InputError("detect.nms=hard: needs detect.nms_iou")
     if given.detect.nms == "soft" and given.detect.nms_iou is not None:

@@ -17,6 +17,7 @@ from detector.structures import RoiTargets
 from scripts._measure import seconds
 
 NUM_CLASSES = 20
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # of ours
 NETWORKS = {  # name: settings of the model, images (height, width)
     "VGG16": (Model(backbone="vgg16", hidden=4096), (600, 800)),
     "ResNet-18, 320 px": (Model(backbone="resnet18"), (320, 427)),
@@ -90,10 +91,20 @@ def peer_detect(peer: Assembly, images: Tensor, proposals: Tensor) -> list[Tenso
     return [of_image[0] for of_image in found]
 
 
-def median_seconds(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """The median time of each function. They are called in turn, and the first round does not count."""
+def compared(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median milliseconds of `torchvision`, `float32` and `bfloat16`, and how many times as fast as the first ours are.
+
+    They are called in turn, and the first round does not count.
+    """
     turns = [{name: seconds(function) for name, function in functions.items()} for _ in range(rounds + 1)]
-    return {name: statistics.median(turn[name] for turn in turns[1:]) for name in functions}
+    ms = {name: 1e3 * statistics.median(turn[name] for turn in turns[1:]) for name in functions}
+    return {
+        "torchvision ms": ms["torchvision"],
+        "float32 ms": ms["float32"],
+        "times as fast": ms["torchvision"] / ms["float32"],
+        "bfloat16 ms": ms["bfloat16"],
+        "times as fast ": ms["torchvision"] / ms["bfloat16"],
+    }
 
 
 def flops(function: Callable[[], object]) -> int:

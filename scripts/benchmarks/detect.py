@@ -44,20 +44,10 @@ def measure(name: str, classes: int, proposals: int, rounds: int) -> dict[str, o
     batch = Batch(["image"], [0], pixels, [(height, width)], [(height, width)], *empty, [rois[:, 1:]])
     config = DetectorConfig(BoxCoder(RoISampling().delta_std), Detect())
     functions = {"torchvision": partial(peers.peer_detect, peer, pixels.float(), rois[:, 1:])}
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype_name, dtype in peers.DTYPES.items():
         compute = Compute(torch.device("cpu"), dtype)
-        functions[str(dtype)] = partial(detect, prepare(ours, compute), batch, config, compute)
+        functions[dtype_name] = partial(detect, prepare(ours, compute), batch, config, compute)
     scores = functions["torchvision"]()[1].sort(descending=True).values
-    (found,) = functions["torch.float32"]()
+    (found,) = functions["float32"]()
     torch.testing.assert_close(torch.from_numpy(found.scores), scores, rtol=1e-3, atol=1e-4)
-    seconds = peers.median_seconds(functions, rounds)
-    return {
-        "network": name,
-        "classes": classes,
-        "proposals": proposals,
-        "torchvision ms": 1e3 * seconds["torchvision"],
-        "float32 ms": 1e3 * seconds["torch.float32"],
-        "times as fast": seconds["torchvision"] / seconds["torch.float32"],
-        "bfloat16 ms": 1e3 * seconds["torch.bfloat16"],
-        "times as fast ": seconds["torchvision"] / seconds["torch.bfloat16"],
-    }
+    return {"network": name, "classes": classes, "proposals": proposals} | peers.compared(functions, rounds)

@@ -48,21 +48,14 @@ def measure(name: str, rounds: int) -> dict[str, object]:
 
     theirs = torch.optim.SGD(peer.parameters(), lr=1e-6, momentum=0.9, weight_decay=5e-4)
     functions = {"torchvision": partial(peers.peer_step, peer, pixels.float(), targets, theirs)}
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype_name, dtype in peers.DTYPES.items():
         compute, network = Compute(torch.device("cpu"), dtype), copy.deepcopy(ours)
         compute.place(network)
         optimizer = torch.optim.SGD(network.parameters(), lr=1e-6, momentum=0.9, weight_decay=5e-4, fused=True)
-        functions[str(dtype)] = partial(train_step, network, batch, optimizer, compute, config)
-    wanted, found = functions["torchvision"](), functions["torch.float32"]()["loss/train"]
+        functions[dtype_name] = partial(train_step, network, batch, optimizer, compute, config)
+    wanted, found = functions["torchvision"](), functions["float32"]()["loss/train"]
     assert abs(found - wanted) < 1e-3 * abs(wanted), f"the losses differ: {found} and {wanted}"
-    seconds = peers.median_seconds(functions, rounds)
-    rate = peers.flops(functions["torch.bfloat16"]) / seconds["torch.bfloat16"]
-    return {
-        "network": f"{name}, {images} x {rois_per_image} RoIs",
-        "torchvision ms": 1e3 * seconds["torchvision"],
-        "float32 ms": 1e3 * seconds["torch.float32"],
-        "times as fast": seconds["torchvision"] / seconds["torch.float32"],
-        "bfloat16 ms": 1e3 * seconds["torch.bfloat16"],
-        "times as fast ": seconds["torchvision"] / seconds["torch.bfloat16"],
-        "fraction of the rate of a matrix product": rate / peers.matmul_rate(torch.bfloat16),
-    }
+    row = peers.compared(functions, rounds)
+    rate = peers.flops(functions["bfloat16"]) / (row["bfloat16 ms"] / 1e3)
+    row["fraction of the rate of a matrix product"] = rate / peers.matmul_rate(torch.bfloat16)
+    return {"network": f"{name}, {images} x {rois_per_image} RoIs"} | row
