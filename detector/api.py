@@ -14,7 +14,7 @@ torch, so torch is imported only when `load` needs it.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,15 +23,16 @@ from typing import Any, Protocol, TypedDict, TypeVar, Unpack, overload
 import numpy as np
 from PIL import Image
 
-from detector.data.image import ImageOptions, image_options, read_image, rgb_array
+from detector.data.image import image_options
 from detector.data.proposal_selection import Selection, select_proposals, selection_of
 from detector.data.transforms import Resize, scored_side_px
 from detector.errors import InputError
+from detector.inference import inputs
+from detector.inference.inputs import BoxesAndScores, ImageLike, Images, ProposalInput
 from detector.inference.stream import MOST_AT_ONCE, detect_stream, share_cores
 from detector.inference.tiles import Tiles, Window, given_inside, merge
 from detector.proposals.search import search_image
-from detector.proposals.store import open_proposals, require_exif, require_images
-from detector.runtime.files import find_files, write_atomically
+from detector.runtime.files import write_atomically
 from detector.runtime.ranks import cores
 from detector.settings import CommonSettings, Detect
 from detector.structures import Detections, GroundTruth, Sample
@@ -39,12 +40,6 @@ from detector.visualization.drawing import draw_detections
 
 SCORE_THRESHOLD = 0.3  # of detections to look at; scoring them needs those with low scores too
 
-ImageLike = str | Path | np.ndarray | Image.Image
-BoxesAndScores = tuple[np.ndarray, np.ndarray | None]  # boxes (P, 4) of an image and, if there are any, scores (P,)
-ProposalLookup = Callable[[int, str, np.ndarray], BoxesAndScores]  # of image number i, its id and its pixels
-Named = Mapping[str, ImageLike] | Iterable[tuple[str, ImageLike]]  # images with their ids
-Images = ImageLike | Iterable[ImageLike] | Mapping[str, ImageLike]
-ProposalInput = str | Path | np.ndarray | Sequence[np.ndarray]
 Output = TypeVar("Output")
 
 
@@ -196,6 +191,7 @@ class Detector:
         self.network = network
         self.settings = settings
         self.classes = classes
+        self._options = image_options(settings.data)
         self._resize = Resize((scored_side_px(settings.data),), settings.data.max_side_px)
 
     @overload
@@ -221,7 +217,7 @@ class Detector:
             if isinstance(result, InputError):
                 raise result
             results.append(result)
-        return results[0] if _is_single(images) else results
+        return results[0] if inputs.is_single(images) else results
 
     @overload
     def stream(self, images: Images, **options: Unpack[Options]) -> Iterator[Result | InputError]: ...
@@ -270,14 +266,14 @@ class Detector:
             )
         limits = self._limits(score_threshold=score_threshold, nms_iou=nms_iou, max_detections=max_detections)
         selection = self._selection(max_proposals)
-        named = _named(images)
-        source = None if proposals is None else _given_proposals(proposals, named, self.settings)
+        named = inputs.named_images(images)
+        source = None if proposals is None else inputs.given_proposals(proposals, named, self._options)
         at_once, threads = share_cores(cores(), len(named) if isinstance(named, Sized) else MOST_AT_ONCE)
 
         def detect(item: tuple[int, tuple[str, ImageLike]]) -> Any:
             index, (image_id, image) = item
             try:
-                pixels = _pixels(image, image_options(self.settings.data))
+                pixels = inputs.pixels_of(image, self._options)
                 given = source and source(index, image_id, pixels)
                 windows, samples = self._samples(image_id, pixels, tiles, threads, given, selection)
             except InputError as error:
@@ -316,8 +312,8 @@ class Detector:
         Raises:
             InputError: for an image or a box that cannot be used.
         """
-        pixels = _pixels(image, image_options(self.settings.data))
-        rois = _box_array(boxes, "boxes")
+        pixels = inputs.pixels_of(image, self._options)
+        rois = inputs.box_array(boxes, "boxes")
         bad = np.flatnonzero(~(np.isfinite(rois).all(axis=1) & (rois[:, 2:] > rois[:, :2]).all(axis=1)))
         if len(bad):
             raise InputError(f"boxes: number {bad[0]} is {rois[bad[0]].tolist()}: it needs x2 > x1 and y2 > y1")
@@ -350,96 +346,9 @@ class Detector:
         return windows, samples
 
 
-def _is_single(images: Any) -> bool:
-    return isinstance(images, np.ndarray | Image.Image) or (isinstance(images, str | Path) and Path(images).is_file())
-
-
-def _named(images: Images) -> Named:
-    """The images with their ids."""
-    if isinstance(images, str | Path):
-        return find_files(str(images))
-    if isinstance(images, np.ndarray | Image.Image):
-        return {"0": images}
-    if isinstance(images, Mapping):
-        return images
-    pairs = ((str(image) if isinstance(image, str | Path) else str(index), image) for index, image in enumerate(images))
-    return list(pairs) if isinstance(images, Sequence) else pairs
-
-
-def _pixels(image: ImageLike, options: ImageOptions) -> np.ndarray:
-    """(H, W, 3) uint8 RGB. Raises InputError if it is not an image."""
-    if isinstance(image, str | Path):
-        return read_image(Path(image), options)
-    if isinstance(image, Image.Image):
-        try:
-            return rgb_array(image, options)
-        except (ValueError, OSError) as error:
-            raise InputError(f"cannot be decoded: {error}") from None
-    if not isinstance(image, np.ndarray):
-        raise InputError(f"is a {type(image).__name__}: give a path, a numpy array or a PIL image")
-    if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)) or image.size == 0:
-        raise InputError(
-            f"is an array of {image.dtype} and shape {image.shape}: it must be (H, W, 3) RGB or (H, W) gray of uint8"
-        )
-    return np.ascontiguousarray(image) if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
-
-
 def _sample(image_id: str, image: np.ndarray, boxes: np.ndarray) -> Sample:
     height, width = image.shape[:2]
     return Sample(image_id, image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), boxes, (height, width))
-
-
-def _box_array(boxes: Any, what: str) -> np.ndarray:
-    """Boxes (N, 4) float32. Raises InputError for anything else."""
-    try:
-        array = np.asarray(boxes, dtype=np.float32)
-    except (TypeError, ValueError):
-        array = np.zeros(0, np.float32)
-    if array.size == 0 and array.ndim < 3:
-        array = array.reshape(0, 4)
-    if array.ndim != 2 or array.shape[1] != 4:
-        raise InputError(f"{what}: must be boxes (N, 4), x1 y1 x2 y2 in pixels, not {array.shape}")
-    return array
-
-
-def _given_proposals(proposals: ProposalInput, named: Named, settings: CommonSettings) -> ProposalLookup:
-    """The source of the proposals of each image: a file, or arrays in the order of the images."""
-    if isinstance(proposals, str | Path):
-        if not isinstance(named, Mapping):
-            raise InputError(f"proposals: {proposals} needs names: give the images as a folder, a pattern or a mapping")
-        return ProposalFile(Path(proposals), named, image_options(settings.data))
-    if isinstance(proposals, np.ndarray) and proposals.ndim == 2:
-        proposals = [proposals]
-    if isinstance(named, Sized) and len(proposals) != len(named):
-        raise InputError(f"proposals: there are {len(proposals)} arrays of boxes for {len(named)} images")
-    arrays = [_box_array(boxes, f"proposals of image {index}") for index, boxes in enumerate(proposals)]
-
-    def of_image(index: int, image_id: str, image: np.ndarray) -> BoxesAndScores:
-        if index >= len(arrays):
-            raise InputError(f"has no proposals: {len(arrays)} arrays were given")
-        return arrays[index], None
-
-    return of_image
-
-
-class ProposalFile:
-    """Proposals by image id, from a file whose ids are the images' names, with or without suffix."""
-
-    def __init__(self, path: Path, image_ids: Collection[str], options: ImageOptions) -> None:
-        self.path, self.proposals = path, open_proposals(path)
-        require_exif(self.proposals, options.exif)
-        if not any(self._own_id(image_id) in self.proposals for image_id in image_ids):
-            raise InputError(f"proposals: {path} has none of these images; it must have {next(iter(image_ids))}, ...")
-
-    def _own_id(self, image_id: str) -> str:
-        return image_id if image_id in self.proposals else str(Path(image_id).with_suffix(""))
-
-    def __call__(self, index: int, image_id: str, image: np.ndarray) -> BoxesAndScores:
-        own_id = self._own_id(image_id)
-        if own_id not in self.proposals:
-            raise InputError(f"{self.path} has no proposals for it")
-        require_images(self.proposals, [own_id], [image.shape[:2]])
-        return self.proposals[own_id], self.proposals.scores(own_id)
 
 
 def label_of(name: str, classes: tuple[str, ...]) -> int:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from detector.api import ProposalFile
 from detector.data.dataset import DetectionDataset
 from detector.errors import InputError
+from detector.inference.inputs import ProposalFile
 from detector.proposals.search import search_image
 
 

@@ -21,8 +21,8 @@ WITHIN_S = 10  # one second, on a machine that has nothing else to do
 
 def _slow(log: Path, command: list[str], gate: Path, free: int) -> None:
     """The program; while `gate` exists, an image is read or searched only `free` times, and the next ones wait."""
-    from detector import api
     from detector.data import check, dataset
+    from detector.inference import inputs
     from detector.proposals import generate
 
     def slow(function: Callable) -> Callable:
@@ -37,7 +37,7 @@ def _slow(log: Path, command: list[str], gate: Path, free: int) -> None:
 
         return call
 
-    dataset.read_image, api.read_image = slow(dataset.read_image), slow(api.read_image)
+    dataset.read_image, inputs.read_image = slow(dataset.read_image), slow(inputs.read_image)
     generate.search_image = slow(generate.search_image)
     if command[0] == "scripts.check_data":
         check.digest_of = slow(check.digest_of)
