@@ -7,30 +7,23 @@ multiples of 1/2^20, and ties are ordered by region number: the result is determ
 import numpy as np
 
 from detector.runtime.compiled import compiled
-from detector.selective_search.regions import ONE, enlarge
+from detector.selective_search.regions import ONE, Regions, enlarge
 from detector.selective_search.segmentation import find
 
 State = tuple[np.ndarray, np.ndarray, np.ndarray]  # size, boxes, histogram
 Rule = tuple[int, bool, bool]  # area of the image, use_size, use_fill
 
 
-def group(
-    size: np.ndarray,
-    boxes: np.ndarray,
-    histogram: np.ndarray,
-    pairs: np.ndarray,
-    area: int,
-    use_size: bool,
-    use_fill: bool,
-) -> np.ndarray:
+def group(regions: Regions, histogram: np.ndarray, use_size: bool, use_fill: bool) -> np.ndarray:
     """Merge all regions: boxes (2R - 1, 4) int64, those of the regions first, the whole image last.
 
-    size (R,), boxes (R, 4), histogram (R, B) and pairs (E, 2) are those of `Regions`, with the histogram reduced to the
-    bins to compare (B can be 0); use_size and use_fill add these similarities; area is that of the image in pixels.
+    histogram (R, B): the bins of `regions.histogram` to compare (B can be 0); use_size and use_fill add these
+    similarities.
     """
-    found = np.concatenate([boxes, np.empty((len(boxes) - 1, 4), np.int64)])
-    state = size.copy(), boxes.copy(), histogram.copy()
-    merge_all(state, neighbour_lists(pairs, len(size)), (area, use_size, use_fill), found)
+    found = np.concatenate([regions.boxes, np.empty((len(regions.boxes) - 1, 4), np.int64)])
+    state = regions.size.copy(), regions.boxes.copy(), histogram.copy()
+    rule = int(regions.size.sum()), use_size, use_fill
+    merge_all(state, neighbour_lists(regions.pairs, len(regions.size)), rule, found)
     return found
 
 

@@ -131,6 +131,4 @@ def hierarchy(regions: Regions, strategy: Strategy) -> npt.NDArray[np.int32]:
     colour_bins = bins * COLOUR_BINS // (COLOUR_BINS + DIRECTIONS * TEXTURE_BINS)
     start = 0 if strategy.colour else colour_bins
     stop = bins if strategy.texture else colour_bins
-    compared = regions.histogram[:, start : max(start, stop)].copy()
-    pixels = int(regions.size.sum())
-    return group(regions.size, regions.boxes, compared, regions.pairs, pixels, strategy.size, strategy.fill)
+    return group(regions, regions.histogram[:, start : max(start, stop)], strategy.size, strategy.fill)
