@@ -106,11 +106,12 @@ def test_converting_with_a_data_set_tries_the_declaration(dataset, boxes, tmp_pa
     assert store["i3"].tolist() == boxes["i3"].tolist()
 
 
-def test_proposals_of_another_split_are_named_as_such(dataset, boxes, make_voc, tmp_path, caplog):
-    WRITERS["voc-mat"](tmp_path / "p.mat", [ImageProposals(id, item) for id, item in boxes.items()])
+@pytest.mark.parametrize("format", ["voc-mat", "npz"])
+def test_proposals_of_another_split_are_named_as_such(format, dataset, boxes, make_voc, tmp_path):
+    WRITERS[format](tmp_path / "p", [ImageProposals(id, item) for id, item in boxes.items()])
     other = read_voc(make_voc({"val": {"i1": [("cat", 1, 1, 9, 9)], "j1": [], "j2": []}}, "other"), "val")
     with pytest.raises(InputError, match=r"no proposals for 2 of the 3 images of other-val: j1, j2\. .* another split"):
-        convert(tmp_path / "p.mat", "voc-mat", tmp_path / "out.npz", "npz", dataset=other)
+        convert(tmp_path / "p", format, tmp_path / "out.npz", "npz", dataset=other)
     assert not (tmp_path / "out.npz").exists()
 
 

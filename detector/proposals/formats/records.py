@@ -80,7 +80,7 @@ class RawProposals:
         return rows[:, 4].astype(np.float32) if rows.shape[1] == 5 else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LazyRows(Mapping[str, np.ndarray]):
     """Rows by image id, each read on access by `read`."""
 
