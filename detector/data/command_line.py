@@ -14,7 +14,6 @@ from detector.errors import InputError, first_few
 
 DATASET = "root of a dataset: VOC layout, COCO with --annotations, or any other folder of annotated images"
 SPLIT = "VOC: file in ImageSets/Main, without .txt; other folders: train, val, test or all (default: all)"
-
 FORMAT = "format of the annotations, as data.format in training (default: the one that is found)"
 WITHOUT_ANNOTATIONS = "--images belongs to --annotations; in VOC layout images are in JPEGImages"
 

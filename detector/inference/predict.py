@@ -69,11 +69,8 @@ def evaluate(
         losses = loss(class_logits[:sampled], deltas[:sampled], targets)
         outputs = predict(model, batch, settings, compute, (class_logits[sampled:], deltas[sampled:]))
         if settings.average_per_class:  # NMS follows when all scores are known
-            return (
-                [],
-                [(best_of_each_class(item), image) for item, image in _candidates(outputs, batch, config)],
-                losses,
-            )
+            pending = [(best_of_each_class(item), image) for item, image in _candidates(outputs, batch, config)]
+            return [], pending, losses
         return _detections(outputs, batch, config), [], losses
 
     most = MOST_AT_ONCE if compute.device.type == "cpu" else 2  # the other is post-processed
@@ -194,15 +191,9 @@ def _candidates(
 ) -> Iterator[tuple[Candidates, ImageFrames]]:
     """The candidates of each image, from the outputs (P, ...) for the concatenated proposals of all of the batch."""
     sizes = [len(boxes) for boxes in batch.proposals]
-    for logits, moves, proposals, image_id, image_hw, original_hw in zip(
-        outputs[0].split(sizes),
-        outputs[1].split(sizes),
-        batch.proposals,
-        batch.image_ids,
-        batch.image_hws,
-        batch.original_hws,
-        strict=True,
-    ):
+    images = zip(batch.proposals, batch.image_ids, batch.image_hws, batch.original_hws, strict=True)
+    split = zip(outputs[0].split(sizes), outputs[1].split(sizes), images, strict=True)
+    for logits, moves, (proposals, image_id, image_hw, original_hw) in split:
         found = find_candidates(logits, moves, proposals, config.coder, image_hw, config.postprocess)
         yield found, ImageFrames(image_id, image_hw, original_hw)
 

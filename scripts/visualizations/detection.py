@@ -26,14 +26,6 @@ def stages_of(seen: _trained.Pass, score_threshold: float) -> Stages:
     """The stages of a pass, as arrays."""
     found = seen.candidates
     return Stages(
-        seen.image,
-        seen.classes,
-        seen.batch.proposals[0].numpy(),
-        found.rows.numpy(),
-        found.labels.numpy(),
-        found.scores.numpy(),
-        found.boxes.numpy(),
-        seen.kept.numpy(),
-        seen.scores.numpy(),
-        score_threshold,
-    )
+        seen.image, seen.classes, seen.batch.proposals[0].numpy(), found.rows.numpy(), found.labels.numpy(),
+        found.scores.numpy(), found.boxes.numpy(), seen.kept.numpy(), seen.scores.numpy(), score_threshold,
+    )  # fmt: skip
