@@ -4,7 +4,8 @@ import importlib.util
 import inspect
 import logging
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,6 @@ from detector.data.proposal_selection import selection_of
 from detector.data.transforms import Augment, Resize, scored_side_px, short_sides
 from detector.errors import InputError
 from detector.proposals.generate import proposals_for, store_path
-from detector.proposals.joined import JoinedProposals
 from detector.schema import LAYOUT, parse, walk
 from detector.settings import CommonSettings, Data, TrainSettings
 
@@ -244,6 +244,23 @@ def build_proposals(
             ids = zip(positions, single.image_ids, strict=True)
             sources |= {dataset.image_ids[position]: (proposals, own_id) for position, own_id in ids}
     return JoinedProposals(sources)
+
+
+@dataclass(frozen=True)
+class JoinedProposals:
+    """Proposals of a joined dataset; `sources` maps an image id to (proposals of its part, image id there)."""
+
+    sources: Mapping[str, tuple[Proposals, str]]
+
+    def __getitem__(self, image_id: str) -> np.ndarray:
+        """Boxes (P, 4) float32 of one image."""
+        proposals, own_id = self.sources[image_id]
+        return proposals[own_id]
+
+    def scores(self, image_id: str) -> np.ndarray | None:
+        """Scores (P,) float32 of its boxes, or None if its part has no scores."""
+        proposals, own_id = self.sources[image_id]
+        return proposals.scores(own_id)
 
 
 def released_proposals(data: Data, dataset: DetectionDataset, mode: str | None = None) -> str | None:

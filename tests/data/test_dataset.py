@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
+from detector.builders.datasets import JoinedProposals
 from detector.data.dataset import DetectionDataset, join, split_into_parts
 from detector.data.formats.voc import read_voc
 from detector.proposals.formats.records import ImageProposals
-from detector.proposals.joined import JoinedProposals
 from detector.proposals.store import open_proposals, stream_store
 
 

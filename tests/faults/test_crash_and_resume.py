@@ -22,6 +22,7 @@ from PIL import Image
 
 import train
 from detector.boxes import BoxCoder
+from detector.builders.datasets import JoinedProposals
 from detector.data.check import check_data
 from detector.data.fingerprint import fingerprint_data, fingerprint_proposals
 from detector.data.formats.voc import read_voc
@@ -31,7 +32,6 @@ from detector.errors import InputError, RunFailure, Stopped
 from detector.evaluation.report import write_report
 from detector.inference.predict import evaluate
 from detector.proposals.formats.records import ImageProposals
-from detector.proposals.joined import JoinedProposals
 from detector.proposals.store import open_proposals, stream_store
 from detector.runtime.files import replace
 from detector.runtime.signals import SAME_REQUEST_S, StopRequest
