@@ -172,13 +172,10 @@ def meaning(field: FieldInfo) -> str:
 
 def nullable(schema: type[Settings], name: str) -> type[Settings]:
     """The same settings, all null by default, where null means "not given"."""
-    optional: dict[str, Any] = {
-        key: (
-            Annotated[field.annotation, Field(), *field.metadata] | None,
-            Field(default=None, description=field.description),
-        )
-        for key, field in schema.model_fields.items()
-    }
+    optional: dict[str, Any] = {}
+    for key, field in schema.model_fields.items():
+        null = Field(default=None, description=field.description)
+        optional[key] = Annotated[field.annotation, Field(), *field.metadata] | None, null
     return create_model(name, __base__=Settings, __module__=schema.__module__, **optional)
 
 

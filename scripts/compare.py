@@ -247,16 +247,12 @@ def pictures_of(
             by_image: dict[int, tuple[int, int]] = {}
             for target, detection in found:
                 by_image.setdefault(int(ours.images[detection]), (target, detection))
-            pictures[f"{one} finds, {another} misses: {len(found)} objects"] = [
-                cut_out(
-                    dataset.image,
-                    number,
-                    f"{dataset.image_ids[number]}: {dataset.classes[ours.labels[detection] - 1]} "
-                    f"{ours.scores[detection]:.2f}",
-                    marks_of(ours, detection, target),
-                )
-                for number, (target, detection) in list(by_image.items())[:PICTURES]
-            ]
+            heading = f"{one} finds, {another} misses: {len(found)} objects"
+            pictures[heading] = []
+            for number, (target, detection) in list(by_image.items())[:PICTURES]:
+                label, score = dataset.classes[ours.labels[detection] - 1], ours.scores[detection]
+                caption = f"{dataset.image_ids[number]}: {label} {score:.2f}"
+                pictures[heading].append(cut_out(dataset.image, number, caption, marks_of(ours, detection, target)))
     return pictures
 
 

@@ -154,16 +154,11 @@ def join(datasets: Sequence[DetectionDataset]) -> DetectionDataset:
     """
     ids = [id for item in datasets for id in item.image_ids]
     shared = len(set(ids)) < len(ids)
-    records = [
-        replace(
-            record,
-            image_id=f"{part + 1}-{item.name}/{record.image_id}" if shared else record.image_id,
-            part=part,
-            own_id=record.image_id,
-        )
-        for part, item in enumerate(datasets)
-        for record in item.records
-    ]
+    records = []
+    for part, item in enumerate(datasets):
+        for record in item.records:
+            image_id = f"{part + 1}-{item.name}/{record.image_id}" if shared else record.image_id
+            records.append(replace(record, image_id=image_id, part=part, own_id=record.image_id))
     return DetectionDataset(
         name="+".join(item.name for item in datasets)[:100],
         classes=tuple(sorted({name for item in datasets for name in item.classes})),

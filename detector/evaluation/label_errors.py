@@ -51,15 +51,12 @@ def find_label_errors(matches: Matches, errors: Errors, iou_threshold: float) ->
     np.maximum.at(any_score, target[near], scores[near])
     on_counted = np.append(counts, False)[target]
 
+    badly_placed = scores * (1 - errors.iou / iou_threshold)
     suspects = []
     for kind, is_one, suspicion in (
         ("missing", errors.kind == BACKGROUND, scores),
         ("class", (errors.kind == CONFUSION) & on_counted, scores - own_score[target]),
-        (
-            "box",
-            (errors.kind == LOCALISATION) & on_counted,
-            scores * (1 - errors.iou / iou_threshold) - own_score[target],
-        ),
+        ("box", (errors.kind == LOCALISATION) & on_counted, badly_placed - own_score[target]),
     ):
         chosen = np.flatnonzero(is_one & (suspicion >= MIN_SUSPICION))
         suspects += [Suspect(kind, float(suspicion[i]), int(i), int(target[i])) for i in chosen]

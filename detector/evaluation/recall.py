@@ -80,20 +80,11 @@ def recall_table(result: dict) -> str:
     for name, group in result["groups"].items():
         row = f"{name:{width}}  {group['objects']:7}"
         recall = group["recall"]["all"]
-        values = (
-            [None] * (len(shown) + 1) if recall is None else [*(recall[index] for index in shown), group["AR"]["all"]]
-        )
-        by_iou.append(row + "".join(map(_cell, values)))
+        values = [None if recall is None else recall[index] for index in shown]
+        by_iou.append(row + "".join(map(_cell, [*values, group["AR"]["all"]])))
         by_number.append(row + "".join(map(_cell, group["AR"].values())))
-    return "\n".join(
-        [
-            f"all proposals, {result['boxes_per_image']:.0f} per image",
-            *by_iou,
-            "",
-            "average recall (AR) of the first proposals",
-            *by_number,
-        ]
-    )
+    first = f"all proposals, {result['boxes_per_image']:.0f} per image"
+    return "\n".join([first, *by_iou, "", "average recall (AR) of the first proposals", *by_number])
 
 
 def _cell(value: float | None) -> str:

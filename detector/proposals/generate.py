@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import logging
 import os
 import shutil
@@ -185,14 +186,9 @@ def merge_shards(paths: Sequence[Path], target: Path) -> None:
         generator["unreadable"] = {id: unreadable[id] for id in image_ids if id in unreadable}
     if _digest_of_ids(image_ids) != in_order[0].generator.get("data_set"):
         raise InputError(f"{target}: the shards do not have the images of their dataset: generate them again")
-    stream_store(
-        target,
-        (
-            ImageProposals(id, in_order[index % count][id], image_hw=in_order[index % count].image_hw(id))
-            for index, id in enumerate(image_ids)
-        ),
-        generator,
-    )
+    in_turn = zip(image_ids, itertools.cycle(in_order), strict=False)
+    images = (ImageProposals(id, store[id], image_hw=store.image_hw(id)) for id, store in in_turn)
+    stream_store(target, images, generator)
 
 
 def _shard_of(store: ProposalStore) -> tuple[int, int]:

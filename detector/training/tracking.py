@@ -191,16 +191,12 @@ class Tracker:
         if len(objects.labels) < 3:
             logger.warning("no page PROJECTOR: it needs three validation objects with finite features")
             return
-        rows = [
-            [classes[label - 1], image_id] for label, image_id in zip(objects.labels, objects.image_ids, strict=True)
-        ]
+        pairs, names = zip(objects.labels, objects.image_ids, strict=True), ["class", "image"]
+        rows = [[" ".join(cell.split()) for cell in (classes[label - 1], image_id)] for label, image_id in pairs]
         crops = torch.from_numpy(objects.crops).permute(0, 3, 1, 2) / 255
         self._write_events(
-            lambda writer: writer.add_embedding(
-                objects.features, [[" ".join(cell.split()) for cell in row] for row in rows], crops, iteration,
-                EMBEDDING, ["class", "image"],
-            )
-        )  # fmt: skip
+            lambda writer: writer.add_embedding(objects.features, rows, crops, iteration, EMBEDDING, names)
+        )
 
     def flush(self) -> None:
         """Flush everything to disk before a checkpoint is written."""

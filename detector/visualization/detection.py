@@ -49,12 +49,14 @@ def add_boxes(
     colours: Sequence[str] | np.ndarray,
     width: float | np.ndarray = 1.5,
     alpha: float = 1.0,
+    style: str = "-",
 ) -> None:
     """Outlines of boxes (N, 4)."""
     patches = [Rectangle((x1, y1), x2 - x1, y2 - y1) for x1, y1, x2, y2 in boxes]
-    axes.add_collection(
-        PatchCollection(patches, facecolor="none", edgecolor=colours, linewidth=width, alpha=alpha), autolim=False
+    outlines = PatchCollection(
+        patches, facecolor="none", edgecolor=colours, linewidth=width, alpha=alpha, linestyle=style
     )
+    axes.add_collection(outlines, autolim=False)
 
 
 def add_caption(axes: Axes, box: np.ndarray, text: str, colour: str) -> str:

@@ -34,12 +34,8 @@ def best_proposals(gt_boxes: np.ndarray, gt_labels: np.ndarray, proposals: np.nd
     if not len(proposals):
         return []
     iou = box_iou_array(gt_boxes, proposals)
-    return [
-        Best(label, rank + 1, value)
-        for label, rank, value in zip(
-            gt_labels.tolist(), iou.argmax(axis=1).tolist(), iou.max(axis=1).tolist(), strict=True
-        )
-    ]
+    rows = zip(gt_labels.tolist(), iou.argmax(axis=1).tolist(), iou.max(axis=1).tolist(), strict=True)
+    return [Best(label, rank + 1, value) for label, rank, value in rows]
 
 
 @styled
@@ -73,8 +69,7 @@ def draw_proposals(
     if gt_boxes is not None and gt_labels is not None:
         best = best_proposals(gt_boxes, gt_labels, proposals)
         show_image(panels[1], pale(image), "Objects (dashed), and the best proposal of each")
-        add_boxes(panels[1], gt_boxes, [INK], 2.5)
-        panels[1].collections[0].set_linestyle("--")
+        add_boxes(panels[1], gt_boxes, [INK], 2.5, style="--")
         for found in best:
             box, colour = proposals[found.rank - 1], class_colour(found.label)
             add_boxes(panels[1], box[None], [colour], 2.5)

@@ -75,7 +75,7 @@ def draw_sampled_rois(
         background = background[np.argsort(iou[background], kind="stable")]
         show_image(right, image, f"{len(background)} background RoIs")
         add_boxes(right, boxes.numpy()[background], matplotlib.colormaps[RANK_MAP](iou[background] * 2), 1.5)
-        _add_dashed(right, batch.gt_boxes[index])
+        add_boxes(right, batch.gt_boxes[index], [INK], 2, style="--")
     scale = ScalarMappable(Normalize(0, 0.5), RANK_MAP)
     label = "IoU of a background RoI with its nearest object (dashed)"
     bar = figure.add_axes((0.56, 0.6 / inches, 0.38, 0.12 / inches))
@@ -93,13 +93,8 @@ def _draw_foreground(
     captions = []
     for target in np.unique(gt_boxes.round(1), axis=0):
         own = np.flatnonzero((gt_boxes.round(1) == target).all(axis=1))
-        _add_dashed(axes, target[None])
+        add_boxes(axes, target[None], [INK], 2, style="--")
         name, low, high = classes[labels[own[0]] - 1], iou[own].min(), iou[own].max()
         text = f"{name}: {len(own)} RoIs, IoU {low:.2f}" + (f" to {high:.2f}" if len(own) > 1 else "")
         captions.append(add_caption(axes, target, text, class_colour(labels[own[0]])))
     return captions
-
-
-def _add_dashed(axes: Axes, boxes: np.ndarray) -> None:
-    add_boxes(axes, boxes, [INK], 2)
-    axes.collections[-1].set_linestyle("--")

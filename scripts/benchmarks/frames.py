@@ -42,16 +42,10 @@ def run(arguments: argparse.Namespace) -> None:
             scores[mode, count], rate = detect_and_score(models[mode], dataset, count)
             rates[mode, count].append(rate)
     recalls = {mode: recall_of_first(dataset, mode, arguments.proposals) for mode in models}
-    rows = [
-        {
-            "mode": mode,
-            "proposals": count,
-            "frames/s": statistics.median(rates[mode, count][1:]),
-            "recall": recalls[mode][count],
-            "mAP": scores[mode, count],
-        }
-        for mode, count in settings
-    ]
+    rows = []
+    for mode, count in settings:
+        rate, recall = statistics.median(rates[mode, count][1:]), recalls[mode][count]
+        rows.append({"mode": mode, "proposals": count, "frames/s": rate, "recall": recall, "mAP": scores[mode, count]})
     show(rows)
 
 

@@ -56,16 +56,10 @@ def read_coco(
     for number, record in enumerate(found):
         own = slice(starts[number], starts[number + 1])
         of_objects = tuple(names[id] for id in objects[own, 1].astype(np.int64).tolist())
-        records.append(
-            replace(
-                record,
-                names=of_objects,
-                boxes=boxes[own],
-                difficult=no_difficult[own],
-                crowd=crowd[own],
-                areas=objects[own, 3],
-            )
-        )
+        records.append(replace(
+            record, names=of_objects, boxes=boxes[own], difficult=no_difficult[own], crowd=crowd[own],
+            areas=objects[own, 3],
+        ))  # fmt: skip
     name = f"{root.resolve().name}-{path.stem}"
     named = check_classes(path, classes or sorted(category_ids))
     return DetectionDataset(name, named, records, image_options, category_ids)
