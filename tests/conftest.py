@@ -14,20 +14,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hypothesis import settings as hypothesis_settings
 from omegaconf import OmegaConf
 from PIL import Image
 
-from detector.data.formats.shapes import draw_scene
-from detector.data.formats.voc import annotation_xml
 from detector.models import build_model
 from detector.proposals.store import write_store
 from detector.schema import Settings, defaults, parse
 from detector.settings import EvaluateSettings, TrainSettings
 from detector.structures import GroundTruth
 from detector.training.checkpoint import Checkpoints
+
+pytest.register_assert_rewrite("tests.helpers")  # so that their assertions show values too
+
+from tests.helpers.pictures import draw_nothing  # noqa: E402
+from tests.helpers.runs import write_shapes  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -60,6 +64,12 @@ def logging_as_before() -> Iterator[None]:
     root.setLevel(level)
     for handler in {*root.handlers} - {*handlers}:
         root.removeHandler(handler)
+
+
+@pytest.fixture
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs in this process draw no figures: pytestmark = pytest.mark.usefixtures("without_pictures")."""
+    draw_nothing(monkeypatch)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -162,19 +172,28 @@ def make_proposals() -> Callable[..., None]:
 
 
 @pytest.fixture(scope="session")
-def small_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """make_once(name, make) -> the folder that make(folder) has filled, for all processes of the tests together."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def folder_of(name: str, make: Callable[[Path], object]) -> Path:
+        folder, made = base / name, base / f"{name}.made"
+        with FileLock(base / f"{name}.lock"):
+            if not made.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a process that failed
+                folder.mkdir()
+                make(folder)
+                made.touch()
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def small_shapes(make_once) -> Path:
     """Six training and three test scenes of the shapes dataset, in VOC layout. Not to be changed."""
-    root = tmp_path_factory.mktemp("small") / "shapes"
-    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
-        (root / folder).mkdir(parents=True)
-    for split, first, count in (("train", 0, 6), ("test", 100, 3)):
-        ids = [f"{split}_{number}" for number in range(count)]
-        (root / f"ImageSets/Main/{split}.txt").write_text("".join(f"{id}\n" for id in ids))
-        for number, image_id in enumerate(ids, start=first):
-            image, objects = draw_scene(np.random.default_rng(number))
-            Image.fromarray(image).save(root / f"JPEGImages/{image_id}.jpg")
-            (root / f"Annotations/{image_id}.xml").write_text(annotation_xml(f"{image_id}.jpg", image.shape, objects))
-    return root
+    return make_once("shapes", write_shapes)
 
 
 @pytest.fixture(scope="module")
@@ -239,18 +258,20 @@ def settings() -> Callable[..., Settings]:
 
 
 @pytest.fixture(scope="session")
-def untrained_checkpoint(small_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def untrained_checkpoint(small_shapes: Path, make_once) -> Path:
     """A checkpoint of an untrained network: it finds something everywhere. Not to be changed."""
     config = compose_settings(
         "train", "data=voc", "data.short_side_px=96", "data.max_side_px=160", "data.val_max_proposals=60",
         "proposals.mode=single", "model.hidden=32", "device=cpu", "precision=float32", f"data.root={small_shapes}",
     )  # fmt: skip
-    classes = ["ball", "crate", "kite", "star"]
-    torch.manual_seed(0)
-    content = {"model": build_model(config.model, len(classes)).state_dict(), "config": config.plain()}
-    folder = tmp_path_factory.mktemp("untrained") / "checkpoints"
-    Checkpoints(folder).save_last(content | {"classes": classes, "iteration": 1})
-    return folder / "last.pt"
+
+    def make(folder: Path) -> None:
+        classes = ["ball", "crate", "kite", "star"]
+        torch.manual_seed(0)
+        content = {"model": build_model(config.model, len(classes)).state_dict(), "config": config.plain()}
+        Checkpoints(folder).save_last(content | {"classes": classes, "iteration": 1})
+
+    return make_once("untrained", make) / "last.pt"
 
 
 # A tiny run of train.py on `small_shapes`.
@@ -264,16 +285,18 @@ TINY = [
 
 
 @pytest.fixture(scope="session")
-def common(small_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def common(small_shapes: Path, make_once) -> list[str]:
     """The settings of the tiny run, with its data."""
-    return [*TINY, f"data.root={small_shapes}", f"proposals.folder={tmp_path_factory.mktemp('proposals')}"]
+    return [*TINY, f"data.root={small_shapes}", f"proposals.folder={make_once('proposals', lambda folder: None)}"]
 
 
 @pytest.fixture(scope="session")
-def run(common: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(common: list[str], make_once) -> Path:
     """The folder of a finished tiny run, which was started as a user does. Not to be changed."""
-    folder = tmp_path_factory.mktemp("runs") / "one"
-    command = [sys.executable, "train.py", *common, f"run.dir={folder}"]
-    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return folder
+
+    def train(folder: Path) -> None:
+        command = [sys.executable, "train.py", *common, f"run.dir={folder}"]
+        result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout + result.stderr
+
+    return make_once("run", train)

@@ -58,9 +58,7 @@ print(status, early, [name for name in sys.argv[1].split(",") if name in sys.mod
 """
 
 
-def test_the_package_and_one_detection_import_no_more_than_needed(
-    untrained_checkpoint, photo, image, make_proposals, tmp_path
-):
+def test_one_detection_imports_no_more_than_it_needs(untrained_checkpoint, photo, image, make_proposals, tmp_path):
     make_proposals(tmp_path / "p.safetensors", {"test_0": BOXES}, hw=image.shape[:2])
     given = {"checkpoint": untrained_checkpoint, "input": photo, "proposals": tmp_path / "p.safetensors"}
     options = [f"--{name}={value}" for name, value in (given | {"out": tmp_path / "found", "device": "cpu"}).items()]
@@ -253,7 +251,7 @@ def test_a_bad_image_of_a_stream_does_not_end_it(model, image):
     assert same(results[0], results[2])
 
 
-def test_results_are_finished_on_their_threads_and_an_error_there_ends_the_stream(model, image):
+def test_an_error_in_a_thread_ends_the_stream_of_results(model, image):
     def then(result: detector.Result) -> tuple[str, int]:
         return threading.current_thread().name, len(result)
 
@@ -302,7 +300,7 @@ def test_a_drawing_is_whole_or_not_there(model, image, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["c.PNG"]
 
 
-def test_the_thresholds_of_the_paper_give_as_few_detections_as_any(model, image):
+def test_the_thresholds_of_the_paper_give_the_fewest_detections(model, image):
     paper = {"score_threshold": 0.0, "average_per_class": 40.0, "max_detections": 10_000}
     settings = model.settings.with_values(detect=model.settings.detect.plain() | paper)
     trained = detector.Detector(model.network, settings, model.classes)

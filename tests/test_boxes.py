@@ -9,14 +9,9 @@ from pycocotools import mask
 
 from detector.box_arrays import box_iou_array
 from detector.boxes import BoxCoder, areas, box_iou, clip
+from tests.helpers.batches import random_boxes
 
 CODER = BoxCoder((0.1, 0.1, 0.2, 0.2))
-
-
-def random_boxes(count: int, seed: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    corner = torch.rand(count, 2, generator=generator) * 100
-    return torch.cat([corner, corner + 1 + torch.rand(count, 2, generator=generator) * 50], dim=1)
 
 
 def test_overlaps_of_literal_boxes():

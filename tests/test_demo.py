@@ -21,7 +21,7 @@ def image(small_shapes) -> np.ndarray:
     return np.array(Image.open(small_shapes / "JPEGImages/test_0.jpg"))
 
 
-def test_fewer_proposals_and_higher_thresholds_leave_fewer_detections(shown, image):
+def test_fewer_proposals_or_a_higher_threshold_detect_less(shown, image):
     boxes = shown.propose(image)
 
     def found(count: int, threshold: float, nms_iou: float) -> int:

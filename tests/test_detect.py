@@ -138,7 +138,7 @@ def test_options_have_their_effect(checkpoint, images, tmp_path):
     assert found("--score-threshold", str(middle)) == above != usual
 
 
-def test_one_image_is_searched_on_all_cores_and_many_beside_each_other(checkpoint, images, tmp_path, monkeypatch):
+def test_one_image_is_searched_on_all_cores_and_many_in_parallel(checkpoint, images, tmp_path, monkeypatch):
     search, asked = selective_search.selective_search, []
     monkeypatch.setattr(api, "cores", lambda: 4)
     monkeypatch.setattr(
@@ -177,7 +177,7 @@ def test_a_dataset_is_drawn_with_its_objects(checkpoint, small_shapes, tmp_path,
     assert "give either --input IMAGES or --data ROOT" in capsys.readouterr().err
 
 
-def test_a_bad_record_of_a_dataset_is_reported_and_the_rest_goes_on(checkpoint, make_coco, tmp_path, capsys):
+def test_an_invalid_record_of_a_dataset_is_reported_and_skipped(checkpoint, make_coco, tmp_path, capsys):
     """The first image has an object of a class that the network does not know; the second has no file."""
     coco = make_coco({"val": {"a.b": [("dog", 5, 5, 20, 20), ("kite", 5, 5, 20, 20)], "gone": [("kite", 1, 1, 9, 9)]}})
     next(coco.rglob("gone.*")).unlink()
@@ -336,5 +336,5 @@ def test_images_of_the_same_name_are_told_apart(checkpoint, images, tmp_path):
     assert detect.output_stems({name: Path(name) for name in names}) == ["a", "a.png", "A.PNG-2", "a.png.bmp"]
 
 
-def test_names_of_outputs_are_those_of_images_for_ids_without_suffix():
+def test_names_of_outputs_are_those_of_the_images():
     assert detect.output_stems({"a_jpg.rf.0a1b": Path("a_jpg.rf.0a1b.jpg")}) == ["a_jpg.rf.0a1b"]

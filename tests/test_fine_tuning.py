@@ -10,6 +10,8 @@ import torch
 import train
 from scripts.export import main as export
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 
 @pytest.fixture
 def exported(run, tmp_path, monkeypatch):

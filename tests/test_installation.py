@@ -19,7 +19,7 @@ from scripts import detect
 from tests.conftest import REPOSITORY
 
 
-def test_in_a_checkout_the_commands_run_the_programs_beside_the_package(monkeypatch, capsys):
+def test_commands_of_a_checkout_run_its_programs(monkeypatch, capsys):
     for name, program in (("train", commands.train), ("evaluate", commands.evaluate)):
         assert Path(importlib.import_module(name).__file__) == REPOSITORY / f"{name}.py"
         monkeypatch.setattr(sys, "argv", [f"/somewhere/fast-rcnn-{name}", "--help"])

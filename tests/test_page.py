@@ -14,10 +14,11 @@ import torch
 from detector.models import build_model
 from detector.roi_pool import roi_pool
 from detector.training.checkpoint import Checkpoints
+from detector.visualization.pooling import ARTICLE_MAP
 from scripts import _page_contents, build_page
-from tests.roi_pool.test_examples import ARTICLE
 
 PAGE = build_page.PAGE
+ARTICLE = torch.from_numpy(ARTICLE_MAP)[None, None]
 REGION = torch.tensor([[0.0, 0, 3, 6, 7]])
 
 

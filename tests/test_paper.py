@@ -94,7 +94,7 @@ def test_the_differences_between_the_overlays(settings):
 
 
 @pytest.mark.parametrize("overlay", ["paper", "paper_cls_only", *FROZEN])  # the others build the same network
-def test_what_is_meant_to_learn_gets_a_gradient_and_what_is_frozen_none(settings, overlay):
+def test_frozen_layers_get_no_gradient_and_all_others_do(settings, overlay):
     config = composed(settings, overlay, "model.hidden=8", "model.hidden_last=null")
     model = build_model(config.model, num_classes=2)
     rois = torch.tensor([[0, 0, 0, 40, 40], [0, 10, 20, 60, 60.0]])
@@ -166,7 +166,7 @@ ROOTS = {"paper_coco": "coco", "paper_voc0712": "", "paper_voc0712plus": "", "pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_overlays_train_a_few_iterations(settings, released_data, tmp_path, overlay):
+def test_overlays_train_a_few_iterations(without_pictures, settings, released_data, tmp_path, overlay):
     small = [] if overlay in ("paper", "paper_s", "paper_m") else ["model=alexnet", "model.frozen_stages=1"]
     small += ["model.frozen_stages=3"] if overlay == "paper_fc6" else []  # AlexNet's
     tiny = [argument for argument in TINY if not argument.startswith(("data=", "data.train_split="))]

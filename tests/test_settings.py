@@ -410,7 +410,7 @@ def test_settings_survive_being_written_and_read(settings):
         assert pickle.loads(pickle.dumps(typed)) == typed
 
 
-def test_a_data_set_for_an_evaluation_sets_nothing_that_is_taken_from_training(settings):
+def test_the_dataset_of_an_evaluation_keeps_settings_of_training(settings):
     for choice in ("voc", "shapes", "coco", "joined"):
         data = settings("evaluate", f"data={choice}", "data.root=x").data
         assert [

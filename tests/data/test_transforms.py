@@ -134,7 +134,7 @@ def test_no_transforms_change_nothing():
     ("height", "width", "new_hw"),
     [(40, 60, (80, 120)), (60, 40, (120, 80)), (20, 60, (67, 200)), (1, 300, (1, 200))],
 )
-def test_resize_to_the_short_side_unless_the_long_one_gets_too_long(height, width, new_hw):
+def test_resize_to_the_short_side_within_the_limit_of_the_long(height, width, new_hw):
     sample = make_sample(height, width)
     resized = Resize([80], max_side_px=200)(sample)
     assert resized.image.shape == (*new_hw, 3)

@@ -12,7 +12,7 @@ from detector.evaluation.coco_ap import NAMES, score_coco
 from detector.evaluation.matching import match
 from detector.structures import Detections, GroundTruth
 from tests.conftest import ground_truth
-from tests.evaluation.test_voc_ap import found, random_case
+from tests.helpers.scoring import found, random_case
 
 BOX, FAR = (0, 0, 100, 100), (200, 200, 300, 300)
 
@@ -97,7 +97,7 @@ def test_bccd_has_pycocotools_own_numbers(shared, tmp_path):
     assert scores["AP"] == pytest.approx(np.mean(list(scores["classes"].values())))
 
 
-def test_random_cases_without_difficult_objects_have_pycocotools_own_numbers(tmp_path):
+def test_random_cases_equal_pycocotools(tmp_path):
     generator = np.random.default_rng(0)
     for _ in range(30):
         truths, detections = random_case(generator)
@@ -127,7 +127,7 @@ def hard_case(generator) -> tuple[list[GroundTruth], list[Detections]]:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_crowds_ties_sizes_and_difficult_objects_have_pycocotools_numbers(tmp_path, seed):
+def test_crowds_ties_sizes_and_difficult_equal_pycocotools(tmp_path, seed):
     truths, detections = hard_case(np.random.default_rng(seed))
     detections[0].labels[:] = 1  # more than 100 of one class
     expected = plain_pycocotools(tmp_path, truths, detections, 3, by_class=True)
@@ -138,7 +138,7 @@ def test_crowds_ties_sizes_and_difficult_objects_have_pycocotools_numbers(tmp_pa
     assert score(truths, detections[::-1], ["a", "b", "c"])["AP"] == scores["AP"]  # in any order of the images
 
 
-def test_difficult_objects_are_neither_hits_nor_misses_nor_to_be_found():
+def test_difficult_objects_are_neither_hits_nor_misses():
     truths = [ground_truth("a", (1, *BOX), (1, *FAR, True))]
     twice = found("a", (1, 0.9, *FAR), (1, 0.8, *FAR), (1, 0.7, *BOX))
     assert score(truths, [twice], ["cat"])["AP"] == pytest.approx(1)

@@ -6,7 +6,7 @@ from detector.evaluation.comparison import interval, mean_ap, resample_images, w
 from detector.evaluation.matching import match
 from detector.evaluation.voc_ap import score_voc
 from detector.structures import Detections, GroundTruth
-from tests.evaluation.test_voc_ap import random_case
+from tests.helpers.scoring import random_case
 
 METRICS = ["area@0.50", "11point@0.50", "area@0.50:0.95"]
 

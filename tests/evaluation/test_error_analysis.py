@@ -5,7 +5,7 @@ from detector.evaluation.error_analysis import BACKGROUND, FALSE_POSITIVES, KIND
 from detector.evaluation.matching import HIT, match
 from detector.structures import Detections
 from tests.conftest import ground_truth
-from tests.evaluation.test_voc_ap import found, random_case, slow_ap
+from tests.helpers.scoring import found, random_case, slow_ap
 
 CAT, DOG, BIRD = 1, 2, 3
 A, B, C, D = (0, 0, 10, 10), (100, 0, 110, 10), (200, 0, 210, 10), (300, 0, 310, 10)

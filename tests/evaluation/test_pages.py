@@ -5,7 +5,7 @@ from PIL import Image
 
 from detector.evaluation.report import score_detections, write_report
 from detector.settings import Metric
-from tests.evaluation.test_report import CLASSES, FOUND, TRUTHS, dataset_of, embedded
+from tests.helpers.scoring import CLASSES, FOUND, TRUTHS, dataset_of, embedded
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detector.data.dataset import DetectionDataset, Record
 from detector.errors import InputError
 from detector.evaluation.error_analysis import KINDS
 from detector.evaluation.matching import HIT, MISS, match
@@ -19,32 +18,7 @@ from detector.evaluation.tables import ap_table, summary
 from detector.settings import Metric
 from detector.structures import Detections
 from tests.conftest import ground_truth
-from tests.evaluation.test_voc_ap import found
-
-EVIL = "traffic light <script>&" + "ж" * 38  # of 99 bytes; a class may have 100
-TRUTHS = [
-    ground_truth("<a>", (1, 0, 0, 10, 10), (2, 50, 10, 90, 40), (2, 5, 20, 25, 30)),
-    ground_truth("b", (1, 20, 20, 60, 60)),
-]
-FOUND = [
-    found("<a>", (1, 0.9, 0, 0, 10, 8), (1, 0.8, 50, 10, 90, 40), (1, 0.7, 0, 0, 10, 8)),
-    found("b", (1, 0.6, 20, 20, 60, 35), (2, 0.5, 80, 5, 200, 9)),
-]
-CLASSES = [EVIL, "dog", "unicorn"]
-
-
-def dataset_of(truths, classes, name="set", image: Path | InputError = Path("gone")) -> DetectionDataset:
-    records = [
-        Record(truth.image_id, image, Path("a.xml"), tuple(classes[label - 1] for label in truth.labels), truth.boxes,
-               truth.difficult, truth.crowd, truth.areas)
-        for truth in truths
-    ]  # fmt: skip
-    return DetectionDataset(name, tuple(classes), records)
-
-
-def embedded(page: Path) -> dict:
-    [text] = re.findall('<script type="application/json" id="data">(.*?)</script>', page.read_text(), re.DOTALL)
-    return json.loads(text)
+from tests.helpers.scoring import CLASSES, EVIL, FOUND, TRUTHS, dataset_of, embedded, found
 
 
 def report(folder, dataset, detections, metric, origin, page=True) -> dict:

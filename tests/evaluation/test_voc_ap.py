@@ -9,19 +9,8 @@ from detector.data.formats.voc import read_voc
 from detector.evaluation.matching import match
 from detector.evaluation.results import read_result_files
 from detector.evaluation.voc_ap import area_ap, eleven_point_ap, score_sizes, score_voc
-from detector.structures import Detections, GroundTruth
 from tests.conftest import ground_truth
-
-
-def found(image_id: str, *detections: tuple) -> Detections:
-    """Detections as (label, score, x1, y1, x2, y2)."""
-    return Detections(
-        image_id,
-        np.array([d[2:] for d in detections], dtype=np.float32).reshape(-1, 4),
-        np.array([d[0] for d in detections], dtype=np.int64),
-        np.array([d[1] for d in detections], dtype=np.float32),
-    )
-
+from tests.helpers.scoring import found, random_case, slow_ap
 
 BOX = (0, 0, 10, 10)
 FAR = (50, 50, 60, 60)
@@ -56,7 +45,7 @@ def test_the_best_score_claims_the_object_whatever_the_order():
     assert curves["0.50"]["cat"].precision.tolist() == [1.0, 0.5]
 
 
-def test_difficult_objects_are_neither_hits_nor_misses_nor_to_be_found():
+def test_difficult_objects_are_neither_hits_nor_misses():
     truths = [ground_truth("a", (1, *BOX), (1, *FAR, True))]
     detections = [found("a", (1, 0.9, *FAR), (1, 0.8, *FAR), (1, 0.7, *BOX))]
     assert ap(truths, detections) == 1.0
@@ -68,7 +57,7 @@ def test_objects_of_another_image_or_class_do_not_count():
     assert metrics["area@0.50"]["AP"] == {"cat": 0.0, "dog": 0.0}
 
 
-def test_a_class_without_objects_has_no_ap_and_is_not_in_the_mean():
+def test_a_class_without_objects_is_not_in_the_mean():
     truths = [ground_truth("a", (1, *BOX), (3, *FAR, True))]
     metrics, _ = score(truths, [found("a", (1, 0.9, *BOX), (2, 0.9, *BOX))], ["cat", "unicorn", "hidden"])
     assert metrics["area@0.50"] == {"mAP": 1.0, "AP": {"cat": 1.0, "unicorn": None, "hidden": None}}
@@ -81,13 +70,13 @@ def test_no_detections_score_0():
     assert ap([ground_truth("a", (1, *BOX))], []) == 0.0
 
 
-def test_an_overlap_of_exactly_the_threshold_is_a_hit_but_not_for_the_devkit():
+def test_an_iou_of_the_threshold_is_a_hit_but_not_for_the_devkit():
     truths, detections = [ground_truth("a", (1, *BOX))], [found("a", (1, 0.9, 0, 0, 10, 5))]
     assert ap(truths, detections) == 1.0
     assert ap(truths, detections, devkit=True) == 0.0
 
 
-def test_a_recall_of_exactly_3_in_10_reaches_the_step_at_0_3_but_not_for_the_devkit():
+def test_a_recall_of_3_in_10_reaches_0_3_but_not_for_the_devkit():
     objects = [(1, 20 * n, 0, 20 * n + 10, 10) for n in range(10)]
     detections = [found("a", *[(1, 0.9, *box) for _, *box in objects[:3]])]
     assert ap([ground_truth("a", *objects)], detections, "11point@0.50") == pytest.approx(4 / 11)
@@ -100,83 +89,10 @@ def test_equal_scores_keep_the_order_of_images():
     assert ap(truths, detections) == ap(truths, detections[::-1]) == 0.5
 
 
-def slow_ap(truths, detections, label, overlap, area_range=(0, math.inf)):
-    """The rules once more, one detection after the other. Returns both metrics."""
-
-    def fits(area):
-        return area_range[0] <= area <= area_range[1]
-
-    def shared(box, other):
-        w, h = min(box[2], other[2]) - max(box[0], other[0]), min(box[3], other[3]) - max(box[1], other[1])
-        return float(w) * float(h) if w > 0 and h > 0 else 0.0
-
-    def area(box):
-        return float(box[2] - box[0]) * float(box[3] - box[1])
-
-    by_id = {t.image_id: t for t in truths}
-    number = {t.image_id: i for i, t in enumerate(truths)}
-    found = set()
-    objects = sum(
-        of == label and not difficult and not crowd and fits(area)
-        for t in truths
-        for of, difficult, crowd, area in zip(t.labels, t.difficult, t.crowd, t.areas, strict=True)
-    )
-    rows = [(-s, number[d.image_id], i, d.image_id, b) for d in detections
-            for i, (s, b, of) in enumerate(zip(d.scores, d.boxes, d.labels, strict=True)) if of == label]  # fmt: skip
-    points, hits, tried = [], 0, 0
-    for _, _, _, image_id, box in sorted(rows, key=lambda row: row[:3]):
-        t, best, best_iou, in_crowd = by_id[image_id], -1, 0.0, False
-        for index in range(len(t.labels)):
-            inter = shared(box, t.boxes[index])
-            if t.labels[index] != label:
-                continue
-            if t.crowd[index]:
-                in_crowd |= inter / area(box) >= overlap
-            elif inter / (area(box) + area(t.boxes[index]) - inter) > best_iou:
-                best, best_iou = index, inter / (area(box) + area(t.boxes[index]) - inter)
-        reached = best >= 0 and best_iou >= overlap
-        if reached and (t.difficult[best] or not fits(t.areas[best])):
-            continue
-        hit = reached and (image_id, best) not in found
-        if hit:
-            found.add((image_id, best))
-        elif in_crowd or not fits(area(box)):
-            continue
-        hits, tried = hits + hit, tried + 1
-        points.append((hits / objects if objects else 0.0, hits / tried))
-    if not objects:
-        return None, None
-    eleven = sum(max([p for r, p in points if r >= level], default=0.0) for level in (n / 10 for n in range(11))) / 11
-    under, last = 0.0, 0.0
-    for index, (recall, _) in enumerate(points):
-        under += (recall - last) * max(p for _, p in points[index:])
-        last = recall
-    return eleven, under
-
-
-def random_case(generator: np.random.Generator) -> tuple[list[GroundTruth], list[Detections]]:
-    """Boxes on a coarse grid, so that overlaps, thresholds, sizes and scores often tie."""
-    truths, detections = [], []
-    for number in range(generator.integers(1, 4)):
-
-        def boxes(count):
-            corner = generator.integers(0, 4, (count, 2)) * 2
-            return np.concatenate([corner, corner + generator.integers(1, 4, (count, 2)) * 2], axis=1)
-
-        g, n = generator.integers(0, 5), generator.integers(0, 6)
-        flags = generator.random((2, g)) < [[0.3], [0.2]]
-        truths.append(ground_truth(str(number), *zip(generator.integers(1, 3, g), *boxes(g).T, *flags, strict=True)))
-        detections.append(
-            Detections(
-                str(number), boxes(n).astype(np.float32), generator.integers(1, 3, n), generator.integers(1, 6, n) / 8
-            )
-        )
-    return truths, detections
-
-
-def test_10000_random_cases_equal_the_slow_rules():
+@pytest.mark.parametrize("cases", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_random_cases_equal_the_slow_rules(cases):
     generator = np.random.default_rng(0)
-    for case in range(10_000):
+    for case in range(cases):
         truths, detections = random_case(generator)
         matches = match(truths, detections, num_classes=2)
         for area_range in ((0, math.inf), (8, 16)):
@@ -195,7 +111,7 @@ def test_the_mean_over_overlaps():
     assert metrics["area@0.90"]["mAP"] == 0.0
 
 
-def test_a_miss_in_a_crowd_is_ignored_and_a_crowd_need_not_be_found():
+def test_crowds_need_not_be_found_and_misses_in_them_are_ignored():
     crowd = (1, 100, 100, 200, 200, False, True)
     truths = [ground_truth("a", (1, *BOX), crowd)]
     inside, half_out, beside = (100, 100, 110, 110), (190, 100, 210, 110), (192, 100, 212, 110)

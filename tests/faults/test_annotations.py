@@ -48,7 +48,7 @@ def checked_of(make_voc, *objects: tuple) -> Checked:
         ("<bndbox/>", "object 2 has no <name>"),
     ],
 )
-def test_case_35_an_object_that_says_too_little_is_left_out_and_named(tmp_path, body, says):
+def test_case_35_an_incomplete_object_is_skipped_and_named(tmp_path, body, says):
     write_xml(tmp_path / "a.xml", [CAT, ("dog", 3, 3, 9, 9)])
     text = (tmp_path / "a.xml").read_text().replace("<object><name>dog", f"<object>{body}</object><object><name>dog")
     (tmp_path / "a.xml").write_text(text)
@@ -83,7 +83,7 @@ def test_case_37_a_box_without_a_pixel_is_left_out(make_voc):
     assert "object 2 holds no pixel: xmin 9 ymin 5 xmax 8 ymax 9" in checked.repairs[0][1]
 
 
-def test_case_38_boxes_that_reach_out_are_cut_and_those_outside_left_out(make_voc):
+def test_case_38_boxes_that_reach_out_are_clipped_or_skipped(make_voc):
     checked = checked_of(make_voc, ("cat", 50, 30, 61, 40), ("cat", 50, 30, 75, 40), ("cat", 61, 1, 70, 9))
     assert not checked.bad
     assert [kind for kind, _ in checked.repairs] == ["cut by a pixel or less", "cut at the border", "skipped"]
@@ -124,7 +124,7 @@ def test_case_40_unknown_classes_are_named_with_what_was_meant(make_voc):
     assert "data.exclude_classes=[Aero Plane,cat]" in str(error.value)
 
 
-def test_case_40_names_that_differ_in_case_or_spaces_alone_are_no_classes_of_their_own(make_voc, settings):
+def test_case_40_names_that_differ_in_case_or_spaces_alone(make_voc, settings):
     objects = [(name, 1, 1, 9, 9) for name in ("cat", "dog", "Cat", "c at", "Dog")]
     root = make_voc({"train": {"a": objects[:3]}, "val": {"b": objects[3:]}})
 
@@ -160,7 +160,7 @@ def test_case_41_difficult_is_1_only_where_it_says_so(tmp_path):
     assert read_annotation(tmp_path / "a.xml").difficult.tolist() == [True, False, False, False]
 
 
-def test_case_42_images_without_objects_are_background_and_counted(make_voc):
+def test_case_42_images_without_objects_are_background(make_voc):
     root = make_voc({"train": {"a": [], "b": [CAT], "c": []}})
     checked = check_data(read_voc(root, "train"))
     assert len(checked.dataset) == 3
@@ -173,7 +173,7 @@ def test_a_data_set_without_any_object_is_noticed(make_voc):
     assert checked.details() == ["no image has an object: there is nothing to learn here, and nothing to find"]
 
 
-def test_case_42_a_class_with_only_difficult_objects_has_no_score(make_voc):
+def test_case_42_a_class_of_difficult_objects_has_no_score(make_voc):
     dataset = read_voc(make_voc({"train": {"a": [(*CAT, 1), ("dog", 1, 1, 9, 9)]}}), "train")
     metrics, _ = score_voc(match([dataset.ground_truth(0)], [], 2), dataset.classes)
     assert metrics["area@0.50"] == {"AP": {"cat": None, "dog": 0.0}, "mAP": 0.0}
@@ -228,7 +228,7 @@ def test_case_45_an_id_twice_is_an_error(make_voc):
         read_voc(root, "twice")
 
 
-def test_case_45_images_to_train_on_among_those_to_validate_are_noticed_under_any_name(make_voc, caplog):
+def test_case_45_training_images_among_those_of_validation(make_voc, caplog):
     root = make_voc({"train": {"a": [CAT]}, "val": {"b": [], "c": []}})
     Image.effect_noise((60, 40), 50).save(root / "JPEGImages/b.jpg")
     train, val = (check_data(read_voc(root, split)) for split in ("train", "val"))
@@ -243,7 +243,7 @@ def one_in_four(make_voc):
     return root
 
 
-def test_a_few_bad_images_are_left_out_of_training_and_too_many_are_an_error(one_in_four, caplog):
+def test_a_few_invalid_images_are_skipped_and_too_many_an_error(one_in_four, caplog):
     caplog.set_level("INFO")
     dataset = read_voc(one_in_four, "train", ["cat"])
     checked = accept(check_data(dataset), max_bad_fraction=0.25)
@@ -284,7 +284,7 @@ def test_the_first_20_problems_are_written_out(make_voc):
     assert checked.details()[-1] == "and 2 more"
 
 
-def test_sound_images_are_decoded_once_and_known_by_their_contents(make_voc, monkeypatch):
+def test_valid_images_are_decoded_once_and_known_by_content(make_voc, monkeypatch):
     root = make_voc({"train": {"a": [CAT], "b": []}}, name="kept")
     decoded = []
     monkeypatch.setattr(
@@ -382,7 +382,7 @@ def test_an_image_id_that_is_no_name_of_a_file(make_voc, name):
         read_voc(root, "train")
 
 
-def test_the_command_reads_coco_s_empty_boxes_and_images_as_training_does(make_coco, tmp_path, monkeypatch, capsys):
+def test_check_data_reads_empty_boxes_of_coco_as_training_does(make_coco, tmp_path, monkeypatch, capsys):
     root = make_coco({"val": {"a": [("cat", 1, 1, 0, 20), ("cat", 1, 1, 9, 20)]}})
     store = tmp_path / "p.safetensors"
     write_store(store, ["1"], [np.ones((1, 4), np.float32)], [(40, 60)], {"exif": "ignore"})

@@ -12,8 +12,8 @@ import torch
 from detector.data import dataset
 from detector.errors import InputError
 from detector.training import checkpoint
-from tests.faults.conftest import TINY
-from tests.faults.test_table import run
+from tests.helpers.runs import SETTINGS
+from tests.helpers.wrong_input import run
 
 SAME = ("loss/train", "loss/train_cls", "loss/train_box", "roi/foreground_fraction")
 
@@ -29,7 +29,7 @@ def pipe(path: Path) -> None:
 
 def train(folder: Path, *overrides: str) -> tuple[int, Path]:
     """The exit status of a tiny run in folder/run, with proposals in folder/p."""
-    command = ["train", *TINY, "proposals.mode=single", "train.eval_every=6", f"run.dir={folder}/run",
+    command = ["train", *SETTINGS, "proposals.mode=single", "train.eval_every=6", f"run.dir={folder}/run",
                f"proposals.folder={folder}/p", *overrides]  # fmt: skip
     return run(" ".join(command)), folder / "run"
 
@@ -80,7 +80,7 @@ def test_a_clock_that_jumps_changes_no_result(small_shapes, tmp_path, monkeypatc
     assert len(history(folder)) == 6
 
 
-def test_a_checkpoint_that_is_overwritten_while_it_is_read_is_damaged(untrained_checkpoint, tmp_path, monkeypatch):
+def test_a_checkpoint_overwritten_while_it_is_read_is_damaged(untrained_checkpoint, tmp_path, monkeypatch):
     path = Path(shutil.copy(untrained_checkpoint, tmp_path / "c.pt"))
     load = torch.load
 

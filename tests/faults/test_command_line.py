@@ -56,7 +56,7 @@ def test_each_run_of_a_sweep_has_its_own_log(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("error", "status"), [(InputError("seed=2: bad"), 2), (RunFailure("seed=2: no luck"), 1)])
-def test_a_run_of_a_sweep_that_fails_does_not_take_the_others_with_it(tmp_path, monkeypatch, capsys, error, status):
+def test_a_failed_run_of_a_sweep_does_not_stop_the_others(tmp_path, monkeypatch, capsys, error, status):
     begun = []
 
     def main(settings: TrainSettings) -> None:
@@ -123,7 +123,7 @@ def test_a_program_whose_reader_ends_says_nothing(kind, status, prints):
     assert process.returncode == status
 
 
-def test_case_07_a_log_file_on_a_full_disk_is_silent_and_a_bug_is_not(capsys):
+def test_case_07_a_log_file_on_a_full_disk_is_silent(capsys):
     handler = LogFileHandler("/dev/full", encoding="utf-8")
     handler.handle(logging.makeLogRecord({"msg": "a line"}))
     assert capsys.readouterr().err == ""

@@ -51,8 +51,8 @@ from detector.training.engine import TrainingConfig, training_steps
 from detector.training.losses import multi_task_loss
 from detector.training.run_folder import FolderLock
 from tests.conftest import REPOSITORY, compose_settings
-from tests.faults.conftest import Boxes, wait_for
-from tests.helpers.processes import FORKS, children, start_ranks
+from tests.helpers.batches import Boxes
+from tests.helpers.processes import FORKS, children, start_ranks, wait_for
 
 CODER = BoxCoder((0.1, 0.1, 0.2, 0.2))
 COMPUTE = resolve_compute("cpu", "float32")
@@ -206,7 +206,7 @@ def score_alone(folder: Path, root: Path) -> None:
         (folder / "outcome.json").write_text(json.dumps(outcome))
 
 
-def test_a_step_sees_the_same_images_however_many_processes_there_are():
+def test_the_images_of_a_step_do_not_depend_on_the_processes():
     whole = list(TrainBatchSampler(7, 6, 5, seed=1))
     for processes in (2, 3):
         parts = [list(TrainBatchSampler(7, 6, 5, seed=1, rank=rank, processes=processes)) for rank in range(processes)]

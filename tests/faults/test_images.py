@@ -30,7 +30,7 @@ def bad_of(root) -> list[tuple[str, str]]:
     return check_data(read_voc(root, "train")).bad
 
 
-def test_case_25_a_truncated_jpeg_is_found_by_decoding_it_in_full(make_voc):
+def test_case_25_a_truncated_jpeg_is_found_by_full_decoding(make_voc):
     root = make_voc({"train": {"a": [("cat", 1, 1, 20, 20)], "b": []}})
     Image.effect_noise((60, 40), 50).save(root / "JPEGImages/a.jpg")
     data = (root / "JPEGImages/a.jpg").read_bytes()
@@ -154,7 +154,7 @@ def test_case_29_a_tiff_of_every_kind_is_turned_upright(tmp_path, mode, orientat
     assert read_image_hw(tmp_path / "a.tif") == image.shape[:2]
 
 
-def test_case_29_annotated_without_exif_is_an_error_with_a_way_out(make_voc):
+def test_case_29_an_image_that_was_annotated_without_exif(make_voc):
     root = make_voc({"train": {"a": [("cat", 1, 1, 60, 20)]}})
     turned(root / "JPEGImages/a.jpg", 6)
     [(kind, text)] = bad_of(root)
@@ -220,7 +220,7 @@ def test_case_33_the_thinnest_image_has_a_feature_cell(make_voc, size):
     assert torch.isfinite(deltas).all()
 
 
-def test_case_34_images_are_found_by_their_stem_whatever_the_name(make_voc):
+def test_case_34_images_are_found_by_their_stem(make_voc):
     ids = ["IMG 1", "größe-日本", "b.c"]
     root = make_voc({"train": {id: [("cat", 1, 1, 2, 2)] for id in ids}})
     (root / "JPEGImages/b.c.jpg").rename(root / "JPEGImages/b.c.JPEG")

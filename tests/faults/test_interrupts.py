@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.conftest import wait_for
-from tests.helpers.processes import FORKS, print_to, run_train
-from tests.tools.kill_runs import differences
+from tests.helpers.processes import FORKS, print_to, run_train, wait_for
+from tests.helpers.runs import differences
 
 WITHIN_S = 10  # one second, on a machine that has nothing else to do
 
@@ -81,7 +80,7 @@ def last_line(log: Path) -> str:
 
 
 @pytest.mark.parametrize(("workers", "number"), [(0, signal.SIGTERM), (2, signal.SIGINT)])
-def test_a_run_is_stopped_while_a_batch_is_made_and_resumes_exactly(begin, tiny, whole, tmp_path, workers, number):
+def test_a_run_is_stopped_while_a_batch_is_made(begin, tiny, whole, tmp_path, workers, number):
     run = [*tiny, f"run.dir={tmp_path}/run", f"workers={workers}"]
     first = begin("train", *run, free=4)
     interrupt(first, tmp_path, number)

@@ -63,7 +63,7 @@ def rois(*labels: int) -> TrainBatch:
 
 
 @pytest.mark.parametrize(("weight", "says"), [(math.nan, "the loss is nan"), (1e38, "the loss is inf|the loss is nan")])
-def test_case_17_a_loss_that_is_not_finite_stops_before_the_update(model, optimizer, weight, says):
+def test_case_17_a_loss_that_is_not_finite_is_never_applied(model, optimizer, weight, says):
     with torch.no_grad():
         model.cls_score.weight.fill_(weight)
         model.cls_score.weight[1:] *= -1
@@ -119,7 +119,7 @@ def test_case_17_the_last_good_checkpoint_is_kept(settings, tiny, tmp_path):
     assert [event.step for event in events] == [line["iteration"] for line in lines if "loss/train" in line]
 
 
-def test_an_augmentation_that_cannot_work_ends_before_there_is_a_folder(settings, tiny, tmp_path):
+def test_an_invalid_augmentation_ends_before_there_is_a_folder(settings, tiny, tmp_path):
     normalize = "augment.transforms=[{_target_: albumentations.Normalize, p: 1.0}]"
     config = settings("train", *tiny, f"run.dir={tmp_path}/run", normalize)
     with pytest.raises(InputError, match="augment.transforms: they return a ndarray of float32"):
@@ -127,7 +127,7 @@ def test_an_augmentation_that_cannot_work_ends_before_there_is_a_folder(settings
     assert not (tmp_path / "run").exists()
 
 
-def test_case_19_a_batch_without_foreground_gives_every_parameter_a_gradient(model, optimizer):
+def test_case_19_a_batch_without_foreground_has_all_gradients(model, optimizer):
     values = train_step(model, rois(0, 0), optimizer, COMPUTE, TRAINING)
     assert values["loss/train_box"] == 0
     assert values["loss/train_cls"] > 0
@@ -141,7 +141,7 @@ def test_case_20_images_without_a_single_usable_roi(model, optimizer):
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_case_21_boxes_without_area_or_outside_are_pooled_as_torchvision_does():
+def test_case_21_boxes_without_area_or_outside_equal_torchvision():
     features = torch.randn(1, 3, 5, 6, requires_grad=True)
     odd = torch.tensor(
         [
@@ -195,7 +195,7 @@ def test_case_23_out_of_gpu_memory_in_an_evaluation_says_where(model):
 
 
 def test_case_24_the_same_seed_gives_the_same_history(settings, tiny, whole, tmp_path):
-    from tests.tools.kill_runs import differences
+    from tests.helpers.runs import differences
 
     train.main(settings("train", *tiny, f"run.dir={tmp_path}/run"))
     assert differences(tmp_path / "run", whole) == []

@@ -31,7 +31,7 @@ def dataset(make_voc) -> DetectionDataset:
     return read_voc(make_voc({"train": {"a": [("cat", 1, 1, 20, 20)], "b": []}}), "train")
 
 
-def test_case_46_missing_images_are_counted_and_named_with_the_command_that_makes_them(tmp_path, dataset):
+def test_case_46_missing_images_are_named_with_the_command(tmp_path, dataset):
     proposals = store(tmp_path / "p.safetensors", a=[[0, 0, 9, 9]])
     with pytest.raises(InputError, match=r"no proposals for 1 of 2 images: b(.|\n)*scripts/proposals\.py generate"):
         require_images(proposals, dataset.image_ids, [HW] * 2)
@@ -69,7 +69,7 @@ def test_case_49_boxes_are_matched_by_image_id_never_by_position(tmp_path, datas
     assert [samples.original(index).proposals.tolist() for index in range(2)] == [[[0, 0, 20, 20]], [[1, 1, 5, 5]]]
 
 
-def test_case_49_boxes_of_other_images_are_noticed_by_their_recall(tmp_path, dataset, caplog):
+def test_case_49_boxes_of_other_images_have_a_low_recall(tmp_path, dataset, caplog):
     store(tmp_path / "p.safetensors", a=[[30, 20, 60, 40]], b=[])
     proposals_for(dataset, [HW] * 2, str(tmp_path / "p.safetensors"), "fast", tmp_path)
     assert "hardly any object has a proposal: are these boxes of other images, or in another order?" in caplog.text
@@ -82,7 +82,7 @@ def test_case_50_other_formats_are_refused_by_name(tmp_path, name):
         open_proposals(tmp_path / name)
 
 
-def test_case_50_a_store_that_is_replaced_while_it_is_read_stays_what_it_was(tmp_path):
+def test_case_50_a_store_that_is_replaced_while_it_is_read(tmp_path):
     """Writers replace files, never change them, so that an open one keeps its contents."""
     opened = store(tmp_path / "p.safetensors", a=[[0, 0, 9, 9]])
     store(tmp_path / "p.safetensors", a=[[5, 5, 6, 6]])

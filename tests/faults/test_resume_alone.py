@@ -11,8 +11,8 @@ import yaml
 import train
 from detector.app.compose import plain
 from detector.app.restore import restored, run_to_restore
+from tests.helpers.runs import same
 from tests.helpers.watch import nothing_happens
-from tests.tools.kill_runs import same
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_untrusted_settings_run_nothing(content, says, tmp_path, command):
     assert len(error.splitlines()) == 1
 
 
-def test_saved_settings_read_no_environment_and_name_no_other_class(stopped, command, monkeypatch):
+def test_saved_settings_read_no_environment_and_name_no_class(stopped, command, monkeypatch):
     path = stopped / "config.yaml"
     saved = yaml.safe_load(path.read_text())
     monkeypatch.setenv("SECRET", "s3cret")

@@ -1,16 +1,17 @@
 """Cases 55 and 56 of FAULTS.md: TensorBoard and metrics.jsonl."""
 
 import json
-import subprocess
-import sys
+import resource
+import threading
 import time
+from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from detector.errors import InputError
 from detector.training.tracking import Tracker
-from tests.conftest import REPOSITORY
+from tests.helpers.processes import FORKS, print_to
 
 
 def test_case_55_when_tensorboard_cannot_write_the_run_goes_on(tmp_path, caplog):
@@ -33,37 +34,38 @@ def test_case_55_when_tensorboard_cannot_write_the_run_goes_on(tmp_path, caplog)
     ]
 
 
-FULL_DISK = """
-import resource, sys, time, threading
-from pathlib import Path
-from detector.training.tracking import Tracker
-tracker = Tracker(Path(sys.argv[1]))
-for iteration in range(1, 31):
-    tracker.scalars(iteration, {f"loss/train{number}": 0.5 for number in range(20)})
-    if iteration == 10:
-        tracker.flush()
-        end = (Path(sys.argv[1]) / "metrics.jsonl").stat().st_size
-        resource.setrlimit(resource.RLIMIT_FSIZE, (end + 100, resource.RLIM_INFINITY))
-    if iteration == 15:
-        tracker.writer and tracker.writer.flush()
-        time.sleep(0.5)  # TensorBoard's thread meets the limit, and the next write hears of it
-    if iteration == 20:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-tracker.close()
-threading.Thread(target=lambda: 1 / 0).start()
-"""
+def track_on_a_full_disk(folder: Path) -> None:
+    """Thirty lines, of which the eleventh to the twentieth do not fit on the disk; then an error in another thread."""
+    print_to(folder / "log")
+    tracker = Tracker(folder)
+    for iteration in range(1, 31):
+        tracker.scalars(iteration, {f"loss/train{number}": 0.5 for number in range(20)})
+        if iteration == 10:
+            tracker.flush()
+            end = (folder / "metrics.jsonl").stat().st_size
+            resource.setrlimit(resource.RLIMIT_FSIZE, (end + 100, resource.RLIM_INFINITY))
+        if iteration == 15:
+            tracker.writer and tracker.writer.flush()
+            time.sleep(0.5)  # TensorBoard's thread meets the limit, and the next write hears of it
+        if iteration == 20:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    tracker.close()
+    threading.Thread(target=lambda: 1 / 0).start()
 
 
-def test_case_55_on_a_disk_that_is_full_for_a_while_no_line_is_half_and_no_traceback_shown(tmp_path):
-    command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
-    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+def test_case_55_a_disk_that_is_full_for_a_while(tmp_path):
+    """No line is half, and only the error of the other thread has a traceback."""
+    process = FORKS.Process(target=track_on_a_full_disk, args=(tmp_path,))
+    process.start()
+    process.join()
+    log = (tmp_path / "log").read_text()
+    assert process.exitcode == 0, log
     lines = [json.loads(line)["iteration"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == [*range(1, 11), *range(21, 31)]
-    assert result.stderr.count("no more TensorBoard events: [Errno 27] File too large") == 1
-    assert result.stderr.count("metrics.jsonl cannot be written") == 1
-    assert result.stderr.count("Traceback") == 1  # of another thread
-    assert "ZeroDivisionError" in result.stderr
+    assert log.count("no more TensorBoard events: [Errno 27] File too large") == 1
+    assert log.count("metrics.jsonl cannot be written") == 1
+    assert log.count("Traceback") == 1
+    assert "ZeroDivisionError" in log
 
 
 def test_case_55_at_the_start_it_is_an_error(tmp_path):

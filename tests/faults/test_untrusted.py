@@ -36,15 +36,8 @@ from detector.settings import Model, TrainSettings
 from detector.training.checkpoint import Checkpoints, load_checkpoint
 from detector.training.sharing import save_weights
 from scripts.export import main as export
-from tests.conftest import REPOSITORY, compose_settings, write_xml
+from tests.conftest import REPOSITORY, write_xml
 from tests.helpers.watch import nothing_happens
-
-TINY = [
-    "data=voc", "data.train_split=train", "data.short_side_px=96", "data.max_side_px=160",
-    "data.train_max_proposals=60", "data.val_max_proposals=60", "proposals.mode=single", "model.hidden=32",
-    "train.iterations=2", "train.images_per_batch=2", "detect.score_threshold=0.01", "workers=0", "device=cpu",
-    "precision=float32", "model.dropout=0.1",
-]  # fmt: skip
 
 
 class Payload:
@@ -62,15 +55,6 @@ def here(tmp_path, monkeypatch) -> Path:
     return tmp_path / "here"
 
 
-@pytest.fixture(scope="module")
-def run(small_shapes, tmp_path_factory) -> Path:
-    """A finished run. Not to be changed."""
-    folder = tmp_path_factory.mktemp("untrusted")
-    places = [f"data.root={small_shapes}", f"proposals.folder={folder}/proposals", f"run.dir={folder}/run"]
-    train.main(compose_settings("train", *TINY, *places))
-    return folder / "run"
-
-
 @pytest.fixture
 def content(run) -> dict:
     """What the run's last checkpoint holds."""
@@ -85,7 +69,7 @@ def refused(path: Path, says: str) -> None:
 # --- checkpoints
 
 
-def test_case_15_a_checkpoint_with_a_payload_is_refused_and_runs_nothing(here, content):
+def test_case_15_a_payload_in_a_checkpoint_is_not_run(here, content):
     for where in ("model", "config", "classes", "iteration"):
         torch.save({**content, where: Payload()}, here / "evil.pt")
         refused(here / "evil.pt", "code above all, are refused")
@@ -99,7 +83,7 @@ def test_case_15_a_checkpoint_with_a_payload_is_refused_and_runs_nothing(here, c
     assert not (here / "stolen").exists()
 
 
-def test_case_15_a_payload_put_into_a_sound_checkpoint_is_refused(here, content):
+def test_case_15_a_payload_in_a_valid_checkpoint_is_refused(here, content):
     torch.save(content, here / "sound.pt")
     with zipfile.ZipFile(here / "sound.pt") as sound, zipfile.ZipFile(here / "evil.pt", "w") as evil:
         for name in sound.namelist():
@@ -136,7 +120,7 @@ def test_a_checkpoint_with_a_part_of_another_kind_is_refused(here, content, chan
     refused(here / "odd.pt", rf"odd\.pt.*{says}")
 
 
-def test_a_checkpoint_that_does_not_fit_its_own_settings_takes_no_memory(settings, content):
+def test_a_checkpoint_unlike_its_settings_takes_no_memory(settings, content):
     large = Model(backbone="resnet50", hidden=2**16)  # 30 GB of weights
     with pytest.raises(InputError, match="the checkpoint does not fit its own settings of the network: .* tensors"):
         build_trained_model(large, content["model"], 4)
@@ -185,7 +169,7 @@ def test_exported_weights_name_no_data_set(settings, content, here):
         evaluated(settings, content, here, root=None)
 
 
-def test_other_classes_than_the_checkpoint_s_are_refused_not_passed_over(settings, content, here):
+def test_other_classes_than_those_of_the_checkpoint_are_refused(settings, content, here):
     with pytest.raises(InputError, match=r"data\.classes=\['ball'\]: .*model\.pt finds .*: leave data\.classes out"):
         evaluated(settings, content, here, "data=voc", "data.root=/data", "data.classes=[ball]")
     with pytest.raises(InputError, match="leave data.classes out"):
@@ -195,7 +179,7 @@ def test_other_classes_than_the_checkpoint_s_are_refused_not_passed_over(setting
             evaluated(settings, content, here, "data=voc", "data.root=/data", f"data.classes={classes}")
 
 
-def test_the_classes_that_were_asked_for_in_training_may_be_again(settings, content, here, small_shapes):
+def test_the_classes_of_training_may_be_given_again(settings, content, here, small_shapes):
     """Classes that were excluded in training are not among those of the checkpoint."""
     content["config"]["data"]["exclude_classes"] = ["ball"]
     for key in ("cls_score.weight", "cls_score.bias"):
@@ -244,7 +228,7 @@ def test_exported_weights_score_the_same_to_the_digit(settings, run, exported, h
     trained, shared = (json.loads((here / name / "metrics.json").read_text()) for name in ("trained", "shared"))
     assert trained["voc"]["area@0.50"]["mAP"] > 0
     assert (shared["voc"], shared["loss"]) == (trained["voc"], trained["loss"])
-    assert shared["source"]["iteration"] == 2
+    assert shared["source"]["iteration"] == 4
 
 
 def test_exported_weights_tell_nothing_of_the_machine(settings, exported, run, small_shapes):
@@ -306,7 +290,7 @@ def test_an_export_overwrites_nothing(exported, content):
     assert (exported / "model.json").read_bytes() == before
 
 
-def test_an_export_that_fails_leaves_nothing_and_can_be_done_again(here, content, monkeypatch):
+def test_an_export_that_fails_leaves_nothing_behind(here, content, monkeypatch):
     def full(path, data):
         if path.suffix == ".json":
             raise OSError(28, "No space left on device")
@@ -354,8 +338,8 @@ MAKES = {"_target_": "detector.training.checkpoint.Checkpoints", "folder": "stol
 
 @pytest.mark.parametrize("item", [FOREIGN, WRITES, MAKES])
 @pytest.mark.parametrize("group", ["optimizer", "schedule", "augment"])
-def test_a_config_with_a_target_of_another_kind_makes_nothing(settings, here, small_shapes, group, item):
-    config = settings("train", *TINY, f"data.root={small_shapes}", "proposals.folder=kept").plain()
+def test_a_config_with_a_target_of_another_kind_makes_nothing(settings, common, here, group, item):
+    config = settings("train", *common, "run.dir=run").plain()
     config["augment"]["transforms"] = [item] if group == "augment" else []
     if group == "optimizer":
         config["optimizer"] = item
@@ -442,7 +426,7 @@ def test_an_untrusted_config_file_runs_no_code(here, ended, arguments, says):
     assert {path.name for path in here.iterdir()} - {"multirun"} == {"strange", "strange.pickle"}
 
 
-def test_files_and_flags_that_set_nothing_of_hydras_own_are_as_ever(here, ended):
+def test_files_and_flags_that_set_nothing_of_hydra(here, ended):
     (here / "strange/experiment/valid.yaml").write_text("# @package _global_\nseed: 7\n")
     assert ended("experiment=valid") == (0, "")
     assert json.loads((here / "done").read_text())["seed"] == 7

@@ -10,8 +10,8 @@ from detector.data.formats.voc import read_voc
 from detector.data.loader import TransformedDataset, eval_loader, explain_workers
 from detector.data.transforms import Resize
 from detector.errors import InputError, RunFailure
-from tests.faults.conftest import Boxes, wait_for
-from tests.helpers.processes import children
+from tests.helpers.batches import Boxes
+from tests.helpers.processes import children, wait_for
 
 
 def test_case_51_a_data_worker_that_dies_is_explained(begin, tmp_path):
@@ -29,7 +29,7 @@ def test_case_51_a_data_worker_that_dies_is_explained(begin, tmp_path):
     assert "Traceback" not in log
 
 
-def test_case_51_a_batch_that_a_dead_worker_did_not_send_is_explained_too():
+def test_case_51_a_batch_that_a_dead_worker_did_not_send():
     with pytest.raises(RunFailure, match=r"died \(Connection reset"), explain_workers([]):
         raise ConnectionResetError("Connection reset by peer")
     died = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
@@ -40,7 +40,7 @@ def test_case_51_a_batch_that_a_dead_worker_did_not_send_is_explained_too():
             raise error
 
 
-def test_case_51_wrong_input_met_by_a_worker_is_one_line_with_the_file(small_shapes, tmp_path):
+def test_case_51_invalid_input_in_a_worker_is_one_line(small_shapes, tmp_path):
     samples = TransformedDataset(read_voc(small_shapes, "train"), Boxes(), Resize([40], 60))
     object.__setattr__(samples.dataset, "image", BrokenImage())
     with pytest.raises(InputError, match=r"^x\.jpg: damaged image$"), explain_workers([]):

@@ -31,7 +31,7 @@ from detector.settings import TrainSettings
 from detector.training.checkpoint import load_checkpoint, trained_settings
 from detector.training.sharing import save_weights
 from tests.helpers.fuzzing import ANYTHING, as_json, changed, damaged, fuzz
-from tests.proposals.test_formats import voc_mat_v7_3
+from tests.helpers.proposal_files import voc_mat_v7_3
 
 pytestmark = pytest.mark.slow
 

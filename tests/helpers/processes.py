@@ -1,35 +1,47 @@
-"""Real processes without their real start: forked from one that has imported the programs already."""
+"""Programs in processes of their own: started as a user does, or forked from one that has imported them already."""
 
 import multiprocessing
 import os
 import socket
+import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
+import torch
+
 from tests.conftest import REPOSITORY
+from tests.helpers.pictures import draw_nothing
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["train", "detector.evaluator", "tests.conftest"])  # the programs import these late
 
 
+def program(name: str, *overrides: str, code: int) -> subprocess.CompletedProcess:
+    """Run a program as a user does, and check how it ends."""
+    result = subprocess.run([sys.executable, name, *overrides], cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.returncode == code, result.stdout + result.stderr
+    return result
+
+
 def start_program(log: Path, *overrides: str) -> multiprocessing.Process:
-    """`python train.py OVERRIDES`, with what it prints in the file `log`."""
+    """`python train.py OVERRIDES` without its figures; what it prints is in the file `log`."""
     process = FORKS.Process(target=run_train, args=(log, overrides))
     process.start()
     return process
 
 
 def run_train(log: Path, overrides: tuple[str, ...]) -> None:
-    import torch
-
     import train
     from detector.app.start import run_program
     from detector.settings import TrainSettings
 
     print_to(log)
+    draw_nothing(pytest.MonkeyPatch())
     multiprocessing.set_start_method("fork", force=True)  # of data workers, as in a program that was started as usual
     sys.argv = ["train.py", *overrides]
     torch.set_num_threads(1)
@@ -55,8 +67,6 @@ def start_ranks(
 def _rank(
     function: Callable, rank: int, world_size: int, port: int, timeout_s: int, folder: Path, arguments: tuple
 ) -> None:
-    import torch
-
     from detector.runtime.distributed import process_group
 
     print_to(folder / f"rank{rank}.log")
@@ -85,3 +95,11 @@ def print_to(log: Path) -> None:
     with open(log, "a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+
+
+def wait_for(condition: Callable[[], object], limit_s: float = 120) -> None:
+    """Wait until the condition holds; fail after the limit."""
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)

@@ -62,7 +62,7 @@ def heap_of_the_paper(images: list[Candidates], average: int, num_classes: int, 
     return result
 
 
-def test_the_boxes_are_those_that_the_heap_of_the_paper_s_code_keeps(monkeypatch):
+def test_the_boxes_are_those_of_the_heap_of_the_paper_s_code(monkeypatch):
     monkeypatch.setattr(adaptive_threshold, "MAX_PER_CLASS", 6)
     generator = torch.Generator().manual_seed(0)
     images = []

@@ -35,7 +35,7 @@ def model() -> torch.nn.Module:
     return build_model(Model(backbone="resnet18", pool_size=2, hidden=8), num_classes=4)
 
 
-def test_every_object_has_features_its_class_its_image_and_its_crop(samples, model):
+def test_every_object_has_features_class_image_and_crop(samples, model):
     objects, truths = embed_objects(model, samples, COMPUTE), [samples.dataset.ground_truth(i) for i in range(6)]
     assert objects.labels.tolist() == [label for truth in truths for label in truth.labels]
     assert objects.image_ids == [truth.image_id for truth in truths for _ in truth.labels]

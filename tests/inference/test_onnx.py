@@ -298,7 +298,7 @@ def test_the_card_has_the_metrics_of_the_run(untrained_checkpoint, tmp_path, cap
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.json", "model.md"])
-def test_a_folder_with_exported_weights_is_refused_before_the_checkpoint_is_read(name, tmp_path, capsys):
+def test_a_folder_with_exported_weights_is_refused_first(name, tmp_path, capsys):
     (tmp_path / name).touch()
     assert export.main(["weights", "--checkpoint", "nowhere.pt", "--out", str(tmp_path)]) == 2
     says = f"error: --out: {tmp_path / name} already exists and is not overwritten: name another folder\n"

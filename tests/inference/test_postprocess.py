@@ -42,7 +42,7 @@ def test_suppression_is_by_class_and_the_result_is_sorted():
     assert found.image_id == "a"
 
 
-def test_proposals_of_the_detections_are_kept_in_the_original_frame():
+def test_proposals_of_detections_are_in_the_original_frame():
     deltas = torch.full((4, 2, 4), 0.5)
     found = run(LOOSE, deltas, original_hw=(100, 300))
     np.testing.assert_allclose(found.proposals, PROPOSALS[[3, 0, 2]] * torch.tensor([3, 2, 3, 2]))
@@ -57,7 +57,7 @@ def test_each_setting_has_its_effect():
     assert len(run(LOOSE.with_values(score_threshold=0.97)).scores) == 0
 
 
-def test_soft_suppression_lowers_the_scores_of_boxes_that_overlap():
+def test_soft_suppression_lowers_scores_of_boxes_that_overlap():
     """The second box overlaps the first by 380 / 420, and the third by 115.9 / 406.1."""
     soft = LOOSE.with_values(nms="soft", score_threshold=0.0)
     found = run(soft)
@@ -73,7 +73,7 @@ def test_soft_suppression_lowers_the_scores_of_boxes_that_overlap():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_decoding_what_is_above_the_threshold_equals_decoding_everything(seed):
+def test_decoding_above_the_threshold_equals_decoding_everything(seed):
     generator = torch.Generator().manual_seed(seed)
     corners = torch.rand(300, 2, generator=generator) * 80
     proposals = torch.cat([corners, corners + 1 + torch.rand(300, 2, generator=generator) * 30], dim=1)
@@ -113,7 +113,7 @@ def test_no_proposals():
     assert len(none.scores) == len(none.labels) == 0
 
 
-def test_suppression_of_many_classes_far_out_is_that_of_each_alone():
+def test_suppression_of_many_classes_is_that_of_each_alone():
     """Two boxes whose overlap is a hair below the limit, in the last class of many and at the edge of a large image."""
     boxes = np.array([[20_000, 0, 20_000.5, 1], [20_000.17, 0, 20_000.67, 1]], np.float32)
     others = np.tile(np.array([[0, 0, 30_000, 1]], np.float32), (200, 1))
@@ -125,7 +125,7 @@ def test_suppression_of_many_classes_far_out_is_that_of_each_alone():
     assert len(alone.scores) == (among.labels == 250).sum() == 2
 
 
-def test_saved_detections_once_more_equal_the_network_s_answers_with_these_settings():
+def test_saved_detections_are_suppressed_as_those_of_the_network():
     everything = run(Detect(score_threshold=0.0, nms_iou=1.0, max_detections=1000))
     shuffled = replace(
         everything, **{key: getattr(everything, key)[::-1].copy() for key in ("boxes", "labels", "scores")}

@@ -35,7 +35,7 @@ def turned_round(boxes: torch.Tensor) -> torch.Tensor:
     return torch.stack([96 - boxes[:, 2], boxes[:, 1], 96 - boxes[:, 0], boxes[:, 3]], dim=1)
 
 
-def test_with_flip_an_image_and_its_mirror_image_give_mirrored_detections(model):
+def test_with_flip_a_mirrored_image_has_mirrored_detections(model):
     def found(settings: Detect) -> tuple:
         config = DetectorConfig(CODER, settings)
         [plain] = detect(model, batch(IMAGE, PROPOSALS), config, COMPUTE)
@@ -78,7 +78,7 @@ class Sizes(torch.nn.Module):
         return logits / 1000, torch.zeros(len(rois), 2, 4)
 
 
-def test_each_proposal_is_scored_at_the_scale_where_it_is_closest_to_224_pixels():
+def test_a_proposal_is_scored_where_it_is_closest_to_224_pixels():
     """At the image's own scale, at twice and at four times it, 224 pixels are 224, 112 and 56."""
     proposals = torch.tensor([[0.0, 0, 60, 60], [0, 0, 100, 100], [0, 0, 200, 100], [10, 10, 40, 40], [0, 0, 110, 100]])
     one = replace(batch(torch.zeros(1, 3, 100, 200, dtype=torch.uint8), proposals), image_hws=[(100, 200)])
@@ -153,7 +153,7 @@ def test_images_evaluated_at_once_give_what_each_gives_alone(model):
 
 
 @pytest.mark.parametrize(("pyramid_px", "passes"), [((), [2 + 3]), ((200,), [2, 3])])
-def test_proposals_share_the_pass_of_the_loss_unless_they_are_scored_at_other_scales(monkeypatch, pyramid_px, passes):
+def test_proposals_share_the_pass_of_the_loss_at_its_scale(monkeypatch, pyramid_px, passes):
     proposals = torch.tensor([[0.0, 0, 60, 60], [0, 0, 100, 100], [10, 10, 40, 40]])
     one = replace(batch(torch.zeros(1, 3, 100, 200, dtype=torch.uint8), proposals), image_hws=[(100, 200)])
     rois = torch.tensor([[0.0, 0, 0, 50, 50], [0, 0, 0, 90, 90]])

@@ -21,7 +21,7 @@ def test_results_are_in_order_while_several_images_are_in_flight():
     assert list(detect_stream(detect, range(9), threads=3)) == [number**2 for number in range(9)]
 
 
-def test_a_slow_caller_is_not_overtaken_by_more_than_twice_the_threads():
+def test_a_slow_caller_limits_how_far_the_stream_runs_ahead():
     taken = []
     stream = detect_stream(lambda number: number, (taken.append(n) or n for n in range(100)), threads=3)
     for number in range(10):
@@ -31,7 +31,7 @@ def test_a_slow_caller_is_not_overtaken_by_more_than_twice_the_threads():
     assert len(taken) <= 16
 
 
-def test_an_exception_comes_in_its_turn_and_nothing_runs_after_it():
+def test_an_exception_comes_in_its_turn_and_is_the_last():
     begun = []
 
     def detect(number: int) -> int:
@@ -51,7 +51,7 @@ def test_an_exception_comes_in_its_turn_and_nothing_runs_after_it():
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(NAME)]
 
 
-def test_an_interrupted_caller_waits_for_nothing_and_no_image_is_begun():
+def test_an_interrupted_caller_waits_for_nothing():
     begun, first, end = [], threading.Event(), threading.Event()
 
     def images():
@@ -98,7 +98,7 @@ def test_the_images_in_flight_are_limited_and_share_the_cores(cores, images, exp
     assert share_cores(cores, images) == expected
 
 
-def test_threads_of_torch_are_limited_on_the_threads_of_the_stream_alone():
+def test_threads_of_torch_are_limited_in_the_stream_alone():
     usual = torch.get_num_threads()
     torch.set_num_threads(3)
     try:

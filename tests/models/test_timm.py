@@ -90,7 +90,7 @@ def test_names_that_fetch_from_elsewhere_are_refused(name):
         parse(Model, {"backbone": name})
 
 
-def test_without_the_extra_and_without_a_file_the_error_says_what_to_do(monkeypatch):
+def test_without_the_extra_or_a_file_the_error_says_what_to_do(monkeypatch):
     model = build_model(Model(backbone="timm/test_convnext", hidden=8, pool_size=2), num_classes=2)
     with pytest.raises(InputError, match="torchvision has none for timm/test_convnext: give a file, or null"):
         load_weights(model, "timm/test_convnext", "imagenet", ["cat"])

@@ -44,7 +44,7 @@ def test_a_resnet_computes_what_the_classifier_computed(tmp_path, head):
 
 
 @pytest.mark.slow
-def test_vgg16_s_fully_connected_layers_are_taken_with_their_order_changed(tmp_path):
+def test_fully_connected_layers_of_vgg16_are_reordered(tmp_path):
     net = classifier("vgg16")
     torch.save(net.state_dict(), tmp_path / "w.pth")
     model = build_model(Model(backbone="vgg16", hidden=4096, weights="imagenet"), num_classes=2).eval()
@@ -58,7 +58,7 @@ def test_vgg16_s_fully_connected_layers_are_taken_with_their_order_changed(tmp_p
     assert all(torch.equal(value, expected[key]) for key, value in back.items())
 
 
-def test_a_pyramid_takes_a_resnet_s_weights_and_alone_is_trained_from_scratch(tmp_path, caplog):
+def test_a_pyramid_starts_from_the_weights_of_a_resnet(tmp_path, caplog):
     caplog.set_level("INFO")
     net = classifier("resnet18")
     torch.save(net.state_dict(), tmp_path / "w.pth")
@@ -122,7 +122,7 @@ def test_torchvision_has_no_weights_of_the_paper_s_model_m():
 
 
 @pytest.mark.parametrize("theirs", [["a", "b", "c", "d", "e"], ["dog", "cat"], ["cat", "horse"], None])
-def test_a_checkpoint_with_other_classes_gives_all_but_the_output_layers(tmp_path, caplog, theirs):
+def test_other_classes_give_all_but_the_output_layers(tmp_path, caplog, theirs):
     """Also where as many, or the same in another order: those layers would say the wrong name."""
     caplog.set_level("INFO")
     trained = build_model(Model(backbone="resnet18", hidden=8), num_classes=len(theirs or CLASSES))
@@ -151,7 +151,7 @@ def test_a_checkpoint_with_the_same_classes_gives_all(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("theirs", "own"), [("per_class", "fixed"), ("fixed", "per_class"), ("per_class", "per_class")]
 )
-def test_a_checkpoint_gives_its_boxes_whatever_the_statistics_of_its_targets(tmp_path, theirs, own, agnostic):
+def test_boxes_do_not_depend_on_the_statistics_of_the_targets(tmp_path, theirs, own, agnostic):
     model = Model(backbone="resnet18", hidden=8, class_agnostic=agnostic, delta_normalization=theirs)
     trained = build_model(model, num_classes=2)
     rows = 1 if agnostic else 2
@@ -265,7 +265,7 @@ def test_imagenet_weights_are_fetched_once_and_checked(server, tmp_path, monkeyp
         load_weights(model, "resnet18", "imagenet", CLASSES)
 
 
-def test_without_a_network_the_error_says_which_file_to_put_where(tmp_path, monkeypatch):
+def test_without_a_network_the_error_names_the_file_and_place(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(weights, "imagenet_url", lambda backbone: "http://127.0.0.1:9/vgg16-12345678.pth")
     model = build_model(Model(backbone="vgg16", hidden=8, weights="imagenet"), num_classes=2)

@@ -151,9 +151,7 @@ def test_a_store_that_knows_no_sizes_is_warned_of(dataset, boxes, tmp_path, capl
 
 @pytest.mark.parametrize("image_hw", [None, HW])
 @pytest.mark.parametrize("order", ["yxyx", "xywh"])
-def test_a_store_in_another_order_beyond_doubt_is_an_error_that_says_how_to_mend_it(
-    dataset, tmp_path, monkeypatch, order, image_hw
-):
+def test_a_store_in_another_order_is_an_error_with_the_fix(dataset, tmp_path, monkeypatch, order, image_hw):
     true, wrong, fixed = BoxFormat(order, "0"), tmp_path / "p.safetensors", tmp_path / "fixed.safetensors"
     objects = {id: dataset.ground_truth(index).boxes for index, id in enumerate(dataset.image_ids)}
     numbers = {id: true.from_boxes(item).astype(np.float32) for id, item in objects.items()}
@@ -170,7 +168,7 @@ def test_a_store_in_another_order_beyond_doubt_is_an_error_that_says_how_to_mend
     use(wrong)
 
 
-def test_boxes_in_another_order_are_not_said_to_be_of_another_size(make_voc):
+def test_boxes_in_another_order_are_not_called_another_size(make_voc):
     """Though stretched they touch the far borders and find every object too."""
     objects = [("cat", 6, 6, 50, 25), ("cat", 1, 1, 45, 20), ("cat", 9, 9, 55, 28)]
     dataset = read_voc(make_voc({"train": {f"i{number}": objects for number in range(20)}}), "train")

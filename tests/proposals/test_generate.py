@@ -99,7 +99,7 @@ def test_of_two_processes_one_works_and_the_other_waits(dataset, tmp_path, monke
     assert [path.name for path in tmp_path.iterdir()] == ["p.safetensors"]
 
 
-def test_a_run_that_is_killed_three_times_ends_with_the_same_bytes(dataset, tmp_path):
+def test_generation_killed_three_times_ends_with_the_same_bytes(dataset, tmp_path):
     out, parts = tmp_path / "p.safetensors", tmp_path / "p.safetensors.unfinished"
     done: dict = {}
     for enough in (1, 2, 4):
@@ -233,9 +233,7 @@ def test_without_a_terminal_the_log_says_how_it_goes(dataset, tmp_path, caplog, 
     assert re.findall(r"(\d) images left, [\d.]+ per second", caplog.text) == ["5", "4", "3", "2", "1", "0"]
 
 
-def test_the_kept_file_is_made_once_and_named_after_all_it_depends_on(
-    dataset, small_shapes, tmp_path, make_voc, caplog
-):
+def test_the_kept_file_is_named_after_all_it_depends_on(dataset, small_shapes, tmp_path, make_voc, caplog):
     caplog.set_level(logging.INFO)
     hws = check_data(dataset).image_hws
     proposals_for(dataset, hws, None, "single", tmp_path)

@@ -52,7 +52,7 @@ def test_those_that_are_there_are_used(settings, released, caplog):
     assert "is used instead" not in caplog.text
 
 
-def test_each_joined_dataset_has_its_own_or_the_log_says_what_is_used(settings, released, caplog):
+def test_each_joined_dataset_has_its_own_proposals(settings, released, caplog):
     caplog.set_level(logging.INFO)
     parts = "data.parts=[{root: VOC2007}, {root: VOC2007, train_split: test}, {root: VOC2012, val_split: null}]"
     _, found = proposals_of(settings, released, "train", parts)

@@ -12,19 +12,7 @@ from detector.roi_pool import RoIPool, roi_pool
 from detector.visualization.pooling import ARTICLE_MAP, ARTICLE_REGION
 from tests.conftest import REPOSITORY
 
-# "Region of Interest Pooling Explained", its 8x8 map row by row.
-ARTICLE = torch.tensor(
-    [
-        [0.88, 0.44, 0.14, 0.16, 0.37, 0.77, 0.96, 0.27],
-        [0.19, 0.45, 0.57, 0.16, 0.63, 0.29, 0.71, 0.70],
-        [0.66, 0.26, 0.82, 0.64, 0.54, 0.73, 0.59, 0.26],
-        [0.85, 0.34, 0.76, 0.84, 0.29, 0.75, 0.62, 0.25],
-        [0.32, 0.74, 0.21, 0.39, 0.34, 0.03, 0.33, 0.48],
-        [0.20, 0.14, 0.16, 0.13, 0.73, 0.65, 0.96, 0.32],
-        [0.19, 0.69, 0.09, 0.86, 0.88, 0.07, 0.01, 0.48],
-        [0.83, 0.24, 0.97, 0.04, 0.24, 0.35, 0.50, 0.91],
-    ]
-).view(1, 1, 8, 8)
+ARTICLE = torch.from_numpy(ARTICLE_MAP)[None, None]
 
 
 def test_docstring():
@@ -46,7 +34,7 @@ def test_article_region_is_pooled_with_overlapping_bins():
     assert torch.equal(torchvision.ops.roi_pool(ARTICLE, roi, 2), expected)
 
 
-def test_article_drawing_is_reached_by_pooling_its_disjoint_sections():
+def test_article_drawing_is_the_pooling_of_disjoint_sections():
     # Its cut, 2 | 3 rows and 3 | 4 columns, as one RoI a section.
     sections = [[0, 0, 3, 2, 4], [0, 3, 3, 6, 4], [0, 0, 5, 2, 7], [0, 3, 5, 6, 7]]
     pooled = roi_pool(ARTICLE, torch.tensor(sections, dtype=torch.float32), 1)

@@ -95,7 +95,7 @@ def test_export_with_any_number_of_rois(tmp_path):
         torch.testing.assert_close(loaded(features(), ROIS[:count]), network(features(), ROIS[:count]))
 
 
-def test_autocast_pools_what_the_backbone_gives_at_full_precision_rois():
+def test_autocast_keeps_the_precision_of_rois():
     torch.manual_seed(0)
     network = Network()
     seen = []
@@ -179,7 +179,7 @@ def end_helpers():
     threads._renew()
 
 
-def test_memory_of_results_is_used_again_but_never_while_they_are_held():
+def test_memory_of_results_is_reused_but_never_while_held():
     end_helpers()
     memory._KEPT.clear()
     first = memory.empty((3, 1000), np.dtype(np.float32))
@@ -203,7 +203,7 @@ def test_memory_of_results_is_used_again_but_never_while_they_are_held():
     assert [room.nbytes < 20_000 for room in memory._KEPT] == [True] * 3
 
 
-def test_memory_is_not_used_again_while_a_thread_may_still_write_to_it(monkeypatch):
+def test_memory_is_not_reused_while_a_thread_may_write_to_it(monkeypatch):
     given, run = [], threads.run
     monkeypatch.setattr(threads, "run", lambda *arguments: (given.append(arguments), run(*arguments)))
     end_helpers()

@@ -139,7 +139,7 @@ def test_no_rois_give_an_empty_result_and_zero_gradients():
     assert torch.equal(features.grad, torch.zeros(2, 3, 4, 5))
 
 
-def test_of_equal_values_the_first_in_reading_order_gets_the_gradient():
+def test_the_first_of_equal_values_gets_the_gradient():
     features = torch.tensor([[[[1.0, 5, 5], [5, 2, 5]]]], requires_grad=True)
     roi_pool(features, torch.tensor([[0.0, 0, 0, 2, 1]]), 1).backward()
     assert features.grad.tolist() == [[[[0, 1, 0], [0, 0, 0]]]]
@@ -164,7 +164,7 @@ def test_features_that_are_not_finite_come_out_as_they_are(dtype, channels):
     assert reference.forward(features.detach(), rois, (1, 1), 1.0)[1][:, 0].flatten().tolist() == [1, 0, 0, 0]
 
 
-def test_bfloat16_gradients_are_added_up_as_float32_and_rounded_once():
+def test_bfloat16_gradients_are_summed_as_float32():
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(2, 70, 9, 11, generator=generator).bfloat16()
     rois = random_rois(300, 2, 11, 9, generator)
@@ -186,7 +186,7 @@ def test_bfloat16_gradients_are_added_up_as_float32_and_rounded_once():
 
 @pytest.mark.parametrize("channels", [40, 128])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_16_bit_features_give_the_exact_maximum_and_sums_in_float32(dtype, channels):
+def test_16_bit_features_have_exact_maxima_and_float32_sums(dtype, channels):
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(2, channels, 20, 30, generator=generator).to(dtype)
     features[0, :, :4, :4] = torch.tensor([0.0, -0.0, -1, -65504], dtype=dtype)
@@ -228,7 +228,7 @@ def test_of_several_nans_the_first_gets_the_gradient(dtype):
 
 
 @pytest.mark.parametrize("image", [2, 1e9, -3, float("nan")])
-def test_rois_that_change_unseen_before_the_backward_pass_add_to_no_other_memory(image):
+def test_rois_changed_before_backward_write_nowhere_else(image):
     features = torch.ones(2, 64, 2, 2, requires_grad=True)
     array = np.array([[0, 0, 0, 1, 1], [1, 0, 0, 1, 1]], np.float32)
     pooled = roi_pool(features, torch.from_numpy(array), 1)
@@ -237,7 +237,7 @@ def test_rois_that_change_unseen_before_the_backward_pass_add_to_no_other_memory
     assert features.grad.sum(dim=(1, 2, 3)).tolist() == [0, 64]
 
 
-def test_forward_and_backward_take_a_batch_index_for_the_same_number():
+def test_forward_and_backward_read_a_batch_index_alike():
     features = torch.rand(2, 1, 2, 2, requires_grad=True)
     rois = torch.tensor([[1 - 1e-10, 0, 0, 1, 1]], dtype=torch.float64)  # 1 in float32
     roi_pool(features, rois, 1).backward()

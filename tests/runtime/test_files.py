@@ -26,7 +26,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
 
 
-def test_a_checkpoint_holds_weights_settings_classes_and_iteration(settings, tmp_path):
+def test_a_checkpoint_holds_weights_settings_and_classes(settings, tmp_path):
     model, config = torch.nn.Linear(2, 3), settings("train").plain()
     Checkpoints(tmp_path / "c").save_last(
         {"model": model.state_dict(), "config": config, "classes": ["cat", "dog"], "iteration": 12}
@@ -62,7 +62,7 @@ def test_any_exception_names_the_file_and_keeps_its_cause(tmp_path):
     assert found.value.__cause__ is bug
 
 
-def test_a_lock_whose_folder_is_cleared_is_no_error_and_no_other_is_taken_away(tmp_path):
+def test_a_lock_whose_folder_is_cleared_is_no_error(tmp_path):
     path = tmp_path / "cache/lock"
     with locked(path):
         shutil.rmtree(path.parent)

@@ -38,7 +38,7 @@ def test_processes_agree_about_once_per_second(monkeypatch, mine_s, other_s, eve
     assert agreed_at == [1, 1 + every, 1 + 2 * every, 1 + 3 * every]
 
 
-def test_a_signal_of_any_process_is_noticed_at_the_next_agreement(monkeypatch):
+def test_a_signal_of_any_process_stops_all(monkeypatch):
     peer = Peer(monkeypatch, 0.25)
     stop, results = StopRequest(), []
     for step in range(9):

@@ -87,7 +87,7 @@ def test_flipping_the_image_flips_the_boxes_where_ties_allow(seed, space):
 
 @settings(deadline=None, max_examples=60)
 @given(scenes, st.sampled_from(sorted(MODES)), st.booleans())
-def test_boxes_lie_inside_once_each_and_the_whole_image_is_among_them(image, mode, is_gray):
+def test_boxes_are_inside_and_distinct_with_the_whole_image(image, mode, is_gray):
     image = image[..., 0] if is_gray else image
     height, width = image.shape[:2]
     boxes = selective_search(image, mode)

@@ -101,7 +101,7 @@ class TestFloat16:
         assert (values["train/skipped"], config.scaler.get_scale()) == (0.0, 256.0)
         assert "train/skipped" not in plain
 
-    def test_a_gradient_that_overflows_is_skipped_with_a_smaller_scale(self):
+    def test_a_gradient_that_overflows_is_skipped_and_scaled_less(self):
         values, before, after, config = self.step(256.0, overflow=True)
         assert all(torch.equal(after[key], value) for key, value in before.items())
         assert (values["train/skipped"], config.scaler.get_scale()) == (1.0, 128.0)

@@ -29,7 +29,7 @@ def test_literal_losses():
 
 
 @pytest.mark.parametrize("labels", [[], [0, 0]])
-def test_without_foreground_the_box_loss_is_0_and_still_part_of_the_graph(labels):
+def test_without_foreground_the_box_loss_is_0_in_the_graph(labels):
     logits = torch.zeros(len(labels), 3, requires_grad=True)
     deltas = torch.ones(len(labels), 2, 4, requires_grad=True)
     losses = multi_task_loss(logits, deltas, targets(labels, [[0.0] * 4] * len(labels)))
@@ -81,7 +81,7 @@ def test_giou_is_of_the_decoded_boxes():
 
 
 @pytest.mark.parametrize(("loss", "paper"), [("smooth_l1", torch.nn.SmoothL1Loss), ("l1", torch.nn.L1Loss)])
-def test_with_the_deviation_of_each_class_the_loss_is_that_of_normalised_targets(loss, paper):
+def test_deviations_of_each_class_normalise_targets(loss, paper):
     """The network's outputs are output * std + mean; the paper's loss compares the output and (target - mean) / std."""
     mean, std = torch.randn(2, 4), torch.rand(2, 4) + 0.5
     outputs, wanted = torch.randn(3, 2, 4), torch.randn(3, 4)

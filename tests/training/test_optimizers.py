@@ -38,7 +38,7 @@ def test_the_decay_of_biases_and_norm_layers_is_a_setting():
     assert len(biases["params"]) == 3
 
 
-def test_the_convolutions_of_a_feature_pyramid_are_not_norm_layers():
+def test_convolutions_of_a_feature_pyramid_are_not_norm_layers():
     backbone = build_backbone("resnet18_fpn", "batch")
     *_, norms = parameter_groups(backbone, rates(norm_decay_factor=0.1))
     layers = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]

@@ -118,7 +118,7 @@ def test_a_step_reads_the_device_once(loss, weights):
     assert step_reads(loss=LossConfig(loss, CODER, weights)) == ["tolist"]
 
 
-def test_a_step_with_normalised_targets_or_a_scaled_loss_reads_the_device_once():
+def test_normalised_targets_or_scaled_losses_read_once():
     assert step_reads(loss=LossConfig(delta_std=((0.5,) * 4,) * 2)) == ["tolist"]
     assert step_reads(scaler=torch.amp.GradScaler("cpu", init_scale=4.0)) == ["tolist"]
 
@@ -127,7 +127,7 @@ def test_a_step_in_parts_reads_the_device_once():
     assert step_reads(accumulate=2) == ["tolist"]
 
 
-def test_a_step_without_foreground_or_any_roi_reads_the_device_once():
+def test_a_step_without_foreground_or_rois_reads_the_device_once():
     nothing = RoiTargets.pack(ROIS[:0], torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
     for targets in (nothing, RoiTargets.pack(ROIS, torch.zeros(4, dtype=torch.int64), torch.zeros(4, 4))):
         assert step_reads(train_batch(IMAGES, targets)) == ["tolist"]

@@ -16,8 +16,7 @@ from detector.structures import Batch, RoiTargets
 from detector.training.engine import TrainingConfig, training_steps
 from detector.training.losses import PAPER
 from detector.training.targets import all_targets, delta_statistics, make_targets, sample_rois, with_hardest_rois
-from tests.helpers.batches import train_batch
-from tests.test_boxes import random_boxes
+from tests.helpers.batches import random_boxes, train_batch
 
 COMPUTE = Compute(torch.device("cpu"), torch.float32)
 CODER = BoxCoder((0.1, 0.1, 0.2, 0.2))
@@ -97,7 +96,7 @@ def test_many_objects_have_equal_chances_of_the_foreground():
     assert 0.45 < counts[1] / counts[1:].sum() < 0.55
 
 
-def test_foreground_is_limited_to_its_fraction_and_background_fills_the_rest():
+def test_foreground_has_its_fraction_and_background_the_rest():
     many = GT[:1].repeat(50, 1) + torch.rand(50, 1) * 0.1
     background = torch.tensor([[0.0, 0.0, 10.0, 3.0]]).repeat(100, 1) + torch.rand(100, 1) * 0.1
     _, labels, _ = sample_rois(torch.cat([many, background]), GT, LABELS, RoISampling(rois_per_image=64), generator())
@@ -105,7 +104,7 @@ def test_foreground_is_limited_to_its_fraction_and_background_fills_the_rest():
 
 
 @pytest.mark.parametrize("gt_boxes", [GT, torch.zeros(0, 4)])
-def test_without_a_proposal_in_range_background_comes_from_below_it(gt_boxes):
+def test_without_a_proposal_in_range_background_is_from_below(gt_boxes):
     far = torch.tensor([[20.0, 20.0, 30.0, 30.0]]).repeat(9, 1)
     boxes, labels, _ = sample_rois(
         far, gt_boxes, LABELS[: len(gt_boxes)], RoISampling(background_iou_low=0.1), generator()

@@ -50,7 +50,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_events_hold_scalars_images_text_and_hyperparameters_in_one_run(folder):
+def test_events_hold_scalars_images_text_and_hyperparameters(folder):
     assert len(list(folder.rglob("events.*"))) == 1  # add_hparams would make a second
     events = EventAccumulator(str(folder)).Reload()
     tags = events.Tags()
@@ -89,7 +89,7 @@ def test_recall_of_the_proposals_stands_beside_map(folder):
     assert charts["accuracy of sampled RoIs"] == ["roi/foreground_accuracy", "roi/background_accuracy"]
 
 
-def test_a_run_that_begins_anew_in_its_folder_shows_each_step_once(tmp_path):
+def test_a_run_that_restarts_in_its_folder_shows_each_step_once(tmp_path):
     for value in (0.5, 0.25):  # killed before its first checkpoint, and once more
         tracker = Tracker(tmp_path)
         for step in (1, 2):
@@ -124,7 +124,7 @@ def test_the_same_numbers_stand_in_metrics_jsonl(folder):
     assert "val_AP_area_0.50/unicorn" not in lines[1]
 
 
-def test_means_leave_out_what_no_roi_gave_but_show_a_loss_that_is_nan():
+def test_means_skip_missing_values_but_show_a_loss_of_nan():
     means = Means()
     means.add({"a": torch.tensor(1.0), "roi/b": torch.tensor(math.nan), "c": math.nan})
     means.add({"a": 3.0, "roi/b": torch.tensor(5.0), "c": 1.0})
@@ -157,7 +157,7 @@ def test_precision_recall_curves_histograms_and_layout(tmp_path):
     assert events.Tags()["histograms"] == ["roi/iou"]
 
 
-def test_the_projector_gets_a_point_with_class_image_and_crop_for_each_object(tmp_path):
+def test_the_projector_has_class_image_and_crop_of_each_object(tmp_path):
     crops = np.zeros((3, 4, 4, 3), dtype=np.uint8)
     crops[1] = (255, 0, 0)
     objects = EmbeddedObjects(np.eye(3, 2, dtype=np.float32), np.array([1, 2, 1]), ["a", "b\tc", "d"], crops)

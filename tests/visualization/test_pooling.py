@@ -72,7 +72,7 @@ def test_disjoint_sections_cover_each_cell_of_the_region_once(seed):
     assert (covered == np.pad(np.ones((6, 8), dtype=int), ((2, 2), (1, 1)))).all()
 
 
-def test_region_with_fewer_cells_than_sections_has_no_disjoint_cut():
+def test_fewer_cells_than_sections_have_no_disjoint_cut():
     assert pool_disjoint(ARTICLE_MAP, (2.0, 2.0, 2.0, 2.0), (2, 2)) is None
     assert (pool_overlapping(ARTICLE_MAP, (2.0, 2.0, 2.0, 2.0), (2, 2)).values == ARTICLE_MAP[2, 2]).all()
 
