@@ -48,6 +48,8 @@ def main(command_line: Sequence[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> None:
     if min(arguments.counts) < 1:
         raise InputError(f"--counts: {min(arguments.counts)} is not a number of regions: give integers from 1")
+    if arguments.out.is_dir():
+        raise InputError(f"--out: {arguments.out} is a folder: give a file, such as {arguments.out / PAGE.name}")
     require_writable("--out", arguments.out.parent)
     from scripts._page_contents import page_contents  # imports torch
 

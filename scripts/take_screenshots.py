@@ -26,7 +26,7 @@ from detector.runtime.files import require_writable
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs/images"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-SIZES = {"report": (1100, 900), "tensorboard": (1480, 465)}  # width and height in pixels
+SIZES = {"report": (1100, 900), "tensorboard": (1480, 575)}  # width and height in pixels
 TIMEOUT_MS = 60_000
 COLOURS = 128
 
@@ -76,10 +76,12 @@ def report(chromium: Any, run: Path) -> bytes:
 
 
 def custom_scalars(chromium: Any, url: str) -> bytes:
-    """PNG of TensorBoard's page CUSTOM SCALARS, once the first three charts have their lines."""
+    """PNG of TensorBoard's page CUSTOM SCALARS, once the first three charts have their lines, with their legends."""
     page = new_page(chromium, "tensorboard")
     page.goto(f"{url}?darkMode=false#custom_scalars")
     page.locator("path.line").nth(2).wait_for(state="attached")
+    for legend in page.locator(".toggle-matches-button").all()[:3]:
+        legend.click()
     page.wait_for_timeout(2000)  # the lines move to their places
     return page.screenshot()
 

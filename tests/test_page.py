@@ -101,6 +101,8 @@ def test_build_page_reports_invalid_options_first(tmp_path, capsys):
     given = ["--checkpoint", "missing.pt", "--image", "missing.jpg", "--out"]
     assert build_page.main([*given, str(tmp_path / "page.html"), "--counts", "3", "0"]) == 2
     assert "--counts: 0 is not a number of regions" in capsys.readouterr().err
+    assert build_page.main([*given, str(tmp_path)]) == 2
+    assert f"--out: {tmp_path} is a folder" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     assert build_page.main([*given, str(tmp_path / "file/page.html")]) == 2
     assert "--out: " in capsys.readouterr().err

@@ -60,16 +60,30 @@ def add_boxes(
 
 
 def add_caption(axes: Axes, box: np.ndarray, text: str, colour: str) -> str:
-    """A caption at the top of a box, inside the image. Returns the text."""
+    """A caption at the top of a box, inside the image; at its bottom if an earlier one is there. Returns the text."""
     left, right = sorted(axes.get_xlim())
-    at_right = box[0] > left + 0.75 * (right - left)
-    x = min(float(box[2]), right) if at_right else max(float(box[0]), left)
+    spec, figure = axes.get_subplotspec(), axes.get_figure(root=True)
+    assert figure is not None
+    panel_inches = figure.get_figwidth() / (spec.get_gridspec().ncols if spec else 1)
+    letter = 0.085 / panel_inches * (right - left)  # width of one, about
+    x = max(min(float(box[0]), right - letter * len(text)), left)
+    lowest = max(axes.get_ylim())
+    places = (max(float(box[1]), 0), "top"), (min(float(box[3]), lowest), "bottom")
+    free = [place for place in places if _is_free(axes, x, place[0], letter * len(text), letter)]
+    y, side = (free or places)[0]
     artist = axes.text(
-        x, max(float(box[1]), 0), text, fontsize=10, weight="bold",
-        color="white" if is_dark(ImageColor.getrgb(colour)) else INK,
-        va="top", ha="right" if at_right else "left", bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.5},
+        x, y, text, fontsize=10, weight="bold", color="white" if is_dark(ImageColor.getrgb(colour)) else INK,
+        va=side, bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.5},
+        zorder=4 - 0.001 * len(axes.texts), in_layout=False, clip_on=True,  # earlier ones on top; long ones are cut
     )  # fmt: skip
     return artist.get_text()
+
+
+def _is_free(axes: Axes, x: float, y: float, length: float, letter: float) -> bool:
+    """Whether no caption is at (x, y) or up to this length at the right of it."""
+    near = [text for text in axes.texts if abs(text.get_position()[1] - y) < 0.06 * max(axes.get_ylim())]
+    starts = [(text.get_position()[0], letter * len(text.get_text())) for text in near]
+    return all(start >= x + length or x >= start + its_length for start, its_length in starts)
 
 
 @styled
@@ -101,10 +115,10 @@ def _draw_stage(axes: Axes, stages: Stages, step: int, progress: float = 1.0) ->
     else:
         add_boxes(axes, stages.boxes, [FAINT], 0.8, 0.4)
         add_boxes(axes, stages.boxes[stages.kept], [colours[index] for index in stages.kept], 3)
-        captions = []
-        for place, index in [*enumerate(stages.kept)][::-1]:  # the best on top
-            captions.append(add_caption(axes, stages.boxes[index], stages.caption(place), colours[index]))
-        return captions[::-1]
+        return [
+            add_caption(axes, stages.boxes[index], stages.caption(place), colours[index])
+            for place, index in enumerate(stages.kept)
+        ]
     _add_legend(axes, stages) if step in (1, 2) else None
     return []
 
@@ -125,7 +139,7 @@ def animate_stages(stages: Stages) -> tuple[list[np.ndarray], list[float]]:
     steps += [(2, (move + 1) / MOVES, 0.15 if move + 1 < MOVES else 2.0) for move in range(MOVES)]
     frames = []
     for step, progress, _ in [*steps, (3, 1.0, 4.0)]:
-        figure = new_figure(7, 7 * height / width + 0.5, arranged=False)
+        figure = new_figure(7, min(max(7 * height / width + 0.5, 2), 14), arranged=False)
         axes = figure.add_axes((0.02, 0.02, 0.96, 0.97 - 0.5 / figure.get_figheight()))
         _draw_stage(axes, stages, step, progress)
         frames.append(pixels(figure))

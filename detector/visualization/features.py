@@ -69,7 +69,7 @@ def draw_features(image: np.ndarray, roi: PooledRoi, caption: str, box: np.ndarr
         above.add_patch(
             Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1 + 1, y2 - y1 + 1, fill=False, edgecolor=COLOURS[5], linewidth=2.5)
         )
-        above.set_title(f"Channel {channel} of the map")
+        above.set_title(f"Channel {channel} (bright: strong)")
         below.imshow(roi.pooled[channel], cmap=HEAT_MAP, vmin=low, vmax=high)
         below.set_title(f"The RoI in it, pooled to {roi.pooled.shape[1]} x {roi.pooled.shape[2]}")
         for axes in (above, below):

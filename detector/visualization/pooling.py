@@ -71,8 +71,8 @@ def pool_disjoint(features: np.ndarray, region: Sequence[float], output_hw: tupl
 def _inputs(features: np.ndarray, region: Sequence[float], output_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
     if features.ndim != 2 or not 1 <= min(features.shape, default=0) <= max(features.shape) <= MAX_CELLS:
         raise InputError(f"the map has the shape {features.shape}: it must be (H, W), each from 1 to {MAX_CELLS}")
-    if features.dtype.kind not in "fiu" or not np.isfinite(features).all():
-        raise InputError("the map must hold finite numbers only")
+    if features.dtype.kind not in "fiu" or not (np.abs(features) <= np.finfo(np.float32).max).all():
+        raise InputError("the map must hold finite numbers of the range of float32 only")
     if not all(1 <= bins <= MAX_BINS for bins in output_hw):
         raise InputError(f"the output size {output_hw[0]} {output_hw[1]} must be from 1 to {MAX_BINS} each")
     if not np.isfinite(region).all() or region[2] < region[0] or region[3] < region[1]:

@@ -15,7 +15,8 @@ from detector.visualization.pooling import Pooling
 from detector.visualization.style import FAINT, INK, new_figure, pixels, styled
 
 MAX_TURNS = 16  # sections that an animation shows one after the other; more are shown at once
-NUMBERS_UP_TO = 16  # cells per side of a map whose numbers are written into its cells
+MAX_RINGS = 4  # around the same cell
+SMALLEST_PT = 6.0  # numbers that would be smaller are left out
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,16 @@ class Drawn:
 
 def number(value: float, features: np.ndarray) -> str:
     """The text of a number in the cells of this map."""
-    return f"{value:.0f}" if (features == features.round()).all() else f"{value:.2f}"
+    largest = float(np.abs(features).max())
+    if largest >= 1e5 or 0 < largest < 0.1:
+        return f"{value:.1e}"
+    decimals = 0 if (features == features.round()).all() or largest >= 100 else 1 if largest >= 10 else 2
+    return f"{value:.{decimals}f}"
+
+
+def enlargement(pooling: Pooling) -> float:
+    """How many times the usual size a figure has, so that the numbers of large maps and outputs are legible."""
+    return float(np.clip(max(max(pooling.features.shape) / 12, max(pooling.values.shape) / 8), 1, 2))
 
 
 def section_colour(row: int, column: int) -> str:
@@ -41,21 +51,22 @@ def rule(pooling: Pooling) -> str:
     """The rule of the sections, in general and for each axis of this region."""
     upper = "ceil" if pooling.overlapping else "floor"
     lines = [
-        "Of s cells in a row or column, section i",
-        "of n takes those",
+        "The region has s rows, or columns. Of these,",
+        "counted from 0, section i of n takes those",
         "from  floor(i · s / n)",
         f"to  {upper}((i + 1) · s / n) - 1",
     ]
     x1, y1, x2, y2 = pooling.region
     for name, start, end, edges in (("rows", y1, y2, pooling.rows), ("columns", x1, x2, pooling.columns)):
         lines += ["", f"{name} {start} to {end}: s = {end - start + 1}, n = {len(edges)}"]
-        shown = edges if len(edges) <= 4 else edges[:3]
+        shown = edges if len(edges) <= 3 else edges[:2]
         lines += [f"   i = {i}:  {_span(name, first, past)}" for i, (first, past) in enumerate(shown)]
         lines += ["   ..."] * (len(shown) < len(edges))
     shared = _shared_cells(pooling)
     if (pooling.cells < 0).any():
         lines += ["", "A section without a cell gives 0 (gray)"]
-    lines += ["", f"{len(shared)} cells (hatched) are in several sections" if shared else "Each cell is in one section"]
+    are = "cell (hatched) is" if len(shared) == 1 else "cells (hatched) are"
+    lines += ["", f"{len(shared)} {are} in several sections" if shared else "Each cell is in one section"]
     return "\n".join(lines)
 
 
@@ -76,23 +87,25 @@ def _shared_cells(pooling: Pooling) -> list[tuple[int, int]]:
     return [cell for cell, count in counts.items() if count > 1]
 
 
-def draw_map(axes: Axes, features: np.ndarray, title: str) -> None:
-    """A map (H, W), darker where it is larger, with the numbers of its cells if there is space for them."""
+def draw_map(axes: Axes, pooling: Pooling, title: str) -> None:
+    """The map (H, W), darker where it is larger, with the numbers of its cells if there is space for them."""
+    features = pooling.features
     height, width = features.shape
     low, high = float(features.min()), float(features.max())
-    axes.imshow(features, cmap="Greys", vmin=low, vmax=high + 1.5 * max(high - low, 1e-6))
+    spread = (high - low) or 1.0
+    axes.imshow(features, cmap="Greys", vmin=low - 0.3 * spread, vmax=high + 1.5 * spread)
     axes.set_title(title)
     axes.set_xticks(np.arange(width + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(height + 1) - 0.5, minor=True)
     axes.grid(which="minor", color="white", linewidth=1)
     axes.tick_params(which="both", length=0, labelsize=9, labelcolor=FAINT)
     axes.tick_params(labeltop=True, labelbottom=False)
-    if max(height, width) <= NUMBERS_UP_TO:
+    if size := _number_pt(pooling):
         axes.set_xticks(range(width))
         axes.set_yticks(range(height))
         for row, column in np.ndindex(height, width):
             text = number(float(features[row, column]), features)
-            axes.text(column, row, text, ha="center", va="center", fontsize=_font_size(features))
+            axes.text(column, row, text, ha="center", va="center", fontsize=size)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
@@ -100,9 +113,12 @@ def draw_map(axes: Axes, features: np.ndarray, title: str) -> None:
         spine.set_visible(False)
 
 
-def _font_size(features: np.ndarray) -> float:
+def _number_pt(pooling: Pooling) -> float:
+    """The font size of the numbers in the cells of the map; 0 if they would be too small."""
+    features = pooling.features
     longest = max(len(number(value, features)) for value in (float(features.min()), float(features.max())))
-    return min(11.0, 310.0 / max(features.shape) / max(longest, 3))
+    size = min(11.0, 310.0 * enlargement(pooling) / max(features.shape) / max(longest, 3))
+    return size if size >= SMALLEST_PT else 0.0
 
 
 def _add_frame(axes: Axes, corner: tuple[float, float], size: tuple[float, float], colour: str, **style: Any) -> None:
@@ -114,8 +130,9 @@ def draw_region(axes: Axes, pooling: Pooling) -> None:
     x1, y1, x2, y2 = pooling.region
     _add_frame(axes, (x1 - 0.5, y1 - 0.5), (x2 - x1 + 1, y2 - y1 + 1), INK, linestyle="--", zorder=2.2)
     height, width = pooling.features.shape
-    axes.set_xlim(min(x1, 0) - 0.65, max(x2, width - 1) + 0.65)
-    axes.set_ylim(max(y2, height - 1) + 0.65, min(y1, 0) - 0.65)
+    beyond = max(height, width) / 2 + 2  # cells of a region outside the map that are shown
+    axes.set_xlim(max(min(x1, 0), -beyond) - 0.65, min(max(x2, width - 1), width - 1 + beyond) + 0.65)
+    axes.set_ylim(min(max(y2, height - 1), height - 1 + beyond) + 0.65, max(min(y1, 0), -beyond) - 0.65)
 
 
 def draw_sections(axes: Axes, pooling: Pooling) -> dict[tuple[int, int], tuple[int, int, int, int]]:
@@ -146,22 +163,24 @@ def _sections(pooling: Pooling) -> list:
 
 
 def draw_maxima(axes: Axes, pooling: Pooling, count: int | None = None) -> dict[tuple[int, int], tuple[int, int]]:
-    """A ring around the maximum of the first `count` sections; rings around the same cell are nested."""
+    """A ring around the maximum of the first `count` sections; rings around the same cell are nested, up to four."""
     drawn: dict[tuple[int, int], tuple[int, int]] = {}
     taken: Counter[tuple[int, int]] = Counter()
-    for (i, _), (j, _) in _sections(pooling)[:count]:
+    for (i, _), (j, _) in _sections(pooling):
+        if count is not None and i * len(pooling.columns) + j >= count:
+            continue
         row, column = pooling.cells[i, j].tolist()
-        radius = 0.46 - 0.09 * taken[row, column]
+        radius, face = 0.46 - 0.09 * taken[row, column], "none" if taken[row, column] else "white"
         taken[row, column] += 1
-        face = "white" if taken[row, column] == 1 else "none"
-        axes.add_patch(
-            Circle((column, row), radius, facecolor=face, edgecolor=section_colour(i, j), linewidth=3, zorder=4)
-        )
+        if taken[row, column] <= MAX_RINGS:
+            axes.add_patch(
+                Circle((column, row), radius, facecolor=face, edgecolor=section_colour(i, j), linewidth=3, zorder=4)
+            )
         drawn[i, j] = (row, column)
-    if max(pooling.features.shape) <= NUMBERS_UP_TO:
+    if size := 0.95 * _number_pt(pooling):
         for row, column in taken:
-            text, size = number(float(pooling.features[row, column]), pooling.features), _font_size(pooling.features)
-            axes.text(column, row, text, ha="center", va="center", weight="bold", fontsize=0.95 * size, zorder=5)
+            text = number(float(pooling.features[row, column]), pooling.features)
+            axes.text(column, row, text, ha="center", va="center", weight="bold", fontsize=size, zorder=5)
     return drawn
 
 
@@ -174,7 +193,7 @@ def draw_output(
     axes.set_title(title)
     axes.set_axis_off()
     longest = max(len(number(value, pooling.features)) for value in pooling.values.ravel().tolist())
-    drawn, size = {}, min(26.0, 340.0 / max(height, width) / max(longest, 3))
+    drawn, size = {}, min(26.0, 240.0 * enlargement(pooling) / max(height, width) / max(longest, 3))
     for i, j in [*np.ndindex(height, width)][:count]:
         is_empty = pooling.cells[i, j, 0] < 0
         colour, text = FAINT if is_empty else section_colour(i, j), number(pooling.values[i, j], pooling.features)
@@ -190,12 +209,12 @@ def draw_output(
 @styled
 def draw_steps(pooling: Pooling) -> tuple[Figure, Drawn]:
     """Six panels: the map, the region, its sections, their maxima, the output, and the rule of the sections."""
-    figure = new_figure(11, 8)
+    figure = new_figure(11 * enlargement(pooling), 8 * enlargement(pooling))
     panels = figure.subplots(2, 3).flat
     titles = ("1. Feature map", "2. Region of interest", "3. Sections", "4. Maximum of each section")
     sections, maxima = {}, {}
     for step, (axes, title) in enumerate(zip(panels, titles, strict=False), start=1):
-        draw_map(axes, pooling.features, title)
+        draw_map(axes, pooling, title)
         draw_region(axes, pooling) if step > 1 else None
         if step > 2:
             sections = draw_sections(axes, pooling)
@@ -210,21 +229,23 @@ def draw_rule(axes: Axes, pooling: Pooling) -> None:
     """The rule as text."""
     axes.set_axis_off()
     axes.set_title("How the sections are cut")
-    axes.text(0, 0.97, rule(pooling), va="top", fontsize=11.5, linespacing=1.45, transform=axes.transAxes)
+    axes.text(0, 0.97, rule(pooling), va="top", fontsize=11, linespacing=1.35, transform=axes.transAxes)
 
 
 @styled
 def draw_comparison(disjoint: Pooling, overlapping: Pooling) -> tuple[Figure, Drawn, Drawn]:
     """One row for each rule: sections with their maxima, output, rule. Outputs that differ are framed."""
-    figure = new_figure(11, 8.4)
+    figure = new_figure(11 * enlargement(overlapping), 8.4 * enlargement(overlapping))
+    differs = bool((disjoint.values != overlapping.values).any())
     found = []
     rows = figure.subplots(2, 3, width_ratios=(1.15, 0.8, 1))
     cases = (disjoint, None, "by the article"), (overlapping, disjoint, "by the layer")
     for row, (pooling, other, name) in zip(rows, cases, strict=True):
-        draw_map(row[0], pooling.features, f"Cut {name}")
+        draw_map(row[0], pooling, f"Cut {name}")
         draw_region(row[0], pooling)
         sections, maxima = draw_sections(row[0], pooling), draw_maxima(row[0], pooling)
-        output = draw_output(row[1], pooling, "Output" if other is None else "Output (dotted: it differs)", other)
+        title = "Output" if other is None else "Output (dotted: it differs)" if differs else "Output (the same)"
+        output = draw_output(row[1], pooling, title, other)
         draw_rule(row[2], pooling)
         found.append(Drawn(maxima, sections, output))
     return figure, found[0], found[1]
@@ -255,15 +276,19 @@ def animate(poolings: list[Pooling]) -> tuple[list[np.ndarray], list[float]]:
 
 def _draw_frame(pooling: Pooling, step: str, count: int) -> Figure:
     """The map with its steps so far on the left, the first `count` values of the output on the right."""
-    figure = new_figure(8.6, 5.4, arranged=False)  # the same place in each frame
+    figure = new_figure(
+        8.6 * enlargement(pooling), 5.4 * enlargement(pooling), arranged=False
+    )  # the same in each frame
     left, right = figure.add_axes((0.04, 0.03, 0.53, 0.8)), figure.add_axes((0.62, 0.1, 0.36, 0.6))
     name = "as the layer cuts it: sections overlap" if pooling.overlapping else "as the article cuts it"
     figure.suptitle(f"RoI pooling, {name}", x=0.02, ha="left", fontsize=15, weight="bold")
     caption = CAPTIONS[step]
     if step == "maxima" and count <= MAX_TURNS:
         at = divmod(count - 1, pooling.values.shape[1])
-        caption = f"The maximum of section {count} is {number(pooling.values[at], pooling.features)}"
-    draw_map(left, pooling.features, caption)
+        text = number(pooling.values[at], pooling.features)
+        is_empty = pooling.cells[at][0] < 0
+        caption = f"Section {count} has no cell: {text}" if is_empty else f"The maximum of section {count} is {text}"
+    draw_map(left, pooling, caption)
     if step != "map":
         draw_region(left, pooling)
     if step in ("sections", "maxima"):

@@ -18,6 +18,7 @@ from detector.visualization.style import INK, RANK_MAP, new_figure, show_image, 
 
 LEVEL_KS = (75, 300, 1200, 4800)  # of the segmentations shown
 MIN_REGION_PX = 100
+MANY_OBJECTS = 8  # more have short captions
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,17 @@ def draw_proposals(
     best: list[Best] = []
     if gt_boxes is not None and gt_labels is not None:
         best = best_proposals(gt_boxes, gt_labels, proposals)
-        show_image(panels[1], pale(image), "Objects (dashed), and the best proposal of each")
+        many = len(best) > MANY_OBJECTS
+        title = (
+            "Objects (dashed), best proposals: IoU, rank" if many else "Objects (dashed), and the best proposal of each"
+        )
+        show_image(panels[1], pale(image), title)
         add_boxes(panels[1], gt_boxes, [INK], 2.5, style="--")
         for found in best:
             box, colour = proposals[found.rank - 1], class_colour(found.label)
             add_boxes(panels[1], box[None], [colour], 2.5)
-            add_caption(panels[1], box, f"{classes[found.label - 1]}: IoU {found.iou:.2f}, rank {found.rank}", colour)
+            text = f"{classes[found.label - 1]}: IoU {found.iou:.2f}, rank {found.rank}"
+            add_caption(panels[1], box, f"{found.iou:.2f}, {found.rank}" if many else text, colour)
     return figure, best
 
 

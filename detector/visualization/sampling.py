@@ -95,6 +95,8 @@ def _draw_foreground(
         own = np.flatnonzero((gt_boxes.round(1) == target).all(axis=1))
         add_boxes(axes, target[None], [INK], 2, style="--")
         name, low, high = classes[labels[own[0]] - 1], iou[own].min(), iou[own].max()
-        text = f"{name}: {len(own)} RoIs, IoU {low:.2f}" + (f" to {high:.2f}" if len(own) > 1 else "")
+        text = (
+            f"{name}: {len(own)} RoIs, IoU {low:.2f} to {high:.2f}" if len(own) > 1 else f"{name}: 1 RoI, IoU {low:.2f}"
+        )
         captions.append(add_caption(axes, target, text, class_colour(labels[own[0]])))
     return captions

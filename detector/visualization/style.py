@@ -23,6 +23,8 @@ INK, FAINT = "#1a1a1a", "#8a8a8a"
 RANK_MAP, HEAT_MAP = "viridis", "inferno"
 STYLE: dict[Any, Any] = {
     "font.size": 12,
+    "figure.constrained_layout.h_pad": 0.1,  # inches around each panel
+    "figure.constrained_layout.w_pad": 0.06,
     "axes.titlesize": 13,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
@@ -105,7 +107,7 @@ def save_picture(path: Path, picture: np.ndarray, colours: int = 256) -> None:
     write_atomically(path, data.getvalue())
 
 
-def save_animation(path: Path, frames: Sequence[np.ndarray], seconds: Sequence[float], colours: int = 96) -> None:
+def save_animation(path: Path, frames: Sequence[np.ndarray], seconds: Sequence[float], colours: int = 192) -> None:
     """Write an endless GIF of images (H, W, 3) uint8 of one size, with the duration of each. They share one palette."""
     shown = with_palette(frames, colours)
     data, milliseconds = io.BytesIO(), [round(1000 * duration) for duration in seconds]

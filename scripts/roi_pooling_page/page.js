@@ -579,7 +579,7 @@ function chooseMap(name) {
   const { height, width, stride } = theMap();
   byId("map-note").textContent = isArticle() ? `${height} × ${width} cells` : `${height} × ${width} cells of ${stride} px, 1 of ${data.photograph.depth} channels`;
   const keys = element("span", { class: "keys" }, " Keys: arrows move it, Shift + arrows resize it.");
-  byId("map-hint").replaceChildren(`Drag the region or its corners${isArticle() ? "" : "; dashed: before rounding to cells"}.`, keys);
+  byId("map-hint").replaceChildren(`Drag the region or its corners${isArticle() ? "" : "; dashed: before rounding to cells; gray bars: the rows and columns of each bin"}.`, keys);
   const limits = isArticle() ? [width - 1, height - 1] : [theMap().imageHW[1], theMap().imageHW[0]];
   document.querySelectorAll(".corner-inputs input").forEach((input, at) => Object.assign(input, { min: 0, max: limits[at % 2], step: 1 }));
   drawCells();

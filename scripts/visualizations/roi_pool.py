@@ -5,6 +5,7 @@ of the article "Region of Interest Pooling Explained") and comparison, as .png a
 """
 
 import argparse
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,7 @@ def read_map(path: Path) -> np.ndarray:
     try:
         if path.suffix == ".npy":
             return np.load(path, allow_pickle=False)
-        return np.loadtxt(path, delimiter=",", dtype=np.float32, ndmin=2)
-    except (OSError, ValueError, EOFError) as error:
+        with warnings.catch_warnings(action="error"):  # of an empty file
+            return np.loadtxt(path, delimiter=",", dtype=np.float32, ndmin=2)
+    except (OSError, ValueError, EOFError, UserWarning) as error:
         raise InputError(f"--map: {path} cannot be read as {path.suffix or 'csv'}: {error}") from None

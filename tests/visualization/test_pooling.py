@@ -14,7 +14,15 @@ from detector.visualization.pooling import (
     pool_disjoint,
     pool_overlapping,
 )
-from detector.visualization.pooling_figures import animate, draw_comparison, draw_steps, rule
+from detector.visualization.pooling_figures import (
+    _draw_frame,
+    animate,
+    draw_comparison,
+    draw_maxima,
+    draw_steps,
+    rule,
+)
+from detector.visualization.style import new_figure, pixels
 
 ARTICLE = ARTICLE_MAP, ARTICLE_REGION, ARTICLE_OUTPUT_HW
 
@@ -84,7 +92,7 @@ def test_rule_names_the_cells_of_each_section():
     assert "11 cells (hatched)" in rule(pool_overlapping(*ARTICLE))
     assert "i = 0:  rows 3 to 4\n   i = 1:  rows 5 to 7" in rule(pool_disjoint(*ARTICLE))
     assert "no cell\n\nA section without a cell gives 0" in rule(
-        pool_overlapping(ARTICLE_MAP, (0.0, 0.0, 15.0, 7.0), (1, 4))
+        pool_overlapping(ARTICLE_MAP, (0.0, 0.0, 15.0, 7.0), (1, 3))
     )
 
 
@@ -92,6 +100,43 @@ def test_animation_shows_the_maxima_one_after_the_other():
     frames, seconds = animate([pool_overlapping(*ARTICLE)])
     assert len(frames) == len(seconds) == 7  # map, region, sections, four maxima
     assert all((one != other).any() for one, other in itertools.pairwise(frames))
+
+
+def test_animation_says_that_a_section_has_no_cell():
+    outside = pool_overlapping(ARTICLE_MAP, (-8.0, 0.0, 7.0, 7.0), (1, 4))
+    assert outside.cells[0, :2].tolist() == [[-1, -1], [-1, -1]]
+    for count, caption in ((2, "Section 2 has no cell: 0.00"), (3, "The maximum of section 3 is 0.97")):
+        axes = _draw_frame(outside, "maxima", count).axes[0]
+        assert axes.get_title() == caption
+        assert len(draw_maxima(axes, outside, count)) == count - 2
+
+
+@pytest.mark.parametrize(
+    ("scale", "text", "output_hw"),
+    [(1, "0.97", (14, 14)), (12.5, "12.1", (3, 2)), (12345, "11975", (7, 7)), (1e-7, "9.7e-08", (4, 7))],
+)
+def test_numbers_fit_into_the_cells_of_the_output(scale, text, output_hw):
+    pooling = pool_overlapping(ARTICLE_MAP * scale, (0.0, 0.0, 7.0, 7.0), output_hw)
+    figure, drawn = draw_steps(pooling)
+    assert text in drawn.output.values()
+    pixels(figure)
+    cells, numbers = figure.axes[4].patches, figure.axes[4].texts
+    for number, cell in zip(numbers, cells[::2], strict=True):
+        assert number.get_window_extent().width < cell.get_window_extent().width
+        assert number.get_fontsize() >= 4
+
+
+def test_one_cell_pooled_to_many_sections_has_few_rings():
+    axes = new_figure(3, 3).subplots()
+    drawn = draw_maxima(axes, pool_overlapping(np.ones((1, 1)), (0.0, 0.0, 0.0, 0.0), (7, 7)))
+    assert len(drawn) == 49
+    assert [round(ring.radius, 2) for ring in axes.patches] == [0.46, 0.37, 0.28, 0.19]
+
+
+def test_region_far_beyond_the_map_leaves_the_map_visible():
+    figure, _ = draw_steps(pool_overlapping(ARTICLE_MAP, (-1e30, 0.0, 1e30, 7.0), (2, 2)))
+    low, high = figure.axes[1].get_xlim()
+    assert high - low < 25
 
 
 @pytest.mark.parametrize(
@@ -102,6 +147,7 @@ def test_animation_shows_the_maxima_one_after_the_other():
         (np.zeros((0, 3)), (0, 0, 1, 1), (2, 2), "from 1 to 64"),
         (np.full((3, 3), np.nan), (0, 0, 1, 1), (2, 2), "finite"),
         (np.full((3, 3), "a"), (0, 0, 1, 1), (2, 2), "finite numbers"),
+        (np.full((3, 3), 1e39), (0, 0, 1, 1), (2, 2), "range of float32"),
         (np.zeros((3, 3)), (0, 0, 1, 1), (0, 2), "output size 0 2"),
         (np.zeros((3, 3)), (2, 0, 1, 1), (2, 2), "region 2 0 1 1"),
         (np.zeros((3, 3)), (0, 0, np.inf, 1), (2, 2), "region 0 0 inf 1"),

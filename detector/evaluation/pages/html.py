@@ -149,7 +149,7 @@ def plot(title: str, lines: Sequence[Line], x: Axis, y: Axis, marker: str = "") 
     width, height = PLOT
     shapes = [
         f'<path class="grid" d="M{_x(tick, x):.1f} 0V{height}"/><text x="{_x(tick, x):.1f}" '
-        f'y="{height + 15}" text-anchor="middle">{tick:g}</text>'
+        f'y="{height + 16}" text-anchor="middle">{tick:g}</text>'
         for tick in x.ticks()
     ] + [
         f'<path class="grid" d="M0 {_y(tick, y):.1f}H{width}"/><text x="-6" y="{_y(tick, y) + 4:.1f}" '
@@ -167,10 +167,10 @@ def plot(title: str, lines: Sequence[Line], x: Axis, y: Axis, marker: str = "") 
     )
     return Html(
         f'<figure class="plot"><figcaption><b>{escape(title)}</b></figcaption>'
-        f'<svg viewBox="-44 -12 {width + 60} {height + 50}" role="img" aria-label="{escape(title)}: '
+        f'<svg viewBox="-50 -12 {width + 66} {height + 54}" role="img" aria-label="{escape(title)}: '
         f'{escape(y.label)} over {escape(x.label)}">{"".join(shapes)}'
-        f'<text x="{width / 2}" y="{height + 32}" text-anchor="middle">{escape(x.label)}</text>'
-        f'<text transform="translate(-33 {height / 2}) rotate(-90)" text-anchor="middle">{escape(y.label)}</text></svg>'
+        f'<text x="{width / 2}" y="{height + 36}" text-anchor="middle">{escape(x.label)}</text>'
+        f'<text transform="translate(-40 {height / 2}) rotate(-90)" text-anchor="middle">{escape(y.label)}</text></svg>'
         f'<p class="legend">{legend}</p></figure>'
     )
 

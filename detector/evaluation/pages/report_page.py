@@ -37,7 +37,7 @@ def report_page(
     """
     main = metrics["main"]
     head = Html(
-        f'<p class="main">{escape(main["metric"])}: <b>{tables.number(main["value"])}</b></p>'
+        f'<p class="main">mAP ({escape(main["metric"])}): <b>{tables.number(main["value"])}</b></p>'
         + html.source_table(metrics.get("source", {}))
     )
     classes = list(next(iter(curves.values())))
@@ -113,7 +113,8 @@ def _average_precision(metrics: dict) -> Html:
 def _confusions(classes: Sequence[str], confusion: np.ndarray, iou_threshold: float) -> Html:
     intro = (
         f"<p>Objects by row, and the class of the detection on them by column, of detections with a score of at least "
-        f"{CONFUSION_SCORE} and an IoU of at least {iou_threshold:.2f}, whatever their class.</p>"
+        f"{CONFUSION_SCORE} and an IoU of at least {iou_threshold:.2f}, whatever their class. The darker a "
+        "cell, the larger its part of the row.</p>"
     )
     order = [*range(1, len(classes) + 1), 0]  # background last
     rows, columns = [*classes, "(no object)"], [*classes, "(not found)"]
