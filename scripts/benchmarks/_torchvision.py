@@ -92,19 +92,21 @@ def peer_detect(peer: Assembly, images: Tensor, proposals: Tensor) -> list[Tenso
 
 
 def compared(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median milliseconds of `torchvision`, `float32` and `bfloat16`, and how many times as fast as the first ours are.
+    """Median milliseconds of each function; for ours, how many times as fast as `torchvision` they are, and the rate of
+    their convolutions and matrix products as a fraction of that of one large matrix product in the same dtype.
 
     They are called in turn, and the first round does not count.
     """
     turns = [{name: seconds(function) for name, function in functions.items()} for _ in range(rounds + 1)]
-    ms = {name: 1e3 * statistics.median(turn[name] for turn in turns[1:]) for name in functions}
-    return {
-        "torchvision ms": ms["torchvision"],
-        "float32 ms": ms["float32"],
-        "times as fast": ms["torchvision"] / ms["float32"],
-        "bfloat16 ms": ms["bfloat16"],
-        "times as fast ": ms["torchvision"] / ms["bfloat16"],
-    }
+    medians = {name: statistics.median(turn[name] for turn in turns[1:]) for name in functions}
+    row = {}
+    for name, function in functions.items():
+        row[f"{name} ms"] = 1e3 * medians[name]
+        if name != "torchvision":
+            row[f"{name}: times as fast"] = medians["torchvision"] / medians[name]
+            dtype = DTYPES[name.partition(",")[0]]
+            row[f"{name}: of the rate of a matrix product"] = flops(function) / medians[name] / matmul_rate(dtype)
+    return row
 
 
 def flops(function: Callable[[], object]) -> int:

@@ -3,7 +3,9 @@
     python scripts/benchmark.py detect --networks VGG16 --proposals 1 300 2000 4000 --classes 20 80
 
 From an image and its proposals to detections, with equal weights; the scores of both are compared first. Both run in
-turn on the same image, on the CPU: ours in float32 and bfloat16, the peer in float32. Milliseconds are medians.
+turn on the same image, on the CPU: ours in float32 and bfloat16, the peer in float32. Milliseconds are medians. The
+rate of the convolutions and matrix products is given as a fraction of that of one large matrix product, the limit.
+With --svd-ranks, ours is also measured with truncated SVD of fc6 and fc7 (section 3.1 of the paper).
 """
 
 import argparse
@@ -26,17 +28,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--networks", nargs="+", choices=list(peers.NETWORKS), default=list(peers.NETWORKS))
     parser.add_argument("--proposals", nargs="+", type=int, default=[300, 2000])
     parser.add_argument("--classes", nargs="+", type=int, default=[peers.NUM_CLASSES], help="numbers of classes")
+    parser.add_argument("--svd-ranks", nargs=2, type=int, help="of fc6 and fc7")
     parser.add_argument("--rounds", type=int, default=5)
 
 
 def run(arguments: argparse.Namespace) -> None:
     print(f"{machine()}; torch {torch.__version__}; median of {arguments.rounds} rounds\n")
     cases = itertools.product(arguments.networks, arguments.classes, arguments.proposals)
-    show([measure(name, classes, count, arguments.rounds) for name, classes, count in cases])
+    show([measure(*case, arguments.svd_ranks, arguments.rounds) for case in cases])
 
 
 @torch.inference_mode()
-def measure(name: str, classes: int, proposals: int, rounds: int) -> dict[str, object]:
+def measure(name: str, classes: int, proposals: int, svd_ranks: list[int] | None, rounds: int) -> dict[str, object]:
     ours, peer, (height, width) = peers.networks(name, train=False, num_classes=classes)
     pixels = torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8)
     rois = peers.random_rois(proposals, 1, (height, width))
@@ -47,6 +50,10 @@ def measure(name: str, classes: int, proposals: int, rounds: int) -> dict[str, o
     for dtype_name, dtype in peers.DTYPES.items():
         compute = Compute(torch.device("cpu"), dtype)
         functions[dtype_name] = partial(detect, prepare(ours, compute), batch, config, compute)
+    if svd_ranks is not None:
+        compute = Compute(torch.device("cpu"), torch.float32)
+        ours.head.compress(svd_ranks)
+        functions["float32, SVD"] = partial(detect, prepare(ours, compute), batch, config, compute)
     scores = functions["torchvision"]()[1].sort(descending=True).values
     (found,) = functions["float32"]()
     torch.testing.assert_close(torch.from_numpy(found.scores), scores, rtol=1e-3, atol=1e-4)
