@@ -65,7 +65,7 @@ def add_caption(axes: Axes, box: np.ndarray, text: str, colour: str) -> str:
     spec, figure = axes.get_subplotspec(), axes.get_figure(root=True)
     assert figure is not None
     panel_inches = figure.get_figwidth() / (spec.get_gridspec().ncols if spec else 1)
-    letter = 0.085 / panel_inches * (right - left)  # width of one, about
+    letter = 0.1 / panel_inches * (right - left)  # width of one, about
     x = max(min(float(box[0]), right - letter * len(text)), left)
     lowest = max(axes.get_ylim())
     places = (max(float(box[1]), 0), "top"), (min(float(box[3]), lowest), "bottom")
