@@ -1,6 +1,7 @@
 """From configs/ and the command line to plain settings, with Hydra's Compose API."""
 
 import functools
+import os
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -142,8 +143,11 @@ def plain(config: DictConfig) -> dict:
 
 
 def quoted(argument: str) -> str:
-    """Quote the value of a setting if Hydra's grammar requires it, as in data.root=/data/josé."""
+    """Quote the value of a setting if Hydra's grammar requires it, as in data.root=/data/josé; expand a leading ~/."""
     key, is_setting, value = argument.partition("=")
+    if value.startswith("~/"):  # no shell expands it after `data.root=`
+        value = os.path.expanduser(value)
+        argument = f"{key}={value}"
     if not is_setting or value.startswith(("[", "{")):
         return argument
     with_quotes = "{}='{}'".format(key, value.replace("'", "\\'"))

@@ -228,14 +228,15 @@ def test_settings_that_cannot_be_read_are_one_line(ended, arguments, says):
 
 
 @pytest.mark.parametrize(
-    "value", ["/data/josé", "日本", "it's", 'q"q', "a&b", "#1", "d(1)", "a=b", "a[1]", "a{b", "~t", "plain"]
+    "value", ["/data/josé", "日本", "it's", 'q"q', "a&b", "#1", "d(1)", "a=b", "a[1]", "a{b", "~t", "~/b c", "plain"]
 )
 def test_a_path_may_hold_what_hydra_cannot_read(tmp_path, monkeypatch, value):
     got = []
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(sys, "argv", ["train.py", "--config-dir", ".", "data=voc", f"data.root={value}", "seed=1"])
     start.run_program(got.append, "train", TrainSettings)
-    assert (got[0].data.root, got[0].seed) == (value, 1)
+    assert (got[0].data.root, got[0].seed) == (value.replace("~/", f"{tmp_path}/"), 1)
 
 
 @pytest.mark.parametrize(
