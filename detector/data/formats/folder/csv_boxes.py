@@ -4,7 +4,6 @@ import csv
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from detector.data.dataset import Record
 from detector.data.formats.folder.boxes import Boxes, read_text, text_of
@@ -100,29 +99,21 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]] | None:
     header = first_line(path)
     delimiter = max(",;\t", key=header.count)
     titles = [title.strip() for title in header.split(delimiter)]
-    positions = _positions(titles)
+    positions, skip = _positions(titles), 1
     if positions is None and len(titles) == 6 and all(re.fullmatch(NUMBER_OR_NOTHING, at) for at in titles[1:5]):
-        positions = dict(zip(("file", *CORNERS, "class"), range(6), strict=True))
-        skip = 0
-    elif positions is not None:
-        skip = 1
-    else:
+        positions, skip = dict(zip(("file", *CORNERS, "class"), range(6), strict=True)), 0
+    if positions is None:
         return None
+    found, reader = [], csv.reader(read_text(path).splitlines(), delimiter=delimiter)
     try:
-        return _values(path, csv.reader(read_text(path).splitlines(), delimiter=delimiter), positions, skip)
+        for row in reader:
+            values = {key: row[at].strip() if at < len(row) else "" for key, at in positions.items()}
+            if any(row) and reader.line_num > skip:
+                if not values["file"]:
+                    raise InputError(f"{path}: line {reader.line_num} names no image: {row}")
+                found.append((reader.line_num, values))
     except csv.Error as error:
         raise InputError(f"{path}: broken CSV: {error}") from None
-
-
-def _values(path: Path, reader: Any, positions: dict[str, int], skip: int) -> list[tuple[int, dict[str, str]]]:
-    """The rows after the first `skip`, as in `_rows`."""
-    found = []
-    for row in reader:
-        values = {key: row[at].strip() if at < len(row) else "" for key, at in positions.items()}
-        if any(row) and reader.line_num > skip:
-            if not values["file"]:
-                raise InputError(f"{path}: line {reader.line_num} names no image: {row}")
-            found.append((reader.line_num, values))
     return found
 
 
