@@ -98,7 +98,8 @@ def _nearest(label: Path, sources: dict[Path, tuple[str, ...]], root: Path) -> t
     there = f"of {first_few(sorted(map(str, sources)))} none is above it" if sources else "there is none"
     raise InputError(
         f"{label}: YOLO text has class numbers, whose names are in classes.txt (one name on each line) or data.yaml "
-        f"(names: [...]), and {there}: put classes.txt into {root}"
+        f"(names: [...]), and {there}: put classes.txt into {root}, or, if data.yaml is in a folder above, name that "
+        "as data.root"
     )
 
 
