@@ -1,4 +1,4 @@
-"""The overlays configs/experiment/paper*.yaml: the recipe's numbers, what learns, and a few iterations of each."""
+"""The overlays in configs/experiment: the numbers of the paper's recipe, what learns, and a few iterations of each."""
 
 import json
 import re
@@ -17,7 +17,8 @@ from detector.training.optimizers import default_rate
 from scripts import convert_data
 from tests.conftest import REPOSITORY, TINY
 
-OVERLAYS = sorted(path.stem for path in (REPOSITORY / "configs/experiment").glob("paper*.yaml"))
+EXPERIMENTS = sorted(path.stem for path in (REPOSITORY / "configs/experiment").glob("*.yaml"))
+OVERLAYS = [name for name in EXPERIMENTS if name.startswith("paper")]
 # Prefixes of the parameters that do not learn.
 CONV1 = ("backbone.features.0.", "backbone.features.2.")
 CONV2 = (*CONV1, "backbone.features.5.", "backbone.features.7.")
@@ -188,12 +189,24 @@ def test_overlays_train_a_few_iterations(without_pictures, settings, released_da
             "train.log_every=1", *(sides if overlay == "paper_multiscale" else []),
         )
     )  # fmt: skip
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    losses = [line["loss/train"] for line in lines if "loss/train" in line]
-    assert len(losses) == 20
-    assert all(0 < loss < 20 for loss in losses)
+    assert_20_losses(folder)
     trained = torch.load(folder / "checkpoints/last.pt", weights_only=True)["model"]
     frozen = {"paper": CONV2, "paper_fc6": ("backbone.",), "paper_stage_wise": ("backbone.",)}
     for key, value in state.items():
         if f"backbone.{key}".startswith(frozen.get(overlay, ("backbone.features.0.",))):
             assert torch.equal(trained[f"backbone.{key}"], value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overlay", sorted({*EXPERIMENTS} - {*OVERLAYS}))
+def test_overlays_for_any_dataset_train_a_few_iterations(settings, common, tmp_path, overlay):
+    often = ["train.iterations=20", "train.eval_every=20", "train.log_every=1"]
+    train.main(settings("train", f"experiment={overlay}", *common, *often, f"run.dir={tmp_path}/run"))
+    assert_20_losses(tmp_path / "run")
+
+
+def assert_20_losses(folder: Path) -> None:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss/train"] for line in lines if "loss/train" in line]
+    assert len(losses) == 20
+    assert all(0 < loss < 20 for loss in losses)
