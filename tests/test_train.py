@@ -267,7 +267,7 @@ CASES = [
     (spoil_box, [], r"test_1\.xml: box 1 .* lies outside its image"),
     (None, ["loss.class_weights={bal: 2}"], "loss.class_weights: there is no class 'bal'; there are background, ball"),
     (None, ["train.accumulate=3"], "train.accumulate=3: each process has 2 images per step"),
-    (None, ["model.head=res5", "model.backbone=resnet18_fpn"], "resnet18_fpn takes model.head=fc"),
+    (None, ["model.head=res5", "model.backbone=resnet18_fpn"], "resnet18_fpn takes fc or 4conv1fc"),
     (None, ["data.root=/nowhere/at/all"], "there is no folder /nowhere/at/all"),
     (None, ["device=cuda:99"], "device: 'cuda:99' is not available"),
     (None, ["data.val_split=trainval"], "no such split; there is test, train"),

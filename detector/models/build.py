@@ -41,7 +41,7 @@ def _build_head(model: Model, body: Backbone, pool_size: int, norm: str) -> Head
         )
     if model.head == "res5":
         if not model.backbone.startswith("resnet") or split_name(model.backbone)[1]:
-            raise InputError(f"model.head=res5 is the last stage of a ResNet; {model.backbone} takes model.head=fc")
+            raise InputError(f"model.head=res5 is the last stage of a ResNet; {model.backbone} takes fc or 4conv1fc")
         return Res5Head(model.backbone, norm)
     if model.head == "4conv1fc":
         return ConvFcHead(body.out_channels, pool_size, model.hidden, grouped=norm == "group")

@@ -309,7 +309,7 @@ def test_compressed_layers_are_the_best_of_their_rank():
 
 @pytest.mark.parametrize("backbone", ["vgg16", "resnet18_fpn"])
 def test_networks_without_res5(backbone):
-    with pytest.raises(InputError, match=f"{backbone} takes model.head=fc"):
+    with pytest.raises(InputError, match=f"{backbone} takes fc or 4conv1fc"):
         build_model(Model(backbone=backbone, head="res5"), num_classes=2)
 
 

@@ -90,7 +90,7 @@ def test_a_dilated_resnet_takes_all_of_a_resnet_s_weights(tmp_path):
     back, wanted = to_torchvision(model.state_dict(), "resnet50_dc5"), net.state_dict()
     assert all(torch.equal(value, wanted[key]) for key, value in back.items())
     assert {key.partition(".")[0] for key in wanted.keys() - back.keys() if "num_batches" not in key} == {"fc"}
-    with pytest.raises(InputError, match="resnet50_dc5 takes model.head=fc"):
+    with pytest.raises(InputError, match="resnet50_dc5 takes fc or 4conv1fc"):
         build_model(Model(backbone="resnet50_dc5", head="res5"), num_classes=2)
 
 
