@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from detector.allowlist import instantiate
 from detector.builders import datasets
+from detector.builders.network import build_detector_config
 from detector.builders.training import build_optimizer, build_training_config
 from detector.data.dataset import DetectionDataset
 from detector.data.epoch_order import EpochOrder
@@ -34,11 +35,14 @@ CHOICES = sorted(
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_config_makes_its_parts(settings, choice):
-    given = ["model.weights=w.pth", "data.root=x"] if choice.startswith("experiment=") else []  # some need both
-    config = settings("train", choice, "model.hidden=8", *given)  # VGG16's own layers take seconds to initialise
+    needed = ["model.weights=w.pth", "data.root=x"] if choice.startswith("experiment=") else []  # some need both
+    config = settings("train", choice, "model.hidden=8", *needed)  # VGG16's own layers take seconds to initialise
     model = build_model(config.model, num_classes=2)
     optimizer, schedule = build_optimizer(config, model)
     assert optimizer.param_groups[0]["lr"] > 0
+    assert config.optimizer.target == f"torch.optim.{type(optimizer).__name__}"
+    for key in {"momentum", "nesterov", "betas", "eps"} & config.optimizer.plain().keys():
+        assert optimizer.param_groups[0][key] == getattr(config.optimizer, key)
     assert schedule(config.train.iterations // 2) > 0
     for item in config.augment.transforms:
         assert isinstance(instantiate(item, ALLOWED), albumentations.BasicTransform)
@@ -214,6 +218,13 @@ def test_order_and_scales_of_training_images_are_settings(settings, make_voc):
         settings("train", *where, "data.short_side_px=[]")
     with pytest.raises(InputError, match="data.repeat_rare=2: must be null or a number above 0, up to 1"):
         settings("train", *where, "data.repeat_rare=2")
+
+
+def test_detection_decodes_and_selects_boxes_by_its_settings(settings):
+    config = settings("train", "roi.delta_std=[1,2,3,4]", "detect.nms=soft", "detect.flip=true")
+    detector = build_detector_config(config)
+    assert detector.coder.std == (1, 2, 3, 4)
+    assert detector.postprocess == config.detect
 
 
 def test_weights_of_classes_are_by_name(settings):

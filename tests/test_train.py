@@ -199,6 +199,8 @@ def test_statistics_of_the_targets_are_part_of_the_network(settings, common, tmp
     assert not mean[:, 0].any()
     if more:
         assert torch.equal(std, content["raw_model"]["delta_std"])
+    components = training.build_training(settings("train", *overrides, f"run.dir={tmp_path}/other"), None)
+    assert components.training.loss.delta_std == tuple(map(tuple, std.expand(4, -1).tolist()))
     score = evaluate.main(settings("evaluate", f"checkpoint={path}", f"out={tmp_path}/out"))
     assert score == json.loads((tmp_path / "run/metrics.json").read_text())["main"]["value"]
     detector_ = detector.load(path, device="cpu")

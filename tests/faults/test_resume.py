@@ -58,6 +58,7 @@ def test_resume_is_exact_with_other_optimizers(override, settings, tiny, tmp_pat
     again = torch.load(folder / "checkpoints/last.pt", weights_only=True)
     for part in ("model", "raw_model", "optimizer", "iteration", "scaler"):
         assert same(again.get(part), whole.get(part))
+    assert bool(whole["scaler"]) == (override == "precision=float16")
     assert (folder / "checkpoints/last-of-6.pt").is_file()  # so the run did resume before its end
 
 

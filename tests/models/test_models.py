@@ -81,6 +81,10 @@ def test_shapes_and_a_gradient_for_every_parameter(backbone, head, channels, str
     assert without == []
     if norm == "group":
         assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+        kinds = [type(module) for module in model.head.convs]
+        assert kinds == [nn.Conv2d, nn.GroupNorm, nn.ReLU] * 4
+    normalized = sum(isinstance(module, nn.LocalResponseNorm) for module in model.modules())
+    assert normalized == (2 if backbone in ("zf", "vgg_cnn_m") else 0)
 
 
 def test_rois_of_a_pyramid_are_pooled_from_levels_by_their_size():
@@ -146,6 +150,9 @@ def test_roi_align_v2_is_shifted_by_half_a_cell():
         for name in ("roi_align", "roi_align_v2")
     }
     assert means == {"roi_align": 3.0, "roi_align_v2": 2.5}
+    noise, rois = torch.rand(1, 3, 8, 8), torch.tensor([[0, 16.0, 16.0, 112.0, 112.0]])
+    expected = torchvision.ops.roi_align(noise, rois, 1, 1 / 16, sampling_ratio=6, aligned=True)  # one for each cell
+    torch.testing.assert_close(POOLINGS["roi_align_v2"](1, 1 / 16)(noise, rois), expected)
 
 
 def test_a_frozen_norm_is_torchvision_s_in_the_dtype_of_the_maps():
@@ -277,6 +284,12 @@ def test_settings_of_the_head_have_their_effect():
     assert (narrow.head.fc7.weight.shape, narrow.cls_score.in_features) == ((4, 16), 4)
     pooled = torch.rand(50, 512, 3, 3)
     assert not torch.equal(model.head(pooled), model.head(pooled))
+    dropped = []
+    hook = model.head.dropout.register_forward_hook(lambda layer, inputs, output: dropped.append(output))
+    result = model.head(pooled)
+    hook.remove()
+    assert len(dropped) == 2  # after fc6 and after fc7
+    assert torch.equal(dropped[1], result)
     assert torch.equal(model.eval().head(pooled), model.head(pooled))
 
 
