@@ -3,7 +3,11 @@
 `detector.load(path)` loads a trained detector for use from Python: see api.py and docs/api.md.
 """
 
+import os
 from typing import TYPE_CHECKING, Any
+
+if os.path.expanduser("~") == "~":  # a user without a home, as in a container: numba would make a folder named ~
+    os.environ.setdefault("XDG_CACHE_HOME", os.devnull)
 
 if TYPE_CHECKING:
     from detector.api import Detector, Result, Tiles, load

@@ -86,7 +86,7 @@ def score_checkpoint(given: EvaluateSettings) -> float | None:
     if given.out:
         folder = Path(given.out)
     else:
-        folder = make_new_folder("out", _run_of(given.checkpoint), f"evaluate-{dataset.name}")
+        folder = make_new_folder(_run_of(given.checkpoint), f"evaluate-{dataset.name}")
     write_coco_results(folder / "detections.json", detections, dataset.classes, category_ids(dataset, dataset.classes))
     _write_settings(folder, given.plain() | settings.plain())
     if unlabelled is not None:
@@ -119,7 +119,7 @@ def score_saved(given: EvaluateSettings) -> float | None:
         require_writable("out", Path("runs"))
     dataset, detections = read_detections(given)
     require_readable(dataset)
-    folder = Path(given.out) if given.out else make_run_folder("out", None)
+    folder = Path(given.out) if given.out else make_run_folder(None)
     _write_settings(folder, given.plain())
     return _report(folder, dataset, detections, given, {"source": {"detections": given.detections}})
 

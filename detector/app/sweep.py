@@ -4,6 +4,7 @@ import itertools
 import math
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -15,15 +16,18 @@ from omegaconf import DictConfig
 from detector.app.compose import CONFIGS, compose, in_words, search_path, typed_settings
 from detector.errors import InputError
 from detector.runtime.exits import FAILED, KEPT, WRONG_INPUT, exit_status
-from detector.schema import Settings
+from detector.schema import Settings, flatten
 
 Run = Callable[[Any], float | None]
 
 
 def sweep(run: Run, name: str, schema: type[Settings], config_dir: str | None, given: list[str]) -> int:
     """Compose and validate every run, then let Hydra start them. Returns the exit status of the first failed run."""
-    for overrides in _jobs(given):
-        typed_settings(schema, compose(schema, config_dir, overrides, name))
+    runs = [flatten(typed_settings(schema, compose(schema, config_dir, job, name))) for job in _jobs(given)]
+    for key in ("run.dir", "out"):
+        folders = Counter(run.get(key, "None") for run in runs)
+        if shared := [folder for folder, count in folders.items() if folder != "None" and count > 1]:
+            raise InputError(f"{key}={shared[0]}: each run of a sweep needs its own folder: leave this out")
     failed: list[int] = []
     started_in = os.getpid()
 

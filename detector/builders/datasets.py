@@ -90,9 +90,6 @@ def _sources(data: Data) -> list[Data]:
 
 def _part_of(data: Data, own: dict) -> Data:
     """The settings of one of `data.parts`: its own, else those of `data`; its root is relative to `data.root`."""
-    root = own.get("root") or ""
-    if not isinstance(root, str):
-        raise InputError(f"data.parts: {own} needs a folder as its root, inside data.root or by an absolute path")
     taken = {key: value for key, value in own.items() if key in Data.model_fields}
     settings = parse(Data, data.plain() | taken, f"data.parts: {own}")
     known = {"reader", "root", *_reader_arguments(settings, "train"), *_reader_arguments(settings, "val")}
@@ -101,7 +98,7 @@ def _part_of(data: Data, own: dict) -> Data:
             f"data.parts: {own} has {', '.join(sorted(own.keys() - known))}; {settings.reader} accepts "
             f"{', '.join(sorted(known))}"
         )
-    return settings.with_values(root=str(Path(data.root or "", root)), parts=None)
+    return settings.with_values(root=str(Path(data.root or "", own.get("root") or "")), parts=None)
 
 
 def require_taken(data: Data, keys: Collection[str]) -> None:

@@ -5,11 +5,13 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing.queues import Queue
 from typing import Any, Literal, Protocol
 
 import cv2
 import numpy as np
 import torch
+from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, Dataset
 
 from detector.box_arrays import box_areas, clip_array, intersection_areas
@@ -192,13 +194,14 @@ def explain_workers(last_images: list[str]) -> Iterator[None]:
     """
     try:
         yield
-    except InputError as error:
-        if not str(error).startswith("Caught InputError"):
+    except (InputError, RunFailure) as error:
+        kind = type(error)
+        if not str(error).startswith(f"Caught {kind.__name__}"):
             raise
         # The error and torch's frames refer to each other, which would keep the loader and its workers alive.
         traceback.clear_frames(error.__traceback__)
-        message = str(error).strip().splitlines()[-1]  # the message from a worker holds its whole traceback
-        raise InputError(message.removeprefix(f"{InputError.__module__}.{InputError.__name__}: ")) from error
+        last = str(error).strip().splitlines()[-1]  # the message from a worker holds its whole traceback
+        raise kind(last.partition(f"{kind.__module__}.{kind.__name__}: ")[2]) from error
     # ConnectionError, EOFError: a batch of a dead worker cannot be read. SystemError: the RuntimeError that torch's
     # handler of SIGCHLD raises is its cause, if the signal arrives while a function in C returns.
     except (RuntimeError, SystemError, ConnectionError, EOFError) as error:
@@ -217,3 +220,15 @@ def explain_workers(last_images: list[str]) -> Iterator[None]:
 def _init_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # the worker processes already use all cores
     leave_requests_to_parent()
+    Queue._on_queue_feeder_error = _send_error  # type: ignore[attr-defined]
+
+
+def _send_error(queue: Queue, error: Exception, item: object) -> None:
+    """Send an error in place of a batch that cannot be sent. multiprocessing drops it, and the reader waits forever."""
+    if isinstance(item, tuple):  # (number, batch); bytes if the reader has ended
+        reason = " ".join(str(error).split())
+        failure = RunFailure(
+            f"a batch cannot be sent to the training process: {reason}. It needs a socket in TMPDIR or /tmp, "
+            "shared memory in /dev/shm, and file descriptors (ulimit -n): free these, or use workers=0"
+        )
+        queue.put((item[0], ExceptionWrapper((RunFailure, failure, None))))

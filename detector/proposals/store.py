@@ -16,6 +16,7 @@ It is also written image by image.
 """
 
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -51,6 +52,8 @@ class ProposalStore:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         with reading(self.path, "damaged proposal store", sys.maxsize):
+            self._opened = open(self.path, "rb", buffering=0)  # noqa: SIM115
+            self._version = self._current_version()
             self._file = safe_open(self.path, framework="numpy")
             metadata = self._file.metadata() or {}
             if OLD_FORMAT in metadata:
@@ -111,10 +114,16 @@ class ProposalStore:
         return boxes if scores is None else np.column_stack([boxes, scores])
 
     def _rows(self, tensor: Any, image_id: str) -> np.ndarray:
+        if self._current_version() != self._version:  # of a truncated file, the system ends who reads the rest
+            raise InputError(f"{self.path}: was overwritten while in use: restore it, and start again")
         number = self._index[image_id]
         start, stop = self._offsets[number : number + 2].tolist()
         # safetensors cannot return an empty slice at the end of a tensor
         return tensor[start:stop] if stop > start else np.zeros((0, *tensor.get_shape()[1:]), dtype=np.float32)
+
+    def _current_version(self) -> tuple[int, int]:
+        stat = os.fstat(self._opened.fileno())  # of the open file, also if another has replaced it under its name
+        return stat.st_size, stat.st_mtime_ns
 
     def __contains__(self, image_id: str) -> bool:
         return image_id in self._index and image_id not in self.unreadable

@@ -105,6 +105,8 @@ def _ending(error: Exception) -> tuple[str, int] | None:
         if error.filename is not None:
             return f"the disk is full: {error}", FAILED
         return f"the disk, or /dev/shm of the data workers, is full: free space, or use workers=0: {error}", FAILED
+    if isinstance(error, OSError) and error.errno == errno.EMFILE:
+        return f"{error}: raise the limit (ulimit -n), or use fewer workers", FAILED
     if isinstance(error, OSError) and error.filename is not None:
         return f"a file cannot be read or written: {error}", FAILED
     return None

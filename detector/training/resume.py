@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from textwrap import indent
 
-from detector.errors import InputError, RunFailure
+from detector.errors import InputError
 from detector.runtime.distributed import barrier, broadcast_from_main, shared_errors
 from detector.runtime.files import UNFINISHED, numbered, replace, write_atomically
 from detector.runtime.logs import log_to_file
 from detector.runtime.ranks import is_main
 from detector.schema import FIXED, change_table, changed, parse
 from detector.settings import Training, TrainSettings
-from detector.training.checkpoint import NEWEST_FIRST, load_checkpoint, load_to_resume, newest_valid, verify_integrity
+from detector.training.checkpoint import NEWEST_FIRST, load_checkpoint, load_to_resume, newest_valid
 from detector.training.run_folder import FolderLock, check_run_folder, is_empty, make_run_folder, require_run
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Run:
         barrier()
 
     def _make_folder(self, run_dir: str | None) -> Path:
-        folder = self.lock.take(make_run_folder("run.dir", run_dir))
+        folder = self.lock.take(make_run_folder(run_dir))
         check_run_folder(run_dir)  # again, with the lock: another run may have been faster
         return folder
 
@@ -82,7 +82,7 @@ def find_run(resume: str | None, run_dir: str | None, lock: FolderLock) -> tuple
     """The folder of the run to resume, locked, and its checkpoint; None for a new folder or without a checkpoint.
 
     `resume` is null, `auto` (the newest intact checkpoint of `run_dir`, if there is one) or a file. Raises InputError
-    for a file that is missing or damaged, for a folder that is not that of a run, and if another run is writing to it.
+    for a file that is missing, for a folder that is not that of a run, and if another run is writing to it.
     """
     if resume is None:
         check_run_folder(run_dir)
@@ -91,12 +91,10 @@ def find_run(resume: str | None, run_dir: str | None, lock: FolderLock) -> tuple
         path = Path(resume)
         if path.is_dir():
             raise InputError(f"resume: {path} is a folder: in a sweep, resume=auto run.dir={path}, or resume=FILE")
-        if not path.is_file():
+        if not path.exists():
             raise InputError(
                 f"resume={resume}: no such file; it is auto, null, the folder of a run, or RUN/checkpoints/*.pt"
             )
-        if damage := verify_integrity(path):
-            raise InputError(f"resume: {path} cannot be read: {damage}")
         folder = path.resolve().parents[1]
         if path.resolve().parent.name != "checkpoints" or (run_dir and Path(run_dir).resolve() != folder):
             raise InputError(f"resume: {path} is not in {run_dir or 'RUN'}/checkpoints")
@@ -139,15 +137,12 @@ def promote_checkpoint(path: Path, iteration: int) -> None:
     """
     if path.name == "last.pt":
         return
-    try:
-        copy = path.with_name(".last.pt.unfinished")
-        write_atomically(copy, path.read_bytes())
-        for other in (path.with_name(name) for name in NEWEST_FIRST if name != path.name):
-            if other.exists():
-                _archive(other, iteration)
-        replace(copy, path.with_name("last.pt"))
-    except OSError as error:
-        raise RunFailure(f"resume: {path} cannot be made last.pt: {error}. All checkpoints are kept") from error
+    copy = path.with_name(".last.pt.unfinished")
+    write_atomically(copy, path.read_bytes())
+    for other in (path.with_name(name) for name in NEWEST_FIRST if name != path.name):
+        if other.exists():
+            _archive(other, iteration)
+    replace(copy, path.with_name("last.pt"))
 
 
 def _archive(path: Path, iteration: int) -> None:

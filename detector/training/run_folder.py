@@ -3,8 +3,7 @@
 import os
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from detector.errors import InputError
@@ -55,33 +54,19 @@ def check_run_folder(path: str | None) -> None:
     require_writable("run.dir", folder if path is not None else Path("runs"))
 
 
-def make_run_folder(setting: str, path: str | None) -> Path:
-    """Create the folder `path`, or runs/DATE_TIME with an unused name. Raises InputError, naming the setting, if that
-    fails.
-    """
+def make_run_folder(path: str | None) -> Path:
+    """Create the folder `path`, or runs/DATE_TIME with an unused name."""
     if path is None:
-        return make_new_folder(setting, Path("runs"), time.strftime("%Y-%m-%d_%H-%M-%S"))
-    with _creating(setting, Path(path)):
-        Path(path).mkdir(parents=True, exist_ok=True)
+        return make_new_folder(Path("runs"), time.strftime("%Y-%m-%d_%H-%M-%S"))
+    Path(path).mkdir(parents=True, exist_ok=True)
     return Path(path)
 
 
-def make_new_folder(setting: str, parent: Path, name: str) -> Path:
-    """Create the folder `name` in `parent`, or NAME-2, NAME-3 ... if it exists. Raises InputError, naming the setting,
-    if that fails.
-    """
-    with _creating(setting, parent / name):
-        parent.mkdir(parents=True, exist_ok=True)
-        for folder in numbered(parent / name):
-            with suppress(FileExistsError):
-                folder.mkdir()
-                break
+def make_new_folder(parent: Path, name: str) -> Path:
+    """Create the folder `name` in `parent`, or NAME-2, NAME-3 ... if it exists."""
+    parent.mkdir(parents=True, exist_ok=True)
+    for folder in numbered(parent / name):
+        with suppress(FileExistsError):
+            folder.mkdir()
+            break
     return folder
-
-
-@contextmanager
-def _creating(setting: str, folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"{setting}: {folder} cannot be created ({error.strerror}): name another folder") from None

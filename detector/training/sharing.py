@@ -41,12 +41,9 @@ def describe_network(checkpoint: dict) -> dict[str, Any]:
 def save_weights(folder: Path, checkpoint: dict) -> None:
     """Write a checkpoint as `model.safetensors` and `model.json` into `folder`, for sharing.
 
-    Raises InputError if one of the files already exists. If the second cannot be written, the first is removed.
+    If the second cannot be written, the first is removed.
     """
     weights, description = folder / "model.safetensors", folder / "model.json"
-    for path in (weights, description):
-        if path.exists():
-            raise InputError(f"{path} already exists and is not overwritten: name another folder")
     about = describe_network(checkpoint)
     tensors = {name: value.contiguous() for name, value in checkpoint["model"].items()}
     write_atomically(weights, save(tensors, {"format": "pt"}))

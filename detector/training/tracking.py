@@ -17,11 +17,9 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from detector.errors import InputError
 from detector.evaluation.counts import ThresholdCounts
 from detector.evaluation.tables import tag_of
 from detector.inference.embedding import EmbeddedObjects
-from detector.runtime.exits import DISK_IS_FULL
 
 logger = logging.getLogger(__name__)
 
@@ -76,22 +74,16 @@ class Tracker:
 
     `start` is the number of steps already done: TensorBoard hides earlier events of later steps. If writing fails
     during the run, training continues: one warning is logged and no further events are written; metrics.jsonl is
-    retried each time. Raises InputError if writing fails at the start.
+    retried each time. Raises OSError if writing fails at the start.
     """
 
     def __init__(self, folder: Path, start: int = 0) -> None:
         self.warned = False
         self.path = folder / "metrics.jsonl"
         self._excepthook, threading.excepthook = threading.excepthook, self._after_thread
-        try:
-            self.writer: SummaryWriter | None = SummaryWriter(str(folder), purge_step=start + 1)
-            self.writer.add_custom_scalars(DASHBOARD)
-            self.lines = open(self.path, "ab", buffering=0)  # noqa: SIM115  closed in close()
-        except OSError as error:
-            threading.excepthook = self._excepthook
-            if error.errno in DISK_IS_FULL:
-                raise
-            raise InputError(f"run.dir: {folder} cannot be written: {error}") from None
+        self.writer: SummaryWriter | None = SummaryWriter(str(folder), purge_step=start + 1)
+        self.writer.add_custom_scalars(DASHBOARD)
+        self.lines = open(self.path, "ab", buffering=0)  # noqa: SIM115  closed in close()
 
     def _after_thread(self, died: threading.ExceptHookArgs) -> None:
         """TensorBoard's writer thread passes its error to the next write; only other threads print theirs."""

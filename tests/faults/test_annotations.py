@@ -1,5 +1,6 @@
 """Annotations as people and tools write them: the cases 35 to 45 of FAULTS.md, and what becomes of bad ones."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import detector
 from detector.builders import datasets
 from detector.data import check
 from detector.data.check import (
@@ -315,6 +317,14 @@ def test_valid_images_are_decoded_once_and_known_by_content(make_voc, monkeypatc
         cache.write_text(broken)
         assert again() == ["a", "b"]
         assert again() == []
+
+
+def test_a_user_without_a_home_decodes_images_again(small_shapes, monkeypatch, caplog):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    importlib.reload(detector)
+    assert check_data(read_voc(small_shapes, "train")).bad == []
+    assert "images will be decoded again at the next start" in caplog.text
 
 
 def test_the_processes_of_a_run_decode_an_image_once_together(make_voc, monkeypatch):

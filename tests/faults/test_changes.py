@@ -6,11 +6,13 @@ import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from detector.data import dataset
 from detector.errors import InputError
+from detector.proposals.store import ProposalStore, write_store
 from detector.training import checkpoint
 from tests.helpers.runs import SETTINGS
 from tests.helpers.wrong_input import run
@@ -64,6 +66,39 @@ def test_an_image_that_changes_during_a_run_is_named(small_shapes, tmp_path, mon
     assert f"{images}/train_" in err
     assert says in err
     assert checkpoint.load_checkpoint(folder / "checkpoints/last.pt")["iteration"] == 2
+
+
+def overwrite(path: Path) -> None:
+    with open(path, "r+b") as file:
+        file.write(bytes(path.stat().st_size))
+
+
+@pytest.mark.parametrize("change", [cut, overwrite])
+def test_a_store_that_is_overwritten_while_in_use_is_named(tmp_path, change):
+    path = tmp_path / "p.safetensors"
+    write_store(path, ["a"], [np.ones((1000, 4), np.float32)], [(9, 9)], {})
+    store = ProposalStore(path)
+    path.rename(tmp_path / "q.safetensors")
+    path.write_bytes(b"another")  # under the same name
+    assert store["a"].sum() == 4000
+    change(tmp_path / "q.safetensors")
+    with pytest.raises(InputError, match=r"p\.safetensors: was overwritten while in use: restore it, and start again"):
+        store["a"]
+
+
+@pytest.mark.slow
+def test_annotations_and_stores_deleted_during_a_run_change_nothing(small_shapes, tmp_path, monkeypatch):
+    root, read = Path(shutil.copytree(small_shapes, tmp_path / "T")), dataset.read_image
+
+    def read_and_delete(*arguments: object) -> object:
+        if (tmp_path / "run/metrics.jsonl").is_file():
+            for folder in (root / "Annotations", root / "ImageSets", tmp_path / "p"):
+                shutil.rmtree(folder, ignore_errors=True)
+        return read(*arguments)
+
+    monkeypatch.setattr(dataset, "read_image", read_and_delete)
+    status, folder = train(tmp_path, f"data.root={root}")
+    assert (status, (root / "Annotations").exists(), len(history(folder))) == (0, False, 6)
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from tests.conftest import REPOSITORY
         (OSError(28, "No space left", "out/a.json"), "the disk is full: [Errno 28] No space left: 'out/a.json'"),
         (PermissionError(13, "Denied", "a"), "a file cannot be read or written: [Errno 13] Denied: 'a'"),
         (NotADirectoryError(20, "Not one", "a/b"), "a file cannot be read or written: [Errno 20] Not one: 'a/b'"),
+        (OSError(24, "Too many"), "[Errno 24] Too many: raise the limit (ulimit -n), or use fewer workers"),
         (MemoryError(), "out of memory: use smaller images, fewer images per batch or fewer RoIs"),
     ],
 )

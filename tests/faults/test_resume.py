@@ -19,7 +19,7 @@ from detector.data.fingerprint import fingerprint_data, fingerprint_proposals
 from detector.data.formats.voc import read_voc
 from detector.data.loader import TrainBatchSampler, TransformedDataset, batch_loader
 from detector.data.transforms import Augment, Resize
-from detector.errors import InputError, RunFailure
+from detector.errors import InputError
 from detector.evaluation.report import write_report
 from detector.proposals.formats.records import ImageProposals
 from detector.proposals.store import open_proposals, stream_store
@@ -332,7 +332,7 @@ def test_going_back_on_a_full_disk_changes_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("detector.training.resume.write_atomically", full)
-    with pytest.raises(RunFailure, match=r"previous\.pt cannot be made last\.pt: \[Errno 28\]"):
+    with pytest.raises(OSError, match="No space left on device"):
         promote_checkpoint(tmp_path / "previous.pt", 3)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -381,7 +381,7 @@ def test_which_run_is_meant(run_copy, tmp_path, whole, monkeypatch):
         (("auto", str(tmp_path / "mine")), "not the folder of a run"),
         ((str(last), str(whole)), "is not in"),
         ((str(run_copy), None), "is a folder: in a sweep, resume=auto run.dir="),
-        ((str(run_copy / "config.yaml"), None), "cannot be read: damaged: File is not a zip file"),
+        ((str(run_copy / "config.yaml"), None), r"is not in RUN/checkpoints"),
         (("nowhere.pt", None), r"resume=nowhere\.pt: no such file; it is auto, null, the folder of a run, or"),
     ):
         with pytest.raises(InputError, match=says):

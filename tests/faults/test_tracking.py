@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from detector.errors import InputError
 from detector.training.tracking import Tracker
 from tests.helpers.processes import FORKS, print_to
 
@@ -70,7 +69,7 @@ def test_case_55_a_disk_that_is_full_for_a_while(tmp_path):
 
 def test_case_55_at_the_start_it_is_an_error(tmp_path):
     (tmp_path / "run").write_text("")
-    with pytest.raises(InputError, match=r"run\.dir: .*/run cannot be written"):
+    with pytest.raises(FileExistsError, match=r"File exists: '.*/run'"):
         Tracker(tmp_path / "run")
 
 

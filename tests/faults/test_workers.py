@@ -1,5 +1,6 @@
 """Case 51 of FAULTS.md: data workers that die, and what killed runs leave behind."""
 
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -38,6 +39,19 @@ def test_case_51_a_batch_that_a_dead_worker_did_not_send():
     for error in RuntimeError("another matter"), SystemError("another matter"):
         with pytest.raises(type(error), match="another matter"), explain_workers([]):
             raise error
+
+
+def test_case_51_a_batch_that_cannot_be_sent_is_explained(small_shapes, tmp_path, monkeypatch):
+    """Without the folder of its socket, as on a full disk, multiprocessing alone loses the batch and waits forever."""
+    monkeypatch.setitem(multiprocessing.process.current_process()._config, "tempdir", str(tmp_path / "gone"))
+    samples = TransformedDataset(read_voc(small_shapes, "train"), Boxes(), Resize([40], 60))
+    says = (
+        r"^a batch cannot be sent to the training process: \[Errno 2\] No such file or directory\. It needs a socket "
+        r"in TMPDIR or /tmp, shared memory in /dev/shm, and file descriptors \(ulimit -n\): free these, or use "
+        r"workers=0$"
+    )
+    with pytest.raises(RunFailure, match=says), explain_workers([]):
+        list(eval_loader(samples, workers=1))
 
 
 def test_case_51_invalid_input_in_a_worker_is_one_line(small_shapes, tmp_path):

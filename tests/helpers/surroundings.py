@@ -64,13 +64,13 @@ def read_only() -> None:
     os.chdir(here)
 
 
-def disk(path: str, kib: int) -> Callable[[], None]:
+def disk(path: str, kib: int, options: str = "nr_inodes=1000") -> Callable[[], None]:
     """Mount a disk of this size at a folder, which is made."""
 
     def mount() -> None:
         _own_mounts()
         os.makedirs(path, exist_ok=True)
-        _mount("none", os.path.abspath(path), "tmpfs", 0, f"size={kib}k")
+        _mount("none", os.path.abspath(path), "tmpfs", 0, f"size={kib}k,{options}")
 
     return mount
 

@@ -139,7 +139,7 @@ def read_content(root: Path, path: Path) -> dict:
     """Content of a COCO annotation file. Raises InputError unless it has the three lists of objects."""
     if not root.is_dir():
         raise InputError(f"data.root: there is no folder {root} (current directory: {Path.cwd()})")
-    if not path.is_file():
+    if not path.exists():
         there = sorted(str(file.relative_to(root)) for file in [*root.glob("*.json"), *root.glob("*/*.json")])
         raise InputError(f"{path}: file not found; the .json files in {root} are {first_few(there) or 'none'}")
     content = read_json(path)

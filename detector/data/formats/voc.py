@@ -127,7 +127,7 @@ def read_split(root: Path, split: str) -> list[str]:
             "reads any folder of annotated images, and makes a split if there is none"
         )
     path = folder / f"{split}.txt"
-    if not path.is_file():
+    if not path.exists():
         there = sorted(file.stem for file in folder.glob("*.txt"))
         raise InputError(f"{path}: no such split; there is {first_few(there, 20) or 'none'}")
     with reading(path, "not UTF-8 text"):
