@@ -283,13 +283,6 @@ def test_exported_weights_start_a_training(exported, content):
         assert torch.equal(model.cls_score.weight, content["model"]["cls_score.weight"]) is same
 
 
-def test_an_export_overwrites_nothing(exported, content):
-    before = (exported / "model.json").read_bytes()
-    with pytest.raises(InputError, match=r"model\.safetensors already exists"):
-        save_weights(exported, content)
-    assert (exported / "model.json").read_bytes() == before
-
-
 def test_an_export_that_fails_leaves_nothing_behind(here, content, monkeypatch):
     def full(path, data):
         if path.suffix == ".json":

@@ -188,7 +188,7 @@ VALID = {
 
 
 SETTINGS = {setting: f"{setting}: must be {valid}\n" for setting, valid in VALID.items()} | {
-    "optimizer=sgd optimizer.momentum=nan": "optimizer.momentum=nan: must be a number from 0 to 1\n",
+    "optimizer=sgd optimizer.momentum=nan": "optimizer.momentum=nan: must be a number from 0 to below 1\n",
     "train.iterations=1e30": "train.iterations=1e+30: must be an integer above 0\n",
     "device=cuda": "device: 'cuda' is not available: torch sees 0 GPUs; use device=cpu\n",
     "device=cuda:0": "device: 'cuda:0' is not available: torch sees 0 GPUs; use device=cpu\n",
@@ -341,7 +341,7 @@ DISK_CASES = [
         Case(f"a disk of {kib} KiB for a run", f"{TRAIN.replace('run.dir=R', 'run.dir=S/R')}", says, status=1,
              within=disk("S", kib))
         for kib, says in {
-            4: FULL,
+            4: "the disk...is full...[Errno 28] No space left on device",
             512: "the checkpoint of iteration 1 could NOT be written: [Errno 28] No space left on device: '",
         }.items()
     ),
