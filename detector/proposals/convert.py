@@ -49,8 +49,10 @@ def convert(
 
     `order` and `pixel_origin` override what the format states. With a dataset, only its images are written, in its
     order and with their sizes, and the box format is verified on its ground truth. A pickle is read only if `trusted`.
-    Raises InputError as the readers and `require_box_format` do, and if the box format is unknown.
+    Raises InputError as the readers and `require_box_format` do, and if the box format is unknown or the target exists.
     """
+    if target.exists():
+        raise InputError(f"{target} already exists and is not overwritten")
     if source_format in pickles.READERS and not trusted:
         raise InputError(
             f"{source}: a pickle can run any code when it is read. If you trust its author, add "

@@ -80,10 +80,10 @@ class Tracker:
     def __init__(self, folder: Path, start: int = 0) -> None:
         self.warned = False
         self.path = folder / "metrics.jsonl"
-        self._excepthook, threading.excepthook = threading.excepthook, self._after_thread
         self.writer: SummaryWriter | None = SummaryWriter(str(folder), purge_step=start + 1)
         self.writer.add_custom_scalars(DASHBOARD)
         self.lines = open(self.path, "ab", buffering=0)  # noqa: SIM115  closed in close()
+        self._excepthook, threading.excepthook = threading.excepthook, self._after_thread
 
     def _after_thread(self, died: threading.ExceptHookArgs) -> None:
         """TensorBoard's writer thread passes its error to the next write; only other threads print theirs."""
