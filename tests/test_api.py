@@ -291,7 +291,7 @@ def test_a_drawing_is_whole_or_not_there(model, image, tmp_path, monkeypatch):
     before = (tmp_path / "c.PNG").read_bytes()
 
     def full(*_: object) -> None:
-        raise OSError(28, "disk full")
+        raise OSError("disk full")
 
     monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="disk full"):

@@ -33,7 +33,8 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         replace(unfinished, path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a failed write does not name its file
+        if error.errno is not None:  # else the text of the error would be lost
+            error.filename = error.filename or str(path)  # a failed write does not name its file
         raise
     finally:
         unfinished.unlink(missing_ok=True)

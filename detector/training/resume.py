@@ -16,7 +16,7 @@ from detector.runtime.logs import log_to_file
 from detector.runtime.ranks import is_main
 from detector.schema import FIXED, change_table, changed, parse
 from detector.settings import Training, TrainSettings
-from detector.training.checkpoint import NEWEST_FIRST, load_checkpoint, load_to_resume, newest_valid
+from detector.training.checkpoint import NEWEST_FIRST, load_checkpoint, load_to_resume, newest_valid, verify_integrity
 from detector.training.run_folder import FolderLock, check_run_folder, is_empty, make_run_folder, require_run
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def find_run(resume: str | None, run_dir: str | None, lock: FolderLock) -> tuple
     """The folder of the run to resume, locked, and its checkpoint; None for a new folder or without a checkpoint.
 
     `resume` is null, `auto` (the newest intact checkpoint of `run_dir`, if there is one) or a file. Raises InputError
-    for a file that is missing, for a folder that is not that of a run, and if another run is writing to it.
+    for a file that is missing or damaged, for a folder that is not that of a run, and if another run is writing to it.
     """
     if resume is None:
         check_run_folder(run_dir)
@@ -95,6 +95,8 @@ def find_run(resume: str | None, run_dir: str | None, lock: FolderLock) -> tuple
             raise InputError(
                 f"resume={resume}: no such file; it is auto, null, the folder of a run, or RUN/checkpoints/*.pt"
             )
+        if damage := verify_integrity(path):  # before the log is written
+            raise InputError(f"resume: {path} cannot be read: {damage}")
         folder = path.resolve().parents[1]
         if path.resolve().parent.name != "checkpoints" or (run_dir and Path(run_dir).resolve() != folder):
             raise InputError(f"resume: {path} is not in {run_dir or 'RUN'}/checkpoints")

@@ -379,3 +379,19 @@ def test_a_yaml_that_expands_without_end_is_one_error(tmp_path):
     put_text(tmp_path / "data.yaml", "\n".join([*lines, "path: *a59", "train: [*a59]"]))
     with pytest.raises(InputError, match=r"data\.yaml: 'names' is neither a list of names nor a map"):
         read_folder(tmp_path, "train")
+
+
+def test_a_missing_image_without_suffix_has_an_id(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (9, 9)).save(tmp_path / name / "x.png")
+    rows = [f"{name},1,1,5,5,cat\n" for name in ("a/x.png", "b/x.png", "none")]
+    (tmp_path / "boxes.csv").write_text("filename,xmin,ymin,xmax,ymax,class\n" + "".join(rows))
+    assert read_folder(tmp_path, "all").image_ids == ["a/x", "b/x", "none"]
+
+
+def test_a_narrow_box_of_fractions_keeps_its_area(tmp_path):
+    Image.new("RGB", (9, 9)).save(tmp_path / "x.png")
+    (tmp_path / "boxes.csv").write_text("filename,xmin,ymin,xmax,ymax,class\nx.png,0.1,0.1,0.1001,0.5,cat\n")
+    [x1, _, x2, y2] = read_folder(tmp_path, "all").ground_truth(0).boxes[0]
+    assert (x2 > x1, round(float(y2), 4)) == (True, 4.5)

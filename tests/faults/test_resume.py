@@ -381,7 +381,7 @@ def test_which_run_is_meant(run_copy, tmp_path, whole, monkeypatch):
         (("auto", str(tmp_path / "mine")), "not the folder of a run"),
         ((str(last), str(whole)), "is not in"),
         ((str(run_copy), None), "is a folder: in a sweep, resume=auto run.dir="),
-        ((str(run_copy / "config.yaml"), None), r"is not in RUN/checkpoints"),
+        ((str(run_copy / "config.yaml"), None), "cannot be read: damaged: File is not a zip file"),
         (("nowhere.pt", None), r"resume=nowhere\.pt: no such file; it is auto, null, the folder of a run, or"),
     ):
         with pytest.raises(InputError, match=says):

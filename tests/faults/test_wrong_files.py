@@ -80,14 +80,8 @@ def claims() -> None:
 
 
 N = 9
-
-
 FROM_NPZ = "scripts.proposals convert --from npz --to store --order xyxy --base 0 p.npz"
-
-
 STORE = "p.safetensors: damaged proposal store: "
-
-
 PROPOSALS_CASES = [
     Case(
         "boxes of bool",
@@ -287,13 +281,9 @@ PROPOSALS_CASES = [
         tensor("image_ids", "U8", [18], np.frombuffer(b"a\0b\0c\0d\0e\0f\0g\0h\0i\0", "u1")),
     ),
 ]
-
-
 BOMB = "# @package _global_\nx0: &x0 [1]\n" + "".join(
     f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 9)}]\n" for n in range(1, 8)
 )
-
-
 FILE_CASES = [
     Case(
         "a TIFF with a tag of another type, to detect",
@@ -443,11 +433,7 @@ FILE_CASES = [
         lambda: os.makedirs("C/experiment/a.yaml"),
     ),
 ]
-
-
 CJK = "\u4e2d" * 25
-
-
 LABEL_CASES = [
     Case(
         "a split of 25 CJK letters",
@@ -553,8 +539,6 @@ LABEL_CASES = [
         write("T/ImageSets/Main/train.txt", "/etc/passwd\n"),
     ),
 ]
-
-
 COCO_CASES = [
     Case(f"COCO with {name}", COCO, says, coco(change))
     for name, change, says in [
@@ -695,8 +679,6 @@ COCO_CASES = [
         ),
     ),
 ]
-
-
 SAVED_CASES = [
     Case(
         f"detections with {name}",
@@ -772,8 +754,6 @@ SAVED_CASES = [
         write("D/comp4_det_test_ball.txt", "x 0.5 1 2 3 4\n"),
     ),
 ]
-
-
 MORE_LINES = (  # a list of images, a command to copy, or what a library prints
     "a pipe as an image, to train on", "a pipe as an image, to score", "text as a video",
     "proposals of one image, to train on",

@@ -82,7 +82,7 @@ RUN_CASES = [
     Case(
         "a pipe to resume",
         f"{TRAIN.replace('run.dir=R', '')} resume=R/checkpoints/last.pt",
-        "R/checkpoints/last.pt: not a regular file",
+        "resume: R/checkpoints/last.pt cannot be read: not a regular file\n",
         finished(pipe("R/checkpoints/last.pt")),
     ),
     Case(
@@ -122,11 +122,7 @@ RUN_CASES = [
         lambda: Path("R").symlink_to("nowhere/at/all"),
     ),
 ]
-
-
 TOO_LONG = "[Errno 36] File name too long: '"
-
-
 LONG_CASES = [
     Case(
         f"a name of 300 characters as {name}",
@@ -157,8 +153,6 @@ LONG_CASES = [
         "--config-dir": f"{TRAIN} --config-dir {LONG}",
     }.items()
 ]
-
-
 VALID = {
     "train.images_per_batch=2000000000": "an integer from 1 to 10000",
     "model.hidden=1000000000": "an integer from 1 to 65536",
@@ -185,8 +179,6 @@ VALID = {
     "optimizer.weight_decay=-1": "a number, 0 or more",
     "schedule.warmup_iterations=-1": "an integer, 0 or more",
 }
-
-
 SETTINGS = {setting: f"{setting}: must be {valid}\n" for setting, valid in VALID.items()} | {
     "optimizer=sgd optimizer.momentum=nan": "optimizer.momentum=nan: must be a number from 0 to below 1\n",
     "train.iterations=1e30": "train.iterations=1e+30: must be an integer above 0\n",
@@ -198,8 +190,6 @@ SETTINGS = {setting: f"{setting}: must be {valid}\n" for setting, valid in VALID
     "data.classes=[a,a]": "data.classes: ['a', 'a'] names a class twice\n",
     "data.fold=0/0": "data.fold=0/0: not a setting of data.reader=voc, which has train_split, val_split\n",
 }
-
-
 SETTING_CASES = [
     Case(f"a setting out of bounds: {setting}", f"{TRAIN} {setting}", says) for setting, says in SETTINGS.items()
 ] + [
@@ -235,11 +225,7 @@ SETTING_CASES = [
         "a.pt: no such file",
     ),
 ]
-
-
 COUNTED, ADDRESS = "the environment variables say that this is process", "the environment variables MASTER_ADDR"
-
-
 ENVIRONMENT_CASES = [
     Case(
         f"the environment {' '.join(f'{key}={value}' for key, value in changed.items())}",
@@ -262,23 +248,11 @@ ENVIRONMENT_CASES = [
         ({"MASTER_ADDR": "no.such.host.invalid"}, f"{ADDRESS}=no.such.host.invalid MASTER_PORT=29517: must be a"),
     ]
 ]
-
-
 OPEN = f"{TRAIN.replace('run.dir=R', 'run.dir=W/R')} proposals.folder=W/p"
-
-
 OUT = SCORE.replace("out=E", "out=W/E")
-
-
 DENIED, HERE = "cannot be read: Permission denied", "cannot be written: . is not a folder"
-
-
-FULL = "the disk is full: [Errno 28] No space left on device: '"
-
-
 NO_RIGHT = "a file cannot be read or written: [Errno 13] Permission denied"
-
-
+FULL = "the disk is full: [Errno 28] No space left on device: '"
 ANNOTATED = write("C/experiment/a.yaml", "seed: 1")
 
 
@@ -328,8 +302,6 @@ RIGHTS_CASES = [
         ("to a run", f"{TRAIN} resume=auto", f"{NO_RIGHT}: 'R'", finished(writable), 1, ["R"]),
     ]
 ]  # fmt: skip
-
-
 DISK_CASES = [
     Case("a read-only disk for a run", TRAIN, f"run.dir: R {HERE}", within=read_only),
     Case("a read-only disk for results", f"{SCORE} checkpoint=best.pt", f"out: E {HERE}", within=read_only),
@@ -341,7 +313,7 @@ DISK_CASES = [
         Case(f"a disk of {kib} KiB for a run", f"{TRAIN.replace('run.dir=R', 'run.dir=S/R')}", says, status=1,
              within=disk("S", kib))
         for kib, says in {
-            4: "the disk...is full...[Errno 28] No space left on device",
+            4: "the disk, or /dev/shm of the data workers, is full: free space, or use workers=0: [Errno 28] No space",
             512: "the checkpoint of iteration 1 could NOT be written: [Errno 28] No space left on device: '",
         }.items()
     ),

@@ -299,11 +299,11 @@ def test_the_card_has_the_metrics_of_the_run(untrained_checkpoint, tmp_path, cap
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.json", "model.md"])
 def test_a_folder_with_exported_weights_is_refused_first(name, tmp_path, capsys):
-    (tmp_path / name).touch()
+    (tmp_path / name).write_text("mine")
     assert export.main(["weights", "--checkpoint", "nowhere.pt", "--out", str(tmp_path)]) == 2
     says = f"error: --out: {tmp_path / name} already exists and is not overwritten: name another folder\n"
     assert capsys.readouterr().err == says
-    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: "mine"}
 
 
 def test_files_that_are_no_exported_network(exported, tmp_path):

@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from detector.data.dataset import Record
 from detector.data.formats.folder.boxes import Boxes, read_text, text_of
 from detector.data.formats.folder.tree import FileTree
@@ -76,10 +78,7 @@ def _records(tree: FileTree, path: Path, options: ImageOptions) -> Iterator[Reco
             if 0 < largest <= 1 and isinstance(image, Path):
                 height, width = read_image_hw(image, options)
                 sizes = (width, height, width, height)
-                boxes.corners = [
-                    [round(value * size, 2) for value, size in zip(corners, sizes, strict=True)]
-                    for corners in boxes.corners
-                ]
+                boxes.corners = [[*np.multiply(corners, sizes)] for corners in boxes.corners]
             yield boxes.record(name, image, path)
         except InputError as error:
             yield Record(name, image, path, invalid=error)

@@ -154,7 +154,8 @@ def _with_ids(tree: FileTree, records: Sequence[Record]) -> list[Record]:
     if odd := [path for path in paths if not path.isprintable()]:
         raise InputError(f"{tree.root}: {odd[0]!r} cannot be an image id: rename the file without control characters")
     stems = [PurePosixPath(path).stem for path in paths]
-    ids = next((ids for ids in (stems, [path.rpartition(".")[0] for path in paths]) if len({*ids}) == len(ids)), paths)
+    without_suffix = [str(PurePosixPath(path).with_suffix("")) for path in paths]
+    ids = next((ids for ids in (stems, without_suffix) if len({*ids}) == len(ids)), paths)
     order = sorted(range(len(records)), key=lambda number: (paths[number], number))
     return [replace(records[number], image_id=ids[number]) for number in order]
 
