@@ -114,7 +114,7 @@ class ProposalStore:
         return boxes if scores is None else np.column_stack([boxes, scores])
 
     def _rows(self, tensor: Any, image_id: str) -> np.ndarray:
-        if self._current_version() != self._version:  # of a truncated file, the system ends who reads the rest
+        if self._current_version() != self._version:  # reading beyond the end of a mapped file kills the process
             raise InputError(f"{self.path}: was overwritten while in use: restore it, and start again")
         number = self._index[image_id]
         start, stop = self._offsets[number : number + 2].tolist()

@@ -62,7 +62,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class TrainingComponents:
-    """What training is made of, built by `builders.training`: network, optimizer, data and their settings."""
+    """The components of training: network, optimizer, data and their settings, from `builders.training`."""
 
     classes: tuple[str, ...]
     model: FastRCNN

@@ -28,7 +28,7 @@ def read_coco_json(tree: FileTree, _: ImageOptions) -> Iterator[Record]:
         raise tree.broken_json[broken[0]]
     for path in meant:
         if lacking := KEYS - tree.json_keys(path):  # such as captions
-            raise InputError(f"{path}: it has no list of objects '{min(lacking)}', so it is no COCO annotation file of "
+            raise InputError(f"{path}: it has no list of objects '{min(lacking)}', so it is not a COCO file of "
                              f"boxes: move it out of the folder, or choose others: {CHOOSE_COCO}")  # fmt: skip
         for record in read_coco(path.parent, path.name, drop_empty_boxes=True).records:
             named = str(record.image)
