@@ -50,7 +50,7 @@ def measure(name: str, classes: int, proposals: int, svd_ranks: list[int] | None
     for dtype_name, dtype in peers.DTYPES.items():
         compute = Compute(torch.device("cpu"), dtype)
         functions[dtype_name] = partial(detect, prepare(ours, compute), batch, config, compute)
-    if svd_ranks is not None:
+    if svd_ranks is not None and peer.has_fc6:
         compute = Compute(torch.device("cpu"), torch.float32)
         ours.head.compress(svd_ranks)
         functions["float32, SVD"] = partial(detect, prepare(ours, compute), batch, config, compute)
