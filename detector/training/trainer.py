@@ -112,6 +112,8 @@ class Trainer:
                         break
             except Stopped as stopped:
                 self.save_unsaved(stopped.signal)
+                if (self.checkpoints.folder / "last.pt").exists():
+                    logger.info("to continue this run: resume=%s", self.folder)
                 raise
             self.finish()
         return self.score

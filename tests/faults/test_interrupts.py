@@ -85,6 +85,7 @@ def test_a_run_is_stopped_while_a_batch_is_made(begin, tiny, whole, tmp_path, wo
     first = begin("train", *run, free=4)
     interrupt(first, tmp_path, number)
     assert last_line(tmp_path / "log") == f"stopped by {number.name}; what was saved before is kept"
+    assert f"to continue this run: resume={tmp_path}/run" in (tmp_path / "log").read_text()
     again = begin("train", *run, "resume=auto")
     again.join()
     assert again.exitcode == 0, (tmp_path / "log").read_text()
