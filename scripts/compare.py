@@ -247,7 +247,7 @@ def pictures_of(
             by_image: dict[int, tuple[int, int]] = {}
             for target, detection in found:
                 by_image.setdefault(int(ours.images[detection]), (target, detection))
-            heading = f"{one} finds, {another} misses: {len(found)} objects"
+            heading = f"{one} finds, {another} misses: {len(found)} object{'s' * (len(found) != 1)}"
             pictures[heading] = []
             for number, (target, detection) in list(by_image.items())[:PICTURES]:
                 label, score = dataset.classes[ours.labels[detection] - 1], ours.scores[detection]

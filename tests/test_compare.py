@@ -71,7 +71,10 @@ def test_page_and_table_of_two_runs(make_run, tmp_path, capsys, open_page):
 
 def test_three_runs_and_another_metric(make_run, tmp_path, capsys):
     folders = [str(make_run(name, share)) for name, share in (("a", 0.5), ("bb", 0.4), ("ccc", 0.9))]
+    history = tmp_path / "a/metrics.jsonl"
+    history.write_text(history.read_text().splitlines()[0])  # evaluated once
     assert compare.main([*folders, "--out", str(tmp_path / "c.html"), "--metric", "area@0.50:0.95"]) == 0
+    assert (tmp_path / "c.html").read_text().count("a3 3 0 1 0 6 0") == 1  # a ring for its loss
     printed = capsys.readouterr().out
     assert "area@0.50:0.95, 20 images of" in printed
     assert "bb minus a" in printed

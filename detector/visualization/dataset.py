@@ -137,7 +137,7 @@ def draw_statistics(objects: Objects, classes: Sequence[str], num_images: int) -
     by_class.set_yticks(places, [classes[index] for index in order])
     by_class.invert_yaxis()
     by_class.margins(x=0.35)
-    by_class.legend(loc="lower right")
+    by_class.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)  # beside the title, not on bars
     by_class.set_title(
         ("1 class" if len(classes) == 1 else f"{len(classes)} classes")
         + (f", the first {len(order)}" if len(order) < len(classes) else "")

@@ -2,6 +2,7 @@
 
 import colorsys
 from collections.abc import Sequence
+from itertools import product
 
 import cv2
 import numpy as np
@@ -54,17 +55,35 @@ def _draw_captions(
     captions: Sequence[str],
     size_px: float,
 ) -> np.ndarray:
-    """Draw each caption above its box, or inside if there is no space above."""
+    """Draw each caption at its box, where it hides none of a later box if there is such a place."""
     canvas = Image.fromarray(picture)
     draw, font = ImageDraw.Draw(canvas), caption_font(captions, size_px)
-    for (x1, y1, _, _), colour, text in zip(corners, colours, captions, strict=True):
-        width, height = draw.textlength(text, font) + 0.4 * size_px, 1.3 * size_px
-        x = max(min(x1, canvas.width - width), 0)
-        y = y1 - height if y1 >= height else y1
-        draw.rectangle((x, y, x + width, y + height), fill=colour)
+    height = 1.3 * size_px
+    places: list[tuple[float, float, float, float]] = []
+    for box, text in zip(corners[::-1], captions[::-1], strict=True):
+        places.append(_caption_place(box, (draw.textlength(text, font) + 0.4 * size_px, height), canvas.size, places))
+    for (x1, y1, x2, y2), colour, text in zip(places[::-1], colours, captions, strict=True):
+        draw.rectangle((x1, y1, x2, y2), fill=colour)
         ink = "white" if is_dark(colour) else "black"
-        draw.text((x + 0.2 * size_px, y + height / 2), text, ink, font, anchor="lm")
+        draw.text((x1 + 0.2 * size_px, (y1 + y2) / 2), text, ink, font, anchor="lm")
     return np.array(canvas)
+
+
+def _caption_place(
+    box: Sequence[int], size: tuple[float, float], canvas: tuple[int, int], taken: Sequence[tuple[float, ...]]
+) -> tuple[float, float, float, float]:
+    """The first free place, as (x1, y1, x2, y2): above the box, below it, or inside at its top or bottom."""
+    (left, top, right, bottom), (width, height) = box, size
+    places = []
+    for y, x in product((top - height, bottom, top, bottom - height), (left, right - width)):
+        x1, y1 = max(min(x, canvas[0] - width), 0), max(min(y, canvas[1] - height), 0)
+        places.append((x1, y1, x1 + width, y1 + height))
+    free = (
+        (x1, y1, x2, y2)
+        for x1, y1, x2, y2 in places
+        if not any(x1 < other[2] and other[0] < x2 and y1 < other[3] and other[1] < y2 for other in taken)
+    )
+    return next(free, places[0])
 
 
 def caption_font(texts: Sequence[str], size_px: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

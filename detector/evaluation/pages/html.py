@@ -184,8 +184,13 @@ def _y(value: Number, axis: Axis) -> Number:
 
 
 def _path(line: Line, x_axis: Axis, y_axis: Axis) -> str:
-    """The line through at most MAX_POINTS of its points, at equal distances along it, and through its last."""
+    """The line through at most MAX_POINTS of its points, at equal distances along it, and through its last.
+
+    A line of one point, as of a run that was evaluated once, is a ring around it.
+    """
     x, y = _x(line.x, x_axis), _y(line.y, y_axis)
+    if len(x) == 1:
+        return f"M{x[0] - 3:.1f} {y[0]:.1f}a3 3 0 1 0 6 0a3 3 0 1 0 -6 0"
     way = np.concatenate([[0.0], np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y)))])
     chosen = (
         np.unique(np.searchsorted(way, np.linspace(0, way[-1], MAX_POINTS))) if len(x) > MAX_POINTS else range(len(x))
