@@ -2,7 +2,7 @@
 
 import copy
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,10 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from detector.models import FastRCNN, build_model
 from detector.settings import Model
 from detector.structures import RoiTargets
-from scripts._measure import seconds
+from scripts._measure import seconds, show
+from scripts.benchmarks._stages import stages, wait_for
+
+Measured = tuple[dict[str, object], list[dict[str, object]]]  # a row of times, and rows of stages
 
 NUM_CLASSES = 20
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # of ours
@@ -91,22 +94,43 @@ def peer_detect(peer: Assembly, images: Tensor, proposals: Tensor) -> list[Tenso
     return [of_image[0] for of_image in found]
 
 
-def compared(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+def measured(
+    case: dict[str, object], functions: dict[str, Callable[[], object]], rounds: int, device: torch.device
+) -> Measured:
+    """The case with the columns of `compared`, and for each function the case with those of `stages`."""
+    row = case | compared(functions, rounds, device)
+    return row, [case | {"program": name} | stages(function, device) for name, function in functions.items()]
+
+
+def show_tables(results: Sequence[Measured]) -> None:
+    """Print what `measured` returned for each case."""
+    show([row for row, _ in results])
+    print()
+    show([row for _, divided in results for row in divided])
+
+
+def compared(functions: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:
     """Median milliseconds of each function; for ours, how many times as fast as `torchvision` they are, and the rate of
     their convolutions and matrix products as a fraction of that of one large matrix product in the same dtype.
 
     They are called in turn, and the first round does not count.
     """
-    turns = [{name: seconds(function) for name, function in functions.items()} for _ in range(rounds + 1)]
+    turns = [{name: timed(function, device) for name, function in functions.items()} for _ in range(rounds + 1)]
     medians = {name: statistics.median(turn[name] for turn in turns[1:]) for name in functions}
     row = {}
     for name, function in functions.items():
         row[f"{name} ms"] = 1e3 * medians[name]
         if name != "torchvision":
             row[f"{name}: times as fast"] = medians["torchvision"] / medians[name]
-            dtype = DTYPES[name.partition(",")[0]]
-            row[f"{name}: of the rate of a matrix product"] = flops(function) / medians[name] / matmul_rate(dtype)
+            limit = matmul_rate(DTYPES[name.partition(",")[0]], device)
+            row[f"{name}: of the rate of a matrix product"] = flops(function) / medians[name] / limit
     return row
+
+
+def timed(function: Callable[[], object], device: torch.device) -> float:
+    """The seconds of one call, with what it starts on a GPU."""
+    wait_for(device)
+    return seconds(lambda: (function(), wait_for(device)))
 
 
 def flops(function: Callable[[], object]) -> int:
@@ -116,8 +140,8 @@ def flops(function: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def matmul_rate(dtype: torch.dtype) -> float:
+def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
     """Floating point operations per second of a matrix product of this machine, the best of ten."""
-    size = 2048
-    a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
-    return 2 * size**3 / min(seconds(lambda: a @ b) for _ in range(10))
+    size = 2048 if device.type == "cpu" else 8192
+    a, b = (torch.randn(size, size).to(device, dtype) for _ in range(2))
+    return 2 * size**3 / min(timed(lambda: a @ b, device) for _ in range(10))
