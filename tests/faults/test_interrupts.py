@@ -79,7 +79,9 @@ def last_line(log: Path) -> str:
     return log.read_text().splitlines()[-1]
 
 
-@pytest.mark.parametrize(("workers", "number"), [(0, signal.SIGTERM), (2, signal.SIGINT)])
+@pytest.mark.parametrize(
+    ("workers", "number"), [(0, signal.SIGTERM), pytest.param(2, signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_run_is_stopped_while_a_batch_is_made(begin, tiny, whole, tmp_path, workers, number):
     run = [*tiny, f"run.dir={tmp_path}/run", f"workers={workers}"]
     first = begin("train", *run, free=4)
@@ -102,7 +104,7 @@ def test_an_evaluation_is_stopped_while_an_image_is_read(begin, small_shapes, un
     assert not (tmp_path / "out/metrics.json").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_generation_keeps_finished_images(begin, small_shapes, tmp_path, number):
     command = ["scripts.proposals", "generate", "--data", str(small_shapes), "--split", "train", "--mode", "single",
                "--workers", "1", "--out"]  # fmt: skip
