@@ -262,7 +262,7 @@ def test_keys_and_pointer_move_the_region_as_the_operator_pools(open_page):
     assert shown(page) == as_shown(
         roi_pool(ARTICLE, torch.tensor([[0.0, 0, 2, 2, 4], [0, 3, 2, 5, 4], [0, 0, 5, 2, 7], [0, 3, 5, 5, 7]]), 1)
     )
-    page.get_by_label("programs: overlapping").check()
+    page.get_by_label("Fast R-CNN: overlapping").check()
     page.get_by_label("Output columns").select_option("3")
     page.locator("#map").scroll_into_view_if_needed()
     area = page.locator("#region-box").bounding_box()

@@ -431,7 +431,7 @@ function regionCaption() {
   const sizes = paragraph("Both corner cells belong to it: it is ", bold(`${size[0]} wide`), " and ", bold(`${size[1]} high`), ".");
   const [rows, columns] = own().output;
   const wish = paragraph(`Whatever its size, the output has ${rows} × ${columns} cells: the region is cut into ${rows} bins of rows and ${columns} of columns, and every bin gives its largest value.`);
-  if (state.rule === "overlapping") wish.append(" Where a cut falls inside a row or a column, both bins take it.");
+  wish.append(state.rule === "overlapping" ? " Where a cut falls inside a row or a column, both bins take it." : " Cuts are rounded down to a whole row or column, as in an article of 2017 (see the end of this page).");
   if (isArticle()) {
     const start = paragraph("The region covers columns ", bold(`${x1} to ${x2}`), " and rows ", bold(`${y1} to ${y2}`), " of the map.");
     const ask = result.bins.length > MANY_BINS ? "" : paragraph(bold("Your turn:"), " type the numbers that you expect into the output. Steps 2 and 3 show the bins, Play shows everything.");
@@ -462,8 +462,8 @@ function axisCaption(stage) {
   ]);
   const shared = edges.slice(1).map((bin, i) => overlap(bin, edges[i])).filter(({ from, to }) => to > from);
   const one = isRows ? "row" : "column";
-  let note = `${cells} divides by ${edges.length}: the bins share nothing.`;
-  if (cells % edges.length) note = "The article rounds both ends down: the bins are disjoint, and the later ones are larger.";
+  let note = `${edges.length} divides ${cells}: no ${one} is in two bins.`;
+  if (cells % edges.length) note = `The article rounds every cut down: no ${one} is in two bins, but the sizes of the bins differ.`;
   if (shared.length) note = `Hatched: where a cut falls inside a ${one}, both bins take that ${one} (${shared.map(span).join(", ")}).`;
   return [
     paragraph(`${cells} ${one}s for ${edges.length} ${edges.length === 1 ? "bin" : "bins"}: `, bold(`${cells} / ${edges.length} ${equals} ${shown}`), ` ${one}s each. A bin starts at the cut before it rounded down, and ends at the cut after it rounded ${state.rule === "disjoint" ? "down" : "up"}, counted from ${one} ${first}.`),
@@ -501,7 +501,7 @@ function maximaCaption() {
   const differing = result.bins.flatMap((bin, k) => (bin.value !== other.bins[k].value ? [k] : []));
   if (isArticle() && differing.length) {
     const listed = differing.slice(0, 4).map((k) => `${show(result.bins[k].value)} would be ${show(other.bins[k].value)}`).join(", ");
-    const rule = state.rule === "disjoint" ? "with bins as in all programs" : "with the disjoint bins of the article’s drawing";
+    const rule = state.rule === "disjoint" ? "with the overlapping bins of Fast R-CNN" : "with the disjoint bins of the article";
     parts.push(paragraph(`The rule matters: ${rule}, ${listed}${differing.length > 4 ? ", …" : ""}.`));
   }
   parts.push(paragraph("Drag the region or its corners, change the output size: the output keeps its size, whatever the region’s."));
