@@ -131,6 +131,7 @@ function show(value) {
 }
 
 const span = ({ from, to }) => (to <= from ? "none" : to - from === 1 ? `${from}` : `${from}-${to - 1}`);
+const named = (axis, bin) => `${axis}${bin.to - bin.from === 1 ? "" : "s"} ${span(bin)}`;
 
 // ---- the map
 
@@ -219,7 +220,7 @@ function drawRuler(layer, edges, axis, text) {
     if (bin.to <= bin.from) return;
     const lane = i % 2 || text ? -35 : -53;
     const length = (bin.to - bin.from) * unit;
-    const labels = edges.length > 4 && unit < 30 ? [] : [text, `${axis}s ${span(bin)}`, span(bin)];
+    const labels = edges.length > 4 && unit < 30 ? [] : [text, named(axis, bin), span(bin)];
     const label = labels.find((each) => each && 7 * each.length + 4 < length) ?? "";
     const fill = ["rows", "columns"].includes(now().stage) && now().stage === `${axis}s` ? HUES[i % 2] : "var(--soft)";
     const opacity = current && current !== bin ? 0.25 : 1;
@@ -375,7 +376,7 @@ function predict(k, text) {
   if (!text.trim()) return;
   const guess = Number(text.replace(",", "."));
   const { row, column } = binOf(k);
-  const where = `rows ${span(row)}, columns ${span(column)}`;
+  const where = `${named("row", row)}, ${named("column", column)}`;
   const isNear = (value) => Math.abs(guess - value) < 0.005;
   state.selected = k;
   if (isNear(result.bins[k].value)) {
@@ -434,13 +435,13 @@ function regionCaption() {
   wish.append(state.rule === "overlapping" ? " Where a cut falls inside a row or a column, both bins take it." : " Cuts are rounded down to a whole row or column, as in an article of 2017 (see the end of this page).");
   if (isArticle()) {
     const start = paragraph("The region covers columns ", bold(`${x1} to ${x2}`), " and rows ", bold(`${y1} to ${y2}`), " of the map.");
-    const ask = result.bins.length > MANY_BINS ? "" : paragraph(bold("Your turn:"), " type the numbers that you expect into the output. Steps 2 and 3 show the bins, Play shows everything.");
+    const ask = result.bins.length > MANY_BINS ? "" : paragraph(bold("Your turn:"), " type the numbers that you expect into the output. Steps 2 and 3 show the bins; Play shows everything. To predict a region of your own, drag it at step 2 or 3: at step 1 a drag shows the result at once.");
     return [start, sizes, wish, ask];
   }
   const { stride } = theMap();
   const row = (name, value, cell) => [name, `${value} / ${stride} = ${Number((value / stride).toFixed(3))}`, String(cell)];
   const corners = ["x1", "y1", "x2", "y2"].map((name, at) => row(name, own().roi[at], result.cells[at]));
-  const explained = paragraph(`One cell of this map stands for ${stride} × ${stride} pixels of the image. The corners of the region (dashed) are divided by ${stride} and rounded to cells, halves away from zero:`);
+  const explained = paragraph(`One cell of this map stands for ${stride} × ${stride} pixels of the image. The corners of the region (dashed) are divided by ${stride} and rounded to cells, halves away from zero. Each of the ${theMap().depth} channels is pooled in the same way.`);
   return [explained, table(["corner", "pixels / stride", "cell"], corners), sizes];
 }
 
@@ -466,7 +467,7 @@ function axisCaption(stage) {
   if (cells % edges.length) note = `The article rounds every cut down: no ${one} is in two bins, but the sizes of the bins differ.`;
   if (shared.length) note = `Hatched: where a cut falls inside a ${one}, both bins take that ${one} (${shared.map(span).join(", ")}).`;
   return [
-    paragraph(`${cells} ${one}s for ${edges.length} ${edges.length === 1 ? "bin" : "bins"}: `, bold(`${cells} / ${edges.length} ${equals} ${shown}`), ` ${one}s each. A bin starts at the cut before it rounded down, and ends at the cut after it rounded ${state.rule === "disjoint" ? "down" : "up"}, counted from ${one} ${first}.`),
+    paragraph(`${sized(one, { from: 0, to: cells })} for ${edges.length} ${edges.length === 1 ? "bin" : "bins"}: `, bold(`${cells} / ${edges.length} ${equals} ${shown}`), ` ${size === 1 ? one : `${one}s`} each. A bin starts at the cut before it, rounded down, and ends at the cut after it, rounded ${state.rule === "disjoint" ? "down" : "up"}. Both are counted from ${one} ${first}.`),
     table(["bin", "from", "up to, not including", `${one}s`], lines),
     paragraph(note),
   ];
@@ -489,14 +490,14 @@ function binCaption(k) {
     if (values.flat()[i] === show(value)) td.style.fontWeight = "800";
   });
   return [
-    paragraph(key, bold(name), `rows ${span(row)}, columns ${span(column)}, ${count} ${count === 1 ? "cell" : "cells"}.`),
+    paragraph(key, bold(name), `${named("row", row)}, ${named("column", column)}: ${count} ${count === 1 ? "cell" : "cells"}.`),
     ...lines,
     paragraph("The largest is ", bold(show(value)), `, at row ${y}, column ${x}.`),
   ];
 }
 
 function maximaCaption() {
-  const parts = [paragraph("Each bin has given its largest value: the map shows the cells where they are. Point at an output cell, or choose it, to see its bin.")];
+  const parts = [paragraph("Each bin has given its largest value, and the map marks the cells that these come from. Point at an output cell, or choose it, to see its bin.")];
   const other = roiPool(theMap(), own().roi, own().output, 1 / theMap().stride, state.rule === "disjoint" ? "overlapping" : "disjoint");
   const differing = result.bins.flatMap((bin, k) => (bin.value !== other.bins[k].value ? [k] : []));
   if (isArticle() && differing.length) {
@@ -504,7 +505,7 @@ function maximaCaption() {
     const rule = state.rule === "disjoint" ? "with the overlapping bins of Fast R-CNN" : "with the disjoint bins of the article";
     parts.push(paragraph(`The rule matters: ${rule}, ${listed}${differing.length > 4 ? ", …" : ""}.`));
   }
-  parts.push(paragraph("Drag the region or its corners, change the output size: the output keeps its size, whatever the region’s."));
+  parts.push(paragraph("Drag the region or its corners: whatever the size of the region, the output keeps its own."));
   return parts;
 }
 
@@ -578,7 +579,7 @@ function chooseMap(name) {
   byId("map-title").textContent = isArticle() ? "Feature map" : "Feature map and image";
   const { height, width, stride } = theMap();
   byId("map-note").textContent = isArticle() ? `${height} × ${width} cells` : `${height} × ${width} cells of ${stride} px, 1 of ${data.photograph.depth} channels`;
-  const keys = element("span", { class: "keys" }, " Keys: arrows move it, Shift + arrows resize it.");
+  const keys = element("span", { class: "keys" }, " Keys: arrows move, Shift + arrows resize.");
   byId("map-hint").replaceChildren(`Drag the region or its corners${isArticle() ? "" : "; dashed: before rounding to cells; gray bars: the rows and columns of each bin"}.`, keys);
   const limits = isArticle() ? [width - 1, height - 1] : [theMap().imageHW[1], theMap().imageHW[0]];
   document.querySelectorAll(".corner-inputs input").forEach((input, at) => Object.assign(input, { min: 0, max: limits[at % 2], step: 1 }));
