@@ -818,7 +818,7 @@ function listTimes() {
   }
   byId("timing-note").textContent =
     `Measured when this page was built, on ${machine}: ${network}, this image at ${image_hw[0]} × ${image_hw[1]} pixels. ` +
-    `Without a shared map, each region is resized to ${crop_px} × ${crop_px} pixels, which gives the head the same 7 × 7 cells. The head, which runs once per region in both, is not included.`;
+    `Without a shared map, each region is resized to ${crop_px} × ${crop_px} pixels, which gives the head the same 7 × 7 cells.`;
   byId("source").textContent = `The second map comes from ${network}, trained by this program; the regions are boxes that it found in this image.`;
   drawTimes();
 }
