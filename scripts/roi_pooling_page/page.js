@@ -457,8 +457,8 @@ function axisCaption(stage) {
   const upper = state.rule === "disjoint" ? Math.floor : Math.ceil;
   const lines = edges.map((bin, i) => [
     `${i}`,
-    `⌊${i} × ${shown}⌋ = ${Math.floor((i * cells) / edges.length)}`,
-    `${close[0]}${i + 1} × ${shown}${close[1]} = ${upper(((i + 1) * cells) / edges.length)}`,
+    `⌊${i}·${cells}/${edges.length}⌋ = ${Math.floor((i * cells) / edges.length)}`,
+    `${close[0]}${i + 1}·${cells}/${edges.length}${close[1]} = ${upper(((i + 1) * cells) / edges.length)}`,
     span(bin),
   ]);
   const shared = edges.slice(1).map((bin, i) => overlap(bin, edges[i])).filter(({ from, to }) => to > from);
