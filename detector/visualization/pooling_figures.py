@@ -111,6 +111,10 @@ def draw_map(axes: Axes, pooling: Pooling, title: str) -> None:
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     for spine in axes.spines.values():
         spine.set_visible(False)
+    x1, y1, x2, y2 = pooling.region  # has space before it is drawn, so that no step moves the map
+    beyond = max(height, width) / 2 + 2  # cells of a region outside the map that are shown
+    axes.set_xlim(max(min(x1, 0), -beyond) - 0.65, min(max(x2, width - 1), width - 1 + beyond) + 0.65)
+    axes.set_ylim(min(max(y2, height - 1), height - 1 + beyond) + 0.65, max(min(y1, 0), -beyond) - 0.65)
 
 
 def _number_pt(pooling: Pooling) -> float:
@@ -129,10 +133,6 @@ def draw_region(axes: Axes, pooling: Pooling) -> None:
     """A dashed line around the cells of the region."""
     x1, y1, x2, y2 = pooling.region
     _add_frame(axes, (x1 - 0.5, y1 - 0.5), (x2 - x1 + 1, y2 - y1 + 1), INK, linestyle="--", zorder=2.2)
-    height, width = pooling.features.shape
-    beyond = max(height, width) / 2 + 2  # cells of a region outside the map that are shown
-    axes.set_xlim(max(min(x1, 0), -beyond) - 0.65, min(max(x2, width - 1), width - 1 + beyond) + 0.65)
-    axes.set_ylim(min(max(y2, height - 1), height - 1 + beyond) + 0.65, max(min(y1, 0), -beyond) - 0.65)
 
 
 def draw_sections(axes: Axes, pooling: Pooling) -> dict[tuple[int, int], tuple[int, int, int, int]]:
@@ -280,8 +280,10 @@ def _draw_frame(pooling: Pooling, step: str, count: int) -> Figure:
         8.6 * enlargement(pooling), 5.4 * enlargement(pooling), arranged=False
     )  # the same in each frame
     left, right = figure.add_axes((0.04, 0.03, 0.53, 0.8)), figure.add_axes((0.62, 0.1, 0.36, 0.6))
-    name = "as the layer cuts it: sections overlap" if pooling.overlapping else "as the article cuts it"
-    figure.suptitle(f"RoI pooling, {name}", x=0.02, ha="left", fontsize=15, weight="bold")
+    cuts = "overlapping sections, as Fast R-CNN computes them"
+    if not pooling.overlapping:
+        cuts = "disjoint sections, as an article of 2017 draws them"
+    figure.suptitle(f"RoI pooling with {cuts}", x=0.02, ha="left", fontsize=15, weight="bold")
     caption = CAPTIONS[step]
     if step == "maxima" and count <= MAX_TURNS:
         at = divmod(count - 1, pooling.values.shape[1])
