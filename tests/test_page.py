@@ -232,6 +232,11 @@ def test_reader_predicts_the_output(open_page):
     assert "You predicted the whole output." in page.locator("#caption").inner_text()
     page.get_by_role("button", name="Predict another region").click()
     assert inputs.count() == 4
+    page.locator("#stages button").nth(1).click()
+    page.locator("#region").focus()
+    for key in ("Shift+ArrowUp", "Shift+ArrowDown"):  # one of them changes the region
+        page.keyboard.press(key)
+    assert inputs.count() == 4  # as the caption says, a region of the reader's own is hidden at step 2
 
 
 def test_play_goes_through_all_stages(open_page):
