@@ -200,8 +200,8 @@ def explain_workers(last_images: list[str]) -> Iterator[None]:
             raise
         # The error and torch's frames refer to each other, which would keep the loader and its workers alive.
         traceback.clear_frames(error.__traceback__)
-        last = str(error).strip().splitlines()[-1]  # the message from a worker holds its whole traceback
-        raise kind(last.partition(f"{kind.__module__}.{kind.__name__}: ")[2]) from error
+        # The message from a worker holds its whole traceback, which ends with its own message.
+        raise kind(str(error).rpartition(f"{kind.__module__}.{kind.__name__}: ")[2].strip()) from error
     # ConnectionError, EOFError: a batch of a dead worker cannot be read. SystemError: the RuntimeError that torch's
     # handler of SIGCHLD raises is its cause, if the signal arrives while a function in C returns.
     except (RuntimeError, SystemError, ConnectionError, EOFError) as error:
@@ -228,7 +228,7 @@ def _send_error(queue: Queue, error: Exception, item: object) -> None:
     if isinstance(item, tuple):  # (number, batch); bytes if the reader has ended
         reason = " ".join(str(error).split())
         failure = RunFailure(
-            f"a batch cannot be sent to the training process: {reason}. It needs a socket in TMPDIR or /tmp, "
+            f"a data worker cannot send its batch: {reason}. It needs a socket in TMPDIR or /tmp, "
             "shared memory in /dev/shm, and file descriptors (ulimit -n): free these, or use workers=0"
         )
         queue.put((item[0], ExceptionWrapper((RunFailure, failure, None))))

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -46,26 +47,29 @@ def test_case_51_a_batch_that_cannot_be_sent_is_explained(small_shapes, tmp_path
     monkeypatch.setitem(multiprocessing.process.current_process()._config, "tempdir", str(tmp_path / "gone"))
     samples = TransformedDataset(read_voc(small_shapes, "train"), Boxes(), Resize([40], 60))
     says = (
-        r"^a batch cannot be sent to the training process: \[Errno 2\] No such file or directory\. It needs a socket "
-        r"in TMPDIR or /tmp, shared memory in /dev/shm, and file descriptors \(ulimit -n\): free these, or use "
-        r"workers=0$"
+        r"^a data worker cannot send its batch: \[Errno 2\] No such file or directory\. It needs a socket in TMPDIR or "
+        r"/tmp, shared memory in /dev/shm, and file descriptors \(ulimit -n\): free these, or use workers=0$"
     )
     with pytest.raises(RunFailure, match=says), explain_workers([]):
         list(eval_loader(samples, workers=1))
 
 
-def test_case_51_invalid_input_in_a_worker_is_one_line(small_shapes, tmp_path):
+@pytest.mark.parametrize("says", ["x.jpg: damaged image", "x.safetensors: an old store: generate it with\n  a command"])
+def test_case_51_invalid_input_in_a_worker_is_its_message(small_shapes, says):
     samples = TransformedDataset(read_voc(small_shapes, "train"), Boxes(), Resize([40], 60))
-    object.__setattr__(samples.dataset, "image", BrokenImage())
-    with pytest.raises(InputError, match=r"^x\.jpg: damaged image$"), explain_workers([]):
+    object.__setattr__(samples.dataset, "image", BrokenImage(says))
+    with pytest.raises(InputError, match=f"^{re.escape(says)}$"), explain_workers([]):
         list(eval_loader(samples, workers=1))
     with pytest.raises(InputError, match=r"^of this process:\n  in two lines$"), explain_workers([]):
         raise InputError("of this process:\n  in two lines")
 
 
 class BrokenImage:
+    def __init__(self, says):
+        self.says = says
+
     def __call__(self, index):
-        raise InputError("x.jpg: damaged image")
+        raise InputError(self.says)
 
 
 @pytest.mark.slow
