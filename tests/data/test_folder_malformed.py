@@ -195,6 +195,8 @@ CASES: dict[str, tuple] = {
     "createml-list": (L, json_task(lambda it: it.update(annotations=None)), r"img 0\.jpg: 'annotations' is not a list"),
     "createml-box": (L, json_task(lambda it: it["annotations"][0].pop("coordinates")), r"object 1 has no 'coord"),
     "createml-label": (L, json_task(lambda it: it["annotations"][0].pop("label")), r"object 1 has no class: None"),
+    "csv-field": (T, replace(CSV, "cat,", "c" * 140_000 + ","), r"boxes\.csv: broken CSV: field larger than field lim"),
+    "csv-classes": (T, write("class-descriptions.csv", "/m/0," + "c" * 140_000), r"descriptions\.csv: broken CSV: fi"),
     "csv-image": (T, replace(CSV, "img 0.jpg", "gone.jpg"), r"missing: .*there is no image 'gone\.jpg' for it"),
 }  # fmt: skip
 

@@ -12,6 +12,7 @@ from detector.data.formats.folder.boxes import Boxes, read_text, text_of
 from detector.data.formats.folder.tree import FileTree
 from detector.data.image import ImageOptions, read_image_hw
 from detector.errors import InputError
+from detector.runtime.files import reading
 
 # What a column can be called, in lower case and without other characters than letters and digits.
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -87,7 +88,7 @@ def _records(tree: FileTree, path: Path, options: ImageOptions) -> Iterator[Reco
 def _class_names(tree: FileTree) -> dict[str, str]:
     """The names of Open Images' class codes, such as /m/01yrx, by its class-descriptions.csv."""
     files = [path for path in tree.with_suffix(".csv") if path.stem.startswith("class-descriptions")]
-    return dict(row for path in files for row in csv.reader(read_text(path).splitlines()) if len(row) == 2)
+    return dict(row for path in files for _, row in _numbered_rows(path) if len(row) == 2)
 
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]] | None:
@@ -103,17 +104,21 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]] | None:
         positions, skip = dict(zip(("file", *CORNERS, "class"), range(6), strict=True)), 0
     if positions is None:
         return None
-    found, reader = [], csv.reader(read_text(path).splitlines(), delimiter=delimiter)
-    try:
-        for row in reader:
-            values = {key: row[at].strip() if at < len(row) else "" for key, at in positions.items()}
-            if any(row) and reader.line_num > skip:
-                if not values["file"]:
-                    raise InputError(f"{path}: line {reader.line_num} names no image: {row}")
-                found.append((reader.line_num, values))
-    except csv.Error as error:
-        raise InputError(f"{path}: broken CSV: {error}") from None
+    found = []
+    for number, row in _numbered_rows(path, delimiter):
+        values = {key: row[at].strip() if at < len(row) else "" for key, at in positions.items()}
+        if any(row) and number > skip:
+            if not values["file"]:
+                raise InputError(f"{path}: line {number} names no image: {row}")
+            found.append((number, values))
     return found
+
+
+def _numbered_rows(path: Path, delimiter: str = ",") -> list[tuple[int, list[str]]]:
+    """The rows of a CSV file with their line numbers. Raises InputError for broken CSV."""
+    reader = csv.reader(read_text(path).splitlines(), delimiter=delimiter)
+    with reading(path, "broken CSV"):
+        return [(reader.line_num, row) for row in reader]
 
 
 def _positions(titles: Sequence[str]) -> dict[str, int] | None:
