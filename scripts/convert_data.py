@@ -76,6 +76,11 @@ def read_splits(arguments: argparse.Namespace) -> dict[str, DetectionDataset]:
     """The dataset of each split, by its name."""
     if arguments.annotations:
         names = [Path(file).stem for file in arguments.annotations]
+        if len({*names}) < len(names):
+            raise InputError(
+                f"--annotations: {', '.join(arguments.annotations)} give splits of the same name: rename the files, or "
+                "omit --annotations, so that the splits are found by their folders"
+            )
         return dict(zip(names, map(named_by_file, given_datasets(arguments, ())), strict=True))
     if arguments.images:
         raise InputError(WITHOUT_ANNOTATIONS)

@@ -83,6 +83,7 @@ def test_wrong_input_writes_nothing(tmp_path, capsys):
         ([*data, str(tmp_path / "set/new")], "whose images are searched"),
         ([*data, str(tmp_path / "new"), "--splits", "train", "all"], "is in train and in all"),
         ([*data, str(tmp_path / "new"), "--images", "x"], "--images belongs to --annotations"),
+        ([*data, str(tmp_path / "new"), "--annotations", "a/c.json", "b/c.json"], "a/c.json, b/c.json give splits of"),
     ):
         assert main(arguments) == 2
         assert says in capsys.readouterr().err
