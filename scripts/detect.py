@@ -41,7 +41,7 @@ from tqdm import tqdm
 import detector
 from detector.api import SCORE_THRESHOLD, Options, label_of
 from detector.box_arrays import to_xywh
-from detector.data.command_line import add_dataset_options, given_dataset
+from detector.data.command_line import add_dataset_options, given_dataset, require_no_dataset_options
 from detector.data.dataset import DetectionDataset
 from detector.data.formats.voc import annotation_xml
 from detector.data.image import image_options
@@ -157,9 +157,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def require_belonging(arguments: argparse.Namespace) -> None:
     """Raise InputError for an option without the option that it belongs to."""
-    for option in ("split", "annotations", "images", "format"):
-        if getattr(arguments, option) is not None and arguments.data is None:
-            raise InputError(f"--{option} belongs to --data")
+    if arguments.data is None:
+        require_no_dataset_options(arguments, "--data")
     if arguments.tile_overlap is not None and arguments.tiles is None:
         raise InputError("--tile-overlap belongs to --tiles")
 

@@ -23,7 +23,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
-from detector.data.command_line import add_dataset_options, add_image_options, given_dataset
+from detector.data.command_line import (
+    add_dataset_options,
+    add_image_options,
+    given_dataset,
+    require_no_dataset_options,
+)
 from detector.data.dataset import DetectionDataset
 from detector.data.image import UPRIGHT_IMAGES
 from detector.errors import InputError
@@ -164,8 +169,8 @@ def summary(store: ProposalStore) -> str:
 
 
 def run_convert(options: argparse.Namespace) -> None:
-    if options.data is None and (options.split or options.annotations):
-        raise InputError("--split and --annotations belong to --data")
+    if options.data is None:
+        require_no_dataset_options(options, "--data")
     if options.target_format == "store":
         require_new_file("the file to write", options.target, ".safetensors")
     require_new_file("the file to write", options.target)

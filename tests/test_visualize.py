@@ -156,7 +156,8 @@ def test_a_folder_as_it_is_found_is_shown(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["missing.jpg"], "missing.jpg: there is no file"),
+        (["missing", "--split", "test"], "missing: there is no file"),
+        (["{root}/JPEGImages/test_0.jpg", "--split", "test"], "--split belongs to DATASET, a folder"),
         (["{root}"], "is in VOC layout: name a split, of which it has"),
         (["{root}", "--split", "test", "--images", "x"], "--images belongs to --annotations"),
         (["{root}", "--split", "test", "--count", "0"], "--count: 0 must be 1 or more"),

@@ -29,6 +29,13 @@ def add_dataset_options(parser: argparse.ArgumentParser, required: bool = True, 
     parser.add_argument("--format", choices=list(FORMATS), help=FORMAT)
 
 
+def require_no_dataset_options(arguments: argparse.Namespace, needed: str) -> None:
+    """Raise InputError for an option of `add_dataset_options` that is given without the dataset, `needed`."""
+    for option in ("split", "annotations", "images", "format"):
+        if getattr(arguments, option) is not None:
+            raise InputError(f"--{option} belongs to {needed}")
+
+
 def given_dataset(
     arguments: argparse.Namespace, options: ImageOptions | None = None, root: Path | None = None
 ) -> DetectionDataset:

@@ -9,7 +9,13 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from detector.data.command_line import add_dataset_options, add_image_options, given_dataset, image_options
+from detector.data.command_line import (
+    add_dataset_options,
+    add_image_options,
+    given_dataset,
+    image_options,
+    require_no_dataset_options,
+)
 from detector.data.dataset import DetectionDataset, image_dataset
 from detector.errors import InputError
 from detector.evaluation.recall import score_recall
@@ -45,6 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
         draw_dataset(arguments, dataset.subset(range(min(arguments.count, len(dataset)))))
         return
     dataset = image_dataset(find_files(str(arguments.source)), (), image_options(arguments))
+    require_no_dataset_options(arguments, "DATASET, a folder")
     image, boxes = dataset.image(0), proposals_of(arguments, dataset)[dataset.image_ids[0]]
     save_figure(arguments.out, "proposals", draw_proposals(image, boxes, arguments.shown)[0])
     save_figure(arguments.out, "hierarchy", draw_hierarchy(image, boxes, HIERARCHY_BOXES)[0])
