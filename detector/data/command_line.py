@@ -105,5 +105,7 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
 
 
 def image_options(arguments: argparse.Namespace) -> ImageOptions:
-    """ImageOptions from the parsed options."""
+    """ImageOptions from the parsed options. Raises InputError for a limit below 1."""
+    if arguments.max_image_pixels < 1:
+        raise InputError(f"--max-image-pixels: {arguments.max_image_pixels} must be 1 or more")
     return ImageOptions(arguments.exif, arguments.max_image_pixels)

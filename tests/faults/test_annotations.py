@@ -401,6 +401,7 @@ def test_check_data_reads_empty_boxes_of_coco_as_training_does(make_coco, tmp_pa
         ([], 2, "data.drop_empty_boxes=true"),
         (["--drop-empty-boxes"], 0, "1 images found"),
         (["--drop-empty-boxes", "--max-image-pixels", "100"], 1, "1 corrupt"),
+        (["--drop-empty-boxes", "--max-image-pixels", "0"], 2, "error: --max-image-pixels: 0 must be 1 or more"),
         (["--drop-empty-boxes", "--proposals", str(store)], 1, "was made with --exif ignore, but data.exif is apply"),
         (["--drop-empty-boxes", "--proposals", str(store), "--exif", "ignore"], 0, "1 proposals of 1 images"),
     ):
