@@ -54,7 +54,7 @@ def test_wrong_input(checkpoint, tmp_path, capsys, settings):
 
 def test_frames_are_counted_and_scored_by_mode_and_proposals(checkpoint, small_shapes, capsys):
     options = ["--checkpoint", str(checkpoint), "--data", str(small_shapes), "--split", "test", "--device", "cpu"]
-    benchmark.main(["frames", *options, "--modes", "single", "--proposals", "2", "60", "--rounds", "1"])
+    assert benchmark.main(["frames", *options, "--modes", "single", "--proposals", "2", "60", "--rounds", "1"]) == 0
     few, many = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[-2:]]
     assert [few[:2], many[:2]] == [["single", "2"], ["single", "60"]]
     assert float(few[2]) > 0

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from detector.errors import InputError
 from scripts.benchmarks import options, recipes
 
 
@@ -53,5 +54,5 @@ def test_rows_of_inference_evaluate_the_default(tmp_path, monkeypatch, capsys):
     assert [name for name, _ in commands[5:]] == ["train.py", "evaluate.py"]
     assert commands[5][1]["augment"] == "strong"
     assert commands[5][1]["detect.flip"] == "true"
-    with pytest.raises(SystemExit, match="--rows: nothing: must be NAME=OVERRIDES or one of default, "):
+    with pytest.raises(InputError, match="--rows: nothing: must be NAME=OVERRIDES or one of default, "):
         options.run(parse(options, [*command, "--rows", "nothing"]))

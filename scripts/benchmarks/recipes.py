@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from detector.errors import InputError
 from scripts._measure import machine
 
 RECIPES = {
@@ -63,7 +64,7 @@ def chosen(option: str, given: str, known: dict[str, list[str]]) -> tuple[str, l
     """The name and the overrides of NAME=OVERRIDES, or of one of `known`."""
     name, equals, overrides = given.partition("=")
     if not equals and name not in known:
-        sys.exit(f"error: --{option}: {given}: must be NAME=OVERRIDES or one of {', '.join(known)}")
+        raise InputError(f"--{option}: {given}: must be NAME=OVERRIDES or one of {', '.join(known)}")
     return name, overrides.split() if equals else known[name]
 
 
@@ -96,12 +97,12 @@ def study(
 
 
 def require_data(given: list[str]) -> None:
-    """Exit with an error for anything but shapes and datasets in VOC layout."""
+    """Raise InputError for anything but shapes and datasets in VOC layout."""
     for data in given:
         name, _, root = data.partition("=")
         if name != "shapes" and not Path(root, "ImageSets/Main/trainval.txt").is_file():
-            sys.exit(
-                f"error: --data: {data}: must be shapes or NAME=ROOT, and ROOT must have ImageSets/Main/trainval.txt"
+            raise InputError(
+                f"--data: {data}: must be shapes or NAME=ROOT, and ROOT must have ImageSets/Main/trainval.txt"
             )
 
 
