@@ -97,7 +97,7 @@ def find_run(resume: str | None, run_dir: str | None, lock: FolderLock) -> tuple
             )
         if damage := verify_integrity(path):  # before the log is written
             raise InputError(f"resume: {path} cannot be read: {damage}")
-        folder = path.resolve().parents[1]
+        folder = path.resolve().parent.parent  # of /last.pt, which has one parent, too
         if path.resolve().parent.name != "checkpoints" or (run_dir and Path(run_dir).resolve() != folder):
             raise InputError(f"resume: {path} is not in {run_dir or 'RUN'}/checkpoints")
         require_run(folder)
