@@ -34,7 +34,7 @@ def test_recall_curves_are_those_of_the_score():
     assert draw_recall(score_recall([], [], ["cat"])).axes[0].lines == pytest.approx([])
 
 
-def test_a_caption_is_at_the_bottom_of_its_box_if_another_is_at_the_top():
+def test_a_caption_is_at_the_bottom_if_another_is_at_the_top():
     axes = new_figure(5, 4).subplots()
     show_image(axes, np.zeros((100, 150, 3), np.uint8), "")
     for box in ((10, 10, 80, 60), (20, 12, 90, 90), (100, 12, 140, 90), (10, 40, 30, 50)):
