@@ -311,7 +311,7 @@ def open_images(root: Path) -> None:
             corners = f"{x1 / 64},{x2 / 64},{y1 / 48},{y2 / 48}"
             lines.append(f"{name},xclick,/m/{cls},1,{corners},0")
     put_text(root / "annotations-bbox.csv", "\n".join(lines))
-    put_text(root / "class-descriptions-boxable.csv", "/m/cat,cat\n/m/dog,dog\n")
+    put_text(root / "oidv7-class-descriptions-boxable.csv", "LabelName,DisplayName\n/m/cat,cat\n/m/dog,dog\n")
 
 
 @pytest.mark.parametrize(

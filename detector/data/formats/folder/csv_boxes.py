@@ -86,8 +86,8 @@ def _records(tree: FileTree, path: Path, options: ImageOptions) -> Iterator[Reco
 
 
 def _class_names(tree: FileTree) -> dict[str, str]:
-    """The names of Open Images' class codes, such as /m/01yrx, by its class-descriptions.csv."""
-    files = [path for path in tree.with_suffix(".csv") if path.stem.startswith("class-descriptions")]
+    """The names of Open Images' class codes, such as /m/01yrx, by its files such as class-descriptions-boxable.csv."""
+    files = [path for path in tree.with_suffix(".csv") if "class-descriptions" in path.stem]
     return dict(row for path in files for _, row in _numbered_rows(path) if len(row) == 2)
 
 
