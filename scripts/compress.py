@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from detector.data.command_line import add_dataset_options, given_dataset
+from detector.data.command_line import add_dataset_options, given_dataset, require_no_dataset_options
 from detector.data.dataset import DetectionDataset
 from detector.data.image import image_options
 from detector.errors import InputError
@@ -39,6 +39,8 @@ def main(command_line: Sequence[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> None:
     if min(arguments.ranks) < 1:
         raise InputError(f"--ranks {arguments.ranks[0]} {arguments.ranks[1]}: must be above 0")
+    if arguments.data is None:
+        require_no_dataset_options(arguments, "--data")
     require_new("--out", arguments.out)
     # Imported here: torch takes seconds.
     from detector.builders.network import build_trained_model

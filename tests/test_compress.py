@@ -40,6 +40,8 @@ def test_wrong_input(checkpoint, tmp_path, capsys, settings):
         assert run(checkpoint, tmp_path / "out", ranks) == 2
         assert says in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
+    assert run(checkpoint, tmp_path / "out", [4, 4], "--split", "val") == 2
+    assert "--split belongs to --data" in capsys.readouterr().err
     assert run(checkpoint, tmp_path / "small", [4, 4]) == 0
     assert run(tmp_path / "small/model.safetensors", tmp_path / "again", [2, 2]) == 2
     assert "the network is compressed already" in capsys.readouterr().err
