@@ -41,7 +41,7 @@ from detector.structures import GroundTruth
 
 def main(command_line: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_datasets_options(parser, "those that there are)")
+    add_datasets_options(parser, "those that there are")
     parser.add_argument("--to", required=True, choices=list(WRITERS), help="layout to write")
     parser.add_argument("--out", required=True, type=Path, help="folder to write to, new or empty")
     arguments = parser.parse_args(command_line)

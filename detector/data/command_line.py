@@ -13,7 +13,7 @@ from detector.data.image import ImageOptions
 from detector.errors import InputError, first_few
 
 DATASET = "root of a dataset: VOC layout, COCO with --annotations, or any other folder of annotated images"
-SPLIT = "VOC: file in ImageSets/Main, without .txt; other folders: train, val, test or all (default: all)"
+SPLIT = "VOC: file in ImageSets/Main, without .txt; other folders: train, val, test or all (default: {})"
 FORMAT = "format of the annotations, as data.format in training (default: the one that is found)"
 WITHOUT_ANNOTATIONS = "--images belongs to --annotations; in VOC layout images are in JPEGImages"
 
@@ -23,7 +23,7 @@ def add_dataset_options(parser: argparse.ArgumentParser, required: bool = True, 
     if root:
         parser.add_argument("--data", required=required, type=Path, help=DATASET)
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--split", help=SPLIT)
+    which.add_argument("--split", help=SPLIT.format(ALL))
     which.add_argument("--annotations", metavar="FILE.json", help="COCO: annotation file, from ROOT")
     parser.add_argument("--images", metavar="FOLDER", help="COCO: folder of the images, from ROOT (default: ROOT)")
     parser.add_argument("--format", choices=list(FORMATS), help=FORMAT)
@@ -44,11 +44,11 @@ def given_dataset(
     return _read(root or arguments.data, arguments.split, coco, arguments.format, options or image_options(arguments))
 
 
-def add_datasets_options(parser: argparse.ArgumentParser, all_splits: str = "all)") -> None:
+def add_datasets_options(parser: argparse.ArgumentParser, default_splits: str = ALL) -> None:
     """Add --data, --splits, --annotations, --images, --format and the image options: several datasets with one root."""
     parser.add_argument("--data", required=True, type=Path, help=DATASET)
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--splits", nargs="+", help=SPLIT.replace("all)", all_splits))
+    which.add_argument("--splits", nargs="+", help=SPLIT.format(default_splits))
     which.add_argument("--annotations", nargs="+", metavar="FILE.json", help="COCO: annotation files, from ROOT")
     parser.add_argument("--images", nargs="+", help="COCO: the folder of images of each, from ROOT (default: ROOT)")
     parser.add_argument("--format", choices=list(FORMATS), help=FORMAT)

@@ -276,9 +276,8 @@ def animate(poolings: list[Pooling]) -> tuple[list[np.ndarray], list[float]]:
 
 def _draw_frame(pooling: Pooling, step: str, count: int) -> Figure:
     """The map with its steps so far on the left, the first `count` values of the output on the right."""
-    figure = new_figure(
-        8.6 * enlargement(pooling), 5.4 * enlargement(pooling), arranged=False
-    )  # the same in each frame
+    size = enlargement(pooling)
+    figure = new_figure(8.6 * size, 5.4 * size, arranged=False)  # panels have the same place in each frame
     left, right = figure.add_axes((0.04, 0.03, 0.53, 0.8)), figure.add_axes((0.62, 0.1, 0.36, 0.6))
     cuts = "overlapping sections, as Fast R-CNN computes them"
     if not pooling.overlapping:
