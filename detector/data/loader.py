@@ -111,31 +111,28 @@ def _part_inside(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 class TrainBatchSampler:
     """The images of each training batch, as lists of (index, position), from `start` to `iterations`.
 
-    Every epoch has its own order, a permutation unless `order` is given; a batch can span two epochs. The images of
-    iteration i are a function of (seed, i). With several `processes`, each has its share of every batch, by its `rank`.
+    Every epoch has its own order; a batch can span two epochs. The images of iteration i are a function of (`order`,
+    i). With several `processes`, each has its share of every batch, by its `rank`.
     """
 
-    size: int
+    order: EpochOrder
     images_per_batch: int
     iterations: int
-    seed: int
     start: int = 0
     rank: int = 0
     processes: int = 1
-    order: EpochOrder | None = None
 
     def __len__(self) -> int:
         return self.iterations - self.start
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epochs = self.order or EpochOrder(self.size, self.seed)
-        epoch, order, size = -1, np.zeros(0, dtype=np.int64), epochs.size
+        epoch, order, size = -1, np.zeros(0, dtype=np.int64), self.order.size
         for iteration in range(self.start, self.iterations):
             batch = []
             for position in range(iteration * self.images_per_batch, (iteration + 1) * self.images_per_batch):
                 if position // size != epoch:
                     epoch = position // size
-                    order = epochs.indices(epoch)
+                    order = self.order.indices(epoch)
                 batch.append((int(order[position % size]), position))
             share = len(batch) // self.processes
             yield batch[self.rank * share : (self.rank + 1) * share]

@@ -69,13 +69,11 @@ class Trainer:
         self.collapse = CollapseDetector(collapse_window(settings.train.iterations), self.warmup)
         self.divergence = DivergenceDetector()
         share = (rank_info().rank, rank_info().world_size)
-        order = TrainBatchSampler(
-            len(components.train_samples.dataset), settings.train.images_per_batch, settings.train.iterations,
-            settings.seed, run.start, *share, components.train_order,
-        )  # fmt: skip
+        train = settings.train
+        batches = TrainBatchSampler(components.train_order, train.images_per_batch, train.iterations, run.start, *share)
         pin = components.compute.device.type == "cuda"
         self.train_batches = batch_loader(
-            components.train_samples, order, settings.workers, components.training.collate_with_rois, pin
+            components.train_samples, batches, settings.workers, components.training.collate_with_rois, pin
         )
         self.val_batches = eval_loader(components.val_samples, settings.workers, *share)
 

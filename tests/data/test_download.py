@@ -80,7 +80,7 @@ def test_a_file_is_fetched_once(server, tmp_path):
     assert server.sent == [(200, None, 100_000)]
 
 
-def test_a_cut_connection_is_taken_up_again(server, tmp_path):
+def test_a_download_resumes_after_a_cut_connection(server, tmp_path):
     server.cuts = [60_000, 10_000]
     download(f"{server.url}/a.tar", tmp_path / "a.tar", md5(DATA))
     assert (tmp_path / "a.tar").read_bytes() == DATA

@@ -37,14 +37,14 @@ def test_batches_have_one_orientation(size):
     order = EpochOrder(size, seed=3, is_portrait=is_portrait, images_per_batch=4)
     for epoch in range(6):
         assert sorted(order.indices(epoch).tolist()) == list(range(size))
-    batches = list(TrainBatchSampler(size, 4, 300, seed=3, order=order))
+    batches = list(TrainBatchSampler(order, 4, 300))
     mixed = [len({bool(is_portrait[index]) for index, _ in batch}) > 1 for batch in batches]
-    ungrouped = list(TrainBatchSampler(size, 4, 300, seed=3))
+    ungrouped = list(TrainBatchSampler(EpochOrder(size, 3), 4, 300))
     by_chance = [len({bool(is_portrait[index]) for index, _ in batch}) > 1 for batch in ungrouped]
     if size >= 50:
         assert sum(mixed) <= 3 * (300 * 4 / size)
         assert sum(mixed) < 0.4 * sum(by_chance)
-    assert list(TrainBatchSampler(size, 4, 300, seed=3, start=41, order=order)) == batches[41:]
+    assert list(TrainBatchSampler(order, 4, 300, start=41)) == batches[41:]
 
 
 def test_a_plain_order_is_a_permutation_of_each_epoch():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from detector.data.epoch_order import EpochOrder
 from detector.data.formats.coco import read_coco
 from detector.data.formats.voc import read_voc
 from detector.data.loader import (
@@ -81,24 +82,24 @@ def test_objects_outside_the_image_are_left_out(make_voc):
 
 
 def test_every_epoch_is_a_new_permutation():
-    order = TrainBatchSampler(size=7, images_per_batch=2, iterations=14, seed=0)
+    order = TrainBatchSampler(EpochOrder(7, 0), 2, 14)
     stream = [key for batch in order for key in batch]
     assert [position for _, position in stream] == list(range(28))
     epochs = [[index for index, _ in stream[start : start + 7]] for start in range(0, 28, 7)]
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
-    assert list(TrainBatchSampler(7, 2, 14, seed=1)) != list(order)
+    assert list(TrainBatchSampler(EpochOrder(7, 1), 2, 14)) != list(order)
 
 
-def test_the_order_can_be_taken_up_anywhere():
-    whole = list(TrainBatchSampler(size=5, images_per_batch=3, iterations=20, seed=4))
-    later = TrainBatchSampler(size=5, images_per_batch=3, iterations=20, seed=4, start=13)
+def test_the_order_can_be_resumed_anywhere():
+    whole = list(TrainBatchSampler(EpochOrder(5, 4), 3, 20))
+    later = TrainBatchSampler(EpochOrder(5, 4), 3, 20, start=13)
     assert list(later) == whole[13:]
     assert len(later) == 7
 
 
 def test_a_batch_larger_than_the_data_set():
-    batch = next(iter(TrainBatchSampler(size=2, images_per_batch=5, iterations=1, seed=0)))
+    batch = next(iter(TrainBatchSampler(EpochOrder(2, 0), 5, 1)))
     assert Counter(index for index, _ in batch).most_common()[0][1] == 3
 
 
@@ -134,11 +135,11 @@ def contents(loader):
 
 def test_batches_do_not_depend_on_the_number_of_workers(samples):
     """albumentations 2.0.8 by itself repeats the same draws in each worker and epoch."""
-    order = TrainBatchSampler(len(samples.dataset), images_per_batch=2, iterations=9, seed=3)
+    order = TrainBatchSampler(EpochOrder(len(samples.dataset), 3), 2, 9)
     alone, together = contents(batch_loader(samples, order, 0)), contents(batch_loader(samples, order, 2))
     assert alone == together
     by_image = {}
-    for ids, image, _ in contents(batch_loader(samples, TrainBatchSampler(6, 1, 60, seed=3), 0)):
+    for ids, image, _ in contents(batch_loader(samples, TrainBatchSampler(EpochOrder(6, 3), 1, 60), 0)):
         by_image.setdefault(ids[0], set()).add(image)
     assert {len(versions) for versions in by_image.values()} == {2}  # flipped, and not
 
@@ -148,14 +149,14 @@ def test_the_number_of_workers_can_follow_from_the_machine(samples, monkeypatch)
         monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(cores))
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        order = TrainBatchSampler(6, 2, 1, seed=0)
+        order = TrainBatchSampler(EpochOrder(6, 0), 2, 1)
         return [batch_loader(samples, order, "auto").num_workers, eval_loader(samples, "auto").num_workers]
 
     assert (workers(1), workers(6), workers(64)) == ([1, 1], [6, 6], [8, 8])
     assert workers(16, RANK="0", WORLD_SIZE="4") == [4, 4]
     assert workers(16, RANK="0", WORLD_SIZE="16", LOCAL_WORLD_SIZE="8") == [2, 2]  # on two machines
     assert workers(2, RANK="0", WORLD_SIZE="16", LOCAL_WORLD_SIZE="8") == [1, 1]
-    assert batch_loader(samples, TrainBatchSampler(6, 2, 1, seed=0), 1).num_workers == 1
+    assert batch_loader(samples, TrainBatchSampler(EpochOrder(6, 0), 2, 1), 1).num_workers == 1
 
 
 def test_scale_jitter_is_not_undone_by_resizing(small_shapes):
@@ -214,6 +215,7 @@ def test_a_program_that_ends_while_workers_wait_does_end(small_shapes):
 import gc
 import numpy as np
 from detector.data.formats.voc import read_voc
+from detector.data.epoch_order import EpochOrder
 from detector.data.loader import TransformedDataset, eval_loader
 from detector.data.transforms import Resize
 dataset = read_voc({str(small_shapes)!r}, "train")

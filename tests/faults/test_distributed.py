@@ -21,6 +21,7 @@ from detector import evaluator
 from detector.app import start
 from detector.boxes import BoxCoder
 from detector.builders.training import build_training
+from detector.data.epoch_order import EpochOrder
 from detector.data.formats.voc import read_voc
 from detector.data.loader import TrainBatchSampler, TransformedDataset, batch_loader, eval_loader
 from detector.data.transforms import Resize
@@ -94,7 +95,7 @@ def root(make_voc) -> Path:
 def train_a_little(root: Path, model: FastRCNN) -> list[float]:
     """Nine steps of two images; some have no foreground, some no RoI at all in one of two processes."""
     here = rank_info()
-    order = TrainBatchSampler(6, 2, 9, 0, 0, here.rank, here.world_size)
+    order = TrainBatchSampler(EpochOrder(6, 0), 2, 9, 0, here.rank, here.world_size)
     learner, optimizer = wrap_ddp(model, COMPUTE.device), torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
     assert here.world_size == 1 or learner.gradient_as_bucket_view
     batches = batch_loader(six_images(root), order, 0, TRAINING.collate_with_rois)
@@ -137,7 +138,10 @@ def as_one(folder: Path, root: Path) -> None:
 
     spoilt = tiny_model()
     images = batch_loader(
-        six_images(root), TrainBatchSampler(6, 6, 1, 0, 0, here.rank, here.world_size), 0, TRAINING.collate_with_rois
+        six_images(root),
+        TrainBatchSampler(EpochOrder(6, 0), 6, 1, 0, here.rank, here.world_size),
+        0,
+        TRAINING.collate_with_rois,
     )
     if here.rank == here.world_size - 1:  # not finite in one, stopped in all
         images = list(images)
@@ -177,7 +181,8 @@ def test_case_53_several_processes_train_and_score_as_one(root, tmp_path, proces
         together = torch.load(tmp_path / "weights.pt")
         assert all(torch.allclose(together[key], value, atol=1e-6) for key, value in alone.state_dict().items())
         failure = (tmp_path / "failure0").read_text()
-        guilty = next(iter(batch_loader(six_images(root), TrainBatchSampler(6, 6, 1, 0, 0, 1, 2), 0))).image_ids
+        order = TrainBatchSampler(EpochOrder(6, 0), 6, 1, 0, 1, 2)
+        guilty = next(iter(batch_loader(six_images(root), order, 0))).image_ids
         assert [f"  {name} (" in failure for name in [f"i{number}" for number in range(6)]] == [
             f"i{number}" in guilty for number in range(6)
         ]
@@ -207,9 +212,9 @@ def score_alone(folder: Path, root: Path) -> None:
 
 
 def test_the_images_of_a_step_do_not_depend_on_the_processes():
-    whole = list(TrainBatchSampler(7, 6, 5, seed=1))
+    whole = list(TrainBatchSampler(EpochOrder(7, 1), 6, 5))
     for processes in (2, 3):
-        parts = [list(TrainBatchSampler(7, 6, 5, seed=1, rank=rank, processes=processes)) for rank in range(processes)]
+        parts = [list(TrainBatchSampler(EpochOrder(7, 1), 6, 5, 0, rank, processes)) for rank in range(processes)]
         assert [list(itertools.chain(*step)) for step in zip(*parts, strict=True)] == whole
 
 

@@ -15,6 +15,7 @@ import train
 from detector.boxes import BoxCoder
 from detector.builders.datasets import JoinedProposals
 from detector.data.check import check_data
+from detector.data.epoch_order import EpochOrder
 from detector.data.fingerprint import fingerprint_data, fingerprint_proposals
 from detector.data.formats.voc import read_voc
 from detector.data.loader import TrainBatchSampler, TransformedDataset, batch_loader
@@ -71,7 +72,8 @@ def test_case_09_resumed_batches_do_not_depend_on_the_workers(small_shapes):
 
     def batches(start: int, workers: int) -> list:
         """Images and sampled RoIs, bit by bit."""
-        loader = batch_loader(samples, TrainBatchSampler(6, 2, 9, 3, start), workers, training.collate_with_rois)
+        order = TrainBatchSampler(EpochOrder(6, 3), 2, 9, start)
+        loader = batch_loader(samples, order, workers, training.collate_with_rois)
         return [
             (batch.image_ids, batch.images.numpy().tobytes(), batch.targets.packed.numpy().tobytes(), batch.roi_counts)
             for batch in loader
