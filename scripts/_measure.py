@@ -1,5 +1,6 @@
 """Shared by the programs that measure: time, machine, tables, and speed and mAP of a trained detector."""
 
+import argparse
 import os
 import platform
 import re
@@ -13,6 +14,13 @@ from detector.data.dataset import DetectionDataset
 from detector.errors import InputError
 from detector.evaluation.matching import match
 from detector.evaluation.voc_ap import score_voc
+
+
+def at_least_one(text: str) -> int:
+    """The value of an option of argparse that counts something. Raises an error of argparse below 1."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be 1 or more")
+    return number
 
 
 def seconds(function: Callable[[], object]) -> float:

@@ -35,3 +35,9 @@ def test_help_of_a_command_describes_its_options(name, command, monkeypatch, cap
     shown = capsys.readouterr().out
     assert sys.modules[f"scripts.{folder}.{command}"].__doc__.strip() in shown
     assert ("--out OUT" in shown) == (name == "visualize")
+
+
+def test_what_a_benchmark_counts_is_at_least_one(capsys):
+    with pytest.raises(SystemExit, match="^2$"):
+        benchmark.main(["scoring", "--images", "0"])
+    assert "argument --images: 0: must be 1 or more" in capsys.readouterr().err

@@ -21,16 +21,18 @@ from detector.inference.prepare import prepare
 from detector.runtime.device import Compute, resolve_device
 from detector.settings import Detect, RoISampling
 from detector.structures import Batch
-from scripts._measure import machine
+from scripts._measure import at_least_one, machine
 from scripts.benchmarks import _torchvision as peers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--networks", nargs="+", choices=list(peers.NETWORKS), default=list(peers.NETWORKS))
-    parser.add_argument("--proposals", nargs="+", type=int, default=[300, 2000])
-    parser.add_argument("--classes", nargs="+", type=int, default=[peers.NUM_CLASSES], help="numbers of classes")
-    parser.add_argument("--svd-ranks", nargs=2, type=int, help="of fc6 and fc7")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--proposals", nargs="+", type=at_least_one, default=[300, 2000])
+    parser.add_argument(
+        "--classes", nargs="+", type=at_least_one, default=[peers.NUM_CLASSES], help="numbers of classes"
+    )
+    parser.add_argument("--svd-ranks", nargs=2, type=at_least_one, help="of fc6 and fc7")
+    parser.add_argument("--rounds", type=at_least_one, default=5)
     parser.add_argument("--device", default="auto")
 
 

@@ -17,15 +17,17 @@ from detector.data.image import image_options
 from detector.evaluation.recall import score_recall
 from detector.proposals.search import search_image
 from detector.runtime.ranks import cores
-from scripts._measure import detect_and_score, for_classes_of, machine, show
+from scripts._measure import at_least_one, detect_and_score, for_classes_of, machine, show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, type=Path)
     add_dataset_options(parser)
     parser.add_argument("--modes", nargs="+", default=["single", "fast"], help="of selective search")
-    parser.add_argument("--proposals", nargs="+", type=int, default=[300, 1000, 2000], help="at most, of an image")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--proposals", nargs="+", type=at_least_one, default=[300, 1000, 2000], help="at most, of an image"
+    )
+    parser.add_argument("--rounds", type=at_least_one, default=3)
     parser.add_argument("--device", default="auto")
 
 

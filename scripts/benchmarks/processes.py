@@ -15,14 +15,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from scripts._measure import machine, show
+from scripts._measure import at_least_one, machine, show
 from scripts.benchmarks.recipes import TRAIN_PY
 
 COLUMNS = {"s per step": "time/step_s", "s waiting for data": "time/data_s", "peak MiB": "memory/peak_mib"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--processes", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--processes", nargs="+", type=at_least_one, default=[1, 2])
     parser.add_argument("--settings", nargs="*", default=[], metavar="SETTING", help="of train.py")
 
 

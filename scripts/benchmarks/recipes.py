@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from detector.errors import InputError
-from scripts._measure import machine
+from scripts._measure import at_least_one, machine
 
 RECIPES = {
     "default": [],
@@ -50,7 +50,7 @@ def add_study_arguments(parser: argparse.ArgumentParser, folder: Path) -> None:
     """The arguments of a study of several runs, kept in `folder` by default."""
     parser.add_argument("--data", action="append", required=True, metavar="NAME=ROOT", help="in VOC layout, or shapes")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--iterations", nargs="+", type=int, default=[600])
+    parser.add_argument("--iterations", nargs="+", type=at_least_one, default=[600])
     parser.add_argument("--test", action="store_true", help="train on trainval and score the test split")
     parser.add_argument("--folder", type=Path, default=folder, help="of the runs (default: %(default)s)")
 

@@ -26,7 +26,7 @@ import torchvision
 from torch import Tensor
 
 from detector.roi_pool import roi_pool
-from scripts._measure import show
+from scripts._measure import at_least_one, show
 
 MAP_HW = 38, 63
 SCALE = 1 / 16
@@ -40,13 +40,13 @@ PEERS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rois", type=int, nargs="+", default=[128, 300, 1000, 2000, 8000])
-    parser.add_argument("--channels", type=int, nargs="+", default=[512])
-    parser.add_argument("--images", type=int, default=1, help="feature maps, each with its share of the RoIs")
-    parser.add_argument("--threads", type=int, nargs="+", default=[torch.get_num_threads()])
+    parser.add_argument("--rois", type=at_least_one, nargs="+", default=[128, 300, 1000, 2000, 8000])
+    parser.add_argument("--channels", type=at_least_one, nargs="+", default=[512])
+    parser.add_argument("--images", type=at_least_one, default=1, help="feature maps, each with its share of the RoIs")
+    parser.add_argument("--threads", type=at_least_one, nargs="+", default=[torch.get_num_threads()])
     parser.add_argument("--dtypes", nargs="+", default=["float32"], choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=at_least_one, default=5)
     parser.add_argument("--peers", nargs="+", default=["roi_pool", "roi_align"], choices=list(PEERS)[1:])
     parser.add_argument("--output", type=Path, help="write the measurements as JSON")
 

@@ -30,7 +30,7 @@ from detector.evaluation.matching import match
 from detector.evaluation.results import RESULT_FILE, read_result_files
 from detector.evaluation.voc_ap import area_ap, score_sizes, score_voc
 from detector.structures import GroundTruth
-from scripts._measure import machine
+from scripts._measure import at_least_one, machine
 
 IMAGE_WH = np.array([500, 375])
 PEAK = "peak memory before the plain evaluator, MiB"
@@ -41,10 +41,10 @@ HEAD = "<annotation><folder>VOC2007</folder><filename>{0}.jpg</filename><source>
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--images", type=int, default=5000)
-    parser.add_argument("--classes", type=int, default=20)
-    parser.add_argument("--detections", type=int, default=100, help="per image (default: 100)")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--images", type=at_least_one, default=5000)
+    parser.add_argument("--classes", type=at_least_one, default=20)
+    parser.add_argument("--detections", type=at_least_one, default=100, help="per image (default: 100)")
+    parser.add_argument("--repeats", type=at_least_one, default=3)
 
 
 def make_case(root: Path, images: int, classes: int, detections: int) -> None:

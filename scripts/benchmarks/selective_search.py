@@ -25,7 +25,7 @@ from detector.box_arrays import box_iou_array
 from detector.data.dataset import DetectionDataset
 from detector.data.formats.voc import read_voc
 from detector.selective_search import selective_search
-from scripts._measure import machine, show
+from scripts._measure import at_least_one, machine, show
 
 THRESHOLDS = np.arange(0.5, 0.96, 0.05)
 COUNTS = (100, 300, 1000, 2000, None)
@@ -52,7 +52,7 @@ for line in sys.stdin:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="dataset in Pascal VOC layout")
     parser.add_argument("--split", default="test", help="image set of the dataset (default: test)")
-    parser.add_argument("--every", type=int, default=1, help="use every n-th image (default: 1)")
+    parser.add_argument("--every", type=at_least_one, default=1, help="use every n-th image (default: 1)")
     parser.add_argument("--modes", nargs="+", default=["fast", "quality"], choices=["fast", "quality"])
     parser.add_argument("--opencv-python", help="Python interpreter of an environment with OpenCV contrib")
 

@@ -20,7 +20,7 @@ from detector.runtime.device import Compute, resolve_device
 from detector.settings import RoISampling
 from detector.structures import RoiTargets, TrainBatch
 from detector.training.engine import TrainingConfig, train_step
-from scripts._measure import machine
+from scripts._measure import at_least_one, machine
 from scripts.benchmarks import _torchvision as peers
 
 CASES = {"VGG16": (2, 64), "ResNet-18, 320 px": (4, 64), "ResNet-50": (2, 64)}  # images, RoIs of each
@@ -28,8 +28,8 @@ CASES = {"VGG16": (2, 64), "ResNet-18, 320 px": (4, 64), "ResNet-50": (2, 64)}  
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--networks", nargs="+", choices=list(CASES), default=list(CASES))
-    parser.add_argument("--images", type=int, help="of a step (default: 2, or 4 of ResNet-18)")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=at_least_one, help="of a step (default: 2, or 4 of ResNet-18)")
+    parser.add_argument("--rounds", type=at_least_one, default=5)
     parser.add_argument("--device", default="auto")
 
 
