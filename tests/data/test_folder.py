@@ -255,12 +255,16 @@ def test_yolo_polygons_and_labelme_shapes(tmp_path):
         {"label": "cat", "points": [[1, 2], [9, 3], [5, 30]]},
         {"label": "dog", "points": [[20, 20], [23, 24]], "shape_type": "circle"},
         {"label": "dog", "points": [[20, 20]], "shape_type": "point"},
+        {"label": "dog", "points": [[20, 20]], "shape_type": ["point"]},
     ]
     put_image(tmp_path / "me/a.jpg")
     put_text(tmp_path / "me/a.json", json.dumps({"shapes": shapes}))
     dataset = read_folder(tmp_path / "me", "all")
     assert objects_of(dataset) == {"a": [("cat", 1, 2, 9, 30), ("dog", 15, 15, 25, 25)]}
-    assert dataset.records[0].skipped == (f"{tmp_path}/me/a.json: shape 3 is a point, which has no bounding box",)
+    assert dataset.records[0].skipped == (
+        f"{tmp_path}/me/a.json: shape 3 is a point, which has no bounding box",
+        f"{tmp_path}/me/a.json: shape 4 is a ['point'], which has no bounding box",
+    )
 
 
 def coco_named_alike(root: Path) -> None:

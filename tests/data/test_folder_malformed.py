@@ -182,6 +182,7 @@ CASES: dict[str, tuple] = {
     "csv-not-utf8": (T, write(CSV, b"file,x1,y1,x2,y2,class\nimg 0.jpg,1,2,3,4,ca\xff\n"), r"boxes\.csv: not UTF-8"),
     "yolo-image": (Y, remove("images/img 0.jpg"), r"missing: .*img 0\.txt: there is no image 'img 0' for it"),
     "coco-broken-valid": (layouts.roboflow_coco, write("valid/_annotations.coco.json", "{"), r"valid/.*: broken JSON"),
+    "yolo-key": (layouts.roboflow_yolo, write("data.yaml", "names:nc: 2"), r"whose names are in .*, and there is none"),
     "yolo-deep": (layouts.roboflow_yolo, write("data.yaml", "names: " + "[" * 5000), r"data\.yaml: broken YAML: "),
     "studio-broken": (S, write(STUDIO, '[{"id": 1, "data"'), r"project\.json: broken JSON"),
     "studio-address": (S, json_task(lambda it: it.update(data={"image": "http://[a.jpg"})), r"task 1 names no image"),

@@ -154,6 +154,7 @@ def ended(tmp_path, monkeypatch, capsys):
     (files / "group.yaml").write_text("# @package _global_\ndefaults:\n  - override /modell: resnet18\n")
     (files / "latin.yaml").write_bytes("# größe\n".encode("latin-1"))
     (files / "number.yaml").write_text("defaults: 5\n")
+    (files / "unnamed.yaml").write_text("# @package _global_\ndefaults:\n  - '': null\n")
     (files / "deep.yaml").write_text("x: " + "[" * 500)
     bomb = "".join(f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 9)}]\n" for n in range(1, 8))
     (tmp_path / "bombs/experiment").mkdir(parents=True)
@@ -217,6 +218,7 @@ def test_case_57_a_mistyped_setting_is_one_line_with_the_nearest(ended, options,
         ("data=voc data.root=/tmp/a,b", "a value with a comma 'KEY=\"a,b\"'"),
         ("--config-dir files experiment=latin", "a file of settings is not in UTF-8"),
         ("--config-dir files experiment=number", "defaults"),
+        ("--config-dir files experiment=unnamed", "a file of settings has an invalid entry in its list `defaults`"),
         ("--config-dir files experiment=deep", "recursion"),
         ("--config-dir bombs experiment=bomb", "bomb.yaml: more than 20 of *name and ${name} (63 and 0)"),
     ],

@@ -39,7 +39,7 @@ def _boxes(path: Path, shapes: object) -> Boxes:
         if not isinstance(shape, dict):
             raise InputError(f"{where} is not an object: {shape!s:.60}")
         kind = shape.get("shape_type") or "polygon"  # earlier versions have polygons only
-        if kind not in MIN_POINTS:
+        if not isinstance(kind, str) or kind not in MIN_POINTS:
             boxes.skipped.append(f"{where} is a {kind}, which has no bounding box")
             continue
         points = _points(where, shape.get("points"), MIN_POINTS[kind])

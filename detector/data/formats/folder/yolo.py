@@ -135,7 +135,7 @@ def read_data_yaml(path: Path) -> dict | None:
         return None
     with reading(path, "broken YAML"):
         content = yaml.safe_load(text)
-    return content if isinstance(content, dict) else None
+    return content if isinstance(content, dict) and "names" in content else None
 
 
 def _yaml_names(path: Path, names: object) -> tuple[str, ...]:
