@@ -485,7 +485,7 @@ class TrainSettings(CommonSettings):
     run: Annotated[Run, PER_INVOCATION] = Run()
     compile: bool = False
     """true: torch.compile compiles backbone and head for training. The first step takes a minute or more longer, and a
-    C++ compiler is needed."""
+    C++ compiler is needed. On a CPU, steps do not become faster."""
     deterministic: bool = False
     """true: two runs on one GPU are bitwise identical, with slower steps; an operation without a deterministic form is
     an error. On a CPU, runs are always bitwise identical."""
