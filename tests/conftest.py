@@ -263,6 +263,7 @@ def untrained_checkpoint(small_shapes: Path, make_once) -> Path:
     config = compose_settings(
         "train", "data=voc", "data.short_side_px=96", "data.max_side_px=160", "data.val_max_proposals=60",
         "proposals.mode=single", "model.hidden=32", "device=cpu", "precision=float32", f"data.root={small_shapes}",
+        "data.train_split=train",
     )  # fmt: skip
 
     def make(folder: Path) -> None:

@@ -35,6 +35,19 @@ def test_the_written_network_is_one_like_any_other(checkpoint, small_shapes, tmp
     assert parameters[1] < parameters[0] / 8
 
 
+def test_fitted_layers_are_closer_to_the_outputs(checkpoint, small_shapes, tmp_path):
+    options = {"score_threshold": 0.0, "nms_iou": 1.0, "max_detections": 10000}
+    for name, more in (("plain", ()), ("fitted", ("--fit",))):
+        assert run(checkpoint, tmp_path / name, [4, 4], *more) == 0
+    networks = {"before": checkpoint} | {name: tmp_path / name / "model.safetensors" for name in ("plain", "fitted")}
+    scores = {
+        name: np.sort(detector.load(path, "cpu").detect(small_shapes / "JPEGImages/test_0.jpg", **options).scores)
+        for name, path in networks.items()
+    }
+    errors = {name: np.abs(scores[name] - scores["before"]).mean() for name in ("plain", "fitted")}
+    assert errors["fitted"] < 0.5 * errors["plain"]
+
+
 def test_wrong_input(checkpoint, tmp_path, capsys, settings):
     for ranks, says in {(0, 1): "--ranks 0 1: must be above 0", (33, 1): "fc6 has a rank of 32 at most"}.items():
         assert run(checkpoint, tmp_path / "out", ranks) == 2

@@ -59,15 +59,25 @@ class FcHead(Head):
         hidden = self.dropout(self.relu(self.fc6(flatten(pooled))))
         return self.dropout(self.relu(self.fc7(hidden)))
 
-    def compress(self, ranks: Sequence[int]) -> None:
+    def compress(self, ranks: Sequence[int], responses: Sequence[tuple[Tensor, Tensor]] | None = None) -> None:
         """Replace fc6 and fc7 by truncated singular value decompositions of these ranks (section 3.1).
 
         W = U S V' becomes a layer S V' without bias and a layer U with the bias of the original.
+
+        With `responses`, the mean (D,) and the covariance (D, D) of the D outputs of each layer before the ReLU, the
+        outputs are reproduced instead of the weights: U has the first eigenvectors of the covariance, and y = W x + b
+        becomes U U' (y - mean) + mean (Zhang et al. 2015, section 3.1).
         """
-        for layer, factors, rank in zip(*self._factorize(ranks), ranks, strict=True):
-            u, s, v = torch.linalg.svd(layer.weight.detach(), full_matrices=False)
-            factors[0].weight.data = (s[:rank, None] * v[:rank]).contiguous()
-            factors[1].weight.data, factors[1].bias.data = u[:, :rank].contiguous(), layer.bias.detach()
+        for number, (layer, factors, rank) in enumerate(zip(*self._factorize(ranks), ranks, strict=True)):
+            weight, bias = layer.weight.detach(), layer.bias.detach()
+            if responses is None:
+                u = torch.linalg.svd(weight, full_matrices=False).U[:, :rank]
+            else:
+                mean, covariance = (moment.to(weight) for moment in responses[number])
+                u = torch.linalg.eigh(covariance).eigenvectors[:, -rank:]
+                bias = mean + u @ (u.T @ (bias - mean))
+            factors[0].weight.data, factors[1].weight.data = u.T @ weight, u.contiguous()
+            factors[1].bias.data = bias
 
     def _factorize(self, ranks: Sequence[int]) -> tuple[list[nn.Linear], list[nn.Sequential]]:
         """Replace fc6 and fc7 by two untrained layers each. Raises InputError for ranks that they cannot have.

@@ -316,6 +316,14 @@ def test_compressed_layers_are_the_best_of_their_rank():
     error = torch.linalg.svdvals(weight)[3:].square().sum().sqrt()
     assert torch.linalg.norm(product - weight).item() == pytest.approx(error.item(), rel=1e-4)
     assert other.fc6[0].weight.shape == (3, 16)
+    several = torch.rand(400, 4, 2, 2) @ torch.rand(2, 2)
+    outputs = [weight @ several.flatten(1).T, torch.rand(12, 400)]
+    other = FcHead(4, 2, hidden=12, dropout=0.0)
+    other.fc6.weight.data = weight
+    other.compress([11, 12], [(y.mean(dim=1), torch.cov(y, correction=0)) for y in outputs])
+    found = other.fc6(several.flatten(1))
+    error = torch.linalg.eigvalsh(torch.cov(outputs[0], correction=0))[0]  # the least of what 11 directions can leave
+    assert (found - outputs[0].T).square().sum(dim=1).mean().item() == pytest.approx(error.item(), rel=0.01)
     with pytest.raises(InputError, match=r"svd_ranks=\[13, 2\]: fc6 has a rank of 12 at most"):
         FcHead(4, 2, hidden=12, dropout=0.0).compress([13, 2])
 
