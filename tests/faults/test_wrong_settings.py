@@ -328,7 +328,7 @@ DISK_CASES = [
          status=1,
          within=disk("/dev/shm", 16)),
     Case("a full disk for the sockets of data workers", f"{TRAIN} workers=1",
-         "a batch cannot be sent to the training process: [Errno 28] No space left on device", status=1,
+         "a data worker cannot send its batch: [Errno 28] No space left on device", status=1,
          within=no_sockets),
 ]  # fmt: skip
 
