@@ -58,6 +58,7 @@ print(status, early, [name for name in sys.argv[1].split(",") if name in sys.mod
 """
 
 
+@pytest.mark.slow
 def test_one_detection_imports_no_more_than_it_needs(untrained_checkpoint, photo, image, make_proposals, tmp_path):
     make_proposals(tmp_path / "p.safetensors", {"test_0": BOXES}, hw=image.shape[:2])
     given = {"checkpoint": untrained_checkpoint, "input": photo, "proposals": tmp_path / "p.safetensors"}

@@ -74,6 +74,7 @@ TINY = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_two_commands_train_and_score_on_the_same_images(fruit, tmp_path):
     before = {path: path.read_bytes() for path in fruit.rglob("*") if path.is_file()}
     data = ("data=folder", f"data.root={fruit}", "data.fold=2/3", "data.max_bad_fraction=0.2")

@@ -104,7 +104,8 @@ def test_an_evaluation_is_stopped_while_an_image_is_read(begin, small_shapes, un
     assert not (tmp_path / "out/metrics.json").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_generation_keeps_finished_images(begin, small_shapes, tmp_path, number):
     command = ["scripts.proposals", "generate", "--data", str(small_shapes), "--split", "train", "--mode", "single",
                "--workers", "1", "--out"]  # fmt: skip

@@ -133,6 +133,7 @@ def test_forked_children_after_their_parent():
     assert output == ["0", *[str(index * 64 * 500 * 4) for index in range(4)], "True"]
 
 
+@pytest.mark.slow
 def test_importing_is_quick_and_the_first_call_loads_no_compiler():
     output = run_python(
         """
