@@ -15,7 +15,7 @@ import argparse
 import statistics
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
     network = build_trained_model(settings.model, checkpoint["model"], len(checkpoint["classes"]))
     if not isinstance(network.head, FcHead):
         raise InputError(f"{arguments.checkpoint}: model.head={settings.model.head} has no fc6 and fc7 to compress")
-    network.head.compress(arguments.ranks, responses(arguments) if arguments.fit else None)
+    network.head.compress(arguments.ranks, *([output_moments(arguments)] if arguments.fit else []))
     model = settings.model.plain() | {"svd_ranks": arguments.ranks}
     compressed = checkpoint | {"model": network.state_dict(), "config": settings.with_values(model=model).plain()}
     save_weights(arguments.out, compressed)
@@ -75,8 +75,8 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"{arguments.out}/model.safetensors and model.json")
 
 
-def responses(arguments: argparse.Namespace) -> "list[tuple[Tensor, Tensor]]":
-    """Mean and covariance of the outputs of fc6 and of fc7, for the proposals of images of the whole training set."""
+def output_moments(arguments: argparse.Namespace) -> "Iterator[tuple[Tensor, Tensor]]":
+    """Mean and covariance of the outputs of fc6, then of fc7, for the proposals of images of the whole training set."""
     import torch
 
     import detector
@@ -99,7 +99,8 @@ def responses(arguments: argparse.Namespace) -> "list[tuple[Tensor, Tensor]]":
     for result in model.stream({dataset.image_ids[index]: dataset.image_path(index) for index in chosen}):
         if isinstance(result, InputError):
             raise result
-    return [(y / count, yy / count - torch.outer(y, y) / count**2) for y, yy, count in moments.values()]
+    for y, yy, count in moments.values():
+        yield y / count, yy / count - torch.outer(y, y) / count**2
 
 
 def measured(path: Path, device: str, dataset: DetectionDataset | None) -> str:

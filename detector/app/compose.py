@@ -40,7 +40,8 @@ def compose(schema: type[Settings], config_dir: str | None, overrides: list[str]
             config = hydra.compose(name, search + overrides, return_hydra_config=True)
             expected = _expected(name, tuple(of_sweep), tuple(search))
     except AssertionError:  # Hydra's checks of a list of defaults
-        raise InputError("a file of settings has an invalid entry in its list `defaults`") from None
+        chosen = " ".join(overrides)
+        raise InputError(f"{chosen}: a file of settings has an invalid entry in its list `defaults`") from None
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError, OSError) as error:
         message = in_words(f"{error} {error.__cause__ or ''}")
         if "Config group override must be" in message:

@@ -5,7 +5,7 @@ there is no copy between pooling and the first layer. Weights trained in the ord
 they are loaded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -59,21 +59,22 @@ class FcHead(Head):
         hidden = self.dropout(self.relu(self.fc6(flatten(pooled))))
         return self.dropout(self.relu(self.fc7(hidden)))
 
-    def compress(self, ranks: Sequence[int], responses: Sequence[tuple[Tensor, Tensor]] | None = None) -> None:
+    def compress(self, ranks: Sequence[int], moments: Iterable[tuple[Tensor, Tensor] | None] = (None, None)) -> None:
         """Replace fc6 and fc7 by truncated singular value decompositions of these ranks (section 3.1).
 
         W = U S V' becomes a layer S V' without bias and a layer U with the bias of the original.
 
-        With `responses`, the mean (D,) and the covariance (D, D) of the D outputs of each layer before the ReLU, the
+        With `moments`, the mean (D,) and the covariance (D, D) of the D outputs of each layer before the ReLU, the
         outputs are reproduced instead of the weights: U has the first eigenvectors of the covariance, and y = W x + b
-        becomes U U' (y - mean) + mean (Zhang et al. 2015, section 3.1).
+        becomes U U' (y - mean) + mean (Zhang et al. 2015, low-rank approximation of responses). They are read after the
+        ranks are checked.
         """
-        for number, (layer, factors, rank) in enumerate(zip(*self._factorize(ranks), ranks, strict=True)):
+        for layer, factors, rank, found in zip(*self._factorize(ranks), ranks, moments, strict=True):
             weight, bias = layer.weight.detach(), layer.bias.detach()
-            if responses is None:
+            if found is None:
                 u = torch.linalg.svd(weight, full_matrices=False).U[:, :rank]
             else:
-                mean, covariance = (moment.to(weight) for moment in responses[number])
+                mean, covariance = (moment.to(weight) for moment in found)
                 u = torch.linalg.eigh(covariance).eigenvectors[:, -rank:]
                 bias = mean + u @ (u.T @ (bias - mean))
             factors[0].weight.data, factors[1].weight.data = u.T @ weight, u.contiguous()

@@ -40,7 +40,7 @@ def test_each_kind():
         0.875: "none", 0.75: "duplicate", 0.625: "localisation", 0.5: "confusion", 0.375: "both", 0.25: "background",
         0.125: "none",
     }  # fmt: skip
-    assert errors.missed.tolist() == [False, False, False, True, False]  # only the bird is covered by no mended error
+    assert errors.missed.tolist() == [False, False, False, True, False]  # only for the bird is there no other error
     assert errors.target[matches.labels == CAT].tolist() == [0, 0, 2, 1, 1, -1]
     assert errors.iou[matches.labels == CAT].tolist() == pytest.approx([1, 1, 0.3, 1, 0.3, 0])
     assert errors.of_kind("confusion").tolist() == [3]
